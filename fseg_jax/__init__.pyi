@@ -1,0 +1,13 @@
+from fseg_jax import kmeans as kmeans
+from fseg_jax import nmf as nmf
+from fseg_jax.codebook import Codebook as Codebook
+from fseg_jax.cohort.worker import Settings as Settings
+from fseg_jax.cohort.worker import segment_slide as segment_slide
+from fseg_jax.encoders.encoder import Encoder as Encoder
+from fseg_jax.encoders.encoder import EncoderCard as EncoderCard
+from fseg_jax.encoders.load import load_encoder as load_encoder
+from fseg_jax.errors import InputError as InputError
+from fseg_jax.kmeans import KMeansResult as KMeansResult
+from fseg_jax.methods.fseg import segment as segment
+from fseg_jax.nmf import NMFResult as NMFResult
+from fseg_jax.slides.reader import open_slide as open_slide

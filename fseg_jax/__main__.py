@@ -1,0 +1,5 @@
+"""Run the command line as ``python -m fseg_jax``."""
+
+from fseg_jax.cli import main
+
+main()

@@ -1,0 +1,108 @@
+"""A deterministic stain-and-texture encoder: the baseline that needs no weights and no download.
+
+Each token of 16 × 16 pixels is described by what a colour-blind texture analyst and a stain chemist would note:
+how much haematoxylin and eosin there is, how it is spread, and how rough it is at two scales.
+
+- Colour deconvolution (Ruifrok & Johnston 2001): optical density OD = −log₁₀(I / 255) unmixed with their
+  haematoxylin and eosin vectors and the vector orthogonal to both.
+- Local histograms of both stains: eight soft bins each, so that a small change of stain changes the histogram little.
+- Gradient energy of both stains at two scales, 1 and 4 pixels.
+
+Everything is averaged over the token and, by a small binomial window, over its neighbours: a token of 16 µm is
+smaller than what makes a tissue. The histograms are averages over pixels, so a token of two tissues has the mixture of their
+histograms, which is what a factorization A ≈ W·H assumes.
+"""
+
+import hashlib
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from fseg_jax.arrays import Array
+from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder
+
+VERSION = 1  # raised whenever the features of an image change
+STRIDE = 16
+BINS = 8
+MAX_DENSITY = (1.2, 0.9)  # optical density of the last bin's centre: haematoxylin, eosin
+
+# Ruifrok & Johnston (2001), rows haematoxylin and eosin, in optical density of R, G, B.
+STAINS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]])
+
+
+def _unmixing() -> Float[np.ndarray, "3 2"]:
+    """OD @ this = (haematoxylin, eosin): the first two columns of the inverse of the unit stain vectors."""
+    stains = STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)
+    residual = np.cross(stains[0], stains[1])
+    basis = np.vstack([stains, residual / np.linalg.norm(residual)])
+    return np.linalg.inv(basis)[:, :2].astype(np.float32)
+
+
+UNMIXING = _unmixing()
+
+
+def _pool(x: Float[Array, "b H W c"], side: int) -> Float[Array, "b h w c"]:
+    b, height, width, c = x.shape
+    return x.reshape(b, height // side, side, width // side, side, c).mean((2, 4))
+
+
+def _blur(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """The binomial window (1 2 1) / 4 in both directions, edges replicated."""
+    for axis in (1, 2):
+        padding = [(0, 0)] * 4
+        padding[axis] = (1, 1)
+        padded = jnp.pad(x, padding, mode="edge")
+        n = x.shape[axis]
+        before, here, after = (jnp.take(padded, jnp.arange(i, i + n), axis=axis) for i in range(3))
+        x = 0.25 * before + 0.5 * here + 0.25 * after
+    return x
+
+
+def _gradient_energy(x: Float[Array, "b H W s"]) -> Float[Array, "b H W s"]:
+    """Root of the squared central differences in both directions, edges replicated."""
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    dy = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
+    dx = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
+    return jnp.sqrt(dy * dy + dx * dx + 1e-8)
+
+
+def stains(x: Float[Array, "b H W 3"]) -> Float[Array, "b H W 2"]:
+    """Optical density of haematoxylin and eosin, ≥ 0, of images in [0, 1] (Ruifrok & Johnston 2001)."""
+    density = -jnp.log10(jnp.maximum(x, 1 / 255))
+    return jnp.maximum(density @ UNMIXING, 0)
+
+
+def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
+    """Encode images in [0, 1] whose sides are multiples of 16: 2 × 8 histogram bins and 2 × 2 gradient energies."""
+    density = stains(x)
+    # Soft bins: a value shares itself between the two nearest centres, in proportion.
+    position = jnp.minimum(density / jnp.asarray(MAX_DENSITY, jnp.float32), 1) * (BINS - 1)
+    centres = jnp.arange(BINS, dtype=jnp.float32)
+    histograms = [
+        _pool(jnp.maximum(1 - jnp.abs(position[..., s : s + 1] - centres), 0), STRIDE) for s in (0, 1)
+    ]
+    fine = _pool(_gradient_energy(density), STRIDE)
+    coarse = _pool(_gradient_energy(_pool(density, 4)), STRIDE // 4)
+    # The energies are brought to the histograms' scale: about 1 in the roughest tissue.
+    return _blur(jnp.concatenate([*histograms, 4 * fine, 4 * coarse], axis=-1))
+
+
+def classical() -> JaxEncoder:
+    """The encoder ``classical``: stride 16, 20 channels, 1 µm per pixel unless told, no weights."""
+    definition = repr((VERSION, STRIDE, BINS, MAX_DENSITY, STAINS.tolist()))
+    card = EncoderCard(
+        name="classical",
+        layer="features",
+        channels=2 * BINS + 4,
+        stride=STRIDE,
+        tile=512,
+        mpp=1.0,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        licence="Apache-2.0",
+        citation="Ruifrok AC, Johnston DA. Quantification of histochemical staining by color deconvolution. "
+        "Anal Quant Cytol Histol 2001; 23:291–299",
+        weights_hash=hashlib.sha256(definition.encode()).hexdigest(),
+    )
+    return JaxEncoder(card, features, None)

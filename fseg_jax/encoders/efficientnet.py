@@ -1,0 +1,224 @@
+"""EfficientNet b0–b7 (Tan & Le 2019): inverted residuals with squeeze and excitation, to read and to train.
+
+Two dialects: PyTorch's (symmetric padding, batch norm eps 1e-5) and TensorFlow's ("same" padding, which is not
+symmetric at stride 2, and eps 1e-3). The batch norms are real ones: ``network.train()`` and ``network.eval()`` say whether
+they use the batch's statistics or the running ones, and whether dropout and dropped branches are active.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fseg_jax.encoders.layers import Conv, DType, Linear, Network, Padding, Stage, global_average
+
+
+@dataclass(frozen=True)
+class EfficientNetConfig:
+    """What makes one EfficientNet differ from another.
+
+    - ``width``, ``depth``: the multipliers of channels and of blocks;
+    - ``padding``, ``bn_eps``, ``bn_momentum``: the dialect; the momentum is what a running statistic keeps at a step;
+    - ``dropout`` before the classifier, ``drop_connect`` of the last block's branch (rising linearly to it): training's;
+    - ``stem``, ``stages``, ``features``: of b0, which the multipliers scale; a stage is (blocks, kernel, stride,
+      expansion, channels).
+    """
+
+    width: float = 1.0
+    depth: float = 1.0
+    padding: Literal["symmetric", "same"] = "symmetric"
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.9
+    num_classes: int = 1000
+    dropout: float = 0.2
+    drop_connect: float = 0.2
+    stem: int = 32
+    stages: tuple[tuple[int, int, int, int, int], ...] = (
+        (1, 3, 1, 1, 16),
+        (2, 3, 2, 6, 24),
+        (2, 5, 2, 6, 40),
+        (3, 3, 2, 6, 80),
+        (3, 5, 1, 6, 112),
+        (4, 5, 2, 6, 192),
+        (1, 3, 1, 6, 320),
+    )
+    features: int = 1280
+
+    def channels(self, base: int) -> int:
+        """b0's channels at this width: a multiple of 8, and at least nine tenths of the product."""
+        wanted = base * self.width
+        rounded = max(8, int(wanted + 4) // 8 * 8)
+        return rounded if rounded >= 0.9 * wanted else rounded + 8
+
+    def blocks(self) -> tuple["BlockConfig", ...]:
+        """Every block in order, stage after stage."""
+        width, blocks = self.channels(self.stem), []
+        for repeats, kernel, stride, expansion, base in self.stages:
+            channels = self.channels(base)
+            for index in range(math.ceil(repeats * self.depth)):
+                first = index == 0
+                blocks.append(BlockConfig(width, channels, kernel, stride if first else 1, expansion))
+                width = channels
+        return tuple(blocks)
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One inverted residual."""
+
+    channels_in: int
+    channels_out: int
+    kernel: int
+    stride: int
+    expansion: int
+
+
+# width, depth, dropout; the input sizes of training are 224, 240, 260, 300, 380, 456, 528, 600.
+SCALES = {
+    "b0": (1.0, 1.0, 0.2),
+    "b1": (1.0, 1.1, 0.2),
+    "b2": (1.1, 1.2, 0.3),
+    "b3": (1.2, 1.4, 0.3),
+    "b4": (1.4, 1.8, 0.4),
+    "b5": (1.6, 2.2, 0.4),
+    "b6": (1.8, 2.6, 0.5),
+    "b7": (2.0, 3.1, 0.5),
+}
+
+
+def efficientnet(scale: str, *, tensorflow: bool = False, num_classes: int = 1000) -> EfficientNetConfig:
+    """The configuration of b0 … b7, in PyTorch's dialect or TensorFlow's."""
+    width, depth, dropout = SCALES[scale]
+    if tensorflow:
+        return EfficientNetConfig(width, depth, "same", 1e-3, 0.99, num_classes, dropout)
+    return EfficientNetConfig(width, depth, num_classes=num_classes, dropout=dropout)
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without a bias and its batch norm, in float32."""
+
+    def __init__(
+        self,
+        config: EfficientNetConfig,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        dtype: DType,
+        rngs: nnx.Rngs,
+    ):
+        padding: Padding = "SAME" if config.padding == "same" else (kernel - 1) // 2
+        self.conv = Conv(
+            channels_in,
+            channels_out,
+            kernel,
+            stride=stride,
+            padding=padding,
+            groups=groups,
+            bias=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = nnx.BatchNorm(
+            channels_out, momentum=config.bn_momentum, epsilon=config.bn_eps, dtype=jnp.float32, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
+        return self.norm(self.conv(x))
+
+
+class SqueezeExcite(nnx.Module):
+    """Each channel times a gate between 0 and 1, made of the means of all channels."""
+
+    def __init__(self, channels: int, squeezed: int, *, dtype: DType, rngs: nnx.Rngs):
+        self.reduce = Linear(channels, squeezed, dtype=dtype, rngs=rngs)
+        self.expand = Linear(squeezed, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        gate = jax.nn.sigmoid(self.expand(jax.nn.silu(self.reduce(global_average(x)))))
+        return x * gate[:, None, None, :]
+
+
+class MBConv(nnx.Module):
+    """Expand (not where the expansion is 1), depthwise convolution, squeeze and excite, project, and a shortcut."""
+
+    def __init__(
+        self,
+        config: EfficientNetConfig,
+        block: BlockConfig,
+        drop: float,
+        *,
+        dtype: DType,
+        rngs: nnx.Rngs,
+    ):
+        middle = block.channels_in * block.expansion
+        self.expand = (
+            ConvNorm(config, block.channels_in, middle, 1, dtype=dtype, rngs=rngs) if block.expansion > 1 else None
+        )
+        self.depthwise = ConvNorm(
+            config, middle, middle, block.kernel, stride=block.stride, groups=middle, dtype=dtype, rngs=rngs
+        )
+        # A quarter of the block's input, not of the expanded channels.
+        self.se = SqueezeExcite(middle, max(1, round(block.channels_in / 4)), dtype=dtype, rngs=rngs)
+        self.project = ConvNorm(config, middle, block.channels_out, 1, dtype=dtype, rngs=rngs)
+        self.shortcut = block.stride == 1 and block.channels_in == block.channels_out
+        self.drop = nnx.Dropout(drop, broadcast_dims=(1, 2, 3))
+
+    def __call__(self, x: Float[Array, "b h w i"], rngs: nnx.Rngs | None = None) -> Float[Array, "b p q o"]:
+        y = x if self.expand is None else jax.nn.silu(self.expand(x))
+        y = self.project(self.se(jax.nn.silu(self.depthwise(y))))
+        return x + self.drop(y, rngs=rngs) if self.shortcut else y
+
+
+class EfficientNet(Network):
+    """An EfficientNet whose layers are ``stem``, ``blocks.0`` … (every MBConv block) and ``top`` (the last 1×1)."""
+
+    def __init__(self, config: EfficientNetConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        blocks = config.blocks()
+        stem, features = config.channels(config.stem), config.channels(config.features)
+        self.stem = ConvNorm(config, 3, stem, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            [
+                MBConv(config, block, config.drop_connect * index / len(blocks), dtype=dtype, rngs=rngs)
+                for index, block in enumerate(blocks)
+            ]
+        )
+        self.top = ConvNorm(config, blocks[-1].channels_out, features, 1, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+        self.classifier = (
+            Linear(features, config.num_classes, dtype=dtype, rngs=rngs) if config.num_classes else None
+        )
+
+    def stages(self, rngs: nnx.Rngs | None = None) -> Sequence[Stage]:
+        """``stem``, one stage a block, ``top``; ``rngs`` draws the dropped branches of training."""
+
+        blocks = (
+            Stage(f"blocks.{index}", partial(block, rngs=rngs)) for index, block in enumerate(self.blocks)
+        )
+        return (
+            Stage("stem", lambda x: jax.nn.silu(self.stem(x))),
+            *blocks,
+            Stage("top", lambda x: jax.nn.silu(self.top(x))),
+        )
+
+    def head(self, features: Float[Array, "b h w c"], rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:
+        """The logits, or the mean over the grid of a network without a classifier."""
+        pooled = global_average(features)
+        return pooled if self.classifier is None else self.classifier(self.dropout(pooled, rngs=rngs))
+
+    def __call__(
+        self, x: Float[Array, "b height width 3"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
+        """The logits of normalised images; in training give ``rngs``, and keep the state: it holds new statistics."""
+        for stage in self.stages(rngs):
+            x = stage.apply(x)
+        return self.head(x, rngs)

@@ -1,0 +1,176 @@
+"""The pieces every network is built of: products with float32 sums, and a network as a chain of named stages.
+
+Precision is decided here, once. With ``dtype=bfloat16`` the kernels are stored in bfloat16 and products take
+bfloat16 operands but sum in float32; biases, norms, softmax and everything between products stay in float32.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.nn.initializers import lecun_normal, ones, variance_scaling, zeros
+from jaxtyping import Array, Float
+
+from fseg_jax.errors import InputError
+
+DType = Any
+Padding = int | str
+
+
+class Stage(NamedTuple):
+    """One named step of a network, from the output of the step before it to its own."""
+
+    name: str
+    apply: Callable[[Array], Array]
+
+
+class Network(nnx.Module):
+    """A network as a chain of named stages, any of which can be read, or continued from.
+
+    A subclass gives ``stages()`` and ``head(features)``. Nothing past the layer asked for is computed. For jit, split
+    the network into its graph definition and its state, and pass the state: ``graphdef, state = nnx.split(network)``.
+    """
+
+    def stages(self) -> Sequence[Stage]:
+        """The steps from the normalised image to the trunk's final output, in order."""
+        raise NotImplementedError
+
+    def head(self, features: Float[Array, "b ..."]) -> Float[Array, "b c"]:
+        """What the network says of the whole image, from the trunk's final output."""
+        raise NotImplementedError
+
+    def layers(self) -> tuple[str, ...]:
+        """The names that ``grid``, ``features_to`` and ``from_layer`` know, in order."""
+        return tuple(stage.name for stage in self.stages())
+
+    def features_to(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b ..."]:
+        """The output of a named layer, for normalised images; InputError for a name the network lacks."""
+        for stage in self.stages()[: self._position(layer) + 1]:
+            x = stage.apply(x)
+        return x
+
+    def from_layer(self, features: Float[Array, "b ..."], layer: str) -> Float[Array, "b c"]:
+        """The head's output, continued from a named layer's: ``from_layer(features_to(x, l), l)`` is ``self(x)``."""
+        for stage in self.stages()[self._position(layer) + 1 :]:
+            features = stage.apply(features)
+        return self.head(features)
+
+    def features(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b ..."]:
+        """The trunk's final output, for normalised images."""
+        for stage in self.stages():
+            x = stage.apply(x)
+        return x
+
+    def intermediates(self, x: Float[Array, "b height width 3"]) -> dict[str, Float[Array, "b ..."]]:
+        """The output of every layer, by name."""
+        outputs = {}
+        for stage in self.stages():
+            outputs[stage.name] = x = stage.apply(x)
+        return outputs
+
+    def grid(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b h w c"]:
+        """The spatial map at a named layer, as it leaves the layer: a ReLU, where the map can be negative, is the
+        caller's."""
+        return self.features_to(x, layer)
+
+    def __call__(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b c"]:
+        """What the network says of each normalised image."""
+        return self.head(self.features(x))
+
+    def _position(self, layer: str) -> int:
+        names = self.layers()
+        if layer not in names:
+            raise InputError(f"this network has no layer {layer!r}: give one of {_brief(names)}")
+        return names.index(layer)
+
+
+def _brief(names: Sequence[str]) -> str:
+    shown = names if len(names) <= 12 else (*names[:4], "…", *names[-3:])
+    return ", ".join(shown)
+
+
+class Conv(nnx.Module):
+    """A convolution over (B, H, W, C) with a bias, stored as (height, width, in / groups, out)."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: Padding = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dtype: DType = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (kernel, kernel, channels_in // groups, channels_out)
+        init = variance_scaling(2.0, "fan_out", "normal")
+        self.kernel = nnx.Param(init(rngs.params(), shape, dtype))
+        self.bias = nnx.Param(jnp.zeros((channels_out,), jnp.float32)) if bias else None
+        self.stride, self.padding, self.groups = stride, padding, groups
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
+        kernel = self.kernel[...]
+        padding = self.padding if isinstance(self.padding, str) else [(self.padding, self.padding)] * 2
+        y = lax.conv_general_dilated(
+            x.astype(kernel.dtype),
+            kernel,
+            (self.stride, self.stride),
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+            preferred_element_type=jnp.float32,
+        )
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Linear(nnx.Module):
+    """An affine map of the last axis, stored as (in, out)."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        bias: bool = True,
+        dtype: DType = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(lecun_normal()(rngs.params(), (channels_in, channels_out), dtype))
+        self.bias = nnx.Param(jnp.zeros((channels_out,), jnp.float32)) if bias else None
+
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        kernel = self.kernel[...]
+        y = jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+        return y if self.bias is None else y + self.bias[...]
+
+
+class LayerNorm(nnx.Module):
+    """Zero mean and unit variance over the last axis, in float32 whatever the network's dtype."""
+
+    def __init__(self, channels: int, *, eps: float, rngs: nnx.Rngs):
+        self.scale = nnx.Param(ones(rngs.params(), (channels,), jnp.float32))
+        self.bias = nnx.Param(zeros(rngs.params(), (channels,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        x = x.astype(jnp.float32)
+        mean = x.mean(-1, keepdims=True)
+        # Of the centred values: the mean of squares less the square of the mean loses digits on large activations.
+        variance = jnp.square(x - mean).mean(-1, keepdims=True)
+        return (x - mean) * (lax.rsqrt(variance + self.eps) * self.scale[...]) + self.bias[...]
+
+
+def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """max(x, 0)."""
+    return jax.nn.relu(x)
+
+
+def global_average(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
+    """The mean over the grid."""
+    return x.mean((1, 2))

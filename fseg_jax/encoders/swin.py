@@ -1,0 +1,205 @@
+"""The Swin transformer (Liu et al. 2021) with CTransPath's convolutional stem.
+
+Attention within windows of 7×7 tokens, shifted by half a window in every other block; the grid is halved before each
+stage but the first. Layers are read before that halving: ``layers.3``, which F-SEG reads, has 32 pixels a token, and
+``layers.2`` 16. They can be negative, and the ReLU is the caller's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.nn.initializers import normal
+from jaxtyping import Array, Float, Int
+
+from fseg_jax.encoders.layers import Conv, DType, LayerNorm, Linear, Network, Stage, relu
+from fseg_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """What makes one Swin differ from another; the stem's two 3×3 convolutions have an eighth and a quarter of
+    ``dim`` channels."""
+
+    dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    mlp_ratio: int = 4
+    eps: float = 1e-5
+
+    @property
+    def stride(self) -> int:
+        """Pixels a token of the last stage."""
+        return 4 * 2 ** (len(self.depths) - 1)
+
+
+class ConvStem(nnx.Module):
+    """Two strided 3×3 convolutions (their batch norms folded in), a 1×1, and a norm."""
+
+    def __init__(self, config: SwinConfig, *, dtype: DType, rngs: nnx.Rngs):
+        thin, thick = config.dim // 8, config.dim // 4
+        self.conv1 = Conv(3, thin, 3, stride=2, padding=1, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv(thin, thick, 3, stride=2, padding=1, dtype=dtype, rngs=rngs)
+        self.conv3 = Conv(thick, config.dim, 1, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(config.dim, eps=config.eps, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
+        return self.norm(self.conv3(relu(self.conv2(relu(self.conv1(x))))))
+
+
+class WindowAttention(nnx.Module):
+    """Self-attention within a window, with a learned bias for each relative position."""
+
+    def __init__(self, dim: int, heads: int, window: int, *, dtype: DType, rngs: nnx.Rngs):
+        self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        table = normal(0.02)(rngs.params(), ((2 * window - 1) ** 2, heads), jnp.float32)
+        self.relative_position_bias_table = nnx.Param(table)
+        self.heads, self.window, self.dtype = heads, window, dtype
+
+    def __call__(
+        self, x: Float[Array, "b windows n c"], mask: Float[np.ndarray, "windows n n"] | None
+    ) -> Float[Array, "b windows n c"]:
+        batch, windows, tokens, channels = x.shape
+        qkv = self.qkv(x).reshape(batch, windows, tokens, 3, self.heads, channels // self.heads)
+        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        scores = jnp.einsum(
+            "bwmhd,bwnhd->bwhmn",
+            (q * q.shape[-1] ** -0.5).astype(self.dtype),
+            k.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        bias = self.relative_position_bias_table[...][_relative_positions(self.window)]
+        scores = scores + bias.transpose(2, 0, 1)
+        if mask is not None:
+            scores = scores + mask[:, None]
+        attended = jnp.einsum(
+            "bwhmn,bwnhd->bwmhd",
+            jax.nn.softmax(scores, axis=-1).astype(self.dtype),
+            v.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return self.proj(attended.reshape(x.shape))
+
+
+class Block(nnx.Module):
+    """Windowed attention and a GELU MLP, each normalised first and added to its input."""
+
+    def __init__(
+        self, config: SwinConfig, dim: int, heads: int, shift: int, *, dtype: DType, rngs: nnx.Rngs
+    ):
+        self.norm1 = LayerNorm(dim, eps=config.eps, rngs=rngs)
+        self.attn = WindowAttention(dim, heads, config.window, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, eps=config.eps, rngs=rngs)
+        self.fc1 = Linear(dim, config.mlp_ratio * dim, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(config.mlp_ratio * dim, dim, dtype=dtype, rngs=rngs)
+        self.window, self.shift = config.window, shift
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        x = x + self._attend(self.norm1(x))
+        return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+
+    def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        batch, h, w, channels = x.shape
+        side = self.window
+        # An axis of one window has nothing to shift.
+        shift = tuple(self.shift if size > side else 0 for size in (h, w))
+        # A grid that the window does not divide is padded, as timm does.
+        rows, columns = -(-h // side), -(-w // side)
+        x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
+        x = jnp.pad(x, ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
+        x = x.reshape(batch, rows, side, columns, side, channels).transpose(0, 1, 3, 2, 4, 5)
+        mask = _shift_mask(rows, columns, side, shift) if any(shift) else None
+        x = self.attn(x.reshape(batch, rows * columns, side * side, channels), mask)
+        x = x.reshape(batch, rows, columns, side, side, channels).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(batch, rows * side, columns * side, channels)[:, :h, :w]
+        return jnp.roll(x, shift, (1, 2))
+
+
+class PatchMerging(nnx.Module):
+    """Each 2×2 of the grid as one token of twice the channels."""
+
+    def __init__(self, dim: int, *, eps: float, dtype: DType, rngs: nnx.Rngs):
+        self.norm = LayerNorm(4 * dim, eps=eps, rngs=rngs)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b p q d"]:
+        batch, h, w, channels = x.shape
+        x = x.reshape(batch, h // 2, 2, w // 2, 2, channels).transpose(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(x.reshape(batch, h // 2, w // 2, 4 * channels)))
+
+
+class SwinStage(nnx.Module):
+    """The halving of the grid, where there is one, and a stage's blocks."""
+
+    def __init__(self, config: SwinConfig, stage: int, *, dtype: DType, rngs: nnx.Rngs):
+        dim = config.dim * 2**stage
+        self.downsample = (
+            PatchMerging(dim // 2, eps=config.eps, dtype=dtype, rngs=rngs) if stage else None
+        )
+        shifts = [config.window // 2 * (index % 2) for index in range(config.depths[stage])]
+        self.blocks = nnx.List(
+            [Block(config, dim, config.heads[stage], shift, dtype=dtype, rngs=rngs) for shift in shifts]
+        )
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b p q d"]:
+        if self.downsample is not None:
+            x = self.downsample(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Swin(Network):
+    """A Swin transformer whose layers are ``patch_embed``, ``layers.0`` … ``layers.3`` and ``norm``."""
+
+    def __init__(self, config: SwinConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.patch_embed = ConvStem(config, dtype=dtype, rngs=rngs)
+        self.trunk = nnx.List(
+            [SwinStage(config, stage, dtype=dtype, rngs=rngs) for stage in range(len(config.depths))]
+        )
+        self.norm = LayerNorm(config.dim * 2 ** (len(config.depths) - 1), eps=config.eps, rngs=rngs)
+
+    def stages(self) -> Sequence[Stage]:
+        """``patch_embed``, one stage a ``layers`` entry, ``norm``."""
+        stages = (Stage(f"layers.{index}", stage) for index, stage in enumerate(self.trunk))
+        return (Stage("patch_embed", self._stem), *stages, Stage("norm", self.norm))
+
+    def head(self, features: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
+        """The mean over the grid."""
+        return features.mean((1, 2))
+
+    def _stem(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
+        height, width = x.shape[1:3]
+        stride, least = self.config.stride, self.config.stride * self.config.window
+        if height % stride or width % stride or min(height, width) < least:
+            raise InputError(
+                f"an image of {height} × {width} pixels: give this encoder sides that are multiples of {stride} "
+                f"and at least {least}"
+            )
+        return self.patch_embed(x)
+
+
+def _relative_positions(window: int) -> Int[np.ndarray, "n n"]:
+    """For each pair of a window's tokens, the row of the bias table for the offset between them."""
+    rows, columns = np.divmod(np.arange(window * window), window)
+    down = rows[:, None] - rows[None, :] + window - 1
+    right = columns[:, None] - columns[None, :] + window - 1
+    return down * (2 * window - 1) + right
+
+
+def _shift_mask(rows: int, columns: int, side: int, shift: tuple[int, ...]) -> Float[np.ndarray, "windows n n"]:
+    """−100 between tokens that shared a window only because the grid was rolled."""
+
+    def regions(count: int, moved: int) -> np.ndarray:
+        place = np.arange(count * side)
+        return (place >= (count - 1) * side).astype(int) + (place >= count * side - moved) * (moved > 0)
+
+    region = 3 * regions(rows, shift[0])[:, None] + regions(columns, shift[1])[None, :]
+    windows = region.reshape(rows, side, columns, side).transpose(0, 2, 1, 3).reshape(-1, side * side)
+    return np.where(windows[:, :, None] == windows[:, None, :], 0.0, -100.0).astype(np.float32)

@@ -1,0 +1,8 @@
+"""The one exception that means the user has to change something."""
+
+
+class InputError(Exception):
+    """Bad input: the message is one line that names the thing and says what to do.
+
+    The command line prints it after ``fseg: error:`` and exits with code 2; nothing is left half-written.
+    """

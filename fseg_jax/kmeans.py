@@ -1,0 +1,154 @@
+"""k-means (Lloyd 1982) seeded by k-means++ (Arthur & Vassilvitskii 2007): the clusters that name F-SEG's concepts (§3.2).
+
+No array of points × centres is ever held whole: points are taken in slabs, and assignment and sums are one pass.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fseg_jax.arrays import Centres, Key
+from fseg_jax.errors import InputError
+
+SLAB = 8192  # points a pass holds distances for
+
+
+class KMeansResult(NamedTuple):
+    """What ``fit`` found: ``inertia`` is the sum of squared distances of the points to their centres."""
+
+    centers: Centres
+    labels: Int[Array, " n"]
+    inertia: Float[Array, ""]
+    iterations: Int[Array, ""]
+
+
+class _Pass(NamedTuple):
+    """One assignment of every point: its centre, its squared distance, and the sums that the next centres need."""
+
+    labels: Int[Array, " n"]
+    distances: Float[Array, " n"]
+    sums: Float[Array, "k c"]
+    counts: Float[Array, " k"]
+
+
+def fit(
+    X: Float[Array | np.ndarray, "n c"],
+    k: int,
+    *,
+    key: Key,
+    max_iterations: int = 300,
+    tolerance: float = 1e-4,
+) -> KMeansResult:
+    """Cluster points into k by Lloyd's iteration from k-means++ centres.
+
+    ``X (n, c)`` float, n ≥ k. It stops when the centres' squared shifts sum to at most ``tolerance`` × the mean
+    variance of a channel (scikit-learn's rule), after ``max_iterations`` at the latest. A cluster that loses all its points takes the
+    point farthest from its centre. Fewer distinct points than k leave clusters that coincide. Raises
+    ``InputError`` if k is no number of clusters for n points, or X holds a NaN or an infinity.
+    """
+    n = X.shape[0]
+    if not 1 <= k <= n:
+        raise InputError(f"k = {k}: there are {n} points to cluster; choose k between 1 and {n}")
+    X = jnp.asarray(X)
+    if not bool(jnp.isfinite(X).all()):
+        raise InputError("k-means: the points hold a NaN or an infinity; look at the encoder's features")
+    X = X.astype(jnp.promote_types(X.dtype, jnp.float32))
+    return _fit(X, key, k, max_iterations, tolerance)
+
+
+@partial(jax.jit, static_argnames=("k", "max_iterations"))
+def _fit(X: Float[Array, "n c"], key: Key, k: int, max_iterations: int, tolerance: float) -> KMeansResult:
+    mean = jnp.mean(X, axis=0)
+    X = X - mean  # distances by expansion lose less when the points lie around the origin
+    threshold = tolerance * jnp.mean(jnp.var(X, axis=0))
+
+    def body(state: tuple) -> tuple:
+        i, centers, _ = state
+        moved = _move(X, centers, _assign(X, centers))
+        return i + 1, moved, jnp.sum((moved - centers) ** 2)
+
+    centers = plus_plus(X, k, key)
+    i, centers, _ = jax.lax.while_loop(
+        lambda state: (state[0] < max_iterations) & (state[2] > threshold),
+        body,
+        (0, centers, jnp.asarray(jnp.inf, X.dtype)),
+    )
+    last = _assign(X, centers)
+    return KMeansResult(centers + mean, last.labels, jnp.sum(last.distances), jnp.asarray(i))
+
+
+def _move(X: Float[Array, "n c"], centers: Centres, now: _Pass) -> Centres:
+    """The mean of each cluster's points; an empty cluster moves onto one of the points farthest from their centres."""
+    means = now.sums / jnp.maximum(now.counts, 1)[:, None]
+    empty = now.counts == 0
+
+    def reseed(means: Centres) -> Centres:
+        _, farthest = jax.lax.top_k(now.distances, centers.shape[0])
+        rank = jnp.cumsum(empty) - 1  # the first empty cluster takes the farthest point, and so on
+        return jnp.where(empty[:, None], X[farthest[jnp.maximum(rank, 0)]], means)
+
+    return jax.lax.cond(jnp.any(empty), reseed, lambda means: means, means)
+
+
+def _assign(X: Float[Array, "n c"], centers: Centres) -> _Pass:
+    n, c = X.shape
+    k = centers.shape[0]
+    slab = min(SLAB, n)
+    slabs = -(-n // slab)
+    squares = jnp.sum(centers * centers, axis=1)
+
+    def one(sums: tuple, start: Array) -> tuple:
+        # The last slab is moved back to end with the data; what it shares with the one before is masked out.
+        begin = jnp.minimum(start, n - slab)
+        x = jax.lax.dynamic_slice(X, (begin, 0), (slab, c))
+        fresh = begin + jnp.arange(slab) >= start
+        products = jnp.matmul(x, centers.T, precision="highest")
+        labels = jnp.argmin(squares - 2 * products, axis=1).astype(jnp.int32)
+        member = jax.nn.one_hot(labels, k, dtype=X.dtype) * fresh[:, None]
+        distances = jnp.sum((x - centers[labels]) ** 2, axis=1)
+        sums = (sums[0] + jnp.matmul(member.T, x, precision="highest"), sums[1] + jnp.sum(member, axis=0))
+        return sums, (labels, distances)
+
+    start = jnp.arange(slabs) * slab
+    zero = (jnp.zeros((k, c), X.dtype), jnp.zeros(k, X.dtype))
+    (sums, counts), (labels, distances) = jax.lax.scan(one, zero, start)
+    # Slabs lie end to end but for the last, whose head repeats what came before.
+    tail = n - (slabs - 1) * slab
+
+    def join(x: Array) -> Array:
+        return jnp.concatenate([x[:-1].reshape(-1), x[-1, slab - tail :]])
+
+    return _Pass(join(labels), join(distances), sums, counts)
+
+
+@partial(jax.jit, static_argnames="k")
+def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centres:
+    """Choose k of the points as first centres, each far from those before (greedy k-means++, as in scikit-learn).
+
+    ``X (n, c)`` → ``(k, c)``. Each next centre is the best of 2 + ⌊ln k⌋ points drawn with a probability
+    proportional to the squared distance to the nearest centre so far.
+    """
+    n, c = X.shape
+    trials = 2 + int(np.log(k))
+    squares = jnp.sum(X * X, axis=1)
+
+    def distances(points: Float[Array, "t c"]) -> Float[Array, "t n"]:
+        products = jnp.matmul(points, X.T, precision="highest")
+        return jnp.maximum(squares + jnp.sum(points * points, axis=1)[:, None] - 2 * products, 0)
+
+    def add(i: Array, state: tuple) -> tuple:
+        centers, nearest = state
+        drawn = jax.random.categorical(jax.random.fold_in(key, i), jnp.log(nearest), shape=(trials,))
+        candidates = X[drawn]
+        after = jnp.minimum(nearest, distances(candidates))
+        best = jnp.argmin(jnp.sum(after, axis=1))
+        return centers.at[i].set(candidates[best]), after[best]
+
+    first = X[jax.random.randint(jax.random.fold_in(key, 0), (), 0, n)]
+    centers = jnp.zeros((k, c), X.dtype).at[0].set(first)
+    centers, _ = jax.lax.fori_loop(1, k, add, (centers, distances(first[None])[0]))
+    return centers

@@ -1,0 +1,221 @@
+"""F-SEG: Segmentation by Factorization (Gildenblat & Hadar 2024, arXiv 2409.05697).
+
+The spatial features of a frozen encoder are a matrix A (rows·columns × channels), non-negative. It is factorized,
+
+    A ≈ W × H,                                                                        (§3.1)
+
+and each pixel belongs to the concept that contributes most to it, β_ij = argmax_m W_ijm. What a concept is called
+comes from cluster centres μ fitted over a cohort (``codebook.py``), in one of two ways:
+
+- ``mode="assign"`` (§3.2.1): W and H are both solved for, and each concept takes the name of the centre of highest
+  cosine similarity, ŷ_ij = argmax_k μ_k · H_β / (‖μ_k‖ ‖H_β‖).
+- ``mode="fixed"`` (§3.2.2): H is the centres themselves, and only W is solved for.
+
+Where code and paper differ, this follows the authors' code (``segf`` 1.0.4): the paper resizes the finished mask
+to the image (§3.2), the code resizes W bilinearly and takes the argmax then, which is smoother; ``resize="nearest"``
+is the paper's. The paper reads "the final self-attention block", the code that block's output before the
+transformer's final norm, prefix tokens dropped, then ReLU (``encoders/vit.py``). The code's start for ``"assign"``
+is scikit-learn's random one on the transposed matrix, k = 20; ``nmf.factorize`` makes the same updates in the same order.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt, UInt8
+
+from fseg_jax import nmf
+from fseg_jax.arrays import Centres, Features, Key
+from fseg_jax.codebook import Codebook
+from fseg_jax.encoders.encoder import Encoder
+from fseg_jax.errors import InputError
+
+CONCEPTS = 20  # of mode "assign", a tile: the authors' default
+MODES = ("fixed", "assign")
+RESIZES = ("bilinear", "nearest")
+
+
+def segment(
+    image: UInt8[np.ndarray, "height width 3"],
+    encoder: Encoder,
+    codebook: Codebook,
+    *,
+    mode: str = "fixed",
+    resize: str = "bilinear",
+    concepts: int = CONCEPTS,
+    seed: int = 0,
+) -> UInt[np.ndarray, "height width"]:
+    """Segment one image, taken whole, into the clusters of a codebook.
+
+    ``image``: ``uint8 (height, width, 3)`` RGB of any size, at the encoder's mpp; its edges are replicated up to a multiple of
+    the stride, as the authors do. Returns the clusters 1…k of the codebook's rows, uint8 (uint16 when k > 255).
+    Raises ``InputError`` for an image of another kind, a codebook of another encoder, features that are not
+    finite, or fewer tokens than concepts. For slides, use ``cohort.worker.segment_slide``.
+    """
+    check(mode, resize)
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(f"an image of {image.dtype} {image.shape}: uint8 (height, width, 3) is needed")
+    card = encoder.card
+    codebook.check(card.name, card.channels, card.weights_hash)
+    height, width = image.shape[:2]
+    padding = [(0, -height % card.stride), (0, -width % card.stride), (0, 0)]
+    features = encoder(jnp.asarray(np.pad(image, padding, mode="edge"))[None])
+    W, finite = tile_weights(
+        features, jnp.asarray(codebook.centers), jax.random.key(seed), mode=mode, concepts=concepts
+    )
+    if not bool(finite.all()):
+        raise InputError(f"the features of the encoder {card.name!r} hold a NaN or an infinity")
+    framed = jnp.pad(W[0], ((1, 1), (1, 1), (0, 0)), mode="edge")
+    return np.asarray(block_labels(framed[None], card.stride, resize))[0, :height, :width]
+
+
+def check(mode: str, resize: str) -> None:
+    """Raise ``InputError`` unless mode and resize are ones there are."""
+    if mode not in MODES:
+        raise InputError(f"mode {mode!r}: choose 'fixed' or 'assign'")
+    if resize not in RESIZES:
+        raise InputError(f"resize {resize!r}: choose 'bilinear' or 'nearest'")
+
+
+def tile_weights(
+    features: Features, centers: Centres, key: Key, *, mode: str, concepts: int = CONCEPTS
+) -> tuple[Float[Array, "b h w k"], Bool[Array, " b"]]:
+    """Solve for the contribution of every cluster to every token of a batch of tiles, in either mode.
+
+    ``features (b, h, w, c)``, ``centers (k, c)`` → ``W (b, h, w, k)`` and whether each tile's features were all finite. In
+    mode "assign" a cluster's contribution is the largest of the concepts that bear its name, so that its argmax is
+    the name of β, and W of neighbouring tiles, whose concepts differ, can be blended.
+    """
+    b, h, w, _ = features.shape
+    if mode == "assign" and concepts > h * w:
+        raise InputError(f"{concepts} concepts for a tile of {h * w} tokens: choose fewer, or larger tiles")
+    return _tile_weights(features, centers, key, mode, concepts)
+
+
+@partial(jax.jit, static_argnames=("mode", "concepts"))
+def _tile_weights(
+    features: Features, centers: Centres, key: Key, mode: str, concepts: int
+) -> tuple[Float[Array, "b h w k"], Bool[Array, " b"]]:
+    b, h, w, c = features.shape
+    A = features.reshape(b, h * w, c).astype(jnp.float32)
+    finite = jnp.isfinite(A).all((1, 2))
+    A = jnp.where(finite[:, None, None], A, 0)  # a broken tile must not keep the solver going
+    if mode == "fixed":
+        W = nmf.solve_weights(A, centers)
+    else:
+        W, H, *_ = nmf.factorize(A, concepts, key=key)
+        W = name_weights(W, name_concepts(H, centers), centers.shape[0])
+    return W.reshape(b, h, w, -1), finite
+
+
+def name_concepts(H: Float[Array, "*b m c"], centers: Centres) -> Int[Array, "*b m"]:
+    """Give every concept the centre of highest cosine similarity (§3.2.1): indices 0…k−1."""
+
+    def unit(x: Array) -> Array:
+        norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return x / jnp.where(norm > 0, norm, 1)
+
+    cosine = jnp.matmul(unit(H), unit(centers).T, precision="highest")
+    return jnp.argmax(cosine, axis=-1).astype(jnp.int32)
+
+
+def name_weights(W: Float[Array, "b n m"], names: Int[Array, "b m"], k: int) -> Float[Array, "b n k"]:
+    """The contribution of each cluster: the largest among the concepts of its name, zero if none bears it."""
+
+    def one(w: Float[Array, "n m"], name: Int[Array, " m"]) -> Float[Array, "n k"]:
+        return jnp.zeros((w.shape[0], k), w.dtype).at[:, name].max(w)
+
+    return jax.vmap(one)(W, names)
+
+
+@partial(jax.jit, static_argnames=("stride", "resize"))
+def block_labels(
+    W: Float[Array, "b p q k"], stride: int, resize: str = "bilinear"
+) -> UInt[Array, "b height width"]:
+    """Turn blocks of W, framed by one token on each side, into the labels 1…k of the pixels inside the frame.
+
+    ``W (b, h + 2, w + 2, k)`` → ``(b, h·stride, w·stride)``, uint8 (uint16 when k > 255). With ``"bilinear"`` each contribution
+    is resized first (half-pixel centres, as in torch's ``interpolate(align_corners=False)``) and the argmax taken
+    then; with ``"nearest"`` the argmax is taken a token. Ties go to the lowest label.
+    """
+    k = W.shape[-1]
+    dtype = jnp.uint8 if k <= 255 else jnp.uint16
+    if resize == "nearest":
+        labels = (jnp.argmax(W[:, 1:-1, 1:-1], axis=-1) + 1).astype(dtype)
+        return jnp.repeat(jnp.repeat(labels, stride, axis=1), stride, axis=2)
+    # How far the pixels from one token's centre up to the next one's lie between the two.
+    fraction = (jnp.arange(stride, dtype=W.dtype) + (0.5 if stride % 2 == 0 else 0.0)) / stride
+
+    def stretch(x: Float[Array, "b n m"]) -> Float[Array, "b n2 m"]:
+        """Interpolate along the middle axis, then cut the half tokens of the frame off."""
+        low, high = x[:, :-1, None], x[:, 1:, None]
+        t = fraction[:, None]
+        full = (low * (1 - t) + high * t).reshape(x.shape[0], -1, x.shape[2])
+        begin = (stride + 1) // 2
+        return full[:, begin : begin + (x.shape[1] - 2) * stride]
+
+    def cluster(state: tuple, w: Float[Array, "b p q"]) -> tuple:
+        best, label, j = state
+        rows = stretch(w)
+        value = jnp.swapaxes(stretch(jnp.swapaxes(rows, 1, 2)), 1, 2)
+        better = value > best
+        return (jnp.where(better, value, best), jnp.where(better, j, label), j + 1), None
+
+    b, p, q, _ = W.shape
+    shape = (b, (p - 2) * stride, (q - 2) * stride)
+    state = (jnp.full(shape, -jnp.inf, W.dtype), jnp.zeros(shape, dtype), jnp.asarray(1, dtype))
+    (_, labels, _), _ = jax.lax.scan(cluster, state, jnp.moveaxis(W, -1, 0))
+    return labels
+
+
+# --------------------------------------------------------------------------------- neighbouring tiles, blended
+
+
+def blend(
+    tiles: dict[tuple[int, int], Float[np.ndarray, "t t k"]],
+    row: int,
+    column: int,
+    halo: int,
+    grid_shape: tuple[int, int],
+) -> Float[np.ndarray, "p p k"]:
+    """Blend a tile's W with its neighbours', and return its core framed by one token on each side.
+
+    ``tiles`` holds W ``(t, t, k)`` by (row, column), ``halo`` tokens of which on each side overlap the neighbours; where two
+    tiles overlap, each counts the more the deeper a token lies in it, so that no seam shows. ``grid_shape`` is the
+    slide in tokens: a frame that would leave it repeats the last token inside. The result is a pure function of the tile
+    and its eight neighbours, summed in one order: it does not depend on when the tiles were made.
+    """
+    own = tiles[row, column]
+    t, k = own.shape[0], own.shape[2]
+    pitch = t - 2 * halo
+    ramp = np.minimum(np.minimum(np.arange(t) + 0.5, t - 0.5 - np.arange(t)) / (2 * halo), 1)
+    ramp = ramp.astype(own.dtype)
+    total = np.zeros((pitch + 2, pitch + 2, k), own.dtype)
+    weight = np.zeros((pitch + 2, pitch + 2, 1), own.dtype)
+
+    def overlap(step: int) -> tuple[slice, slice]:
+        """What the neighbour ``step`` tiles away shares with the framed core: in the core's tokens, and in its own."""
+        begin = max(0, step * pitch - halo + 1)
+        end = min(pitch + 2, step * pitch + pitch + halo + 1)
+        shift = halo - 1 - step * pitch
+        return slice(begin, end), slice(begin + shift, end + shift)
+
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            W = tiles.get((row + dy, column + dx))
+            if W is None:
+                continue
+            (here_y, there_y), (here_x, there_x) = overlap(dy), overlap(dx)
+            share = ramp[there_y, None, None] * ramp[there_x, None]
+            total[here_y, here_x] += share * W[there_y, there_x]
+            weight[here_y, here_x] += share
+    total /= weight
+
+    def inside(position: int, tokens: int) -> np.ndarray:
+        first = position * pitch - 1
+        return np.clip(np.arange(first, first + pitch + 2), 0, tokens - 1) - first
+
+    rows, columns = inside(row, grid_shape[0]), inside(column, grid_shape[1])
+    return total[rows][:, columns]

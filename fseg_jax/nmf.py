@@ -1,0 +1,305 @@
+"""Non-negative matrix factorization A ≈ W·H under the Frobenius loss, batched.
+
+``factorize`` finds W and H (F-SEG §3.1, after Lee & Seung 2001 and Cichocki & Phan 2009); ``solve_weights`` finds
+W for a given H (F-SEG §3.2.2), which is one non-negative least-squares problem a token.
+
+Every problem of a batch, and with H fixed every token, has its own convergence test and stands still once it
+passes, so that no result depends on what it was batched with.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fseg_jax.arrays import Concepts, Key, Tokens, Weights
+from fseg_jax.errors import InputError
+
+
+class NMFResult(NamedTuple):
+    """What ``factorize`` found: A ≈ W·H, with ``error`` the Frobenius norm of what is left."""
+
+    W: Weights
+    H: Concepts
+    error: Float[Array, "*batch"]
+    iterations: Int[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
+
+
+# ------------------------------------------------------------------------------------------------ H fixed
+
+
+def solve_weights(
+    A: Tokens,
+    H: Concepts,
+    *,
+    method: str = "cg",
+    tolerance: float = 3e-6,
+    max_iterations: int | None = None,
+) -> Weights:
+    """Solve min ‖A − W·H‖² over W ≥ 0 with the concepts H fixed (F-SEG §3.2.2).
+
+    The channels are summed away first: with the Gram G = H·Hᵀ and N = A·Hᵀ no iteration touches them again.
+
+    ``A (…, n, c)``, ``H (k, c)`` shared or ``(…, k, c)`` one a problem, both non-negative floats; returns
+    ``W (…, n, k)``. ``method``: ``"cg"``, conjugate gradients on the face of the positive weights with projected
+    expansion (Dostál's MPRGP with the projected step of Kružík et al. 2020), exact up to ``tolerance``, the
+    projected gradient relative to N; or ``"mu"``, multiplicative updates (Lee & Seung 2001), which are slower.
+    At most ``max_iterations`` are made (500, and 2000 for ``"mu"``). Zero tokens and zero concepts get zero weights.
+    """
+    if method not in ("cg", "mu"):
+        raise InputError(f"NMF method {method!r}: choose 'cg' or 'mu'")
+    limit = max_iterations or {"cg": 500, "mu": 2000}[method]
+    if H.ndim == 2:  # all tokens share H: one problem with many rows, so that the products are large
+        tokens = A.reshape(-1, A.shape[-1])
+        return _solve(tokens, H, method, tolerance, limit).reshape(*A.shape[:-1], H.shape[0])
+    batch = jnp.broadcast_shapes(A.shape[:-2], H.shape[:-2])
+    A = jnp.broadcast_to(A, batch + A.shape[-2:]).reshape(-1, *A.shape[-2:])
+    H = jnp.broadcast_to(H, batch + H.shape[-2:]).reshape(-1, *H.shape[-2:])
+    W = jax.vmap(lambda a, h: _solve(a, h, method, tolerance, limit))(A, H)
+    return W.reshape(*batch, *W.shape[-2:])
+
+
+@partial(jax.jit, static_argnames=("method", "max_iterations"))
+def _solve(
+    A: Float[Array, "n c"], H: Float[Array, "k c"], method: str, tolerance: float, max_iterations: int
+) -> Float[Array, "n k"]:
+    dtype = jnp.promote_types(jnp.result_type(A, H), jnp.float32)
+    H = H.astype(dtype)
+    # Concepts of unit length: G has a unit diagonal, which is the best diagonal preconditioner.
+    norm = jnp.sqrt(jnp.sum(H * H, axis=1))
+    unit = H / jnp.where(norm > 0, norm, 1)[:, None]
+    G = jnp.matmul(unit, unit.T, precision="highest")
+    N = jnp.matmul(A.astype(dtype), unit.T, precision="highest")
+    solve = _conjugate_gradients if method == "cg" else _multiplicative_weights
+    W = solve(G, N, tolerance, max_iterations)
+    return jnp.where(norm > 0, W / jnp.where(norm > 0, norm, 1), 0)
+
+
+def _conjugate_gradients(
+    G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: float, max_iterations: int
+) -> Float[Array, "n k"]:
+    """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N, all rows at once and each at its own pace."""
+
+    def dot(a: Array, b: Array) -> Array:
+        return jnp.sum(a * b, axis=1, keepdims=True)
+
+    def split(w: Array, g: Array) -> tuple[Array, Array]:
+        """The free gradient, where w may move, and the chopped one, which would lift a weight off zero."""
+        return jnp.where(w > 0, g, 0), jnp.where(w > 0, 0, jnp.minimum(g, 0))
+
+    step = 1.0 / jnp.maximum(jnp.max(jnp.sum(jnp.abs(G), axis=1)), 1e-30)  # 1 / ‖G‖∞ ≤ 1 / ‖G‖₂
+    target = (tolerance * jnp.linalg.norm(N, axis=1, keepdims=True)) ** 2
+
+    def going(w: Array, g: Array) -> Array:
+        free, chopped = split(w, g)
+        return dot(free, free) + dot(chopped, chopped) > target
+
+    def body(state: tuple) -> tuple:
+        i, w, g, p, _ = state
+        free, chopped = split(w, g)
+        # Proportional: more is to be gained on the face than by leaving it.
+        on_face = dot(chopped, chopped) <= dot(jnp.minimum(free, w / step), free)
+        d = jnp.where(on_face, p, chopped)
+        Gd = jnp.matmul(d, G, precision="highest")
+        dGd = jnp.maximum(dot(d, Gd), jnp.finfo(N.dtype).tiny)
+        alpha = dot(g, d) / dGd
+        moved = w - alpha * d
+        # A step that leaves the orthant is projected back, which frees or fixes many weights at once.
+        inside = jnp.all(moved >= 0, axis=1, keepdims=True)
+        w_new = jnp.maximum(moved, 0)
+        g_new = jnp.matmul(w_new, G, precision="highest") - N
+        free_new, _ = split(w_new, g_new)
+        conjugate = jnp.where(on_face & inside, dot(free_new, Gd) / dGd, 0)
+        p_new = free_new - conjugate * p
+        live = going(w, g)
+        w, g, p = (jnp.where(live, new, old) for new, old in ((w_new, w), (g_new, g), (p_new, p)))
+        return i + 1, w, g, p, jnp.any(going(w, g))
+
+    w = jnp.zeros_like(N)
+    g = -N
+    _, w, _, _, _ = jax.lax.while_loop(
+        lambda state: (state[0] < max_iterations) & state[4],
+        body,
+        (0, w, g, split(w, g)[0], jnp.any(going(w, g))),
+    )
+    return w
+
+
+def _multiplicative_weights(
+    G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: float, max_iterations: int
+) -> Float[Array, "n k"]:
+    """Lee & Seung's update W ← W ∘ N ⊘ (W·G), for every row until its largest change falls under the tolerance."""
+    tiny = jnp.finfo(N.dtype).tiny
+
+    def body(state: tuple) -> tuple:
+        i, w, live = state
+        new = w * (jnp.maximum(N, 0) / jnp.maximum(jnp.matmul(w, G, precision="highest"), tiny))
+        new = jnp.where(live, new, w)
+        change = jnp.max(jnp.abs(new - w), axis=1, keepdims=True)
+        return i + 1, new, live & (change > tolerance * jnp.max(new, axis=1, keepdims=True))
+
+    # The best single multiple of the sum of all concepts: a positive start whose scale is right.
+    total = jnp.sum(G)
+    w = jnp.maximum(jnp.sum(N, axis=1, keepdims=True), 0) / jnp.maximum(total, tiny)
+    w = jnp.broadcast_to(w, N.shape)
+    live = jnp.ones((N.shape[0], 1), bool)
+    _, w, _ = jax.lax.while_loop(
+        lambda state: (state[0] < max_iterations) & jnp.any(state[2]), body, (0, w, live)
+    )
+    return w
+
+
+# ------------------------------------------------------------------------------------------------ W and H free
+
+
+def factorize(
+    A: Tokens,
+    k: int,
+    *,
+    key: Key,
+    method: str = "hals",
+    start: str | tuple[Weights, Concepts] = "random",
+    tolerance: float = 1e-4,
+    max_iterations: int = 200,
+) -> NMFResult:
+    """Factorize every matrix of a batch into k non-negative concepts, A ≈ W·H (F-SEG §3.1).
+
+    ``A (…, n, c)``, non-negative float. ``method``: ``"hals"``, hierarchical alternating least squares (the
+    coordinate descent of scikit-learn's ``NMF(solver="cd")``, update for update), or ``"mu"``, multiplicative
+    updates. ``start``: ``"random"`` (scikit-learn's: half-normal at the scale of A), ``"nndsvd"`` (Boutsidis &
+    Gallopoulos 2008, its zeros filled with the mean of A), or ``(W, H)``. H is updated before W, as in the authors' code,
+    which factorizes the transpose. Every problem of the batch uses the same ``key``, so that its result does not
+    depend on its place. A problem has converged when the sum of the absolute projected gradients falls under
+    ``tolerance`` × its first value (``"mu"``: when the error falls by less than ``tolerance`` of its first value
+    in an iteration); it then stands still while others go on.
+
+    k may exceed the rank: superfluous concepts fade to zero. An all-zero A gives an error of 0 and no NaN.
+    """
+    if k < 1:
+        raise InputError(f"k = {k}: a factorization needs at least one concept")
+    if method not in ("hals", "mu"):
+        raise InputError(f"NMF method {method!r}: choose 'hals' or 'mu'")
+    batch, (n, c) = A.shape[:-2], A.shape[-2:]
+    A = A.reshape(-1, n, c).astype(jnp.promote_types(A.dtype, jnp.float32))
+    if isinstance(start, str):
+        if start not in ("random", "nndsvd"):
+            raise InputError(f"NMF start {start!r}: choose 'random' or 'nndsvd', or give (W, H)")
+        W, H = _start(A, key, k, start)
+    else:
+        W = jnp.broadcast_to(start[0].astype(A.dtype), (*batch, n, k)).reshape(-1, n, k)
+        H = jnp.broadcast_to(start[1].astype(A.dtype), (*batch, k, c)).reshape(-1, k, c)
+    result = _factorize(A, W, H, method, tolerance, max_iterations)
+    return NMFResult(*(x.reshape(*batch, *x.shape[1:]) for x in result))
+
+
+@partial(jax.jit, static_argnames=("k", "kind"))
+def _start(A: Float[Array, "b n c"], key: Key, k: int, kind: str) -> tuple[Array, Array]:
+    _, n, c = A.shape
+
+    def random(a: Array) -> tuple[Array, Array]:
+        scale = jnp.sqrt(jnp.mean(a) / k)
+        w_key, h_key = jax.random.split(key)
+        W = scale * jnp.abs(jax.random.normal(w_key, (n, k), a.dtype))
+        return W, scale * jnp.abs(jax.random.normal(h_key, (k, c), a.dtype))
+
+    def nndsvd(a: Array) -> tuple[Array, Array]:
+        U, S, Vt = jnp.linalg.svd(a, full_matrices=False)
+        r = min(k, min(n, c))
+
+        def component(u: Array, s: Array, v: Array) -> tuple[Array, Array]:
+            up, un, vp, vn = jnp.maximum(u, 0), jnp.maximum(-u, 0), jnp.maximum(v, 0), jnp.maximum(-v, 0)
+            norms = [jnp.linalg.norm(x) for x in (up, un, vp, vn)]
+            positive = norms[0] * norms[2] >= norms[1] * norms[3]
+            x, y = jnp.where(positive, up, un), jnp.where(positive, vp, vn)
+            nx, ny = jnp.linalg.norm(x), jnp.linalg.norm(y)
+            size = jnp.sqrt(s * nx * ny)
+            return size * x / jnp.where(nx > 0, nx, 1), size * y / jnp.where(ny > 0, ny, 1)
+
+        W, H = jax.vmap(component)(U.T[:r], S[:r], Vt[:r])
+        W, H = W.T, H
+        if r < k:  # more concepts than the rank can seed: the rest start at random
+            W_rest, H_rest = random(a)
+            W = jnp.concatenate([W, W_rest[:, r:]], axis=1)
+            H = jnp.concatenate([H, H_rest[r:]], axis=0)
+        fill = jnp.mean(a)
+        return jnp.where(W > 1e-6, W, fill), jnp.where(H > 1e-6, H, fill)
+
+    return jax.vmap(random if kind == "random" else nndsvd)(A)
+
+
+@partial(jax.jit, static_argnames=("method", "max_iterations"))
+def _factorize(
+    A: Float[Array, "b n c"],
+    W: Float[Array, "b n k"],
+    H: Float[Array, "b k c"],
+    method: str,
+    tolerance: float,
+    max_iterations: int,
+) -> NMFResult:
+    def one(a: Array, w: Array, h: Array) -> NMFResult:
+        iterate = partial(_hals if method == "hals" else _multiplicative, a)
+
+        def body(state: tuple) -> tuple:
+            i, wt, h, first, _ = state
+            wt, h, measure = iterate(wt, h)
+            first = jnp.where(i == 0, measure, first)
+            return i + 1, wt, h, first, measure
+
+        if method == "hals":  # the measure is the violation itself
+
+            def going(state: tuple) -> Array:
+                i, _, _, first, measure = state
+                return (i < max_iterations) & ((i == 0) | (measure > tolerance * first))
+
+            infinity = jnp.asarray(jnp.inf, a.dtype)
+            i, wt, h, first, measure = jax.lax.while_loop(going, body, (0, w.T, h, infinity, infinity))
+            converged = measure <= tolerance * first
+        else:  # the measure is the error, of which the fall counts
+
+            def fall(state: tuple) -> tuple:
+                previous = state[4]
+                i, wt, h, first, measure = body(state[:5])
+                return i, wt, h, first, measure, (i > 1) & (previous - measure <= tolerance * first)
+
+            state = (0, w.T, h, jnp.asarray(0, a.dtype), jnp.asarray(0, a.dtype), jnp.asarray(False))
+            i, wt, h, _, _, converged = jax.lax.while_loop(
+                lambda state: (state[0] < max_iterations) & ~state[5], fall, state
+            )
+        w = wt.T
+        error = jnp.linalg.norm(a - jnp.matmul(w, h, precision="highest"))
+        return NMFResult(w, h, error, jnp.asarray(i), converged)
+
+    return jax.vmap(one)(A, W, H)
+
+
+def _sweep(F: Float[Array, "k m"], G: Float[Array, "k k"], N: Float[Array, "k m"]) -> tuple[Array, Array]:
+    """One pass of coordinate descent over the rows of F ≥ 0 for min ½ tr(Fᵀ·G·F) − tr(Nᵀ·F), and its violation."""
+
+    def row(j: Array, state: tuple) -> tuple:
+        F, violation = state
+        f = F[j]
+        gradient = jnp.sum(G[j][:, None] * F, axis=0) - N[j]
+        violation += jnp.sum(jnp.abs(jnp.where(f == 0, jnp.minimum(gradient, 0), gradient)))
+        g = G[j, j]
+        new = jnp.where(g > 0, jnp.maximum(f - gradient / jnp.where(g > 0, g, 1), 0), f)
+        return F.at[j].set(new), violation
+
+    return jax.lax.fori_loop(0, F.shape[0], row, (F, jnp.zeros((), F.dtype)))
+
+
+def _hals(A: Float[Array, "n c"], Wt: Float[Array, "k n"], H: Float[Array, "k c"]) -> tuple:
+    product = partial(jnp.matmul, precision="highest")
+    H, of_h = _sweep(H, product(Wt, Wt.T), product(Wt, A))
+    Wt, of_w = _sweep(Wt, product(H, H.T), product(H, A.T))
+    return Wt, H, of_h + of_w
+
+
+def _multiplicative(A: Float[Array, "n c"], Wt: Float[Array, "k n"], H: Float[Array, "k c"]) -> tuple:
+    product = partial(jnp.matmul, precision="highest")
+    tiny = jnp.finfo(A.dtype).tiny
+    H = H * (product(Wt, A) / jnp.maximum(product(product(Wt, Wt.T), H), tiny))
+    Wt = Wt * (product(H, A.T) / jnp.maximum(product(product(H, H.T), Wt), tiny))
+    return Wt, H, jnp.linalg.norm(A - product(Wt.T, H))

@@ -1,0 +1,121 @@
+"""OME-Zarr images (0.4 on Zarr v2, 0.5 on Zarr v3) through tensorstore."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from PIL import Image
+
+from fseg_jax.errors import InputError
+from fseg_jax.slides.formats import flatten, one_line
+
+_CACHE = 128 << 20  # bytes of decoded chunks
+_UNIT_UM = {
+    "meter": 1e6, "centimeter": 1e4, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3,
+    "angstrom": 1e-4, "inch": 25400.0,
+}  # fmt: skip
+
+
+class ZarrPixels:
+    """A multiscale 8-bit RGB image in a folder, with one time and one plane; the axes may be in any order."""
+
+    format = "ome-zarr"
+
+    def __init__(self, path: Path):
+        try:
+            self._open(path)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{path}: the OME-Zarr is damaged: {one_line(error)}") from None
+
+    def _open(self, path: Path) -> None:
+        attributes = _attributes(path)
+        if "bioformats2raw.layout" in attributes and "multiscales" not in attributes:
+            path = path / "0"
+            attributes = _attributes(path)
+        if not attributes.get("multiscales"):
+            raise InputError(f"{path}: the folder is no OME-Zarr image (no multiscales in its metadata)")
+        multiscale = attributes["multiscales"][0]
+        axes = [axis["name"] if isinstance(axis, dict) else axis for axis in multiscale["axes"]]
+        if not {"y", "x", "c"} <= set(axes):
+            raise InputError(
+                f"{path}: 8-bit RGB is required, and the OME-Zarr has the axes {', '.join(axes)}"
+            )
+        context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
+        self._levels = [_open_level(path, data["path"], axes, context) for data in multiscale["datasets"]]
+        self._samples = self._levels[0].shape[2]
+        self.shapes = [(int(level.shape[0]), int(level.shape[1])) for level in self._levels]
+        if self.shapes != sorted(self.shapes, reverse=True):
+            raise InputError(f"{path}: the OME-Zarr's levels are not ordered from fine to coarse")
+        self.mpp = _mpp(multiscale, axes)
+
+    def read(self, level: int, y: int, x: int, height: int, width: int) -> np.ndarray:
+        out = np.ascontiguousarray(self._levels[level][y : y + height, x : x + width].read().result())
+        return flatten(Image.fromarray(out)) if self._samples == 4 else out
+
+    def close(self) -> None:
+        self._levels = []
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    """The OME metadata of a Zarr group: 0.5 keeps it under "ome" in zarr.json, 0.4 at the top of .zattrs."""
+    for name in ("zarr.json", ".zattrs"):
+        file = path / name
+        if file.is_file():
+            content = json.loads(file.read_text("utf-8"))
+            if name == "zarr.json":
+                content = content.get("attributes", {})
+                content = content.get("ome", content)
+            return content
+    raise InputError(f"{path}: the folder is no OME-Zarr (it has neither zarr.json nor .zattrs)")
+
+
+def _open_level(root: Path, name: str, axes: list[str], context: ts.Context) -> ts.TensorStore:
+    """Open one level as (y, x, c)."""
+    folder = (root / name).resolve()
+    if not folder.is_relative_to(root.resolve()):
+        raise InputError(f"{root}: the OME-Zarr names a level outside its folder ({name})")
+    spec = {
+        "driver": "zarr3" if (folder / "zarr.json").is_file() else "zarr",
+        "kvstore": {"driver": "file", "path": f"{folder}/"},
+        "recheck_cached_data": "open",
+    }
+    array = ts.open(spec, open=True, read=True, context=context).result()
+    if len(axes) != array.rank:
+        raise InputError(f"{root}: the OME-Zarr names {len(axes)} axes, and level {name} has {array.rank}")
+    sizes = dict(zip(axes, array.shape, strict=True))
+    several = {axis: n for axis, n in sizes.items() if axis not in "yxc" and n > 1}
+    if several:
+        raise InputError(f"{root}: has several planes ({several}); give an image with one plane")
+    if array.dtype != ts.uint8 or sizes["c"] not in (3, 4):
+        raise InputError(
+            f"{root}: 8-bit RGB is required, "
+            f"and the OME-Zarr is {array.dtype.name} with {sizes['c']} channel(s)"
+        )
+    for i in reversed([i for i, axis in enumerate(axes) if axis not in "yxc"]):
+        array = array[(slice(None),) * i + (0,)]
+    kept = [axis for axis in axes if axis in "yxc"]
+    return array.transpose([kept.index("y"), kept.index("x"), kept.index("c")])
+
+
+def _mpp(multiscale: dict[str, Any], axes: list[str]) -> tuple[float, float] | None:
+    """µm per pixel of the finest level, where scale and unit are both given."""
+    values = []
+    for axis in "yx":
+        i = axes.index(axis)
+        described = multiscale["axes"][i]
+        unit = _UNIT_UM.get(described.get("unit", "")) if isinstance(described, dict) else None
+        if unit is None:
+            return None
+        value, scaled = unit, False
+        for holder in (multiscale["datasets"][0], multiscale):
+            for transform in holder.get("coordinateTransformations", ()):
+                if transform["type"] == "scale":
+                    value, scaled = value * float(transform["scale"][i]), True
+        if not scaled:
+            return None
+        values.append(value)
+    return values[0], values[1]

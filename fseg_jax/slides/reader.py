@@ -1,0 +1,267 @@
+"""Slides, read by resolution: any box at any µm per pixel, from whichever level of the file fits.
+
+Coordinates are (y, x), sizes (height, width), in pixels of the slide as resampled at the requested mpp; pixel
+(i, j) covers the slide from (i, j) × mpp to (i + 1, j + 1) × mpp µm from its top left corner.
+"""
+
+import logging
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+
+from fseg_jax.errors import InputError
+from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, Pixels, is_plausible, one_line, open_pixels
+
+_log = logging.getLogger(__name__)
+
+_SLACK = (
+    1.01  # a level up to 1 % coarser than asked counts as fine enough: 0.4990 serves for 0.5 and for 0.495
+)
+_REGION_LIMIT = 4 << 20  # level pixels decoded at once; larger boxes are read in parts
+_AHEAD_BYTES = 64 << 20  # decoded tiles that may wait for the consumer
+
+
+class Slide:
+    """An open slide. Reads are thread-safe; close it, or use it as a context manager."""
+
+    path: Path
+    name: str  # output stem: "slide" for slide.svs, slide.ome.tif, slide.ome.zarr and slide.png
+    height: int  # level-0 pixels
+    width: int
+    mpp: float  # µm per level-0 pixel
+    format: str  # "openslide/aperio", "tiff", "ome-tiff", "ome-zarr" or "image"
+
+    def __init__(self, path: Path, pixels: Pixels, mpp: float):
+        self.path = path
+        self.name = _stem(path)
+        self.height, self.width = pixels.shapes[0]
+        self.mpp = mpp
+        self.format = pixels.format
+        self._pixels = pixels
+        self._down = [_downsamples(pixels.shapes[0], shape) for shape in pixels.shapes]
+        self._warn_lock = threading.Lock()
+        self._warned = False
+
+    def read(self, y: int, x: int, height: int, width: int, mpp: float) -> np.ndarray:
+        """Read a box at a resolution: uint8 (height, width, 3), RGB, not to be written to.
+
+        The nearest level that is as fine as ``mpp`` is averaged down to it; where the slide itself is
+        coarser, it is interpolated up and a warning is logged once. A pixel's value does not depend on the
+        box it is read in (within one grey level where the scale is no whole number). Boxes may reach past the
+        slide, which is continued there by its edge pixels. InputError where the file is damaged at that
+        place.
+        """
+        full_height, full_width = shape_at(self, mpp)
+        if height < 1 or width < 1:
+            raise ValueError(f"an empty box: {height} × {width}")
+        y0, y1 = min(max(y, 0), full_height - 1), max(min(y + height, full_height), 1)
+        x0, x1 = min(max(x, 0), full_width - 1), max(min(x + width, full_width), 1)
+        inside = self._resampled(y0, x0, y1 - y0, x1 - x0, mpp)
+        return _continued(inside, y - y0, x - x0, height, width)
+
+    def _resampled(self, y: int, x: int, height: int, width: int, mpp: float) -> np.ndarray:
+        level, (scale_y, scale_x) = self._level_for(mpp)
+        if height * width > 1 and height * scale_y * width * scale_x > _REGION_LIMIT:
+            if width == 1 or (height > 1 and height * scale_y >= width * scale_x):
+                half = height // 2
+                upper = self._resampled(y, x, half, width, mpp)
+                return np.concatenate([upper, self._resampled(y + half, x, height - half, width, mpp)])
+            half = width // 2
+            former = self._resampled(y, x, height, half, mpp)
+            return np.concatenate([former, self._resampled(y, x + half, height, width - half, mpp)], axis=1)
+        if scale_y == scale_x == 1:
+            return self._level_box(level, y, x, height, width)
+        if scale_y == round(scale_y) and scale_x == round(scale_x):
+            fy, fx = int(scale_y), int(scale_x)
+            whole = self._level_box(level, y * fy, x * fx, height * fy, width * fx)
+            return np.asarray(Image.fromarray(whole).reduce((fx, fy)))
+        # Pillow's box filter counts whole pixels only, so that a rounding error moves a pixel from one output
+        # to its neighbour. The Hamming window is nearly the same average without that jump; it needs a margin.
+        filter_ = Image.Resampling.HAMMING if max(scale_y, scale_x) > 1 else Image.Resampling.BILINEAR
+        margin_y, margin_x = math.ceil(max(scale_y, 1)) + 1, math.ceil(max(scale_x, 1)) + 1
+        top, bottom = math.floor(y * scale_y) - margin_y, math.ceil((y + height) * scale_y) + margin_y
+        left, right = math.floor(x * scale_x) - margin_x, math.ceil((x + width) * scale_x) + margin_x
+        image = Image.fromarray(self._level_box(level, top, left, bottom - top, right - left))
+        box = (
+            x * scale_x - left,
+            y * scale_y - top,
+            (x + width) * scale_x - left,
+            (y + height) * scale_y - top,
+        )
+        return np.asarray(image.resize((width, height), filter_, box=box))
+
+    def _level_for(self, mpp: float) -> tuple[int, tuple[float, float]]:
+        """The level to read for a resolution, and its pixels per output pixel along y and x."""
+        fine = [i for i, down in enumerate(self._down) if self.mpp * max(down) <= mpp * _SLACK]
+        if not fine:
+            with self._warn_lock:
+                if not self._warned:
+                    _log.warning(
+                        "%s: has %.4g µm per pixel and is read at %.4g; it is interpolated",
+                        self.path,
+                        self.mpp,
+                        mpp,
+                    )
+                self._warned = True
+        level = fine[-1] if fine else 0
+        down_y, down_x = self._down[level]
+        return level, (_snap(mpp / (self.mpp * down_y)), _snap(mpp / (self.mpp * down_x)))
+
+    def _level_box(self, level: int, y: int, x: int, height: int, width: int) -> np.ndarray:
+        """A box of a level's own pixels, which may reach past it."""
+        full_height, full_width = self._pixels.shapes[level]
+        y0, y1 = min(max(y, 0), full_height - 1), max(min(y + height, full_height), 1)
+        x0, x1 = min(max(x, 0), full_width - 1), max(min(x + width, full_width), 1)
+        try:
+            pixels = self._pixels.read(level, y0, x0, y1 - y0, x1 - x0)
+        except Exception as error:
+            raise InputError(
+                f"{self.path}: cannot be decoded at y = {y0}, x = {x0} of level {level} ({one_line(error)}); "
+                "the file is damaged or truncated"
+            ) from error
+        return _continued(pixels, y - y0, x - x0, height, width)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._pixels.close()
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
+    """Open a slide file, a TIFF, an OME-Zarr folder or an ordinary image.
+
+    ``mpp_override``, µm per level-0 pixel, is used instead of what the file says. Without it the mean of the
+    file's x and y is taken; InputError where they differ by more than 1 %, where there is none or an
+    implausible one, and where the file is missing, damaged or of no readable kind.
+    """
+    path = Path(path)
+    if mpp_override is not None and not (math.isfinite(mpp_override) and mpp_override > 0):
+        raise InputError(f"--mpp-override {mpp_override}: must be a positive number of µm per pixel")
+    pixels = open_pixels(path)
+    try:
+        return Slide(path, pixels, mpp_override or _mpp(path, pixels))
+    except BaseException:
+        pixels.close()
+        raise
+
+
+def shape_at(slide: Slide, mpp: float) -> tuple[int, int]:
+    """The slide's (height, width) in pixels of ``mpp`` µm; the last ones may be covered in part."""
+    if not (math.isfinite(mpp) and mpp > 0):
+        raise InputError(f"mpp {mpp}: must be a positive number of µm per pixel")
+    # Without the tolerance the rounding of 2220 · 0.499 / 0.499 could add a column.
+    scale = slide.mpp / mpp
+    return max(1, math.ceil(slide.height * scale - 1e-6)), max(1, math.ceil(slide.width * scale - 1e-6))
+
+
+def thumbnail(slide: Slide, max_side: int) -> tuple[np.ndarray, float]:
+    """The whole slide as uint8 (h, w, 3) with no side longer than ``max_side``, and its mpp.
+
+    Slides smaller than that come at their own resolution. Read block by block, so that memory stays bounded.
+    """
+    mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / max_side)
+    height, width = shape_at(slide, mpp)
+    out = np.empty((height, width, 3), np.uint8)
+    side = 256
+    boxes = [
+        (y, x, min(side, height - y), min(side, width - x))
+        for y in range(0, height, side)
+        for x in range(0, width, side)
+    ]
+    threads = min(4, os.cpu_count() or 1)
+    for (y, x, h, w), block in zip(boxes, read_ahead(slide, boxes, mpp, threads), strict=True):
+        out[y : y + h, x : x + w] = block
+    return out, mpp
+
+
+def read_ahead(
+    slide: Slide, boxes: Iterable[tuple[int, int, int, int]], mpp: float, threads: int
+) -> Iterator[np.ndarray]:
+    """Yield ``slide.read(*box, mpp)`` for each (y, x, height, width), in order, decoded ahead in threads.
+
+    At least two boxes per thread and at most 64 MiB of pixels wait for the consumer. Closing the generator,
+    or an exception, cancels what has not begun and joins the threads.
+    """
+    pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="fseg-read")
+    waiting: deque[tuple[Future[np.ndarray], int]] = deque()
+    ahead = 0
+    try:
+        for y, x, height, width in boxes:
+            size = 3 * height * width
+            while waiting and len(waiting) >= 2 * threads and ahead + size > _AHEAD_BYTES:
+                future, done = waiting.popleft()
+                yield future.result()
+                ahead -= done
+            waiting.append((pool.submit(slide.read, y, x, height, width, mpp), size))
+            ahead += size
+        while waiting:
+            yield waiting.popleft()[0].result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _mpp(path: Path, pixels: Pixels) -> float:
+    if pixels.mpp is None:
+        raise InputError(
+            f"{path}: no resolution (mpp) in the file; give it with --mpp-override, "
+            "for example --mpp-override 0.5 for 20×, 0.25 for 40×"
+        )
+    y, x = pixels.mpp
+    if not (is_plausible(y) and is_plausible(x)):
+        raise InputError(
+            f"{path}: the file says {x:.4g} µm per pixel, which is no scanner's; give it with --mpp-override"
+        )
+    if abs(y - x) > 0.01 * max(y, x):
+        raise InputError(
+            f"{path}: the file says {x:.4g} µm per pixel along x and {y:.4g} along y; "
+            "give one value for both with --mpp-override"
+        )
+    return (y + x) / 2
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in (*OME_TIFF_SUFFIXES, ".ome.zarr"):
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return path.stem
+
+
+def _downsamples(first: tuple[int, int], level: tuple[int, int]) -> tuple[float, float]:
+    """Level-0 pixels per pixel of a level along y and x."""
+    down = []
+    for full, part in zip(first, level, strict=True):
+        ratio = full / part
+        whole = round(ratio)
+        # 4443 / 2221 is a halving that dropped the odd column, not a scale of 2.00045.
+        down.append(float(whole) if full // whole <= part <= -(-full // whole) else ratio)
+    return down[0], down[1]
+
+
+def _snap(scale: float) -> float:
+    """Take a scale that differs from a whole number only by rounding as that number."""
+    return float(round(scale)) if abs(scale - round(scale)) < 1e-6 * scale else scale
+
+
+def _continued(pixels: np.ndarray, y: int, x: int, height: int, width: int) -> np.ndarray:
+    """Cut the box at (y, x) from an array whose edge pixels go on without end."""
+    if y == x == 0 and pixels.shape[:2] == (height, width):
+        return pixels
+    rows = np.clip(np.arange(y, y + height), 0, pixels.shape[0] - 1)
+    columns = np.clip(np.arange(x, x + width), 0, pixels.shape[1] - 1)
+    return pixels[rows[:, None], columns]

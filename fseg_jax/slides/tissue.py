@@ -1,0 +1,266 @@
+"""Where the tissue is: found on a thumbnail, or given as a mask image or as GeoJSON."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio.features
+import shapely
+import shapely.geometry
+from affine import Affine
+from PIL import Image
+from scipy import ndimage
+from skimage import filters
+
+from fseg_jax.errors import InputError
+from fseg_jax.slides.formats import one_line
+from fseg_jax.slides.reader import Slide, shape_at, thumbnail
+
+MPP = 8.0  # µm per pixel of the thumbnail
+TISSUE_OD = (
+    0.03,
+    0.05,
+)  # excess of the strongest optical density over half of the weakest: to go on, to begin
+SMOOTHING = 8.0  # µm, the Gaussian's sigma
+GAP = 24.0  # µm: gaps narrower than twice this are closed
+HOLE = 20_000.0  # µm²: smaller holes are filled (a circle of 160 µm)
+SPECK = 10_000.0  # µm²: smaller pieces are dropped (a circle of 113 µm)
+INK_FRINGE = 32.0  # µm that ink bleeds past what is recognised as ink
+INK_AREA = 10_000.0  # µm²: smaller patches of an ink's colour are taken as tissue
+_SIDES = (
+    256,
+    4096,
+)  # pixels: the thumbnail's shorter side at least (if the slide has them), its longer at most
+_MASK_SIDE = 8192  # pixels of the longer side that a drawn outline is rasterized on
+_MASK_LIMIT = 150_000_000  # pixels of a mask image
+
+
+class Tissue(NamedTuple):
+    """A mask over a slide, from its top left corner on."""
+
+    mask: np.ndarray  # bool (height, width)
+    mpp: float  # µm per mask pixel
+
+    @property
+    def fraction(self) -> float:
+        """The share of the slide that is tissue."""
+        return float(self.mask.mean())
+
+    def crop(self, y: int, x: int, height: int, width: int, mpp: float) -> np.ndarray:
+        """The mask of a box in pixels of ``mpp`` µm: bool (height, width), False past the slide."""
+        rows = np.floor((np.arange(y, y + height) + 0.5) * (mpp / self.mpp)).astype(np.int64)
+        columns = np.floor((np.arange(x, x + width) + 0.5) * (mpp / self.mpp)).astype(np.int64)
+        row_inside = (rows >= 0) & (rows < self.mask.shape[0])
+        column_inside = (columns >= 0) & (columns < self.mask.shape[1])
+        out = np.zeros((height, width), bool)
+        out[np.ix_(row_inside, column_inside)] = self.mask[np.ix_(rows[row_inside], columns[column_inside])]
+        return out
+
+
+def find_tissue(slide: Slide) -> Tissue:
+    """Find the tissue of an H&E or IHC slide on a thumbnail of about 8 µm per pixel."""
+    image, mpp = thumbnail(slide, _thumbnail_side(slide))
+    return Tissue(tissue_mask(image, mpp), mpp)
+
+
+def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
+    """Tell tissue from glass, ink, scanner borders and dust: uint8 (h, w, 3) at ``mpp`` µm → bool (h, w).
+
+    Tissue is where the stain's optical density, smoothed over 8 µm, stands out of the glass: strongest
+    channel minus half of the weakest above 0.03, joined to a place above 0.05, so that grey shadows count
+    less than colour. Holes under 20,000 µm² are filled, pieces under 10,000 µm² (or 1 % of a small image)
+    dropped. Ink is what absorbs red more than green (green and blue pens), hardly any red but much green and
+    blue (red pens), or all alike and strongly (black pens, borders).
+    """
+    smooth = np.stack(
+        [ndimage.gaussian_filter(image[..., c].astype(np.float32), SMOOTHING / mpp / 2) for c in range(3)],
+        axis=-1,
+    )
+    density = np.maximum(np.log10(_glass(smooth) + 1) - np.log10(smooth + 1), 0)
+    ink = _ink(density, mpp)
+    score = density.max(axis=-1) - 0.5 * density.min(axis=-1)
+    mask = filters.apply_hysteresis_threshold(np.where(ink, 0, score), *TISSUE_OD)
+    area = image.shape[0] * image.shape[1] * mpp**2
+    mask = _closed(mask, GAP / mpp)
+    mask = ~_without_small(~mask, min(HOLE, 0.05 * area) / mpp**2)
+    mask &= ~ink
+    return _without_small(mask, min(SPECK, 0.01 * area) / mpp**2)
+
+
+def load_tissue(path: str | Path, slide: Slide) -> Tissue:
+    """Read a slide's tissue from a file instead of finding it.
+
+    A mask image marks tissue by anything but zero and covers the slide (aspect ratio within 2 %). GeoJSON
+    marks it by polygons in level-0 pixels, as QuPath writes them. InputError where the file is neither or
+    marks nothing.
+    """
+    path = Path(path)
+    try:
+        start = path.open("rb").read(64)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if path.suffix.lower() in (".json", ".geojson") or start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (
+        b"{",
+        b"[",
+    ):
+        tissue = _from_geojson(path, slide)
+    else:
+        tissue = _from_image(path, slide)
+    if not tissue.mask.any():
+        raise InputError(f"{path}: marks no tissue inside {slide.path.name}")
+    return tissue
+
+
+def whole_slide(slide: Slide) -> Tissue:
+    """Take all of the slide as tissue."""
+    mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / _thumbnail_side(slide))
+    return Tissue(np.ones(shape_at(slide, mpp), bool), mpp)
+
+
+def _thumbnail_side(slide: Slide) -> int:
+    longer, shorter = max(slide.height, slide.width), min(slide.height, slide.width)
+    wanted = max(longer * slide.mpp / MPP, longer / shorter * _SIDES[0])
+    return max(1, round(min(wanted, longer, _SIDES[1])))
+
+
+def _glass(image: np.ndarray) -> np.ndarray:
+    """The colour of empty glass, (3,): where bright, hardly coloured and smooth; else a usual white."""
+    level = image.mean(axis=-1)
+    spread = np.sqrt(
+        np.maximum(ndimage.uniform_filter(level**2, 5) - ndimage.uniform_filter(level, 5) ** 2, 0)
+    )
+    plain = (image.min(axis=-1) > 180) & (np.ptp(image, axis=-1) < 40) & (spread < 2)
+    scanned = plain & (image.min(axis=-1) < 254.5)  # pure white is what a scanner leaves out
+    for candidates in (scanned, plain):
+        if candidates.sum() > 0.005 * level.size:
+            brightest = level >= np.percentile(level[candidates], 75)
+            return np.median(image[candidates & brightest], axis=0)
+    return np.full(3, 245, np.float32)
+
+
+def _ink(density: np.ndarray, mpp: float) -> np.ndarray:
+    """Pen marks and black borders in optical densities (h, w, 3)."""
+    red, green, blue = np.moveaxis(density, -1, 0)
+    ink = np.zeros(red.shape, bool)
+    for strong, weak in (
+        # Green and blue pens; the second term is blue over stained tissue. Haematoxylin absorbs green as much
+        # as red.
+        (
+            (red - green > 0.12) | ((red > 0.75) & (red > 1.2 * blue)),
+            (red - green > 0.05) | ((red > 0.6) & (red > 1.2 * blue)),
+        ),
+        # Red pens; the second term is red over stained tissue. Eosin absorbs little blue, DAB more blue than
+        # green.
+        (
+            (green > blue)
+            & (
+                ((green > 0.6) & (blue > 0.6 * green) & (red < 0.12 * green))
+                | ((blue > 0.75) & (red < 0.4 * green))
+            ),
+            (green > blue)
+            & (blue > 0.6 * green)
+            & ((red < 0.15 * green) | ((blue > 0.5) & (red < 0.35 * green))),
+        ),
+        # Black pens and the borders of some scanners.
+        (density.min(axis=-1) > 0.75 * density.max(axis=-1).clip(0.7), density.min(axis=-1) > 0.4),
+    ):
+        seeds = _without_small(strong, INK_AREA / mpp**2)
+        if seeds.any():
+            ink |= filters.apply_hysteresis_threshold(weak.astype(np.float32) + seeds, 0.5, 1.5)
+    return _dilated(ink, INK_FRINGE / mpp) if ink.any() else ink
+
+
+def _without_small(mask: np.ndarray, pixels: float) -> np.ndarray:
+    """Drop the connected pieces of fewer pixels."""
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    return mask & (np.bincount(labels.ravel()) >= pixels)[labels]
+
+
+def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
+    return ndimage.distance_transform_edt(~mask) <= radius
+
+
+def _closed(mask: np.ndarray, radius: float) -> np.ndarray:
+    pad = math.ceil(radius) + 1  # or closing would eat into tissue at the border
+    grown = _dilated(np.pad(mask, pad), radius) if mask.any() else np.pad(mask, pad)
+    return (ndimage.distance_transform_edt(np.pad(grown, 1, mode="edge")) > radius)[1:-1, 1:-1][
+        pad:-pad, pad:-pad
+    ]
+
+
+def _from_image(path: Path, slide: Slide) -> Tissue:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > _MASK_LIMIT:
+                    raise InputError(
+                        f"{path}: the mask is too large; a coarser one of up to 12,000 pixels a side will do"
+                    )
+                values = np.asarray(image if image.mode != "1" else image.convert("L"))
+                if image.mode in ("RGBA", "LA"):
+                    values = values[..., :-1]
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{path}: the mask is too large; a coarser one of up to 12,000 pixels a side will do"
+        ) from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: neither a mask image nor GeoJSON: {one_line(error)}") from None
+    mask = values != 0
+    if mask.ndim == 3:
+        mask = mask.any(axis=-1)
+    skew = mask.shape[1] / mask.shape[0] / (slide.width / slide.height)
+    if not 1 / 1.02 <= skew <= 1.02:
+        raise InputError(
+            f"{path}: a mask of {mask.shape[1]} × {mask.shape[0]} pixels "
+            f"does not have the shape of {slide.path.name}, {slide.width} × {slide.height}"
+        )
+    mpp = slide.mpp * max(slide.width / mask.shape[1], slide.height / mask.shape[0])
+    height, width = shape_at(slide, mpp)
+    if (height, width) != mask.shape:
+        mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    return Tissue(mask, mpp)
+
+
+def _from_geojson(path: Path, slide: Slide) -> Tissue:
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+        polygons = [shapely.make_valid(p) for p in _polygons(content)]
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        shapely.GEOSException,
+    ) as error:
+        raise InputError(f"{path}: not valid GeoJSON: {one_line(error)}") from None
+    if not polygons:
+        raise InputError(f"{path}: the GeoJSON has no Polygon or MultiPolygon")
+    mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / _MASK_SIDE)
+    mask = rasterio.features.rasterize(
+        polygons, shape_at(slide, mpp), transform=Affine.scale(mpp / slide.mpp), dtype=np.uint8
+    )
+    return Tissue(mask.astype(bool), mpp)
+
+
+def _polygons(content: Any) -> list[Any]:
+    """The polygons of a GeoJSON document, or of a list of features, as QuPath also writes them."""
+    if content is None:
+        return []
+    if isinstance(content, list):
+        return [polygon for item in content for polygon in _polygons(item)]
+    kind = content["type"]
+    if kind == "FeatureCollection":
+        return _polygons(content["features"])
+    if kind == "Feature":
+        return _polygons(content["geometry"])
+    if kind == "GeometryCollection":
+        return _polygons(content["geometries"])
+    return [shapely.geometry.shape(content)] if kind in ("Polygon", "MultiPolygon") else []

@@ -1,0 +1,278 @@
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import hypothesis.extra.numpy as hnp
+import jsonschema
+import numpy as np
+import pytest
+import referencing
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fseg_jax.errors import InputError
+from fseg_jax.outputs import labels as module
+from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.labels import LabelWriter, halve, level_shapes, open_labels
+
+SCHEMAS = Path(__file__).parent / "ngff-0.5"
+
+
+def smooth_labels(shape, k, seed=0):
+    """Rounded regions of k labels in a round piece of tissue."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    rng = np.random.default_rng(seed)
+    waves = [
+        sum(np.sin(a * x / 40 + b * y / 40 + c) for a, b, c in rng.uniform(-2, 2, (4, 3))) for _ in range(k)
+    ]
+    found = (np.argmax(waves, axis=0) + 1).astype(module.label_dtype(k))
+    h, w = shape
+    found[(y - h / 2) ** 2 / h**2 + (x - w / 2) ** 2 / w**2 > 0.2] = 0
+    return found
+
+
+def write(path, labels, k, cuts=(), **kwargs):
+    options = {"names": None, "colours": palette(k), "provenance": {"encoder": "test"}} | kwargs
+    writer = LabelWriter(path, labels.shape, 0.5, k, **options)
+    for rows in np.split(labels, sorted(cuts)):
+        writer.append(rows)
+    return writer.close()
+
+
+def halve_slowly(labels):
+    h, w = labels.shape
+    out = np.zeros(((h + 1) // 2, (w + 1) // 2), labels.dtype)
+    for y, x in np.ndindex(out.shape):
+        block = labels[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].ravel().tolist()
+        tissue = Counter(v for v in block if v)
+        if 2 * tissue.total() >= len(block):
+            out[y, x] = min(tissue, key=lambda v: (-tissue[v], v))
+    return out
+
+
+@given(
+    st.sampled_from([np.uint8, np.uint16]).flatmap(
+        lambda dtype: hnp.arrays(
+            dtype,
+            hnp.array_shapes(min_dims=2, max_dims=2, max_side=9),
+            elements=st.one_of(st.integers(0, 3), st.sampled_from([0, np.iinfo(dtype).max])),
+        )
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_halving_is_the_stated_rule(labels):
+    np.testing.assert_array_equal(halve(labels), halve_slowly(labels))
+
+
+def test_every_block_of_four_is_halved_by_the_rule():
+    blocks = np.stack(np.meshgrid(*[np.arange(5, dtype=np.uint8)] * 4, indexing="ij"), -1).reshape(-1, 2, 2)
+    labels = blocks.transpose(1, 0, 2).reshape(2, -1)
+    np.testing.assert_array_equal(halve(labels), halve_slowly(labels))
+
+
+def test_halving_does_not_depend_on_its_strips(monkeypatch):
+    labels = np.random.default_rng(0).integers(0, 4, (67, 33), np.uint8)
+    whole = halve(labels)
+    monkeypatch.setattr(module, "_STRIP_PIXELS", 1)
+    np.testing.assert_array_equal(halve(labels), whole)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (515, 1), (256, 256), (257, 2050), (2049, 301)])
+@pytest.mark.parametrize("k", [1, 7, 300])
+def test_every_level_reads_back_with_readers_that_are_not_ours(tmp_path, shape, k):
+    labels = np.random.default_rng(1).integers(0, k + 1, shape).astype(np.uint8 if k <= 255 else np.uint16)
+    pixels = write(tmp_path / "s.ome.zarr", labels, k)
+    np.testing.assert_array_equal(pixels, np.bincount(labels.ravel(), minlength=k + 1))
+    assert pixels.dtype == np.int64 and pixels.shape == (k + 1,)
+    group = zarr.open_group(tmp_path / "s.ome.zarr", mode="r")
+    pyramid = open_labels(tmp_path / "s.ome.zarr")
+    assert len(pyramid.levels) == len(level_shapes(shape)) == len(list(group.arrays()))
+    expected = labels
+    for index, level in enumerate(pyramid.levels):
+        array = group[str(index)]
+        assert array.dtype == labels.dtype and array.metadata.dimension_names == ("y", "x")
+        np.testing.assert_array_equal(array[:], expected)
+        np.testing.assert_array_equal(level.read().result(), expected)
+        assert pyramid.mpp[index] == 0.5 * 2**index
+        expected = halve(expected)
+    assert max(pyramid.levels[-1].shape) <= 256
+    assert pyramid.provenance["encoder"] == "test" and pyramid.provenance["pixels"] == pixels.tolist()
+    np.testing.assert_array_equal(pyramid.colours, palette(k))
+
+
+def test_ome_zarr_py_reads_it(tmp_path):
+    pytest.importorskip("ome_zarr")
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+
+    labels = smooth_labels((600, 900), 5)
+    write(tmp_path / "s.ome.zarr", labels, 5)
+    (node,) = list(Reader(parse_url(tmp_path / "s.ome.zarr"))())
+    assert [level.shape for level in node.data] == [(600, 900), (300, 450), (150, 225)]
+    np.testing.assert_array_equal(np.asarray(node.data[0]), labels)
+    np.testing.assert_array_equal(np.asarray(node.data[1]), halve(labels))
+    assert [axis["name"] for axis in node.metadata["axes"]] == ["y", "x"]
+    assert set(node.metadata["color"]) == set(range(6))
+
+
+def test_ome_zarr_models_accepts_it(tmp_path):
+    models = pytest.importorskip("ome_zarr_models")
+    from ome_zarr_models.v05.image_label import ImageLabel
+
+    write(tmp_path / "s.ome.zarr", smooth_labels((300, 300), 3), 3)
+    group = zarr.open_group(tmp_path / "s.ome.zarr", mode="r")
+    assert isinstance(models.open_ome_zarr(group), ImageLabel)
+
+
+@pytest.mark.parametrize("schema", ["image", "label", "strict_image", "strict_label"])
+@pytest.mark.parametrize("k", [1, 256])
+def test_metadata_are_valid_by_the_ngff_schemas(tmp_path, schema, k):
+    write(tmp_path / "s.ome.zarr", np.ones((600, 700), np.uint16), k)
+    attributes = json.loads((tmp_path / "s.ome.zarr" / "zarr.json").read_text())["attributes"]
+    registry = referencing.Registry().with_resources(
+        (f"https://ngff.openmicroscopy.org/0.5/schemas/{path.name}", resource)
+        for path in SCHEMAS.glob("*.schema")
+        if (
+            resource := referencing.Resource.from_contents(
+                json.loads(path.read_text()), default_specification=referencing.jsonschema.DRAFT202012
+            )
+        )
+    )
+    contents = json.loads((SCHEMAS / f"{schema}.schema").read_text())
+    validator = jsonschema.Draft202012Validator(contents, registry=registry)
+    validator.validate(attributes)
+    with pytest.raises(jsonschema.ValidationError):  # the schema does judge
+        validator.validate({"ome": {**attributes["ome"], "version": "0.4"}})
+
+
+def test_metadata_say_where_the_pixels_lie(tmp_path):
+    write(tmp_path / "slide-7.ome.zarr", np.zeros((600, 700), np.uint8), 2, names=("stroma", "tumour"))
+    ome = json.loads((tmp_path / "slide-7.ome.zarr" / "zarr.json").read_text())["attributes"]["ome"]
+    (multiscale,) = ome["multiscales"]
+    assert multiscale["name"] == "slide-7"
+    assert multiscale["datasets"][2] == {
+        "path": "2",
+        "coordinateTransformations": [
+            {"type": "scale", "scale": [2.0, 2.0]},
+            {"type": "translation", "translation": [0.75, 0.75]},
+        ],
+    }
+    assert ome["image-label"]["properties"][2] == {"label-value": 2, "class": "tumour"}
+    assert ome["image-label"]["colors"][0]["rgba"][3] == 0
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@given(cuts=st.lists(st.integers(0, 2300), max_size=6))
+@settings(max_examples=12, deadline=None)
+def test_the_file_does_not_depend_on_how_rows_come(tmp_path_factory, cuts):
+    labels = smooth_labels((2300, 70), 4)
+    first, second = (tmp_path_factory.mktemp("rows") / "s.ome.zarr" for _ in range(2))
+    write(first, labels, 4)
+    write(second, labels, 4, cuts=cuts)
+    assert files(first) == files(second)
+
+
+def test_a_wide_slide_gets_lower_shards_and_the_same_labels(tmp_path, monkeypatch):
+    labels = smooth_labels((1500, 3000), 4)
+    monkeypatch.setattr(module, "_BAND_BYTES", 1 << 20)
+    write(tmp_path / "s.ome.zarr", labels, 4)
+    pyramid = open_labels(tmp_path / "s.ome.zarr")
+    assert pyramid.levels[0].chunk_layout.write_chunk.shape == (256, 1024)
+    np.testing.assert_array_equal(pyramid.levels[0].read().result(), labels)
+    np.testing.assert_array_equal(pyramid.levels[1].read().result(), halve(labels))
+
+
+def test_labels_are_compressed(tmp_path):
+    write(tmp_path / "s.ome.zarr", smooth_labels((2048, 2048), 6), 6)
+    assert sum(map(len, files(tmp_path).values())) < 2048**2 / 15
+
+
+def test_nothing_unfinished_looks_finished(tmp_path):
+    labels = smooth_labels((700, 700), 3)
+    writer = LabelWriter(
+        tmp_path / "s.ome.zarr", (700, 700), 1.0, 3, names=None, colours=palette(3), provenance={}
+    )
+    writer.append(labels[:650])
+    with pytest.raises(ValueError, match="650 of 700"):
+        writer.close()
+    with pytest.raises(InputError, match="not a finished label pyramid"):
+        open_labels(tmp_path / "s.ome.zarr")
+    with pytest.raises(FileNotFoundError):
+        zarr.open_group(tmp_path / "s.ome.zarr", mode="r")
+    with pytest.raises(ValueError, match="more than the 700"):
+        writer.append(labels[:51])
+    writer.append(labels[650:])
+    writer.close()
+    np.testing.assert_array_equal(open_labels(tmp_path / "s.ome.zarr").levels[0].read().result(), labels)
+
+
+@pytest.mark.parametrize(
+    "rows", [np.zeros((2, 9), np.uint8), np.zeros((2, 10)), np.full((2, 10), 4, np.uint8), np.zeros(10, np.uint8)]
+)
+def test_wrong_rows_are_refused(tmp_path, rows):
+    writer = LabelWriter(
+        tmp_path / "s.ome.zarr", (10, 10), 1.0, 3, names=None, colours=palette(3), provenance={}
+    )
+    with pytest.raises(ValueError):
+        writer.append(rows)
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "there", tmp_path / "file" / "s.ome.zarr"):
+        with pytest.raises(InputError) as caught:
+            write(path, np.zeros((3, 3), np.uint8), 1)
+        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_disk_that_fails_midway_is_one_line(tmp_path):
+    writer = LabelWriter(
+        tmp_path / "s.ome.zarr", (2048, 64), 1.0, 1, names=None, colours=palette(1), provenance={}
+    )
+    blocked = tmp_path / "s.ome.zarr" / "0"
+    (blocked / "zarr.json").rename(tmp_path / "zarr.json")
+    blocked.rmdir()
+    blocked.write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written") as caught:
+        writer.append(np.ones((2048, 64), np.uint8))
+    assert "\n" not in str(caught.value)
+
+
+_MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.labels import LabelWriter
+height = int(sys.argv[2])
+writer = LabelWriter(sys.argv[1], (height, 8192), 1.0, 9, names=None, colours=palette(9), provenance={})
+rows = np.random.default_rng(0).integers(0, 10, (512, 1024), np.uint8).repeat(8, 1)
+for _ in range(height // 512):
+    writer.append(rows)
+writer.close()
+status = Path("/proc/self/status").read_text()
+print(status.split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_the_height(tmp_path):
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", _MEMORY, str(tmp_path / f"{height}.ome.zarr"), str(height)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for height in (2048, 20480)
+    ]
+    assert peaks[1] - peaks[0] < 40_000  # kB; the taller one's labels alone are 168 MB
