@@ -33,6 +33,14 @@ class _Island(NamedTuple):
     radii: np.ndarray
     phases: np.ndarray
 
+    def covers(self, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
+        """Where a grid of offsets, in radii, lies inside the wavy outline: bool (rows, columns)."""
+        if np.hypot(abs(dy).max(), abs(dx).max()) < 0.9:  # as most tiles do: the outline is at 0.9 to 1.1
+            return np.ones((dy.size, dx.size), bool)
+        angle = np.arctan2(dy[:, None], dx)
+        wave = 0.06 * np.sin(3 * angle + self.phases[0]) + 0.04 * np.sin(5 * angle + self.phases[1])
+        return np.hypot(dy[:, None], dx) < 1 + wave
+
 
 class Islands:
     """The picture as a function: ``tile(level, row, column)`` is uint8 (256, 256, 3)."""
@@ -52,8 +60,8 @@ class Islands:
                 window=int(random.integers(len(self._windows))),
                 turn=random.integers(2, size=3),
                 shift=random.integers(0, 4096 // step, size=2) * step,
-                centre=(np.array([row, column]) + 0.5 + random.uniform(-0.06, 0.06, 2)) * self._cell,
-                radii=random.uniform(0.38, 0.46, 2) * self._cell,
+                centre=(np.array([row, column]) + 0.5 + random.uniform(-0.015, 0.015, 2)) * self._cell,
+                radii=random.uniform(0.4, 0.44, 2) * self._cell,
                 phases=random.uniform(0, 2 * np.pi, 2),
             )
             for row in range(self._per_side)
@@ -72,19 +80,19 @@ class Islands:
         y, x = (rows + 0.5) * scale, (columns + 0.5) * scale
         for island in self._islands:
             dy, dx = y - island.centre[0], x - island.centre[1]
-            if min(abs(dy)) > 1.2 * island.radii[0] or min(abs(dx)) > 1.2 * island.radii[1]:
+            if min(abs(dy)) > 1.1 * island.radii[0] or min(abs(dx)) > 1.1 * island.radii[1]:
                 continue
-            dy, dx = dy[:, None] / island.radii[0], dx[None] / island.radii[1]
-            angle = np.arctan2(dy, dx)
-            wave = 0.12 * np.sin(3 * angle + island.phases[0]) + 0.08 * np.sin(5 * angle + island.phases[1])
-            inside = np.hypot(dy, dx) < 1 + wave
+            inside = island.covers(dy / island.radii[0], dx / island.radii[1])
             if inside.any():
                 window = self._windows[island.window][level]
                 if island.turn[0]:
                     window = window.swapaxes(0, 1)
                 i = _mirrored(rows + island.shift[0] // scale, window.shape[0], island.turn[1])
                 j = _mirrored(columns + island.shift[1] // scale, window.shape[1], island.turn[2])
-                out[inside] = window[i[:, None], j][inside]
+                pasted = window[i].take(j, axis=1)
+                if inside.all():
+                    return pasted  # islands do not overlap
+                out[inside] = pasted[inside]
         return out
 
     def tiles(self, level: int) -> Iterator[np.ndarray]:
@@ -96,7 +104,8 @@ class Islands:
 def write_slide(slide: Slide, out: Path, side: int, quality: int = 80) -> None:
     """Write the picture as a tiled, pyramidal JPEG TIFF with the slide's resolution in its tags."""
     islands = Islands(slide, side)
-    with tifffile.TiffWriter(out, bigtiff=3 * side * side > _BIG) as writer:
+    part = out.with_name(out.name + ".part")  # a run that is stopped leaves no slide that lacks its pyramid
+    with tifffile.TiffWriter(part, bigtiff=3 * side * side > _BIG) as writer:
         for level in range(islands.levels):
             per_cm = 10_000 / (slide.mpp * (1 << level))
             writer.write(
@@ -112,6 +121,7 @@ def write_slide(slide: Slide, out: Path, side: int, quality: int = 80) -> None:
                 subfiletype=1 if level else 0,
                 metadata=None,
             )
+    part.replace(out)
 
 
 def _windows(slide: Slide, step: int) -> list[np.ndarray]:

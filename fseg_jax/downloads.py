@@ -1,5 +1,6 @@
-"""Where downloaded files are kept, and the one slide that can be fetched to try things on."""
+"""Where downloaded files are kept, files fetched by their address, and the one slide to try things on."""
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -8,10 +9,10 @@ import pooch
 
 from fseg_jax.errors import InputError
 
-TEST_SLIDE_URL = (
-    "https://openslide.cs.cmu.edu/download/openslide-testdata/Aperio/CMU-1-Small-Region.svs"
-)
+TEST_SLIDE_URL = "https://openslide.cs.cmu.edu/download/openslide-testdata/Aperio/CMU-1-Small-Region.svs"
 TEST_SLIDE_SHA256 = "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7"
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 def cache_folder() -> Path:
@@ -19,20 +20,43 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FSEG_CACHE") or pooch.os_cache("fseg_jax"))
 
 
-def fetch_test_slide(url: str = TEST_SLIDE_URL) -> Path:
-    """Fetch OpenSlide's test slide CMU-1-Small-Region.svs (CC0, 1.9 MB) unless it is here, checked by its hash."""
+def fetch(url: str, folder: Path, *, sha256: str | None = None, otherwise: str) -> Path:
+    """The file at an address, kept in a folder under its own name, and fetched only where it is not there
+    yet.
+
+    ``sha256`` is checked where it is known. InputError where the file cannot be fetched or kept, or is
+    another; nothing of it is left then. ``otherwise`` says, in that error, what to do without a network.
+    """
     pooch.get_logger().setLevel(logging.WARNING)
     try:
         path = pooch.retrieve(
-            url,
-            known_hash=f"sha256:{TEST_SLIDE_SHA256}",
-            fname="CMU-1-Small-Region.svs",
-            path=cache_folder() / "slides",
+            url, known_hash=sha256 and f"sha256:{sha256}", fname=url.rpartition("/")[2], path=folder
         )
     except ValueError as error:  # pooch's word for a wrong hash
-        raise InputError(f"{url}: what came is not the test slide (its SHA-256 differs); try again") from error
-    except OSError as error:  # requests' errors are OSErrors too
         raise InputError(
-            f"{url}: cannot be fetched ({type(error).__name__}); without a network, run fseg demo without --slide"
+            f"{url}: what came is not the file that is wanted (its SHA-256 differs): try again"
         ) from error
+    except OSError as error:  # requests' errors are OSErrors too
+        if is_disk_error(error):
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror}): free the disk, "
+                "or set FSEG_CACHE to a folder with room"
+            ) from error
+        raise InputError(f"{url}: cannot be fetched ({type(error).__name__}); {otherwise}") from error
     return Path(path)
+
+
+def fetch_test_slide(url: str = TEST_SLIDE_URL) -> Path:
+    """Fetch OpenSlide's test slide CMU-1-Small-Region.svs (CC0, 1.9 MB) unless it is here, checked by its
+    hash."""
+    return fetch(
+        url,
+        cache_folder() / "slides",
+        sha256=TEST_SLIDE_SHA256,
+        otherwise="without a network, run fseg demo without --slide",
+    )
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error says that a file could not be kept: a full disk, a folder that cannot be written."""
+    return isinstance(error, OSError) and error.errno in _DISK

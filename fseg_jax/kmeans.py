@@ -61,8 +61,8 @@ def fit(
 
 
 @partial(jax.jit, static_argnames=("k", "max_iterations"))
-def _fit(X: Float[Array, "n c"], key: Key, k: int, max_iterations: int, tolerance: float) -> KMeansResult:
-    mean = jnp.mean(X, axis=0)
+def _fit(X: Float[Array, "n c"], key: Key, k: int, max_iterations: int, tolerance: float | Float[Array, ""]) -> KMeansResult:
+    mean = jnp.mean(X, axis=0, keepdims=True)
     X = X - mean  # distances by expansion lose less when the points lie around the origin
     threshold = tolerance * jnp.mean(jnp.var(X, axis=0))
 
@@ -99,7 +99,7 @@ def _assign(X: Float[Array, "n c"], centers: Centres) -> _Pass:
     k = centers.shape[0]
     slab = min(SLAB, n)
     slabs = -(-n // slab)
-    squares = jnp.sum(centers * centers, axis=1)
+    squares = jnp.sum(centers * centers, axis=1)[None]
 
     def one(sums: tuple, start: Array) -> tuple:
         # The last slab is moved back to end with the data; what it shares with the one before is masked out.
@@ -138,13 +138,14 @@ def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centres:
 
     def distances(points: Float[Array, "t c"]) -> Float[Array, "t n"]:
         products = jnp.matmul(points, X.T, precision="highest")
-        return jnp.maximum(squares + jnp.sum(points * points, axis=1)[:, None] - 2 * products, 0)
+        own = jnp.sum(points * points, axis=1)[:, None]
+        return jnp.maximum(squares[None] + own - 2 * products, 0)
 
     def add(i: Array, state: tuple) -> tuple:
         centers, nearest = state
         drawn = jax.random.categorical(jax.random.fold_in(key, i), jnp.log(nearest), shape=(trials,))
         candidates = X[drawn]
-        after = jnp.minimum(nearest, distances(candidates))
+        after = jnp.minimum(nearest[None], distances(candidates))
         best = jnp.argmin(jnp.sum(after, axis=1))
         return centers.at[i].set(candidates[best]), after[best]
 

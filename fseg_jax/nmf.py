@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from fseg_jax.arrays import Concepts, Key, Tokens, Weights
 from fseg_jax.errors import InputError
 
+Scalar = float | Float[Array, ""]
+
 
 class NMFResult(NamedTuple):
     """What ``factorize`` found: A ≈ W·H, with ``error`` the Frobenius norm of what is left."""
@@ -33,7 +35,7 @@ class NMFResult(NamedTuple):
 
 def solve_weights(
     A: Tokens,
-    H: Concepts,
+    H: Float[Array, "*shared k c"],
     *,
     method: str = "cg",
     tolerance: float = 3e-6,
@@ -64,22 +66,23 @@ def solve_weights(
 
 @partial(jax.jit, static_argnames=("method", "max_iterations"))
 def _solve(
-    A: Float[Array, "n c"], H: Float[Array, "k c"], method: str, tolerance: float, max_iterations: int
+    A: Float[Array, "n c"], H: Float[Array, "k c"], method: str, tolerance: Scalar, max_iterations: int
 ) -> Float[Array, "n k"]:
     dtype = jnp.promote_types(jnp.result_type(A, H), jnp.float32)
     H = H.astype(dtype)
     # Concepts of unit length: G has a unit diagonal, which is the best diagonal preconditioner.
-    norm = jnp.sqrt(jnp.sum(H * H, axis=1))
-    unit = H / jnp.where(norm > 0, norm, 1)[:, None]
+    norm = jnp.linalg.norm(H, axis=1, keepdims=True)
+    unit = H / jnp.where(norm > 0, norm, 1)
     G = jnp.matmul(unit, unit.T, precision="highest")
     N = jnp.matmul(A.astype(dtype), unit.T, precision="highest")
     solve = _conjugate_gradients if method == "cg" else _multiplicative_weights
     W = solve(G, N, tolerance, max_iterations)
+    norm = norm.T
     return jnp.where(norm > 0, W / jnp.where(norm > 0, norm, 1), 0)
 
 
 def _conjugate_gradients(
-    G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: float, max_iterations: int
+    G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar, max_iterations: int
 ) -> Float[Array, "n k"]:
     """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N, all rows at once and each at its own pace."""
 
@@ -129,7 +132,7 @@ def _conjugate_gradients(
 
 
 def _multiplicative_weights(
-    G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: float, max_iterations: int
+    G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar, max_iterations: int
 ) -> Float[Array, "n k"]:
     """Lee & Seung's update W ← W ∘ N ⊘ (W·G), for every row until its largest change falls under the tolerance."""
     tiny = jnp.finfo(N.dtype).tiny
@@ -161,7 +164,7 @@ def factorize(
     *,
     key: Key,
     method: str = "hals",
-    start: str | tuple[Weights, Concepts] = "random",
+    start: str | tuple[Float[Array, "*shared n k"], Float[Array, "*shared k c"]] = "random",
     tolerance: float = 1e-4,
     max_iterations: int = 200,
 ) -> NMFResult:
@@ -236,7 +239,7 @@ def _factorize(
     W: Float[Array, "b n k"],
     H: Float[Array, "b k c"],
     method: str,
-    tolerance: float,
+    tolerance: Scalar,
     max_iterations: int,
 ) -> NMFResult:
     def one(a: Array, w: Array, h: Array) -> NMFResult:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import importlib
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,8 +41,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
 def open_checkpoint(path: Path) -> Checkpoint:
     """The tensors of a published file: safetensors directly, anything else through torch's restricted loader.
 
-    InputError where there is no such file, it is cut short or damaged, it holds anything but tensors and plain
-    containers (nothing of it is run), or it needs torch and torch is not installed.
+    InputError where there is no such file, it is cut short or damaged, it holds anything but tensors and
+    plain containers (nothing of it is run), or it needs torch and torch is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,7 +67,7 @@ def _open_safetensors(path: Path) -> Checkpoint:
 
 def _open_torch(path: Path) -> Checkpoint:
     try:
-        import torch
+        torch = importlib.import_module("torch")
     except ImportError as error:
         raise InputError(
             f"{path}: a PyTorch file, and torch is not installed: pip install 'fseg-jax[convert]'"
@@ -107,7 +108,9 @@ def _state_dict(path: Path, loaded: Any, torch: Any) -> dict[str, Any]:
             break
         loaded = inner
     if not isinstance(loaded, Mapping):
-        raise InputError(f"{path}: a {type(loaded).__name__}, not a state_dict: save the network's state_dict")
+        raise InputError(
+            f"{path}: a {type(loaded).__name__}, not a state_dict: save the network's state_dict"
+        )
     tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise InputError(f"{path}: no tensors in it: give the network's checkpoint")

@@ -1,4 +1,5 @@
-"""EfficientNet checkpoints: timm's names, blocks numbered within stages, and lukemelas's, numbered straight on."""
+"""EfficientNet checkpoints: timm's names, blocks numbered within stages, and lukemelas's, numbered straight
+on."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""ResNet checkpoints: timm's and torchvision's names (they agree), and the prefixes that trainers put before them."""
+"""ResNet checkpoints: timm's and torchvision's names (they agree), and the prefixes that trainers put before
+them."""
 
 from fseg_jax.encoders.resnet import ResNetConfig
 from weights_convert.rules import Layout, Rules, folded_bias, folded_kernel, linear, same
@@ -34,8 +35,8 @@ _WRAPPERS = {r"^(?:module\.)?(?:model\.)?(?:backbone\.|resnet\.)?": ""}
 
 
 def layouts(config: ResNetConfig) -> tuple[Layout, ...]:
-    """The layouts known for a configuration; a classifier, or the projection that self-supervision puts in its place,
-    is left aside where the network has none."""
+    """The layouts known for a configuration; a classifier, or the projection that self-supervision puts in
+    its place, is left aside where the network has none."""
     unused = () if config.num_classes else (r"fc\..*",)
     name = "timm's or torchvision's ResNet"
     return (Layout(name, r"layer1\.0\.conv1\.weight", _RULES, (_COUNTERS, *unused), _WRAPPERS),)

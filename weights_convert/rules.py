@@ -1,9 +1,9 @@
 """A published checkpoint's tensors as a network's, by rules that are data: a bijection, or an error.
 
-A rule says where one of our tensors comes from: ``{regex of our name: (templates of the source keys, transform)}``.
-Naming the target rather than the source lets one of ours be made of several of theirs (a batch norm folded into a
-kernel; q, k and v fused), one tensor at a time, so that a network of any size is converted in the memory of its
-largest tensor.
+A rule says where one of our tensors comes from: ``{regex of our name: (templates of the source keys,
+transform)}``. Naming the target rather than the source lets one of ours be made of several of theirs (a batch
+norm folded into a kernel; q, k and v fused), one tensor at a time, so that a network of any size is converted
+in the memory of its largest tensor.
 """
 
 import re
@@ -23,7 +23,8 @@ Rules = Mapping[str, Rule]
 class Layout:
     """How one kind of publisher names a family's tensors.
 
-    - ``signature``: a regex that some key of such a checkpoint, and of no other layout's before it, matches in full;
+    - ``signature``: a regex that some key of such a checkpoint, and of no other layout's before it, matches
+      in full;
     - ``rules``: for each of our tensors, the source keys it is made of and how;
     - ``ignored``: keys that such checkpoints hold and the network has no use for;
     - ``rename``: substitutions on the source's keys, made first (wrapper prefixes; chunked blocks).
@@ -61,8 +62,8 @@ def convert(
     - ``targets``: a shape and a dtype for each of the network's names (``jax.ShapeDtypeStruct`` serves);
     - ``what``: the checkpoint and the network, as the messages are to call them.
 
-    The keys are checked before the first tensor is read. InputError where the checkpoint is of no known layout, lacks
-    a key, holds one that no rule uses and no layout ignores, or has a tensor of another shape.
+    The keys are checked before the first tensor is read. InputError where the checkpoint is of no known
+    layout, lacks a key, holds one that no rule uses and no layout ignores, or has a tensor of another shape.
     """
     layout, keys = _recognise(state, layouts, what)
     plan: dict[str, tuple[list[str], Callable[..., np.ndarray]]] = {}
@@ -85,7 +86,10 @@ def convert(
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for target, (sources, transform) in plan.items():
-            yield target, _made(target, [state[key] for key in sources], transform, targets[target], sources, what)
+            yield (
+                target,
+                _made(target, [state[key] for key in sources], transform, targets[target], sources, what),
+            )
 
     return tensors()
 
@@ -168,7 +172,8 @@ def pointwise(weight: np.ndarray) -> np.ndarray:
 
 
 def folded_kernel(eps: float) -> Callable[..., np.ndarray]:
-    """The kernel of a convolution and the batch norm after it, as one: the norm's scale multiplies each output."""
+    """The kernel of a convolution and the batch norm after it, as one: the norm's scale multiplies each
+    output."""
 
     def fold(weight: np.ndarray, gamma: np.ndarray, variance: np.ndarray) -> np.ndarray:
         return conv(weight.astype(np.float32)) * _scale(gamma, variance, eps).astype(np.float32)

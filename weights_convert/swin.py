@@ -1,4 +1,5 @@
-"""CTransPath's checkpoint (a patched timm 0.5.4, which halves the grid at a stage's end), and today's timm names."""
+"""CTransPath's checkpoint (a patched timm 0.5.4, which halves the grid at a stage's end), and today's timm
+names."""
 
 from fseg_jax.encoders.swin import SwinConfig
 from weights_convert.rules import Layout, Rules, conv, folded_bias, folded_kernel, linear, same
@@ -52,12 +53,15 @@ _IGNORED = (r".*\.relative_position_index", r".*\.attn_mask", r".*\.num_batches_
 
 
 def layouts(config: SwinConfig) -> tuple[Layout, ...]:
-    """The layouts known for a configuration: timm's has a ``downsample`` in the last stage, CTransPath's in the first."""
+    """The layouts known for a configuration: timm's has a ``downsample`` in the last stage, CTransPath's in
+    the first."""
     # From the last stage down, or one renaming would be taken for the next's key.
     last = len(config.depths) - 1
     stages = reversed(range(last))
     to_next = {rf"^layers\.{n}\.downsample\.": f"layers.{n + 1}.downsample." for n in stages}
     return (
         Layout("timm's Swin", rf"layers\.{last}\.downsample\.reduction\.weight", _RULES, _IGNORED),
-        Layout("CTransPath's Swin", rf"layers\.{last}\.downsample\.reduction\.weight", _RULES, _IGNORED, to_next),
+        Layout(
+            "CTransPath's Swin", rf"layers\.{last}\.downsample\.reduction\.weight", _RULES, _IGNORED, to_next
+        ),
     )

@@ -71,7 +71,14 @@ _POOL: Rules = {
 }
 
 # What DINO, DINOv2 and iBOT trainers save beside the network, and the classifiers of supervised ones.
-_HEADS = (r"head\..*", r"dino_head\..*", r"ibot_head\..*", r"dino_loss\..*", r"ibot_patch_loss\..*", r"fc_norm\..*")
+_HEADS = (
+    r"head\..*",
+    r"dino_head\..*",
+    r"ibot_head\..*",
+    r"dino_loss\..*",
+    r"ibot_patch_loss\..*",
+    r"fc_norm\..*",
+)
 _UNPACKED = {r"\.w12\.": ".fc1.", r"\.w3\.": ".fc2."}
 # FSDP-trained DINOv2 numbers its blocks within chunks: blocks.chunk.index.
 _NATIVE_NAMES = {r"^(?:module\.)?(?:backbone\.)?": "", r"^blocks\.\d+\.(\d+)\.": r"blocks.\1.", **_UNPACKED}
@@ -122,7 +129,11 @@ _HF_DINOV2_BLOCK: Rules = {
     r"blocks\.(\d+)\.mlp\.(fc[12])\.kernel": ((rf"{_HF_LAYER}mlp.\2.weight",), linear),
     r"blocks\.(\d+)\.mlp\.(fc[12])\.bias": ((rf"{_HF_LAYER}mlp.\2.bias",), same),
 }
-_HF_NAMES = {r"^(?:vit|dinov2|dinov2_with_registers)\.": "", r"\.weights_in\.": ".fc1.", r"\.weights_out\.": ".fc2."}
+_HF_NAMES = {
+    r"^(?:vit|dinov2|dinov2_with_registers)\.": "",
+    r"\.weights_in\.": ".fc1.",
+    r"\.weights_out\.": ".fc2.",
+}
 _HF_IGNORED = (r"embeddings\.mask_token", r"pooler\..*", r"classifier\..*")
 
 # In order: a layout's signature is looked for where those before it have none.
@@ -175,3 +186,8 @@ _LAYOUTS = (
 def layouts(config: ViTConfig) -> tuple[Layout, ...]:
     """The layouts known, which are the same for every configuration."""
     return _LAYOUTS
+
+
+def is_position_embedding(key: str) -> bool:
+    """Whether a publisher's key is the (1, entries, channels) position embedding."""
+    return key.endswith(("pos_embed", "embeddings.position_embeddings"))

@@ -172,11 +172,11 @@ def segment_slide(
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (folder / f"{slide.name}.json").write_text(text, encoding="utf-8")
         _publish(folder, slide.name, out)
+        return json.loads(text)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return record
 
 
 def check_outputs(name: str, out: Path, overwrite: bool) -> None:

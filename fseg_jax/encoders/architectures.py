@@ -1,6 +1,8 @@
 """Networks from their configurations, without a random weight, and what fills them."""
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -12,22 +14,41 @@ from fseg_jax.encoders.efficientnet import EfficientNet, EfficientNetConfig
 from fseg_jax.encoders.layers import DType, Network
 from fseg_jax.encoders.resnet import ResNet, ResNetConfig
 from fseg_jax.encoders.swin import Swin, SwinConfig
-from fseg_jax.encoders.vit import ViT, ViTConfig
+from fseg_jax.encoders.vit import AttentionPoolConfig, ViT, ViTConfig
 from fseg_jax.errors import InputError
 
 Config = ResNetConfig | ViTConfig | EfficientNetConfig | SwinConfig
 
-_NETWORKS: dict[type, Any] = {
-    ResNetConfig: ResNet,
-    ViTConfig: ViT,
-    EfficientNetConfig: EfficientNet,
-    SwinConfig: Swin,
+_FAMILIES: dict[str, tuple[type, type]] = {
+    "resnet": (ResNetConfig, ResNet),
+    "vit": (ViTConfig, ViT),
+    "efficientnet": (EfficientNetConfig, EfficientNet),
+    "swin": (SwinConfig, Swin),
 }
+
+
+def family(config: Config) -> str:
+    """The name of a configuration's family: ``resnet``, ``vit``, ``efficientnet`` or ``swin``."""
+    return next(name for name, (kind, _) in _FAMILIES.items() if isinstance(config, kind))
+
+
+def description(config: Config) -> str:
+    """A configuration as JSON, from which ``described`` makes it again."""
+    return json.dumps({"family": family(config), **asdict(config)}, sort_keys=True)
+
+
+def described(text: str) -> Config:
+    """The configuration of a description; ValueError, KeyError or TypeError for one that is not."""
+    fields = {name: _frozen(value) for name, value in json.loads(text).items()}
+    kind, _ = _FAMILIES[fields.pop("family")]
+    if fields.get("pool"):
+        fields["pool"] = AttentionPoolConfig(**fields["pool"])
+    return kind(**fields)
 
 
 def network(config: Config, *, dtype: DType = jnp.float32, seed: int = 0) -> Network:
     """A network with random weights, set to evaluate: call ``train()`` on it to train."""
-    built = _NETWORKS[type(config)](config, dtype=dtype, rngs=nnx.Rngs(seed))
+    built = _FAMILIES[family(config)][1](config, dtype=dtype, rngs=nnx.Rngs(seed))
     built.eval()
     return built
 
@@ -43,8 +64,9 @@ def targets(abstract_network: Network) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def parameter_count(abstract_network: Network) -> int:
-    """How many numbers the network holds, running statistics included."""
-    return sum(int(np.prod(target.shape)) for target in targets(abstract_network).values())
+    """How many numbers training would move: running statistics are not among them."""
+    parameters = jax.tree.leaves(nnx.state(abstract_network, nnx.Param))
+    return sum(int(np.prod(parameter.shape)) for parameter in parameters)
 
 
 def fill(
@@ -52,8 +74,8 @@ def fill(
 ) -> Network:
     """The network with its tensors in place: a bijection, or an InputError that says what does not fit.
 
-    ``tensors`` are by dotted path and may come one at a time, so that no second copy of the whole ever exists; each
-    is cast to the dtype of its place. ``what`` is what the messages call the source.
+    ``tensors`` are by dotted path and may come one at a time, so that no second copy of the whole ever
+    exists; each is cast to the dtype of its place. ``what`` is what the messages call the source.
     """
     graphdef, state = nnx.split(abstract_network)
     places = dict(_variables(abstract_network))
@@ -80,3 +102,7 @@ def _variables(module: Network) -> list[tuple[str, Any]]:
 
 def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

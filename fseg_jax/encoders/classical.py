@@ -77,8 +77,8 @@ def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 2
     """Encode images in [0, 1] whose sides are multiples of 16: 2 × 8 histogram bins and 2 × 2 gradient energies."""
     density = stains(x)
     # Soft bins: a value shares itself between the two nearest centres, in proportion.
-    position = jnp.minimum(density / jnp.asarray(MAX_DENSITY, jnp.float32), 1) * (BINS - 1)
-    centres = jnp.arange(BINS, dtype=jnp.float32)
+    position = jnp.minimum(density / jnp.asarray(MAX_DENSITY, jnp.float32).reshape(1, 1, 1, 2), 1) * (BINS - 1)
+    centres = jnp.arange(BINS, dtype=jnp.float32).reshape(1, 1, 1, BINS)
     histograms = [
         _pool(jnp.maximum(1 - jnp.abs(position[..., s : s + 1] - centres), 0), STRIDE) for s in (0, 1)
     ]

@@ -1,8 +1,9 @@
 """EfficientNet b0–b7 (Tan & Le 2019): inverted residuals with squeeze and excitation, to read and to train.
 
-Two dialects: PyTorch's (symmetric padding, batch norm eps 1e-5) and TensorFlow's ("same" padding, which is not
-symmetric at stride 2, and eps 1e-3). The batch norms are real ones: ``network.train()`` and ``network.eval()`` say whether
-they use the batch's statistics or the running ones, and whether dropout and dropped branches are active.
+Two dialects: PyTorch's (symmetric padding, batch norm eps 1e-5) and TensorFlow's ("same" padding, which is
+not symmetric at stride 2, and eps 1e-3). The batch norms are real ones: ``network.train()`` and
+``network.eval()`` say whether they use the batch's statistics or the running ones, and whether dropout and
+dropped branches are active.
 """
 
 import math
@@ -24,10 +25,12 @@ class EfficientNetConfig:
     """What makes one EfficientNet differ from another.
 
     - ``width``, ``depth``: the multipliers of channels and of blocks;
-    - ``padding``, ``bn_eps``, ``bn_momentum``: the dialect; the momentum is what a running statistic keeps at a step;
-    - ``dropout`` before the classifier, ``drop_connect`` of the last block's branch (rising linearly to it): training's;
-    - ``stem``, ``stages``, ``features``: of b0, which the multipliers scale; a stage is (blocks, kernel, stride,
-      expansion, channels).
+    - ``padding``, ``bn_eps``, ``bn_momentum``: the dialect; the momentum is what a running statistic keeps at
+      a step;
+    - ``dropout`` before the classifier, ``drop_connect`` of the last block's branch (rising linearly to it):
+      training's;
+    - ``stem``, ``stages``, ``features``: of b0, which the multipliers scale; a stage is (blocks, kernel,
+      stride, expansion, channels).
     """
 
     width: float = 1.0
@@ -148,7 +151,8 @@ class SqueezeExcite(nnx.Module):
 
 
 class MBConv(nnx.Module):
-    """Expand (not where the expansion is 1), depthwise convolution, squeeze and excite, project, and a shortcut."""
+    """Expand (not where the expansion is 1), depthwise convolution, squeeze and excite, project, and a
+    shortcut."""
 
     def __init__(
         self,
@@ -161,7 +165,9 @@ class MBConv(nnx.Module):
     ):
         middle = block.channels_in * block.expansion
         self.expand = (
-            ConvNorm(config, block.channels_in, middle, 1, dtype=dtype, rngs=rngs) if block.expansion > 1 else None
+            ConvNorm(config, block.channels_in, middle, 1, dtype=dtype, rngs=rngs)
+            if block.expansion > 1
+            else None
         )
         self.depthwise = ConvNorm(
             config, middle, middle, block.kernel, stride=block.stride, groups=middle, dtype=dtype, rngs=rngs
@@ -179,7 +185,8 @@ class MBConv(nnx.Module):
 
 
 class EfficientNet(Network):
-    """An EfficientNet whose layers are ``stem``, ``blocks.0`` … (every MBConv block) and ``top`` (the last 1×1)."""
+    """An EfficientNet whose layers are ``stem``, ``blocks.0`` … (every MBConv block) and ``top`` (the last
+    1×1)."""
 
     def __init__(self, config: EfficientNetConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
         self.config = config
@@ -218,7 +225,8 @@ class EfficientNet(Network):
     def __call__(
         self, x: Float[Array, "b height width 3"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b k"]:
-        """The logits of normalised images; in training give ``rngs``, and keep the state: it holds new statistics."""
+        """The logits of normalised images; in training give ``rngs``, and keep the state: it holds new
+        statistics."""
         for stage in self.stages(rngs):
             x = stage.apply(x)
         return self.head(x, rngs)

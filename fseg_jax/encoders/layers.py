@@ -30,8 +30,9 @@ class Stage(NamedTuple):
 class Network(nnx.Module):
     """A network as a chain of named stages, any of which can be read, or continued from.
 
-    A subclass gives ``stages()`` and ``head(features)``. Nothing past the layer asked for is computed. For jit, split
-    the network into its graph definition and its state, and pass the state: ``graphdef, state = nnx.split(network)``.
+    A subclass gives ``stages()`` and ``head(features)``. Nothing past the layer asked for is computed. For
+    jit, split the network into its graph definition and its state, and pass the state: ``graphdef, state =
+    nnx.split(network)``.
     """
 
     def stages(self) -> Sequence[Stage]:
@@ -53,7 +54,8 @@ class Network(nnx.Module):
         return x
 
     def from_layer(self, features: Float[Array, "b ..."], layer: str) -> Float[Array, "b c"]:
-        """The head's output, continued from a named layer's: ``from_layer(features_to(x, l), l)`` is ``self(x)``."""
+        """The head's output, continued from a named layer's: ``from_layer(features_to(x, l), l)`` is
+        ``self(x)``."""
         for stage in self.stages()[self._position(layer) + 1 :]:
             features = stage.apply(features)
         return self.head(features)
@@ -72,8 +74,8 @@ class Network(nnx.Module):
         return outputs
 
     def grid(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b h w c"]:
-        """The spatial map at a named layer, as it leaves the layer: a ReLU, where the map can be negative, is the
-        caller's."""
+        """The spatial map at a named layer, as it leaves the layer: a ReLU, where the map can be negative, is
+        the caller's."""
         return self.features_to(x, layer)
 
     def __call__(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b c"]:
@@ -126,7 +128,7 @@ class Conv(nnx.Module):
             feature_group_count=self.groups,
             preferred_element_type=jnp.float32,
         )
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + along_channels(self.bias[...], y)
 
 
 class Linear(nnx.Module):
@@ -147,7 +149,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         kernel = self.kernel[...]
         y = jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + along_channels(self.bias[...], y)
 
 
 class LayerNorm(nnx.Module):
@@ -161,9 +163,16 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
         x = x.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)
-        # Of the centred values: the mean of squares less the square of the mean loses digits on large activations.
+        # Of the centred values: the mean of squares less the square of the mean loses digits on large
+        # activations.
         variance = jnp.square(x - mean).mean(-1, keepdims=True)
-        return (x - mean) * (lax.rsqrt(variance + self.eps) * self.scale[...]) + self.bias[...]
+        scale, bias = along_channels(self.scale[...], x), along_channels(self.bias[...], x)
+        return (x - mean) * (lax.rsqrt(variance + self.eps) * scale) + bias
+
+
+def along_channels(vector: Float[Array, " c"], like: Float[Array, "*batch c"]) -> Float[Array, "*ones c"]:
+    """A number a channel, with the rank of what it is to be added to or multiplied with."""
+    return vector.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,13 +1,243 @@
-"""An encoder by its name."""
-from difflib import get_close_matches
-from pathlib import Path
+"""An encoder by its name: its weights from a file, from the cache, or from where they are published.
 
+What is published is converted once for each dtype and kept as
+``$FSEG_CACHE/encoders/NAME/published-DTYPE.safetensors``; a checkpoint given as a file is kept beside it
+under the start of its own hash. Files of ours carry the hash of their bytes: a damaged one is made again.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+
+from fseg_jax.downloads import cache_folder
+from fseg_jax.encoders import hub, weights_file
+from fseg_jax.encoders.catalog import lookup
 from fseg_jax.encoders.classical import classical
-from fseg_jax.encoders.encoder import Encoder
+from fseg_jax.encoders.encoder import Encoder, EncoderCard, JaxEncoder
+from fseg_jax.encoders.hub import Status, fetch_checkpoint
+from fseg_jax.encoders.rows import Row
+from fseg_jax.encoders.swin import SwinConfig
+from fseg_jax.encoders.vit import ViTConfig
+from fseg_jax.encoders.weights_file import Loaded
 from fseg_jax.errors import InputError
 
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# F-SEG's resolution in µm per pixel, whatever an encoder was trained at: its tokens of 14 or 16 µm see
+# tissue.
+MPP = 1.0
+CNN_TILE = 512
+_ABANDONED = 24 * 3600  # seconds after which a half-written file's writer is taken for dead
 
-def load_encoder(name: str, *, weights: str | Path | None = None) -> Encoder:
-    if name != "classical":
-        raise InputError(f"no encoder {name!r}: {get_close_matches(name, ['classical'])}")
-    return classical()
+_log = logging.getLogger(__name__)
+
+
+class CachedFile(NamedTuple):
+    """A converted file in the cache: whose weights, where, and its size in bytes."""
+
+    name: str
+    path: Path
+    size: int
+
+
+def load_encoder(name: str, *, weights: str | Path | None = None, dtype: str = "float32") -> Encoder:
+    """The encoder of a name, ready to call on images: ``classical``, one of the catalog, or ``timm:NAME``.
+
+    ``weights`` is a published checkpoint or a converted file, instead of the cache and the hub. ``dtype`` is
+    ``float32`` or ``bfloat16``: of the products' operands; sums, norms and features are float32. The card
+    asks for images at 1 µm per pixel, F-SEG's resolution, and for tiles of the size that a transformer was
+    published for. Encoders of one architecture, layer and dtype compile once between them.
+
+    InputError, in one line that says what to do, for an unknown name; for weights that are not here and
+    cannot be had (no network, no access, no room); and for ones that are damaged or another encoder's.
+    """
+    if name.lower() == "classical":
+        if weights is not None:
+            raise InputError(
+                "the encoder classical has no weights: leave --weights out, or name another encoder"
+            )
+        return classical()
+    row = lookup(name)
+    network, metadata = load_network(name, weights=weights, dtype=dtype)
+    graphdef, state = nnx.split(network)
+    leaves, structure = jax.tree.flatten(state)
+    # Flat leaves: a call passes them on in a third of the time that a tree of them takes.
+    return JaxEncoder(
+        _card(row, metadata["source_sha256"]), _apply(graphdef, structure, row.layer), tuple(leaves)
+    )
+
+
+def load_network(name: str, *, weights: str | Path | None = None, dtype: str = "float32") -> Loaded:
+    """The network of a catalog's name with its weights in place, and what their file says of itself.
+
+    Arguments and errors are those of ``load_encoder``.
+    """
+    row = lookup(name)
+    if dtype not in DTYPES:
+        raise InputError(f"no dtype {dtype!r} for an encoder: give one of {', '.join(DTYPES)}")
+    if weights is None:
+        return _published(row, dtype)
+    path = Path(weights)
+    if not _is_ours(path):
+        return _given(row, path, dtype)
+    loaded = weights_file.load(path, dtype=DTYPES[dtype])
+    if loaded.metadata.get("name") != row.name:
+        raise InputError(
+            f"{path}: holds the weights of {loaded.metadata.get('name')}, not of {row.name}: "
+            "name that encoder, or give another file"
+        )
+    return loaded
+
+
+def status(row: Row, *, timeout: float = 3.0) -> Status:
+    """Whether an encoder's weights are here, and otherwise whether they can be had; nothing is fetched."""
+    if files := [file for file in cached() if file.name == _folder(row).name and _is_published(file.path)]:
+        found = ", ".join(f"{file.path} ({file.size / 1e6:,.0f} MB)" for file in files)
+        return Status("cached", found)
+    if (path := hub.downloaded(row)) is not None:
+        return Status("cached", f"{path} (as published; converted when it is first used)")
+    return hub.access(row, timeout=timeout)
+
+
+def cached() -> list[CachedFile]:
+    """The converted weights in the cache."""
+    paths = sorted((cache_folder() / "encoders").glob("*/[!.]*.safetensors"))
+    return [CachedFile(path.parent.name, path, path.stat().st_size) for path in paths]
+
+
+def _published(row: Row, dtype: str) -> Loaded:
+    """The weights as published, from the cache, or fetched and converted into it."""
+    path = _folder(row) / f"published-{dtype}.safetensors"
+    if (loaded := _from_cache(path, dtype)) is not None:
+        return loaded
+    _require_room(row, dtype)
+    new = not any(_folder(row).glob("published-*"))
+    checkpoint = fetch_checkpoint(row)
+    if new:
+        _say_licence(row)
+    try:
+        _convert(row, checkpoint, path, dtype)
+    except InputError:
+        if row.url:  # it came without a hash to check: another try fetches it again
+            checkpoint.unlink(missing_ok=True)
+        raise
+    return weights_file.load(path, dtype=DTYPES[dtype])
+
+
+def _given(row: Row, checkpoint: Path, dtype: str) -> Loaded:
+    """The weights of a published checkpoint that the user has, converted into the cache when they are new to
+    it."""
+    from weights_convert.checkpoint import sha256
+
+    if not checkpoint.is_file():
+        raise InputError(
+            f"{checkpoint}: no such file: give a published checkpoint of {row.name}, or a converted one"
+        )
+    try:
+        digest = sha256(checkpoint)
+    except OSError as error:
+        raise InputError(f"{checkpoint}: cannot be read ({error.strerror}): give a file that can") from error
+    path = _folder(row) / f"{digest[:16]}-{dtype}.safetensors"
+    if (loaded := _from_cache(path, dtype)) is not None:
+        return loaded
+    _require_room(row, dtype)
+    new = not any(_folder(row).glob(f"{digest[:16]}-*"))
+    _convert(row, checkpoint, path, dtype)
+    if new:
+        _say_licence(row)
+    return weights_file.load(path, dtype=DTYPES[dtype])
+
+
+def _from_cache(path: Path, dtype: str) -> Loaded | None:
+    if not path.exists():
+        return None
+    try:
+        return weights_file.load(path, dtype=DTYPES[dtype])
+    except InputError as error:
+        # Damaged, or of a version before this one.
+        _log.warning("%s: not used, made again (%s)", path, str(error).removeprefix(f"{path}: "))
+        return None
+
+
+def _convert(row: Row, checkpoint: Path, path: Path, dtype: str) -> None:
+    from weights_convert.convert import convert_file
+
+    for left in path.parent.glob(".*.safetensors.*"):
+        if left.exists() and time.time() - left.stat().st_mtime > _ABANDONED:
+            left.unlink(missing_ok=True)
+    convert_file(checkpoint, path, row.config, name=row.name, dtype=DTYPES[dtype])
+
+
+def _require_room(row: Row, dtype: str) -> None:
+    """Said before the gigabytes come, rather than after."""
+    folder, needed = _folder(row), row.parameters * jnp.dtype(DTYPES[dtype]).itemsize
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}): set FSEG_CACHE to a folder that can"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written: set FSEG_CACHE to a folder that can")
+    if free < needed:
+        raise InputError(
+            f"{folder}: {free / 1e9:.1f} GB are free and {row.name} takes {needed / 1e9:.1f} GB: "
+            "free the disk, or set FSEG_CACHE to a folder with room"
+        )
+
+
+def _say_licence(row: Row) -> None:
+    _log.warning("%s: licence %s, see %s. Cite %s", row.name, row.licence, row.page, row.citation)
+
+
+def _folder(row: Row) -> Path:
+    return cache_folder() / "encoders" / row.name.replace(":", "-")
+
+
+def _is_published(path: Path) -> bool:
+    return path.name.startswith("published-")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("format") == weights_file.FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def _card(row: Row, weights_hash: str) -> EncoderCard:
+    transformer = isinstance(row.config, ViTConfig | SwinConfig)
+    return EncoderCard(
+        name=row.name,
+        layer=row.layer,
+        channels=row.channels,
+        stride=row.stride,
+        tile=round(row.input_size / row.stride) * row.stride if transformer else CNN_TILE,
+        mpp=MPP,
+        mean=row.mean,
+        std=row.std,
+        licence=row.licence,
+        citation=row.citation,
+        weights_hash=weights_hash,
+    )
+
+
+# One function for each network and layer, however often it is loaded: jit knows a function it has compiled by
+# its identity.
+@cache
+def _apply(graphdef: Any, structure: Any, layer: str) -> Callable:
+    def grid(leaves, x):
+        return nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)).grid(x, layer)
+
+    return grid

@@ -1,7 +1,7 @@
 """Position embeddings learned on one grid, read on another: each publisher's bicubic, reproduced.
 
-- ``antialiased``: timm's ``resample_abs_pos_embed``, torch's bicubic with antialias (a = −0.5, weights renormalised
-  at the border);
+- ``antialiased``: timm's ``resample_abs_pos_embed``, torch's bicubic with antialias (a = −0.5, weights
+  renormalised at the border);
 - ``bicubic``: transformers' ViT and DINOv2, torch's bicubic without (a = −0.75, border repeated);
 - ``bicubic_offset``: DINO's own code and CONCH v1.5's, the same at the scale (size + 0.1) / old size.
 
@@ -21,7 +21,8 @@ Resampling = Literal["antialiased", "bicubic", "bicubic_offset"]
 def resample(
     table: Float[Array, "n c"], old: tuple[int, int], new: tuple[int, int], how: Resampling
 ) -> Float[Array, "m c"]:
-    """An embedding of ``old`` rows and columns on ``new`` ones, in float32; unchanged where they are the same."""
+    """An embedding of ``old`` rows and columns on ``new`` ones, in float32; unchanged where they are the
+    same."""
     if old == new:
         return table
     rows, columns = (_matrix(old[axis], new[axis], how) for axis in (0, 1))

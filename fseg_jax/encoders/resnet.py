@@ -1,6 +1,7 @@
 """ResNet 18, 34, 50 and 101 (He et al. 2016), with the batch norms folded into the convolutions.
 
-F-SEG reads ``layer3``: 16 pixels a token, 1024 channels in ResNet-50, and non-negative, for it ends in a ReLU.
+F-SEG reads ``layer3``: 16 pixels a token, 1024 channels in ResNet-50, and non-negative, for it ends in a
+ReLU.
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1×1, 3×3 and 1×1 convolutions beside a shortcut; the stride is the 3×3's, as in torchvision and timm."""
+    """1×1, 3×3 and 1×1 convolutions beside a shortcut; the stride is the 3×3's, as in torchvision and
+    timm."""
 
     def __init__(self, channels_in: int, channels: int, stride: int, *, dtype: DType, rngs: nnx.Rngs):
         self.conv1 = Conv(channels_in, channels, 1, dtype=dtype, rngs=rngs)
@@ -74,7 +76,8 @@ def _shortcut(
 
 
 class ResNet(Network):
-    """A residual network whose layers are ``stem`` (after the max-pool), ``layer1``, ``layer2``, ``layer3``, ``layer4``."""
+    """A residual network whose layers are ``stem`` (after the max-pool), ``layer1``, ``layer2``, ``layer3``,
+    ``layer4``."""
 
     def __init__(self, config: ResNetConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
         self.config = config

@@ -1,8 +1,8 @@
 """The Swin transformer (Liu et al. 2021) with CTransPath's convolutional stem.
 
-Attention within windows of 7×7 tokens, shifted by half a window in every other block; the grid is halved before each
-stage but the first. Layers are read before that halving: ``layers.3``, which F-SEG reads, has 32 pixels a token, and
-``layers.2`` 16. They can be negative, and the ReLU is the caller's.
+Attention within windows of 7×7 tokens, shifted by half a window in every other block; the grid is halved
+before each stage but the first. Layers are read before that halving: ``layers.3``, which F-SEG reads, has 32
+pixels a token, and ``layers.2`` 16. They can be negative, and the ReLU is the caller's.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from fseg_jax.errors import InputError
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """What makes one Swin differ from another; the stem's two 3×3 convolutions have an eighth and a quarter of
-    ``dim`` channels."""
+    """What makes one Swin differ from another; the stem's two 3×3 convolutions have an eighth and a quarter
+    of ``dim`` channels."""
 
     dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -74,9 +74,9 @@ class WindowAttention(nnx.Module):
             preferred_element_type=jnp.float32,
         )
         bias = self.relative_position_bias_table[...][_relative_positions(self.window)]
-        scores = scores + bias.transpose(2, 0, 1)
+        scores = scores + bias.transpose(2, 0, 1)[None, None]
         if mask is not None:
-            scores = scores + mask[:, None]
+            scores = scores + mask[None, :, None]
         attended = jnp.einsum(
             "bwhmn,bwnhd->bwmhd",
             jax.nn.softmax(scores, axis=-1).astype(self.dtype),
@@ -89,9 +89,7 @@ class WindowAttention(nnx.Module):
 class Block(nnx.Module):
     """Windowed attention and a GELU MLP, each normalised first and added to its input."""
 
-    def __init__(
-        self, config: SwinConfig, dim: int, heads: int, shift: int, *, dtype: DType, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: SwinConfig, dim: int, heads: int, shift: int, *, dtype: DType, rngs: nnx.Rngs):
         self.norm1 = LayerNorm(dim, eps=config.eps, rngs=rngs)
         self.attn = WindowAttention(dim, heads, config.window, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(dim, eps=config.eps, rngs=rngs)
@@ -138,9 +136,7 @@ class SwinStage(nnx.Module):
 
     def __init__(self, config: SwinConfig, stage: int, *, dtype: DType, rngs: nnx.Rngs):
         dim = config.dim * 2**stage
-        self.downsample = (
-            PatchMerging(dim // 2, eps=config.eps, dtype=dtype, rngs=rngs) if stage else None
-        )
+        self.downsample = PatchMerging(dim // 2, eps=config.eps, dtype=dtype, rngs=rngs) if stage else None
         shifts = [config.window // 2 * (index % 2) for index in range(config.depths[stage])]
         self.blocks = nnx.List(
             [Block(config, dim, config.heads[stage], shift, dtype=dtype, rngs=rngs) for shift in shifts]
@@ -179,7 +175,8 @@ class Swin(Network):
         stride, least = self.config.stride, self.config.stride * self.config.window
         if height % stride or width % stride or min(height, width) < least:
             raise InputError(
-                f"an image of {height} × {width} pixels: give this encoder sides that are multiples of {stride} "
+                f"an image of {height} × {width} pixels: give this encoder sides that are multiples of "
+                f"{stride} "
                 f"and at least {least}"
             )
         return self.patch_embed(x)
@@ -193,7 +190,9 @@ def _relative_positions(window: int) -> Int[np.ndarray, "n n"]:
     return down * (2 * window - 1) + right
 
 
-def _shift_mask(rows: int, columns: int, side: int, shift: tuple[int, ...]) -> Float[np.ndarray, "windows n n"]:
+def _shift_mask(
+    rows: int, columns: int, side: int, shift: tuple[int, ...]
+) -> Float[np.ndarray, "windows n n"]:
     """−100 between tokens that shared a window only because the grid was rolled."""
 
     def regions(count: int, moved: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """The vision transformer (Dosovitskiy et al. 2021) in every form that the published pathology encoders take.
 
-Plain or gated (SwiGLU) MLP; LayerScale or not; register tokens; a position embedding with or without entries for the
-class and register tokens, resampled to the grid of the image at hand. Tokens run class, registers, patches (row by row);
-the blocks normalise first. F-SEG reads the last block's output, before the final norm: it can be negative, and the ReLU
-is the caller's.
+Plain or gated (SwiGLU) MLP; LayerScale or not; register tokens; a position embedding with or without entries
+for the class and register tokens, resampled to the grid of the image at hand. Tokens run class, registers,
+patches (row by row); the blocks normalise first. F-SEG reads the last block's output, before the final norm:
+it can be negative, and the ReLU is the caller's.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,15 @@ from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float
 
-from fseg_jax.encoders.layers import DType, LayerNorm, Linear, Network, Stage
+from fseg_jax.encoders.layers import DType, LayerNorm, Linear, Network, Stage, along_channels
 from fseg_jax.encoders.positions import Resampling, resample
 from fseg_jax.errors import InputError
 
 
 @dataclass(frozen=True)
 class AttentionPoolConfig:
-    """CONCH's pooling: one learned query attends over all tokens, with ``dim`` channels in ``heads`` heads."""
+    """CONCH's pooling: one learned query attends over all tokens, with ``dim`` channels in ``heads``
+    heads."""
 
     dim: int
     heads: int
@@ -38,7 +39,8 @@ class ViTConfig:
     - ``embed_prefix``: the position embedding has entries for the class and register tokens too (timm's
       ``no_embed_class`` is its negation);
     - ``resampling``: which bicubic takes the embedding to another grid;
-    - ``pool``: CONCH's attention pooling, in place of the class token (or of the mean, in a network without one).
+    - ``pool``: CONCH's attention pooling, in place of the class token (or of the mean, in a network without
+      one).
     """
 
     patch: int
@@ -84,7 +86,10 @@ class Attention(nnx.Module):
 
 
 def attend(
-    q: Float[Array, "b m heads d"], k: Float[Array, "b n heads d"], v: Float[Array, "b n heads d"], dtype: DType
+    q: Float[Array, "b m heads d"],
+    k: Float[Array, "b n heads d"],
+    v: Float[Array, "b n heads d"],
+    dtype: DType,
 ) -> Float[Array, "b m heads d"]:
     """softmax(q·kᵀ / √d) · v: products of ``dtype``, everything else in float32."""
     scores = jnp.einsum(
@@ -117,7 +122,8 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each normalised first, scaled by channel where LayerScale is, and added to its input."""
+    """Attention and MLP, each normalised first, scaled by channel where LayerScale is, and added to its
+    input."""
 
     def __init__(self, config: ViTConfig, *, dtype: DType, rngs: nnx.Rngs):
         self.norm1 = LayerNorm(config.dim, eps=config.eps, rngs=rngs)
@@ -129,13 +135,14 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         y = self.attn(self.norm1(x))
-        x = x + (y if self.ls1 is None else y * self.ls1[...])
+        x = x + (y if self.ls1 is None else y * along_channels(self.ls1[...], y))
         y = self.mlp(self.norm2(x))
-        return x + (y if self.ls2 is None else y * self.ls2[...])
+        return x + (y if self.ls2 is None else y * along_channels(self.ls2[...], y))
 
 
 class AttentionPool(nnx.Module):
-    """One learned query over all tokens (CoCa's contrastive pooling), then a norm: CONCH's image embedding."""
+    """One learned query over all tokens (CoCa's contrastive pooling), then a norm: CONCH's image
+    embedding."""
 
     def __init__(self, config: ViTConfig, pool: AttentionPoolConfig, *, dtype: DType, rngs: nnx.Rngs):
         self.query = nnx.Param(normal(1.0)(rngs.params(), (pool.dim,), jnp.float32))
@@ -156,17 +163,21 @@ class AttentionPool(nnx.Module):
 
 
 class ViT(Network):
-    """A vision transformer whose layers are ``patch_embed``, ``embed`` (with the prefix tokens and the positions),
-    ``blocks.0`` … and ``norm``."""
+    """A vision transformer whose layers are ``patch_embed``, ``embed`` (with the prefix tokens and the
+    positions), ``blocks.0`` … and ``norm``."""
 
     def __init__(self, config: ViTConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         embed = normal(0.02)
         entries = config.positions[0] * config.positions[1] + (config.prefix if config.embed_prefix else 0)
         self.patch_embed = Linear(3 * config.patch**2, config.dim, dtype=dtype, rngs=rngs)
-        self.cls_token = nnx.Param(embed(rngs.params(), (1, config.dim), jnp.float32)) if config.class_token else None
+        self.cls_token = (
+            nnx.Param(embed(rngs.params(), (1, config.dim), jnp.float32)) if config.class_token else None
+        )
         self.reg_token = (
-            nnx.Param(embed(rngs.params(), (config.registers, config.dim), jnp.float32)) if config.registers else None
+            nnx.Param(embed(rngs.params(), (config.registers, config.dim), jnp.float32))
+            if config.registers
+            else None
         )
         self.pos_embed = nnx.Param(embed(rngs.params(), (entries, config.dim), jnp.float32))
         self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
@@ -178,10 +189,16 @@ class ViT(Network):
     def stages(self) -> Sequence[Stage]:
         """``patch_embed``, ``embed``, one stage a block, ``norm``."""
         blocks = (Stage(f"blocks.{index}", block) for index, block in enumerate(self.blocks))
-        return (Stage("patch_embed", self._patches), Stage("embed", self._embed), *blocks, Stage("norm", self.norm))
+        return (
+            Stage("patch_embed", self._patches),
+            Stage("embed", self._embed),
+            *blocks,
+            Stage("norm", self.norm),
+        )
 
     def head(self, features: Float[Array, "b n c"]) -> Float[Array, "b d"]:
-        """The class token; the mean of the patches in a network without one; CONCH's pooling where it has it."""
+        """The class token; the mean of the patches in a network without one; CONCH's pooling where it has
+        it."""
         if self.pool is not None:
             return self.pool(features)
         return features[:, 0] if self.config.class_token else features[:, self.config.prefix :].mean(1)
@@ -216,7 +233,7 @@ class ViT(Network):
         own = config.prefix if config.embed_prefix else 0
         positions = resample(table[own:], config.positions, (h, w), config.resampling)
         parts = [token[...] for token in (self.cls_token, self.reg_token) if token is not None]
-        x = x.reshape(batch, h * w, channels) + positions
+        x = x.reshape(batch, h * w, channels) + positions[None]
         if not parts:
             return x
         prefix = jnp.concatenate(parts)

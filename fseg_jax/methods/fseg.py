@@ -37,7 +37,7 @@ RESIZES = ("bilinear", "nearest")
 
 
 def segment(
-    image: UInt8[np.ndarray, "height width 3"],
+    image: np.ndarray,
     encoder: Encoder,
     codebook: Codebook,
     *,
@@ -151,7 +151,7 @@ def block_labels(
     def stretch(x: Float[Array, "b n m"]) -> Float[Array, "b n2 m"]:
         """Interpolate along the middle axis, then cut the half tokens of the frame off."""
         low, high = x[:, :-1, None], x[:, 1:, None]
-        t = fraction[:, None]
+        t = fraction.reshape(1, 1, -1, 1)
         full = (low * (1 - t) + high * t).reshape(x.shape[0], -1, x.shape[2])
         begin = (stride + 1) // 2
         return full[:, begin : begin + (x.shape[1] - 2) * stride]

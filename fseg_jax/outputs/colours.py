@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 
-# Okabe and Ito's colours, but for their pink, and four that keep away from them for colour-blind readers too.
+# Okabe and Ito's colours, but for their pink, and three that keep away from them for the colour-blind too.
 # First comes what stands out over eosin's pink and haematoxylin's purple.
 _FIRST = (
     (0, 158, 115),
@@ -14,7 +14,6 @@ _FIRST = (
     (213, 94, 0),
     (86, 180, 233),
     (20, 30, 70),
-    (140, 220, 60),
     (120, 40, 20),
     (0, 240, 220),
 )
@@ -56,8 +55,9 @@ def _ordered() -> np.ndarray:
     """Every colour the palette gives, in order: the first ones, then always the farthest from all before."""
     steps = np.linspace(0, 255, 16).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    lightness = _oklab(grid)[:, 0]
-    grid = grid[(lightness > 0.3) & (lightness < 0.93)]
+    lightness, *chroma = _oklab(grid)[:, :3].T
+    # Greys are the tissue's own, once its stain is taken away under the clusters.
+    grid = grid[(lightness > 0.3) & (lightness < 0.92) & (np.hypot(*chroma) > 0.04)]
     points = _oklab(grid)
     chosen = [np.array(colour, np.uint8) for colour in _FIRST]
     taken = _oklab(np.array(_SLIDE + _FIRST))
@@ -73,7 +73,7 @@ def palette(k: int) -> np.ndarray:
     """Colours for clusters 1…k that stay apart from each other and from the stained tissue under them.
 
     Returns uint8 (k, 3), RGB, row i for cluster i + 1. The same for every call, and ``palette(a)`` opens
-    ``palette(b)`` for a ≤ b. The first ten are told apart by colour-blind readers; after 1024 they repeat.
+    ``palette(b)`` for a ≤ b. The first nine are told apart by colour-blind readers; after 1024 they repeat.
     """
     ordered = _ordered()
     return ordered[np.arange(k) % len(ordered)].copy()

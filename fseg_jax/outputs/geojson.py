@@ -122,6 +122,7 @@ def merge_small(labels: np.ndarray, pixels: int) -> np.ndarray:
 
     Unsigned (h, w) to the same; a region is 4-connected, and background counts as one too.
     """
+    pixels = min(pixels, labels.size - 1)
     size = 2
     while size < pixels:  # small ones together first: a crumb among crumbs has no neighbour to go to
         labels = rasterio.features.sieve(labels, size, connectivity=4)

@@ -16,6 +16,7 @@ from types import TracebackType
 
 import numpy as np
 from PIL import Image
+from scipy import sparse
 
 from fseg_jax.errors import InputError
 from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, Pixels, is_plausible, one_line, open_pixels
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 _SLACK = (
     1.01  # a level up to 1 % coarser than asked counts as fine enough: 0.4990 serves for 0.5 and for 0.495
 )
-_REGION_LIMIT = 4 << 20  # level pixels decoded at once; larger boxes are read in parts
+_REGION_LIMIT = 2 << 20  # level pixels decoded at once; larger boxes are read in parts
 _AHEAD_BYTES = 64 << 20  # decoded tiles that may wait for the consumer
 
 
@@ -55,9 +56,8 @@ class Slide:
 
         The nearest level that is as fine as ``mpp`` is averaged down to it; where the slide itself is
         coarser, it is interpolated up and a warning is logged once. A pixel's value does not depend on the
-        box it is read in (within one grey level where the scale is no whole number). Boxes may reach past the
-        slide, which is continued there by its edge pixels. InputError where the file is damaged at that
-        place.
+        box it is read in. Boxes may reach past the slide, which is continued there by its edge pixels.
+        InputError where the file is damaged at that place.
         """
         full_height, full_width = shape_at(self, mpp)
         if height < 1 or width < 1:
@@ -83,20 +83,12 @@ class Slide:
             fy, fx = int(scale_y), int(scale_x)
             whole = self._level_box(level, y * fy, x * fx, height * fy, width * fx)
             return np.asarray(Image.fromarray(whole).reduce((fx, fy)))
-        # Pillow's box filter counts whole pixels only, so that a rounding error moves a pixel from one output
-        # to its neighbour. The Hamming window is nearly the same average without that jump; it needs a margin.
-        filter_ = Image.Resampling.HAMMING if max(scale_y, scale_x) > 1 else Image.Resampling.BILINEAR
-        margin_y, margin_x = math.ceil(max(scale_y, 1)) + 1, math.ceil(max(scale_x, 1)) + 1
-        top, bottom = math.floor(y * scale_y) - margin_y, math.ceil((y + height) * scale_y) + margin_y
-        left, right = math.floor(x * scale_x) - margin_x, math.ceil((x + width) * scale_x) + margin_x
-        image = Image.fromarray(self._level_box(level, top, left, bottom - top, right - left))
-        box = (
-            x * scale_x - left,
-            y * scale_y - top,
-            (x + width) * scale_x - left,
-            (y + height) * scale_y - top,
-        )
-        return np.asarray(image.resize((width, height), filter_, box=box))
+        down, top = _weights(y, height, scale_y, self._pixels.shapes[level][0])
+        along, left = _weights(x, width, scale_x, self._pixels.shapes[level][1])
+        part = self._level_box(level, top, left, down.shape[1], along.shape[1]).astype(np.float32)
+        part = (down @ part.reshape(part.shape[0], -1)).reshape(height, -1, 3).swapaxes(0, 1)
+        part = (along @ part.reshape(part.shape[0], -1)).reshape(width, height, 3).swapaxes(0, 1)
+        return np.rint(part).astype(np.uint8, order="C")
 
     def _level_for(self, mpp: float) -> tuple[int, tuple[float, float]]:
         """The level to read for a resolution, and its pixels per output pixel along y and x."""
@@ -251,6 +243,29 @@ def _downsamples(first: tuple[int, int], level: tuple[int, int]) -> tuple[float,
         # 4443 / 2221 is a halving that dropped the odd column, not a scale of 2.00045.
         down.append(float(whole) if full // whole <= part <= -(-full // whole) else ratio)
     return down[0], down[1]
+
+
+def _weights(start: int, count: int, scale: float, size: int) -> tuple[sparse.csr_array, int]:
+    """Weights of ``count`` output pixels on a level's pixels along one axis, and the first of those.
+
+    Averages over exactly the area that an output pixel covers, or interpolates linearly where that is less
+    than a pixel. Each row depends on its own index only and is summed in order, so that a pixel's value is
+    the same to the last bit in any box; Pillow's filters depend on where the box begins.
+    """
+    index = np.arange(start, start + count)[:, None]
+    if scale > 1:
+        low, high = index * scale, (index + 1) * scale
+        pixel = np.floor(low).astype(np.int64) + np.arange(math.ceil(scale) + 1)
+        weight = (np.minimum(high, pixel + 1) - np.maximum(low, pixel)).clip(0) / scale
+    else:
+        centre = (index + 0.5) * scale - 0.5
+        pixel = np.floor(centre).astype(np.int64) + np.arange(2)
+        weight = 1 - abs(centre - pixel)
+    first, last = (int(np.clip(i, 0, size - 1)) for i in (pixel[0, 0], pixel[weight > 0].max()))
+    pixel = pixel.clip(first, last) - first
+    rows = np.arange(count + 1) * pixel.shape[1]
+    shape = (count, last - first + 1)
+    return sparse.csr_array((weight.astype(np.float32).ravel(), pixel.ravel(), rows), shape=shape), first
 
 
 def _snap(scale: float) -> float:

@@ -63,7 +63,7 @@ def make_grid(height: int, width: int, stride: int, tile: int, halo: float = 1 /
         raise InputError(f"a halo of {halo:g} of the tile: choose a fraction between 0 and 0.25")
     if tile < 4 * stride:
         raise InputError(f"tiles of {tile} pixels: an encoder of stride {stride} needs {4 * stride} at least")
-    tokens = max(1, round(halo * tile / stride))
+    tokens = min(max(1, round(halo * tile / stride)), tile // 4 // stride)
     return TileGrid(height, width, tile, tokens * stride, stride)
 
 

@@ -25,11 +25,11 @@ TISSUE_OD = (
     0.05,
 )  # excess of the strongest optical density over half of the weakest: to go on, to begin
 SMOOTHING = 8.0  # µm, the Gaussian's sigma
-GAP = 24.0  # µm: gaps narrower than twice this are closed
-HOLE = 20_000.0  # µm²: smaller holes are filled (a circle of 160 µm)
+GAP = 16.0  # µm: gaps narrower than twice this are closed
+HOLE = 10_000.0  # µm²: smaller holes are filled (a circle of 113 µm)
 SPECK = 10_000.0  # µm²: smaller pieces are dropped (a circle of 113 µm)
 INK_FRINGE = 32.0  # µm that ink bleeds past what is recognised as ink
-INK_AREA = 10_000.0  # µm²: smaller patches of an ink's colour are taken as tissue
+INK_AREA = 4_000.0  # µm²: smaller patches of an ink's colour are taken as tissue
 _SIDES = (
     256,
     4096,
@@ -71,7 +71,7 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
 
     Tissue is where the stain's optical density, smoothed over 8 µm, stands out of the glass: strongest
     channel minus half of the weakest above 0.03, joined to a place above 0.05, so that grey shadows count
-    less than colour. Holes under 20,000 µm² are filled, pieces under 10,000 µm² (or 1 % of a small image)
+    less than colour. Holes under 10,000 µm² are filled, pieces under 10,000 µm² (or 1 % of a small image)
     dropped. Ink is what absorbs red more than green (green and blue pens), hardly any red but much green and
     blue (red pens), or all alike and strongly (black pens, borders).
     """
@@ -164,7 +164,7 @@ def _ink(density: np.ndarray, mpp: float) -> np.ndarray:
             ),
             (green > blue)
             & (blue > 0.6 * green)
-            & ((red < 0.15 * green) | ((blue > 0.5) & (red < 0.35 * green))),
+            & (((green > 0.3) & (red < 0.15 * green)) | ((blue > 0.5) & (red < 0.35 * green))),
         ),
         # Black pens and the borders of some scanners.
         (density.min(axis=-1) > 0.75 * density.max(axis=-1).clip(0.7), density.min(axis=-1) > 0.4),

@@ -19,11 +19,11 @@ def test_the_caller_cannot_change_the_palette():
 def test_colours_are_apart_from_each_other_and_from_glass():
     found = colours.palette(256)
     assert len(np.unique(found, axis=0)) == 256
-    assert np.abs(found.astype(int) - 255).max(axis=1).min() > 60
-    first = colours._oklab(found[:10])
+    assert np.abs(found.astype(int) - 255).max(axis=1).min() > 40
+    first = colours._oklab(found[:9])
     for seen in (first[:, :3], first[:, 3:] / 0.6):  # as most people see them, and under deuteranopia
-        apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[~np.eye(10, dtype=bool)]
-        assert apart.min() > 0.06
+        apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[~np.eye(9, dtype=bool)]
+        assert apart.min() > 0.1
 
 
 def test_names_count_from_one():

@@ -227,15 +227,14 @@ def test_a_pixel_is_the_same_in_every_box(
         ]
         part = slide.read(y, x, height, width, mpp)
     assert part.shape == (height, width, 3)
-    step = np.abs(part.astype(int) - padded).max()
-    assert step <= (0 if (mpp / 0.5).is_integer() else 1)
+    np.testing.assert_array_equal(part, padded)
 
 
 @pytest.mark.parametrize("mpp", [0.75, 1.1, 1.7, 3.3])
 def test_averaging_down_keeps_the_mean_of_the_area(mpp: float, exact: dict[str, Path]) -> None:
     """Against an exact area average, from an integral of the picture along both axes."""
     with open_slide(exact["a.png"], 0.5) as slide:
-        height, width = (side - 2 for side in shape_at(slide, mpp))
+        height, width = (side - 1 for side in shape_at(slide, mpp))
         ours = slide.read(0, 0, height, width, mpp).astype(float)
     total = np.pad(PICTURE.astype(float).cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0)))
     edges_y, edges_x = np.arange(height + 1) * mpp / 0.5, np.arange(width + 1) * mpp / 0.5
@@ -247,8 +246,7 @@ def test_averaging_down_keeps_the_mean_of_the_area(mpp: float, exact: dict[str, 
         axis=-1,
     )
     exact_mean = np.diff(np.diff(corner, axis=0), axis=1) / (mpp / 0.5) ** 2
-    assert np.abs(ours - exact_mean).mean() < 1.0  # of a contrast of 55
-    assert abs((ours - exact_mean).mean()) < 0.1
+    assert np.abs(ours - exact_mean).max() < 0.51
 
 
 def test_a_coarser_slide_is_interpolated_and_says_so_once(
@@ -300,7 +298,7 @@ def test_large_boxes_are_read_in_parts_with_the_same_result(
             slide._pixels, "read", lambda level, y, x, h, w: sizes.append(h * w) or read(level, y, x, h, w)
         )
         for mpp, expected in whole.items():
-            assert np.abs(slide.read(-5, -5, 150, 150, mpp).astype(int) - expected).max() <= (mpp == 1.3)
+            np.testing.assert_array_equal(slide.read(-5, -5, 150, 150, mpp), expected)
     assert max(sizes) <= 80 * 80
 
 
@@ -308,9 +306,9 @@ def test_thumbnail(exact: dict[str, Path]) -> None:
     with open_slide(exact["a.png"], 0.5) as slide:
         image, mpp = thumbnail(slide, 100)
         assert image.shape == (71, 100, 3) and mpp == pytest.approx(0.5 * 4.67)
-        box = (0, 0, 100 * 4.67, 70 * 4.67)
-        pillow = Image.fromarray(PICTURE).resize((100, 70), Image.Resampling.HAMMING, box=box)
-        assert np.abs(image[:69].astype(int) - np.asarray(pillow)[:69]).max() <= 1
+        np.testing.assert_array_equal(image, slide.read(0, 0, 71, 100, mpp))
+        pillow = Image.fromarray(PICTURE).resize((100, 71), Image.Resampling.BOX)
+        assert np.abs(image.astype(int) - np.asarray(pillow)).mean() < 12  # it cannot cut pixels
         same, mpp = thumbnail(slide, 4000)
         assert mpp == 0.5
         np.testing.assert_array_equal(same, PICTURE)
@@ -627,7 +625,7 @@ def test_damage_inside_is_found_at_the_read(tmp_path: Path, capfd: pytest.Captur
 
 
 def test_a_large_flat_tiff_takes_little_memory(tmp_path: Path) -> None:
-    """40,000 × 40,000 without a pyramid; most tiles were never written, which costs a reader the same memory."""
+    """40,000 × 40,000 without a pyramid; most tiles were never written, which saves a reader no memory."""
     path = tmp_path / "large.ome.tif"
     side, tile = 40_000, 512
     count = -(-side // tile)

@@ -1,0 +1,52 @@
+"""The catalog for people: all of it as a table, or one encoder with everything that is known of it."""
+
+from collections.abc import Iterable
+
+from fseg_jax.encoders.architectures import family
+from fseg_jax.encoders.hub import Status
+from fseg_jax.encoders.rows import Row
+
+
+def table(rows: Iterable[Row]) -> str:
+    """A line an encoder: its name, what it is, what F-SEG reads of it, its size, and on what terms it
+    comes."""
+    lines = [("NAME", "ENCODER", "PIXELS/TOKEN", "CHANNELS", "PARAMETERS", "LICENCE", "")]
+    for row in rows:
+        size, gate = f"{row.parameters / 1e6:,.0f} M", "gated" if row.gated else ""
+        lines.append((row.name, row.title, str(row.stride), str(row.channels), size, row.licence, gate))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numbers = {2, 3, 4}
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if column in numbers else text.ljust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def sheet(row: Row, status: Status) -> str:
+    """Everything that the catalog says of an encoder, and whether its weights can be had."""
+    kind = " (dataset)" if row.repo_type == "dataset" else ""
+    source = row.url + row.files[0] if row.url else f"{row.repo}{kind}, {' or '.join(row.files)}"
+    trained = "not stated" if row.mpp is None else " · ".join(f"{mpp:g}" for mpp in row.mpp) + " µm per pixel"
+    facts = {
+        "name": row.name,
+        "encoder": row.title,
+        "architecture": f"{family(row.config)}, {row.parameters:,} parameters",
+        "read at": f"{row.layer}: {row.channels} channels, {row.stride} pixels a token, "
+        f"{row.prefix} prefix tokens dropped",
+        "images": f"{row.input_size} × {row.input_size}, resized to {row.resize} ({row.resampling})",
+        "mean, std": f"{_numbers(row.mean)}; {_numbers(row.std)}",
+        "trained at": trained,
+        "published": source,
+        "licence": row.licence + (" (gated)" if row.gated else ""),
+        "page": row.page,
+        "citation": row.citation,
+        "weights": f"{status.state}: {status.detail}",
+    }
+    return "\n".join(f"{name:13} {value}" for name, value in facts.items())
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,152 @@
+"""The catalog's rows against the networks they describe."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fseg_jax.encoders.architectures import abstract, described, description, network, parameter_count
+from fseg_jax.encoders.catalog import CATALOG, lookup
+from fseg_jax.encoders.efficientnet import EfficientNetConfig
+from fseg_jax.encoders.resnet import RESNETS, ResNetConfig
+from fseg_jax.encoders.swin import SwinConfig
+from fseg_jax.encoders.vit import ViTConfig
+from fseg_jax.errors import InputError
+
+ROWS = list(CATALOG.values())
+TIMM = [
+    "timm:resnet34.a1_in1k",
+    "timm:resnet101.tv2_in1k",
+    "timm:vit_tiny_patch16_224.augreg_in21k",
+    "timm:vit_small_patch8_224.dino",
+    "timm:vit_base_patch16_384.augreg_in1k",
+    "timm:vit_large_patch14_dinov2.lvd142m",
+    "timm:vit_base_patch14_reg4_dinov2.lvd142m",
+]
+
+
+@pytest.mark.parametrize("row", [*ROWS, *map(lookup, TIMM)], ids=lambda row: row.name)
+def test_a_row_describes_its_network(row):
+    net = abstract(row.config)
+    folded = 0
+    if isinstance(row.config, ResNetConfig):
+        # A batch norm's scale goes into the kernel before it: a number a channel less.
+        folded = sum(
+            value.get_value().shape[0]
+            for path, value in nnx.to_flat_state(nnx.state(net))
+            if path[-1] == "bias" and path[0] != "fc"
+        )
+    elif isinstance(row.config, SwinConfig):
+        folded = row.config.dim // 8 + row.config.dim // 4
+    assert parameter_count(net) + folded == row.parameters
+    assert described(description(row.config)) == row.config
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_layer_has_the_stride_the_channels_and_the_prefix_of_the_row(row):
+    config = row.config
+    if isinstance(config, ViTConfig):
+        config = dataclasses.replace(config, depth=1)
+    layer = "blocks.0" if isinstance(config, ViTConfig) else row.layer
+    graphdef, state = nnx.split(abstract(config))
+    x = jax.ShapeDtypeStruct((1, row.input_size, row.input_size, 3), jnp.float32)
+    grid = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).grid(x, layer), state, x)
+    cells = row.input_size // row.stride
+    assert grid.shape == (1, cells, cells, row.channels)
+    assert row.prefix == (config.prefix if isinstance(config, ViTConfig) else 0)
+    if isinstance(row.config, ViTConfig):
+        assert row.layer == f"blocks.{row.config.depth - 1}"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_says_where_from_and_on_what_terms(row):
+    assert row.title and row.repo and row.files and row.licence and row.citation
+    assert row.page.startswith("https://")
+    assert all(0 < value < 1 for value in (*row.mean, *row.std))
+    assert row.input_size <= row.resize
+    assert row.name == row.name.lower()
+
+
+# In millions, worked out from the published configurations by hand.
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("uni", 303.35),
+        ("uni2-h", 681.39),
+        ("prov-gigapath", 1134.95),
+        ("virchow", 631.23),
+        ("virchow2", 631.24),
+        ("h-optimus-0", 1134.77),
+        ("h-optimus-1", 1134.77),
+        ("h0-mini", 85.74),
+        ("phikon", 85.80),
+        ("phikon-v2", 303.35),
+        ("hibou-b", 85.74),
+        ("hibou-l", 303.66),
+        ("midnight-12k", 1134.77),
+        ("gpfm", 303.23),
+    ],
+)
+def test_published_sizes(name, millions):
+    assert round(CATALOG[name].parameters / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dataclasses.replace(RESNETS["resnet18"], channels=(4, 4, 8, 8), stem_channels=4),
+        EfficientNetConfig(stem=8, stages=((1, 3, 1, 1, 8), (1, 3, 2, 6, 8)), features=8, num_classes=0),
+        SwinConfig(dim=16, depths=(2, 2), heads=(1, 2), window=4),
+    ],
+    ids=["resnet", "efficientnet", "swin"],
+)
+def test_what_changes_in_a_corner_shows_in_that_corner(config):
+    net = network(config)
+    layer = {"stem": "layer3"}.get(net.layers()[0], "layers.1") if hasattr(config, "depths") else "blocks.1"
+    base = 0.1 * jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    grid = net.grid(base, layer)
+    half = grid.shape[1] // 2
+    for down in (0, 1):
+        for right in (0, 1):
+            changed = base.at[:, 32 * down + 12 : 32 * down + 20, 32 * right + 12 : 32 * right + 20].add(3.0)
+            moved = np.abs(np.asarray(net.grid(changed, layer) - grid)).sum((0, 3))
+            row, column = np.unravel_index(moved.argmax(), moved.shape)
+            assert (row // half, column // half) == (down, right)
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [("uni-2h", "uni2-h"), ("gigapath", "prov-gigapath"), ("virchow3", "virchow2"), ("resnet5", "resnet50")],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(asked, hint):
+    with pytest.raises(InputError, match=hint) as error:
+        lookup(asked)
+    assert "\n" not in str(error.value)
+
+
+def test_names_are_read_kindly():
+    assert lookup("UNI2_h") is CATALOG["uni2-h"]
+
+
+def test_a_timm_name_makes_a_row():
+    row = lookup("timm:vit_base_patch14_reg4_dinov2.lvd142m")
+    assert (row.repo, row.prefix, row.stride, row.layer) == (
+        "timm/vit_base_patch14_reg4_dinov2.lvd142m",
+        5,
+        14,
+        "blocks.11",
+    )
+    assert lookup("timm:vit_small_patch16_224.augreg_in21k").mean == (0.5, 0.5, 0.5)
+    assert lookup("timm:vit_small_patch16_224.dino").mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    "name", ["timm:convnext_tiny.fb_in1k", "timm:resnet50", "timm:vit_base_patch16_clip_224.x"]
+)
+def test_a_timm_name_that_is_no_plain_network_is_said_in_one_line(name):
+    with pytest.raises(InputError, match="timm:resnet34.a1_in1k") as error:
+        lookup(name)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,44 @@
+"""Swin with CTransPath's stem against timm's with the same, stage by stage."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fixtures import fixture, names, relative_error
+
+from fseg_jax.encoders.architectures import network
+from fseg_jax.encoders.swin import SwinConfig
+from fseg_jax.errors import InputError
+
+SMALL = SwinConfig(dim=16, depths=(2, 2), heads=(1, 2), window=4)
+
+
+@pytest.mark.parametrize("name", names("swin"))
+def test_every_stage_is_the_publishers(name):
+    theirs = fixture(name)
+    ours = theirs.network()
+    outputs = ours.intermediates(jnp.asarray(theirs.x)) | {"head": ours(jnp.asarray(theirs.x))}
+    assert outputs.keys() == theirs.stages.keys()
+    for stage, output in outputs.items():
+        assert relative_error(output, theirs.stages[stage]) <= 1e-5, stage
+
+
+@pytest.mark.parametrize("name", names("swin"))
+def test_bfloat16_ends_where_float32_does(name):
+    theirs = fixture(name)
+    output = theirs.network(jnp.bfloat16)(jnp.asarray(theirs.x))
+    assert output.dtype == jnp.float32
+    assert relative_error(output, theirs.stages["head"]) <= 2e-2
+
+
+def test_continues_from_any_layer():
+    net, x = network(SMALL), jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    for layer in net.layers():
+        np.testing.assert_array_equal(net.from_layer(net.features_to(x, layer), layer), net(x))
+
+
+@pytest.mark.parametrize("size", [(60, 64), (64, 24)])
+def test_an_image_it_cannot_take_is_said_in_one_line(size):
+    with pytest.raises(InputError, match=r"multiples of 8 and at least 32") as error:
+        network(SMALL)(jnp.ones((1, *size, 3)))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,136 @@
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_labels import smooth_labels
+
+from fseg_jax.errors import InputError
+from fseg_jax.outputs import figures
+from fseg_jax.outputs.colours import default_names, palette
+from fseg_jax.outputs.figures import round_length, tint, write_areas, write_overlay
+
+
+def draw(path, shape, k, labels=None, **options):
+    image = np.full((*shape, 3), (230, 180, 205), np.uint8)
+    labels = smooth_labels(tuple(-(-side // 5) for side in shape), k) if labels is None else labels
+    areas = np.bincount(labels.ravel(), minlength=k + 1)[1:] * 1e-4
+    options = {"names": default_names(k), "mpp": 1.0, "title": "slide.svs"} | options
+    write_overlay(path, image, labels, colours=palette(k), areas_mm2=areas, **options)
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("shape", [(200, 200), (512, 512), (300, 900), (40, 2000), (2000, 40), (3000, 2500)])
+@pytest.mark.parametrize("k", [1, 6, 64, 256])
+def test_every_shape_gets_a_picture_of_a_good_size(tmp_path, shape, k):
+    picture = draw(tmp_path / "s.png", shape, k)
+    assert 900 <= max(picture.shape) <= 2400
+    assert [p.name for p in tmp_path.iterdir()] == ["s.png"]
+
+
+@pytest.mark.parametrize("shape", [(40, 2000), (2000, 40), (500, 700), (200, 200)])
+@pytest.mark.parametrize("clusters", [0, 1, 9, 21, 64, 256])
+def test_nothing_is_drawn_over_the_edge_or_over_something_else(shape, clusters):
+    areas = np.arange(clusters, 0, -1) / 10
+    legend = figures._Legend.of(default_names(clusters), palette(clusters), areas)
+    layout = figures._Layout.of(shape, legend)
+    (top, left), (top2, left2) = layout.corners
+    h, w = layout.panel
+    assert ((top2, left2) == (top, left2) and left2 > left + w) or (left2 == left and top2 > top + h)
+    assert layout.legend[1] > left2 + w
+    lines = min(layout.lines, max(1, clusters))
+    assert max(top2 + h, top + lines * figures._ROW + figures._FOOT) <= layout.canvas[0]
+    width = layout.columns * legend.column + (layout.columns - 1) * figures._MARGIN
+    assert layout.legend[1] + width <= layout.canvas[1] - figures._MARGIN
+    assert max(layout.canvas) <= 2400
+    assert w / h == pytest.approx(shape[1] / shape[0], rel=0.05)
+
+
+def test_colours_of_the_legend_are_in_the_picture(tmp_path):
+    labels = smooth_labels((512, 512), 5)
+    picture = draw(tmp_path / "s.png", (512, 512), 5, labels)
+    for label, colour in enumerate(palette(5), 1):
+        assert ((picture == colour).all(-1).sum() > 200) == (label in labels)
+
+
+def test_labels_may_be_of_another_resolution(tmp_path):
+    labels = smooth_labels((512, 512), 3)
+    fine = draw(tmp_path / "a.png", (256, 256), 3, labels)
+    coarse = draw(tmp_path / "b.png", (256, 256), 3, labels[::2, ::2])
+    assert fine.shape == coarse.shape
+
+
+def test_tint_leaves_background_alone_and_moves_tissue_to_its_colour():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    labels = np.zeros((64, 64), np.uint8)
+    labels[:, 32:] = 2
+    found = tint(image, labels, palette(2), 0.6)
+    np.testing.assert_array_equal(found[:, :31], image[:, :31])
+    flat = tint(image, labels, palette(2), 1.0)
+    np.testing.assert_array_equal(flat[:, 34:], np.broadcast_to(palette(2)[1], (64, 30, 3)))
+    assert (found[:, 31:33].mean() < found[:, 34:].mean()) and found.dtype == np.uint8
+
+
+def test_dense_borders_fade():
+    labels = (np.indices((64, 64)).sum(0) % 2 + 1).astype(np.uint8)
+    found = tint(np.full((64, 64, 3), 200, np.uint8), labels, np.full((2, 3), 200, np.uint8), 0.5)
+    assert found.min() > 150
+
+
+@pytest.mark.parametrize(
+    ("at_most", "length"), [(1.0, 1), (1.99, 1), (2.0, 2), (49.9, 20), (50, 50), (4321, 2000), (0.03, 0.02)]
+)
+def test_scale_bars_have_round_lengths(at_most, length):
+    assert round_length(at_most) == pytest.approx(length)
+
+
+def test_the_scale_bar_is_as_long_as_it_says(tmp_path):
+    picture = draw(tmp_path / "s.png", (600, 800), 1, np.zeros((600, 800), np.uint8), mpp=0.5)
+    layout = figures._Layout.of((600, 800), figures._Legend.of(["a"], palette(1), np.zeros(1)))
+    (y, x), (h, w) = layout.corners[0], layout.panel
+    panel = picture[y : y + h, x : x + w]
+    bar = (panel == figures._INK).all(-1).sum(1).max()
+    assert bar == pytest.approx(100 / 0.5 * w / 800, abs=2)  # 400 µm across, so the bar says 100
+
+
+def test_a_cluster_that_is_not_there_is_counted_not_listed():
+    legend = figures._Legend.of(default_names(3), palette(3), np.array([1.0, 0.0, 3.0]))
+    assert [row.name for row in legend.rows] == ["cluster 1", "cluster 3"] and legend.absent == 1
+    assert [row.share for row in legend.rows] == ["25.0 %", "75.0 %"]
+
+
+def test_no_letter_is_drawn_as_an_empty_box():
+    assert figures._drawable("Ødegård – 3 µm² ×2 胃") == "Odegard - 3 µm² x2 ?"
+    missing = bytes(figures._font(20).getmask("\uffff"))
+    for letter in figures._DRAWN - {"µ", "²"}:
+        assert bytes(figures._font(20).getmask(letter)) != missing
+
+
+def test_odd_names_and_titles_fit(tmp_path):
+    draw(tmp_path / "s.png", (300, 300), 2, names=["é" * 300, ""], title="slide " * 100 + "µ")
+
+
+def test_areas_say_pixels_and_mm2(tmp_path):
+    pixels = np.array([10**9, 3_000_000, 0, 1_000_000])
+    write_areas(tmp_path / "s.csv", ["a,b", "c", "d"], pixels, 0.5, colours=palette(3))
+    rows = list(csv.DictReader((tmp_path / "s.csv").open(encoding="utf-8")))
+    assert list(rows[0]) == ["cluster", "name", "colour", "pixels", "area_mm2", "share"]
+    assert [row["name"] for row in rows] == ["a,b", "c", "d"]
+    assert [float(row["area_mm2"]) for row in rows] == [0.75, 0, 0.25]
+    assert [float(row["share"]) for row in rows] == [0.75, 0, 0.25]
+    assert rows[0]["colour"] == "#009e73" and rows[0]["pixels"] == "3000000"
+
+
+def test_areas_of_no_tissue(tmp_path):
+    write_areas(tmp_path / "s.csv", ["a"], np.array([5, 0]), 1.0, colours=palette(1))
+    assert (tmp_path / "s.csv").read_text().splitlines()[1] == "1,a,#009e73,0,0.000000,0.000000"
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    for write in (
+        lambda path: write_areas(path, ["a"], np.array([5, 0]), 1.0, colours=palette(1)),
+        lambda path: draw(path, (64, 64), 1),
+    ):
+        with pytest.raises(InputError, match="cannot be written") as caught:
+            write(tmp_path / "absent" / "s")
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,361 @@
+"""The tissue mask on synthetic slides whose tissue is known, on real ones, and as read from files."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+from scipy import ndimage
+from skimage import data, draw
+
+from fseg_jax.errors import InputError
+from fseg_jax.slides.reader import Slide, open_slide, shape_at, thumbnail
+from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, tissue_mask, whole_slide
+
+DATA = os.environ.get("FSEG_DATA")
+needs_data = pytest.mark.skipif(not DATA, reason="FSEG_DATA is not set to a folder with slides/")
+MPP = 8.0
+GREEN, BLUE, BLACK, RED = (30, 140, 70), (40, 70, 180), (25, 25, 30), (205, 25, 45)
+STAIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])  # haematoxylin, eosin, DAB
+
+
+def painted(
+    where: np.ndarray, stains: tuple[float, float, float], glass: tuple[int, int, int] = (243, 243, 243)
+) -> np.ndarray:
+    """Stained, textured tissue on noisy glass."""
+    random = np.random.default_rng(3)
+    texture = np.exp(ndimage.gaussian_filter(random.normal(size=(*where.shape, 3)), (1.5, 1.5, 0)) * 1.5)
+    density = (np.array(stains) * texture) @ STAIN * where[..., None]
+    image = np.array(glass) * 10**-density + random.normal(size=(*where.shape, 3)) * 1.5
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def disc(shape: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[draw.disk(centre, radius, shape=shape)] = True
+    return mask
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / (a | b).sum()
+
+
+SHAPE = (300, 400)
+ISLANDS = disc(SHAPE, (110, 110), 80) | disc(SHAPE, (180, 300), 60)
+HE = (0.15, 0.25, 0.0)
+
+
+@pytest.mark.parametrize(
+    "stains", [HE, (0.25, 0.05, 0.0), (0.1, 0.0, 0.4), (0.02, 0.05, 0.0)], ids=["h&e", "blue", "ihc", "faint"]
+)
+@pytest.mark.parametrize(
+    "glass", [(243, 243, 243), (255, 255, 255), (235, 228, 220), (228, 232, 238)], ids=str
+)
+def test_known_tissue_on_glass_of_any_tint(
+    stains: tuple[float, float, float], glass: tuple[int, int, int]
+) -> None:
+    mask = tissue_mask(painted(ISLANDS, stains, glass), MPP)
+    assert mask.dtype == bool and mask.shape == SHAPE
+    assert overlap(mask, ISLANDS) > 0.93
+
+
+@pytest.mark.parametrize("mpp", [2.0, 4.0, 8.0, 16.0])
+def test_thresholds_are_in_micrometres(mpp: float) -> None:
+    """The same slide at another resolution: what is dropped and what is filled stays so."""
+    shape = (round(2400 / mpp), round(3200 / mpp))
+    body = disc(shape, (1200 / mpp, 1000 / mpp), 800 / mpp)
+    lumen = disc(shape, (1000 / mpp, 900 / mpp), 160 / mpp)  # 80,000 µm²
+    gap = disc(shape, (1500 / mpp, 1200 / mpp), 45 / mpp)  # 6,400 µm²
+    speck = disc(shape, (600 / mpp, 2400 / mpp), 35 / mpp)  # 3,800 µm²
+    piece = disc(shape, (1500 / mpp, 2500 / mpp), 120 / mpp)  # 45,000 µm²
+    mask = tissue_mask(painted((body & ~lumen & ~gap) | speck | piece, HE), mpp)
+    inner = ndimage.distance_transform_edt(lumen) * mpp > 70
+    assert not mask[inner].any()
+    assert mask[gap].all()
+    assert not mask[speck].any()
+    assert mask[piece].mean() > 0.9
+    assert overlap(mask, (body & ~lumen) | piece) > 0.93
+
+
+def pen(
+    image: np.ndarray, colour: tuple[int, int, int], points: list[tuple[int, int]], width: int
+) -> np.ndarray:
+    """Draw translucent ink over an image; also where it lies."""
+    size = (image.shape[1], image.shape[0])
+    layer = Image.new("RGB", size, "white")
+    ImageDraw.Draw(layer).line(points, fill=colour, width=width, joint="curve")
+    layer = np.asarray(layer.filter(ImageFilter.GaussianBlur(1))).astype(float) / 255
+    return (image * layer).astype(np.uint8), (layer < 0.7).any(axis=-1)
+
+
+@pytest.mark.parametrize("colour", [GREEN, BLUE, BLACK, RED], ids=["green", "blue", "black", "red"])
+@pytest.mark.parametrize("stains", [HE, (0.1, 0.0, 0.4)], ids=["h&e", "ihc"])
+def test_pen_marks_are_no_tissue(colour: tuple[int, int, int], stains: tuple[float, float, float]) -> None:
+    image, ink = pen(painted(ISLANDS, stains), colour, [(10, 290), (200, 200), (215, 20)], 14)
+    image, over = pen(image, colour, [(20, 120), (220, 90)], 14)  # across the first island
+    mask = tissue_mask(image, MPP)
+    assert not mask[(ink | over) & ~ISLANDS].any()
+    assert mask[over & ISLANDS].mean() < 0.1
+    far = ISLANDS & (ndimage.distance_transform_edt(~(ink | over)) * MPP > 60)
+    assert mask[far].mean() > 0.95
+
+
+def test_black_borders_are_no_tissue() -> None:
+    image = painted(ISLANDS, HE)
+    image[:25], image[:, -12:] = 0, (12, 10, 14)
+    mask = tissue_mask(image, MPP)
+    assert not mask[:25].any() and not mask[:, -12:].any()
+    assert overlap(mask[35:, :-25], ISLANDS[35:, :-25]) > 0.93
+
+
+def test_what_a_scanner_leaves_out_is_white_beside_tinted_glass() -> None:
+    image = painted(ISLANDS, HE, (232, 225, 228))
+    image[:, 330:] = 255
+    image[:40] = 255
+    kept = ISLANDS.copy()
+    kept[:, 330:] = kept[:40] = False
+    assert overlap(tissue_mask(image, MPP), kept) > 0.93
+
+
+def test_an_uneven_lamp_and_a_grey_shadow_are_no_tissue() -> None:
+    image = painted(ISLANDS, HE).astype(float)
+    image *= np.linspace(0.97, 1.0, SHAPE[1])[None, :, None]
+    image[260:290, 20:200] *= 0.93  # a smear without colour
+    assert overlap(tissue_mask(image.astype(np.uint8), MPP), ISLANDS) > 0.93
+
+
+@pytest.mark.parametrize("glass", [(255, 255, 255), (243, 243, 243), (236, 230, 226)], ids=str)
+def test_an_empty_slide_has_no_tissue(glass: tuple[int, int, int]) -> None:
+    assert not tissue_mask(painted(np.zeros(SHAPE, bool), HE, glass), MPP).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (40, 40)])
+def test_small_images_of_nothing_but_tissue(size: tuple[int, int]) -> None:
+    assert tissue_mask(painted(np.ones(size, bool), HE), 1.0).mean() > 0.95
+
+
+def test_the_demo_image_is_nearly_all_tissue(tmp_path: Path) -> None:
+    path = tmp_path / "ihc.png"
+    Image.fromarray(data.immunohistochemistry()).save(path)
+    with open_slide(path, 1.0) as slide:
+        tissue = find_tissue(slide)
+    assert tissue.fraction > 0.95
+    assert tissue.mask.shape == (256, 256) and tissue.mpp == 2.0
+
+
+# Real slides. The regions were read off the pictures: level-0 boxes (y, x, height, width) of tissue, glass.
+
+REGIONS = {
+    "CMU-1-Small-Region.svs": (
+        None,
+        [(1500, 950, 300, 200), (2700, 600, 150, 200), (850, 950, 200, 150)],
+        [(100, 100, 600, 500), (1500, 100, 1200, 350), (100, 1700, 600, 400), (2200, 2000, 300, 150)],
+    ),
+    "TCGA-CR-7395-01A-01-TS1.svs": (
+        0.25,
+        [(1500, 700, 900, 900), (2600, 3000, 500, 800)],
+        [(50, 50, 400, 1200), (3000, 50, 500, 500), (100, 4000, 400, 400)],
+    ),
+}
+
+
+@needs_data
+@pytest.mark.parametrize("inked", [False, True])
+@pytest.mark.parametrize("name", REGIONS)
+def test_real_slides(name: str, inked: bool) -> None:
+    mpp, tissue_boxes, glass_boxes = REGIONS[name]
+    with open_slide(Path(DATA or "", "slides", name), mpp) as slide:
+        if inked:
+            image, at = thumbnail(slide, 600)
+            y, x, h, w = (round(v * slide.mpp / at) for v in glass_boxes[1])
+            for i, colour in enumerate((GREEN, BLUE, BLACK, RED)):
+                row = y + (2 * i + 1) * h // 8
+                image, _ = pen(image, colour, [(x, row), (x + w, row)], round(60 / at))
+            tissue = Tissue(tissue_mask(image, at), at)
+        else:
+            tissue = find_tissue(slide)
+        for box in tissue_boxes:
+            assert tissue.crop(*box, slide.mpp).mean() > 0.98, box
+        for box in glass_boxes:
+            assert tissue.crop(*box, slide.mpp).mean() < 0.02, box
+
+
+@needs_data
+@pytest.mark.parametrize("folder", ["bcss_tumour/images", "camelyon/images", "brecahad/images"])
+def test_fields_inside_tissue_have_no_ink(folder: str) -> None:
+    """Fields that were chosen for their tissue: no stain of theirs may pass for a pen's, nor most glass."""
+    for path in sorted(Path(DATA or "", folder).iterdir())[:8]:
+        with open_slide(path, 0.25) as slide:
+            assert find_tissue(slide).fraction > 0.25, path.name
+
+
+# Masks in slide coordinates
+
+
+def test_crop_takes_the_nearest_pixel() -> None:
+    mask = np.random.default_rng(0).random((30, 40)) > 0.5
+    tissue = Tissue(mask, 8.0)
+    np.testing.assert_array_equal(tissue.crop(0, 0, 30, 40, 8.0), mask)
+    np.testing.assert_array_equal(tissue.crop(24, 16, 48, 80, 1.0), mask[3:9, 2:12].repeat(8, 0).repeat(8, 1))
+    np.testing.assert_array_equal(tissue.crop(1, 2, 9, 9, 24.0), mask[4:31:3, 7:34:3])
+    past = tissue.crop(-5, -6, 40, 52, 8.0)
+    np.testing.assert_array_equal(past[5:35, 6:46], mask)
+    assert past.sum() == mask.sum()
+    assert not tissue.crop(300, 0, 5, 5, 8.0).any()
+    assert tissue.fraction == mask.mean()
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Slide:
+    path = tmp_path / "field.png"
+    Image.fromarray(painted(disc((600, 800), (300, 400), 200), HE)).save(path)
+    return open_slide(path, 0.5)
+
+
+def test_whole_slide(slide: Slide) -> None:
+    tissue = whole_slide(slide)
+    assert tissue.fraction == 1 and tissue.mask.size < 600 * 800
+    assert tissue.crop(0, 0, 600, 800, 0.5).all()
+    assert tissue.mask.shape == shape_at(slide, tissue.mpp)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_mask_images(mode: str, suffix: str, slide: Slide, tmp_path: Path) -> None:
+    wanted = disc((150, 200), (60, 90), 40)
+    if mode == "I;16":
+        image = Image.fromarray(wanted.astype(np.uint16) * 3)
+    elif mode == "P":
+        image = Image.fromarray(wanted.astype(np.uint8) * 2)
+        image.putpalette([0] * 768)  # labels, whatever their colours
+    elif mode == "RGBA":
+        image = Image.fromarray(wanted.astype(np.uint8) * 255).convert("RGBA")  # opaque black is no tissue
+    elif mode == "RGB":
+        rgb = np.zeros((150, 200, 3), np.uint8)
+        rgb[wanted] = (0, 0, 255)
+        image = Image.fromarray(rgb)
+    else:
+        image = Image.fromarray(wanted.astype(np.uint8) * 255).convert(mode)
+    path = tmp_path / f"mask{suffix}"
+    image.save(path)
+    tissue = load_tissue(path, slide)
+    assert tissue.mpp == 2.0
+    np.testing.assert_array_equal(tissue.mask, wanted)
+
+
+def test_a_mask_may_be_off_by_a_rounding_but_not_by_more(slide: Slide, tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.full((75, 101), 255, np.uint8)).save(path)
+    assert load_tissue(path, slide).crop(0, 0, 600, 800, 0.5).all()
+    Image.fromarray(np.full((75, 110), 255, np.uint8)).save(path)
+    with pytest.raises(InputError, match=r"mask\.png: a mask of 110 × 75 .* field\.png, 800 × 600"):
+        load_tissue(path, slide)
+
+
+SQUARE = [[100, 50], [500, 50], [500, 450], [100, 450], [100, 50]]
+INNER = [[200, 150], [300, 150], [300, 250], [200, 250], [200, 150]]
+FAR = [[600, 500], [700, 500], [700, 590], [600, 590], [600, 500]]
+POLYGON = {"type": "Polygon", "coordinates": [SQUARE, INNER]}
+MULTI = {"type": "MultiPolygon", "coordinates": [[SQUARE, INNER], [FAR]]}
+
+
+def feature(geometry: dict | None) -> dict:
+    return {"type": "Feature", "properties": {"objectType": "annotation"}, "geometry": geometry}
+
+
+def expected(far: bool) -> np.ndarray:
+    wanted = np.zeros((600, 800), bool)
+    wanted[50:450, 100:500] = True
+    wanted[150:250, 200:300] = False
+    wanted[500:590, 600:700] = far
+    return wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "far"),
+    [
+        (POLYGON, False),
+        (MULTI, True),
+        (feature(POLYGON), False),
+        ({"type": "FeatureCollection", "features": [feature(None), feature(MULTI)]}, True),
+        ([feature(POLYGON), feature({"type": "Point", "coordinates": [3, 4]})], False),
+        ({"type": "GeometryCollection", "geometries": [MULTI]}, True),
+    ],
+    ids=["polygon", "multipolygon", "feature", "collection", "list", "geometries"],
+)
+def test_geojson(content: object, far: bool, slide: Slide, tmp_path: Path) -> None:
+    path = tmp_path / "drawn.geojson"
+    path.write_text(json.dumps(content), "utf-8")
+    tissue = load_tissue(path, slide)
+    np.testing.assert_array_equal(tissue.crop(0, 0, 600, 800, 0.5), expected(far))
+    # At another resolution the outline stays where it is on the slide.
+    np.testing.assert_array_equal(tissue.crop(0, 0, 300, 400, 1.0), expected(far)[1::2, 1::2])
+
+
+def test_geojson_on_a_slide_too_large_for_its_own_pixels(tmp_path: Path, slide: Slide) -> None:
+    class Large:
+        path, mpp, height, width = Path("large.svs"), 0.25, 60_000, 90_000
+
+    path = tmp_path / "drawn.json"
+    corners = [[30_000, 15_000], [60_000, 15_000], [60_000, 45_000], [30_000, 45_000], [30_000, 15_000]]
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}), "utf-8")
+    tissue = load_tissue(path, Large())  # type: ignore[arg-type]
+    assert max(tissue.mask.shape) == 8192
+    assert tissue.fraction == pytest.approx(1 / 6, abs=1e-3)
+    assert tissue.crop(3750 + 5, 7500 + 5, 7490, 7490, 1.0).all()
+    assert not tissue.crop(3750 - 100, 7500, 95, 7500, 1.0).any()
+
+
+def test_a_crossed_outline_is_repaired(slide: Slide, tmp_path: Path) -> None:
+    path = tmp_path / "drawn.json"
+    bow = [[100, 100], [300, 300], [300, 100], [100, 300], [100, 100]]
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [bow]}), "utf-8")
+    tissue = load_tissue(path, slide)
+    assert tissue.mask[200, 110] and tissue.mask[200, 290] and not tissue.mask[110, 200]
+
+
+BAD = {
+    "missing.png": (None, "no such file"),
+    "text.png": ("no picture", "neither a mask image nor GeoJSON"),
+    "empty.png": ("", "neither a mask image nor GeoJSON"),
+    "broken.geojson": ('{"type": "FeatureColl', "not valid GeoJSON"),
+    "number.json": ("3", "not valid GeoJSON"),
+    "untyped.json": ("{}", "not valid GeoJSON"),
+    "points.json": ('{"type": "Point", "coordinates": [1, 2]}', "no Polygon"),
+    "none.json": ('{"type": "FeatureCollection", "features": []}', "no Polygon"),
+    "shallow.json": ('{"type": "Polygon", "coordinates": [[1, 2]]}', "not valid GeoJSON"),
+    "words.json": ('{"type": "Polygon", "coordinates": [[["a", "b"], ["c", "d"], ["e", "f"]]]}', "not valid"),
+    "nan.json": ('{"type": "Polygon", "coordinates": [[[NaN, 1], [2, 3], [3, 1], [NaN, 1]]]}', "GeoJSON"),
+    "outside.json": (
+        json.dumps(
+            {"type": "Polygon", "coordinates": [[[900, 0], [990, 0], [990, 90], [900, 90], [900, 0]]]}
+        ),
+        "marks no tissue inside field.png",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_tissue_files(name: str, slide: Slide, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / name
+    content, says = BAD[name]
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError) as error:
+        load_tissue(path, slide)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert says in message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_empty_mask_image_is_an_error(slide: Slide, tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.zeros((60, 80), np.uint8)).save(path)
+    with pytest.raises(InputError, match=r"marks no tissue inside field\.png"):
+        load_tissue(path, slide)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match="neither a mask image nor GeoJSON"):
+        load_tissue(path, slide)

@@ -1,0 +1,127 @@
+"""Codebooks: our file, the authors' joblib file, and pickles that must not run."""
+
+import pickle
+import subprocess
+
+import joblib
+import numpy as np
+import pytest
+
+from fseg_jax.codebook import Codebook, Provenance, import_joblib, load_all, save_all
+from fseg_jax.errors import InputError
+
+CENTERS = {k: np.random.default_rng(k).random((k, 6), np.float32) for k in (2, 5)}
+
+
+def test_round_trip(tmp_path):
+    origin = Provenance(encoder="classical", layer="features", mpp=1.0, tiles=9, seed=3, source="here")
+    books = {k: Codebook(c, origin) for k, c in CENTERS.items()}
+    save_all(tmp_path / "b.safetensors", books)
+    back = Codebook.load(tmp_path / "b.safetensors", k=5)
+    assert back.provenance == origin and back.hash == books[5].hash
+    np.testing.assert_array_equal(back.centers, CENTERS[5])
+    assert [p.name for p in tmp_path.iterdir()] == ["b.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_authors_format_is_read(tmp_path, dtype, order):
+    content = {k: np.asarray(c, dtype, order=order) for k, c in CENTERS.items()}
+    joblib.dump(content, tmp_path / "centres.joblib")
+    books = import_joblib(tmp_path / "centres.joblib")
+    assert set(books) == {2, 5}
+    for k, book in books.items():
+        np.testing.assert_array_equal(book.centers, CENTERS[k])
+
+
+def test_the_published_codebook_is_read(data):
+    path = data / "codebooks" / "resnet.joblib"
+    books, theirs = load_all(path), joblib.load(path)
+    assert sorted(books) == [16, 32, 64, 128, 256]
+    for k, centers in theirs.items():
+        np.testing.assert_array_equal(books[k].centers, np.maximum(centers, 0))
+
+
+def test_negative_rounding_is_clamped():
+    assert Codebook(np.array([[-1e-9, 1.0]], np.float32)).centers.min() == 0
+
+
+class Hostile:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("wrap", [lambda bad: bad, lambda bad: {4: bad}, lambda bad: [CENTERS[5], bad]])
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, wrap):
+    mark = tmp_path / "ran"
+    for function, arguments in [
+        (subprocess.call, (["touch", str(mark)],)),
+        (exec, (f"open({str(mark)!r}, 'w')",)),
+        (getattr, ({}, "clear")),
+        (np.load, ("x",)),
+    ]:
+        (tmp_path / "bad.joblib").write_bytes(pickle.dumps(wrap(Hostile(function, *arguments))))
+        with pytest.raises(InputError, match="nothing was run") as caught:
+            load_all(tmp_path / "bad.joblib")
+        assert "\n" not in str(caught.value)
+        joblib.dump(wrap(Hostile(function, *arguments)), tmp_path / "bad.joblib")
+        with pytest.raises(InputError, match="nothing was run"):
+            load_all(tmp_path / "bad.joblib")
+    assert not mark.exists()
+
+
+def test_object_arrays_are_refused(tmp_path):
+    joblib.dump({2: np.array([[1, "x"], [2, None]], object)}, tmp_path / "o.joblib")
+    with pytest.raises(InputError):
+        load_all(tmp_path / "o.joblib")
+
+
+@pytest.mark.parametrize("content", [{2: CENTERS[5]}, {"a": CENTERS[2]}, [1, 2], {}, {2: np.zeros((2, 2), int)}])
+def test_other_contents_are_refused(tmp_path, content):
+    joblib.dump(content, tmp_path / "x.joblib")
+    with pytest.raises(InputError, match=r"x\.joblib: "):
+        load_all(tmp_path / "x.joblib")
+
+
+@pytest.mark.parametrize("name", ["x.joblib", "x.safetensors"])
+@pytest.mark.parametrize("damage", [b"", b"hello", None])
+def test_damaged_files_are_named(tmp_path, name, damage):
+    path = tmp_path / name
+    if name.endswith("joblib"):
+        joblib.dump(CENTERS, path)
+    else:
+        save_all(path, {k: Codebook(c) for k, c in CENTERS.items()})
+    path.write_bytes(path.read_bytes()[:-20] if damage is None else damage)
+    with pytest.raises(InputError, match=name) as caught:
+        load_all(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_k_must_be_in_the_file(tmp_path):
+    save_all(tmp_path / "b.safetensors", {k: Codebook(c) for k, c in CENTERS.items()})
+    with pytest.raises(InputError, match="it holds k = 2, 5"):
+        Codebook.load(tmp_path / "b.safetensors", k=3)
+    with pytest.raises(InputError, match="choose one with --k"):
+        Codebook.load(tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match="no such codebook"):
+        Codebook.load(tmp_path / "none.safetensors")
+
+
+def test_another_encoders_codebook_is_an_error():
+    book = Codebook(CENTERS[2], Provenance(encoder="uni", weights_hash="aa"))
+    book.check("uni", 6, "aa")
+    with pytest.raises(InputError, match="'uni', not with 'resnet50'"):
+        book.check("resnet50", 6)
+    with pytest.raises(InputError, match="6 wide, the features of the encoder 'uni' 1024"):
+        book.check("uni", 1024)
+    with pytest.raises(InputError, match="other weights"):
+        book.check("uni", 6, "bb")
+
+
+@pytest.mark.parametrize("centers", [np.zeros((0, 3)), np.full((2, 2), np.nan)])
+def test_bad_centres_are_named(centers):
+    with pytest.raises(InputError, match="codebook"):
+        Codebook(centers)

@@ -1,0 +1,109 @@
+"""k-means against scikit-learn, brute force and planted clusters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from fseg_jax import kmeans
+from fseg_jax.errors import InputError
+
+KEY = jax.random.key(0)
+
+
+def blobs(k: int, n: int = 3000, c: int = 24, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+    r = np.random.default_rng(k)
+    truth = r.integers(0, k, n)
+    return (r.normal(size=(k, c))[truth] + spread * r.normal(size=(n, c))).astype(np.float32), truth
+
+
+@pytest.mark.parametrize("k", [4, 16, 64])
+def test_planted_clusters_are_found(k):
+    X, truth = blobs(k)
+    results = [kmeans.fit(X, k, key=jax.random.key(seed)) for seed in range(4)]
+    result = min(results, key=lambda result: float(result.inertia))
+    theirs = KMeans(k, n_init=4, random_state=0).fit(X)
+    assert adjusted_rand_score(truth, result.labels) >= adjusted_rand_score(truth, theirs.labels_) - 0.02
+    assert float(result.inertia) <= theirs.inertia_ * 1.02
+
+
+def test_the_same_start_gives_scikit_learns_centres(monkeypatch):
+    X, _ = blobs(8, spread=2.0)
+    start = X[:8]
+    monkeypatch.setattr(kmeans, "plus_plus", lambda X, k, key: X[:k])
+    ours = kmeans._fit.__wrapped__(jnp.asarray(X), KEY, 8, 300, 1e-4)
+    theirs = KMeans(8, init=start, n_init=1, algorithm="lloyd").fit(X)
+    np.testing.assert_allclose(ours.centers, theirs.cluster_centers_, atol=2e-3)
+    assert (np.asarray(ours.labels) == theirs.labels_).mean() >= 0.999
+    assert float(ours.inertia) == pytest.approx(theirs.inertia_, rel=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(1, 60), data=st.data(), slab=st.sampled_from([7, 16, 8192]))
+def test_the_result_is_what_it_says(seed, n, data, slab):
+    k = data.draw(st.integers(1, n))
+    X = np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kmeans, "SLAB", slab)
+        kmeans._fit.clear_cache()
+        result = kmeans.fit(X, k, key=jax.random.key(seed))
+    kmeans._fit.clear_cache()
+    centers, labels = np.asarray(result.centers), np.asarray(result.labels)
+    distances = ((X[:, None] - centers[None]) ** 2).sum(-1)
+    np.testing.assert_allclose(distances[np.arange(n), labels], distances.min(1), atol=1e-4)
+    assert float(result.inertia) == pytest.approx(distances.min(1).sum(), rel=1e-3, abs=1e-4)
+
+
+def test_slabs_do_not_change_the_result(monkeypatch):
+    X, _ = blobs(5, n=1000)
+    whole = kmeans.fit(X, 5, key=KEY)
+    monkeypatch.setattr(kmeans, "SLAB", 96)
+    kmeans._fit.clear_cache()
+    slabs = kmeans.fit(X, 5, key=KEY)
+    kmeans._fit.clear_cache()
+    np.testing.assert_allclose(whole.centers, slabs.centers, atol=1e-5)
+    assert (whole.labels == slabs.labels).all()
+
+
+def test_an_empty_cluster_takes_the_farthest_point():
+    X = np.array([[0.0], [0.1], [0.2], [10.0]], np.float32)
+    centers = jnp.asarray([[0.1], [50.0]])  # the second has no points
+    now = kmeans._assign(jnp.asarray(X), centers)
+    moved = kmeans._move(jnp.asarray(X), centers, now)
+    assert float(moved[1, 0]) == 10.0
+
+
+def test_identical_points_give_coinciding_clusters():
+    result = kmeans.fit(np.ones((10, 2), np.float32), 3, key=KEY)
+    assert np.isfinite(np.asarray(result.centers)).all()
+    assert float(result.inertia) == 0
+
+
+def test_one_key_gives_one_result():
+    X, _ = blobs(6)
+    first, again = (kmeans.fit(X, 6, key=KEY) for _ in range(2))
+    assert (np.asarray(first.centers) == np.asarray(again.centers)).all()
+
+
+def test_nothing_recompiles_for_the_same_shapes():
+    before = kmeans._fit._cache_size()
+    for seed in range(3):
+        kmeans.fit(np.random.default_rng(seed).random((50, 7), np.float32), 4, key=jax.random.key(seed))
+    assert kmeans._fit._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("k", [0, 11])
+def test_k_must_fit_the_points(k):
+    with pytest.raises(InputError, match="choose k between 1 and 10"):
+        kmeans.fit(np.zeros((10, 2), np.float32), k, key=KEY)
+
+
+def test_nan_is_named():
+    X = np.zeros((10, 2), np.float32)
+    X[3, 1] = np.nan
+    with pytest.raises(InputError, match="NaN"):
+        kmeans.fit(X, 2, key=KEY)

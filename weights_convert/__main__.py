@@ -1,0 +1,40 @@
+"""``python -m weights_convert NAME``: a published encoder's checkpoint as a file of ours."""
+
+import sys
+from pathlib import Path
+
+import click
+import jax.numpy as jnp
+
+from fseg_jax.encoders.catalog import lookup
+from fseg_jax.errors import InputError
+from weights_convert.convert import convert_file
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="The published file; fetched from where it is published unless given.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The file to write [NAME.safetensors].")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+def main(name: str, checkpoint: Path | None, out: Path | None, dtype: str) -> None:
+    """Convert the checkpoint of the encoder NAME (`fseg encoders` lists them)."""
+    try:
+        row = lookup(name)
+        if checkpoint is None:
+            from fseg_jax.encoders.load import fetch_checkpoint
+
+            checkpoint = fetch_checkpoint(row)
+        out = out or Path(f"{row.name.replace(':', '-')}.safetensors")
+        convert_file(checkpoint, out, row.config, name=row.name, dtype=jnp.dtype(dtype))
+    except InputError as error:
+        print(f"weights_convert: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(out)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m weights_convert")

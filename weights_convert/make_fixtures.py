@@ -1,0 +1,269 @@
+"""``python -m weights_convert.make_fixtures FOLDER``: small networks of every kind, as tests without torch
+read them.
+
+A fixture holds a publisher's network with random weights (``weights/KEY``, under the published names), an
+image (``input``) and what every stage made of it (``stages/NAME``); its metadata say our configuration.
+Between them they exercise every option of our networks and every layout that checkpoints come in.
+"""
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+
+from fseg_jax.encoders.architectures import Config, description
+from fseg_jax.encoders.efficientnet import EfficientNetConfig
+from fseg_jax.encoders.resnet import ResNetConfig
+from fseg_jax.encoders.swin import SwinConfig
+from fseg_jax.encoders.vit import AttentionPoolConfig, ViTConfig
+from weights_convert.references import (
+    ConchTower,
+    as_ctranspath,
+    as_dinov2,
+    as_lukemelas,
+    ctranspath,
+    import_timm,
+    observe,
+    published,
+    scatter,
+)
+
+Names = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+State = Mapping[str, np.ndarray]
+Fixture = tuple[nn.Module, Config, tuple[int, int], Names]
+
+_WIDTHS = {"dim": 12, "depth": 2, "heads": 3, "mlp_width": 48}
+
+
+def fixtures() -> dict[str, Fixture]:
+    """By name: a network, our configuration, the image's height and width, and how the publisher's keys are
+    named."""
+    return {**_vits(), **_transformers_vits(), **_convolutional()}
+
+
+def _same(state: State) -> State:
+    return state
+
+
+def _vits() -> dict[str, Fixture]:
+    import_timm()
+    timm = importlib.import_module("timm.models.vision_transformer")
+    swiglu = {
+        "mlp_layer": importlib.import_module("timm.layers").SwiGLUPacked,
+        "act_layer": nn.SiLU,
+        "mlp_ratio": 16 / 3,
+    }
+    gated: dict[str, Any] = {**_WIDTHS, "mlp_width": 64, "mlp": "swiglu", "layer_scale": True}
+    registers = {"reg_tokens": 4, "no_embed_class": True}
+    ours_registers = {"registers": 4, "embed_prefix": False}
+
+    def vit(**arguments: Any) -> nn.Module:
+        return timm.VisionTransformer(
+            embed_dim=12,
+            depth=2,
+            num_heads=3,
+            num_classes=0,
+            **{"init_values": 1e-5, "dynamic_img_size": True, **arguments},
+        )
+
+    def teacher(state: State) -> State:
+        heads = {"dino_head.mlp.0.weight": np.zeros((2, 2), np.float32)}
+        return {**as_dinov2(state, chunk=1, prefix="backbone."), **heads}
+
+    return {
+        "vit_plain_patch8": (
+            vit(patch_size=8, img_size=32, init_values=None),
+            ViTConfig(patch=8, image_size=32, **_WIDTHS),
+            (32, 32),
+            _same,
+        ),
+        "vit_layer_scale_patch16_resampled": (
+            vit(patch_size=16, img_size=64),
+            ViTConfig(patch=16, image_size=64, layer_scale=True, **_WIDTHS),
+            (48, 96),
+            _same,
+        ),
+        "vit_swiglu_registers_patch14": (
+            vit(patch_size=14, img_size=56, **swiglu, **registers),
+            ViTConfig(patch=14, image_size=56, **gated, **ours_registers),
+            (42, 70),
+            _same,
+        ),
+        "vit_swiglu_registers_embedded": (
+            vit(patch_size=14, img_size=42, reg_tokens=4, **swiglu),
+            ViTConfig(patch=14, image_size=42, registers=4, **gated),
+            (56, 42),
+            _same,
+        ),
+        "vit_no_class_token": (
+            vit(
+                patch_size=8,
+                img_size=32,
+                class_token=False,
+                global_pool="avg",
+                fc_norm=False,
+                qkv_bias=False,
+            ),
+            ViTConfig(patch=8, image_size=32, layer_scale=True, class_token=False, qkv_bias=False, **_WIDTHS),
+            (32, 48),
+            _same,
+        ),
+        "vit_dinov2_teacher": (
+            vit(patch_size=14, img_size=56),
+            ViTConfig(patch=14, image_size=56, layer_scale=True, **_WIDTHS),
+            (56, 56),
+            teacher,
+        ),
+        "vit_dinov2_registers": (
+            vit(patch_size=14, img_size=56, **swiglu, **registers),
+            ViTConfig(patch=14, image_size=56, **gated, **ours_registers),
+            (28, 56),
+            functools.partial(as_dinov2, chunk=2, prefix=""),
+        ),
+        "vit_conch": (
+            ConchTower(vit(patch_size=16, img_size=48), dim=8, heads=2),
+            ViTConfig(
+                patch=16,
+                image_size=48,
+                layer_scale=True,
+                resampling="bicubic_offset",
+                pool=AttentionPoolConfig(8, 2),
+                **_WIDTHS,
+            ),
+            (96, 80),
+            _same,
+        ),
+    }
+
+
+def _transformers_vits() -> dict[str, Fixture]:
+    hub: Any = importlib.import_module("transformers")
+    widths = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
+    gated: dict[str, Any] = {**_WIDTHS, "mlp_width": 64, "mlp": "swiglu", "layer_scale": True}
+    dinov2 = {**widths, "image_size": 56, "patch_size": 14}
+    return {
+        "vit_transformers_vit": (
+            hub.ViTModel(
+                hub.ViTConfig(
+                    **widths, intermediate_size=48, image_size=64, patch_size=16, layer_norm_eps=1e-12
+                ),
+                add_pooling_layer=False,
+            ),
+            ViTConfig(patch=16, image_size=64, eps=1e-12, resampling="bicubic", **_WIDTHS),
+            (48, 96),
+            _same,
+        ),
+        "vit_transformers_dinov2": (
+            hub.Dinov2Model(hub.Dinov2Config(**dinov2)),
+            ViTConfig(patch=14, image_size=56, layer_scale=True, resampling="bicubic", **_WIDTHS),
+            (84, 70),
+            _same,
+        ),
+        "vit_transformers_dinov2_swiglu": (
+            hub.Dinov2Model(hub.Dinov2Config(**dinov2, use_swiglu_ffn=True)),
+            ViTConfig(patch=14, image_size=56, resampling="bicubic", **gated),
+            (56, 56),
+            _same,
+        ),
+        "vit_transformers_dinov2_registers": (
+            hub.Dinov2WithRegistersModel(
+                hub.Dinov2WithRegistersConfig(**dinov2, use_swiglu_ffn=True, num_register_tokens=4)
+            ),
+            ViTConfig(patch=14, image_size=56, registers=4, embed_prefix=False, **gated),
+            (42, 84),
+            _same,
+        ),
+    }
+
+
+def _convolutional() -> dict[str, Fixture]:
+    import_timm()
+    resnet = importlib.import_module("timm.models.resnet")
+    channels = (8, 8, 16, 16)
+    stages = ((1, 3, 1, 1, 8), (1, 5, 2, 6, 8), (1, 3, 2, 6, 8), (1, 3, 1, 6, 16))
+    efficientnet = {"depth": 1.1, "stem": 8, "stages": stages, "features": 16, "num_classes": 5}
+    swin = {"embed_dim": 16, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4, "img_size": 64}
+    ours_swin = {"dim": 16, "depths": (2, 2), "heads": (1, 2), "window": 4}
+
+    def prefixed(state: State) -> State:
+        return {f"model.resnet.{name}": value for name, value in state.items()}
+
+    def with_tables(state: State) -> State:
+        masks = {"layers.0.blocks.1.attn_mask": np.zeros((16, 16, 16), np.float32)}
+        return {**as_ctranspath(state), **masks}
+
+    return {
+        "resnet_basic_classifier": (
+            resnet.ResNet(resnet.BasicBlock, (2, 1, 1, 1), channels=channels, num_classes=5),
+            ResNetConfig("basic", (2, 1, 1, 1), channels, num_classes=5),
+            (40, 48),
+            _same,
+        ),
+        "resnet_bottleneck": (
+            resnet.ResNet(resnet.Bottleneck, (1, 2, 1, 1), channels=(4, 4, 8, 8), num_classes=0),
+            ResNetConfig("bottleneck", (1, 2, 1, 1), (4, 4, 8, 8)),
+            (48, 33),
+            prefixed,
+        ),
+        "efficientnet_symmetric": (
+            _efficientnet(stages, "", 1e-5),
+            EfficientNetConfig(**efficientnet),  # type: ignore[arg-type]
+            (47, 48),
+            _same,
+        ),
+        "efficientnet_same": (
+            _efficientnet(stages, "same", 1e-3),
+            EfficientNetConfig(**efficientnet, padding="same", bn_eps=1e-3),  # type: ignore[arg-type]
+            (47, 48),
+            as_lukemelas,
+        ),
+        "swin_timm": (ctranspath(**swin), SwinConfig(**ours_swin), (64, 64), _same),  # type: ignore[arg-type]
+        "swin_ctranspath_padded": (
+            ctranspath(**{**swin, "img_size": (72, 48)}),
+            SwinConfig(**ours_swin),  # type: ignore[arg-type]
+            (72, 48),
+            with_tables,
+        ),
+    }
+
+
+def _efficientnet(stages: tuple[tuple[int, ...], ...], padding: str, eps: float) -> nn.Module:
+    timm = importlib.import_module("timm.models.efficientnet")
+    builder = importlib.import_module("timm.models._efficientnet_builder")
+    rows = [[f"{'ir' if e > 1 else 'ds'}_r{r}_k{k}_s{s}_e{e}_c{c}_se0.25"] for r, k, s, e, c in stages]
+    return timm.EfficientNet(
+        builder.decode_arch_def(rows, 1.1),
+        num_classes=5,
+        num_features=16,
+        stem_size=8,
+        pad_type=padding,
+        act_layer=nn.SiLU,
+        norm_layer=functools.partial(nn.BatchNorm2d, eps=eps),
+    )
+
+
+def main(folder: Path) -> None:
+    """Write every fixture into a folder."""
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (name, (module, config, size, names)) in enumerate(fixtures().items()):
+        scatter(module, seed)
+        x = np.random.default_rng(seed).standard_normal((1, *size, 3), np.float32)
+        tensors = {f"weights/{key}": value for key, value in names(published(module)).items()}
+        tensors |= {f"stages/{key}": value for key, value in observe(module, x).items()}
+        tensors["input"] = x
+        contiguous = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+        path = folder / f"{name}.safetensors"
+        save_file(contiguous, path, {"config": description(config)})
+        path.chmod(0o644)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

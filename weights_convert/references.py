@@ -1,0 +1,301 @@
+"""The publishers' own networks, in torch, with random weights, and what each of their stages puts out.
+
+Ours are held against these, by ``make_fixtures`` and ``benchmarks/encoder_parity.py``: they need torch, timm
+and transformers. Nothing else does.
+"""
+
+import importlib.util
+import sys
+import tempfile
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from weights_convert.checkpoint import Checkpoint, open_checkpoint
+
+
+def import_timm() -> Any:
+    """timm, with a stand-in for torchvision where that is not installed: timm imports it, the networks need
+    none."""
+    stood_in = []
+    if "timm" not in sys.modules and importlib.util.find_spec("torchvision") is None:
+        for name in (
+            "",
+            ".transforms",
+            ".transforms.functional",
+            ".ops",
+            ".ops.misc",
+            ".models",
+            ".datasets",
+        ):
+            module = _Anything(f"torchvision{name}")
+            module.__path__ = []
+            sys.modules[module.__name__] = module
+            stood_in.append(module.__name__)
+            if parent := module.__name__.rpartition(".")[0]:
+                setattr(sys.modules[parent], module.__name__.rpartition(".")[2], module)
+        frozen = type("FrozenBatchNorm2d", (nn.Module,), {})
+        sys.modules["torchvision.ops.misc"].FrozenBatchNorm2d = frozen  # type: ignore[attr-defined]
+    timm = importlib.import_module("timm")
+    # Others ask whether torchvision is installed, and are to hear the truth.
+    for name in stood_in:
+        del sys.modules[name]
+    return timm
+
+
+class _AnythingType(type):
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _AnythingType(name, (), {})
+
+
+class _Anything(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _AnythingType(name, (), {})
+
+
+class AttentionalPooler(nn.Module):
+    """CoCa's attentional pooler with one query, under the names of CONCH's checkpoint."""
+
+    def __init__(self, dim: int, context: int, heads: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, dim))
+        self.heads = heads
+        self.ln_q, self.ln_k = nn.LayerNorm(dim), nn.LayerNorm(context)
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_kv = nn.Linear(context, 2 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        batch = len(tokens)
+        q = self.to_q(self.ln_q(self.query)).expand(batch, 1, -1)
+        k, v = self.to_kv(self.ln_k(tokens)).chunk(2, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        return self.to_out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))[:, 0]
+
+
+class ConchTower(nn.Module):
+    """CONCH v1.5's vision tower around a timm ViT, whose position embedding it resamples at (size + 0.1) /
+    old size."""
+
+    def __init__(self, trunk: nn.Module, dim: int, heads: int):
+        super().__init__()
+        self.trunk = trunk
+        self.attn_pool_contrast = AttentionalPooler(dim, trunk.embed_dim, heads)  # type: ignore[arg-type]
+        self.ln_contrast = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        trunk: Any = self.trunk
+        stored, patch = trunk.pos_embed, trunk.patch_embed.patch_size[0]
+        old = round((stored.shape[1] - 1) ** 0.5)
+        new = (x.shape[2] // patch, x.shape[3] // patch)
+        grid = stored[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+        if new != (old, old):
+            scale = ((new[0] + 0.1) / old, (new[1] + 0.1) / old)
+            grid = nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic")
+        positions = torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        tokens = trunk.patch_embed(x).flatten(1, 2)
+        tokens = torch.cat([trunk.cls_token.expand(len(x), -1, -1), tokens], dim=1) + positions
+        tokens = trunk.norm(trunk.blocks(trunk.norm_pre(tokens)))
+        return self.ln_contrast(self.attn_pool_contrast(tokens))
+
+
+class ConvStem(nn.Module):
+    """CTransPath's stem, under the names of its checkpoint."""
+
+    def __init__(self, img_size: Any = 224, embed_dim: int = 96, norm_layer: Any = nn.LayerNorm, **_: Any):
+        super().__init__()
+        thin, thick = embed_dim // 8, embed_dim // 4
+        self.proj = nn.Sequential(
+            nn.Conv2d(3, thin, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(thin),
+            nn.ReLU(),
+            nn.Conv2d(thin, thick, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(thick),
+            nn.ReLU(),
+            nn.Conv2d(thick, embed_dim, 1),
+        )
+        self.norm = norm_layer(embed_dim)
+        sides = img_size if isinstance(img_size, tuple) else (img_size, img_size)
+        self.grid_size = (sides[0] // 4, sides[1] // 4)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+def ctranspath(**arguments: Any) -> nn.Module:
+    """A Swin of timm's with CTransPath's stem."""
+    import_timm()
+    swin = importlib.import_module("timm.models.swin_transformer")
+    return swin.SwinTransformer(embed_layer=ConvStem, num_classes=0, **arguments)
+
+
+def scatter(module: nn.Module, seed: int) -> nn.Module:
+    """The module with every parameter and statistic drawn away from the constant it starts as, set to
+    evaluate."""
+    random = torch.Generator().manual_seed(seed)
+    for name, value in module.state_dict().items():
+        last = name.rpartition(".")[2]
+        if not value.is_floating_point():
+            continue
+        if last in ("running_var", "gamma", "lambda1") or (last == "weight" and value.ndim == 1):
+            value.uniform_(0.7, 1.3, generator=random)
+        elif last in ("bias", "running_mean"):
+            value.normal_(0, 0.2, generator=random)
+        elif last == "weight":
+            gain = 2.0 if value.ndim == 4 else 1.0
+            value.normal_(0, (gain / value[0].numel()) ** 0.5, generator=random)
+        else:
+            value.normal_(0, 0.5, generator=random)
+    return module.eval()
+
+
+def stages(module: nn.Module) -> dict[str, nn.Module]:
+    """For each of our layers, the submodule that puts out the same."""
+    m: Any = module
+    if isinstance(module, ConchTower):
+        return stages(m.trunk)
+    if hasattr(m, "maxpool"):
+        return {"stem": m.maxpool, **{f"layer{n}": getattr(m, f"layer{n}") for n in range(1, 5)}}
+    if hasattr(m, "conv_head"):
+        blocks = [block for stage in m.blocks for block in stage]
+        return {"stem": m.bn1, **_numbered("blocks", blocks), "top": m.bn2}
+    if hasattr(m, "layernorm"):
+        blocks = m.layers if hasattr(m, "layers") else m.encoder.layer
+        ends = {"patch_embed": m.embeddings.patch_embeddings, "embed": m.embeddings}
+        return {**ends, **_numbered("blocks", blocks), "norm": m.layernorm}
+    if isinstance(m.patch_embed, ConvStem):
+        return {"patch_embed": m.patch_embed, **_numbered("layers", m.layers), "norm": m.norm}
+    ends = {"patch_embed": m.patch_embed, "embed": m.norm_pre}
+    return {**ends, **_numbered("blocks", m.blocks), "norm": m.norm}
+
+
+def _numbered(name: str, modules: Any) -> dict[str, nn.Module]:
+    return {f"{name}.{index}": module for index, module in enumerate(modules)}
+
+
+def observe(module: nn.Module, x: np.ndarray, wanted: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """What the stages put out for an image (B, H, W, 3), channels last, and ``head``: what the whole network
+    does.
+
+    ``wanted``: the names of the stages to keep; all of them unless given.
+    """
+    seen: dict[str, np.ndarray] = {}
+    convolutional = hasattr(module, "maxpool") or hasattr(module, "conv_head")
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) else output
+            if convolutional:
+                value = value.permute(0, 2, 3, 1)
+            elif name == "patch_embed" and value.ndim == 3:
+                # A patch is as many pixels high as wide.
+                h = round((value.shape[1] * x.shape[1] / x.shape[2]) ** 0.5)
+                value = value.unflatten(1, (h, -1))
+            seen[name] = value.numpy().copy()
+
+        return hook
+
+    named = stages(module)
+    hooks = [named[name].register_forward_hook(keep(name)) for name in wanted or named]
+    arguments = {"interpolate_pos_encoding": True} if type(module).__name__ == "ViTModel" else {}
+    with torch.no_grad():
+        output = module(torch.from_numpy(x).permute(0, 3, 1, 2), **arguments)
+    for hook in hooks:
+        hook.remove()
+    output = getattr(output, "last_hidden_state", output)
+    seen["head"] = (output if output.ndim == 2 else output[:, 0]).numpy()
+    return seen
+
+
+def published(module: nn.Module) -> Mapping[str, np.ndarray]:
+    """The module's tensors under the names that its publisher saves them by."""
+    if hasattr(module, "save_pretrained"):
+        return _saved_by_transformers(module)
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+def _saved_by_transformers(module: Any) -> Checkpoint:
+    # transformers renames on saving: the file, not the module, has the names that are published.
+    folder = tempfile.TemporaryDirectory()
+    module.save_pretrained(folder.name, max_shard_size="100GB")
+    checkpoint = open_checkpoint(Path(folder.name) / "model.safetensors")
+    checkpoint.folder = folder  # type: ignore[attr-defined]
+    return checkpoint
+
+
+def as_ctranspath(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Today's timm names as those of CTransPath's checkpoint: the grid is halved at a stage's end."""
+    renamed = {}
+    for name, value in state.items():
+        parts = name.split(".")
+        if len(parts) > 2 and parts[2] == "downsample":
+            parts[1] = str(int(parts[1]) - 1)
+        renamed[".".join(parts)] = value
+    return renamed
+
+
+def as_dinov2(state: Mapping[str, np.ndarray], *, chunk: int, prefix: str) -> dict[str, np.ndarray]:
+    """timm's names as those of DINOv2's own checkpoints: w12 and w3, blocks in chunks, the class token's
+    position kept apart from it in a network with registers."""
+    renamed = {}
+    gated = "blocks.0.mlp.fc1.weight" in state and (
+        state["blocks.0.mlp.fc1.weight"].shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]
+    )
+    for name, value in state.items():
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            parts.insert(1, str(int(parts[1]) // chunk))
+            if gated and parts[3] == "mlp":
+                parts[4] = {"fc1": "w12", "fc2": "w3"}[parts[4]]
+        renamed[".".join(parts)] = value
+    if "reg_token" in renamed:
+        renamed["register_tokens"] = renamed.pop("reg_token")
+        position = np.full_like(renamed["cls_token"], 0.125)
+        renamed["cls_token"] = renamed["cls_token"] - position
+        renamed["pos_embed"] = np.concatenate([position, renamed["pos_embed"]], axis=1)
+    renamed["mask_token"] = np.zeros((1, renamed["cls_token"].shape[-1]), np.float32)
+    return {prefix + name: value for name, value in renamed.items()}
+
+
+def as_lukemelas(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """timm's names as those of lukemelas's EfficientNet."""
+    ends = {
+        "conv_stem": "_conv_stem",
+        "bn1": "_bn0",
+        "conv_head": "_conv_head",
+        "bn2": "_bn1",
+        "classifier": "_fc",
+    }
+    inside = {
+        "conv_pw": "_expand_conv",
+        "bn1": "_bn0",
+        "conv_dw": "_depthwise_conv",
+        "bn2": "_bn1",
+        "conv_pwl": "_project_conv",
+        "bn3": "_bn2",
+        "se.conv_reduce": "_se_reduce",
+        "se.conv_expand": "_se_expand",
+    }
+    plain = {**inside, "conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+    renamed, order = {}, {}
+    for name, value in state.items():
+        part, _, leaf = name.rpartition(".")
+        if not part.startswith("blocks."):
+            renamed[f"{ends[part]}.{leaf}"] = value
+            continue
+        _, stage, position, part = part.split(".", 3)
+        index = order.setdefault((stage, position), len(order))
+        names = inside if f"blocks.{stage}.{position}.conv_pwl.weight" in state else plain
+        renamed[f"_blocks.{index}.{names[part]}.{leaf}"] = value
+    return renamed
