@@ -1,9 +1,10 @@
 """The command line: parse, call, print. What it calls is imported where it is called, so that --help is quick."""
 
+import ctypes
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ DEMO_MPP = 0.5  # scikit-image does not say; nuclei of the colon are some 10 µm
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 something found wanting, 2 bad input, 130 interrupted."""
+    _share_the_heap()
     try:
         code = cli.main(arguments, prog_name="fseg", standalone_mode=False)
     except InputError as error:
@@ -278,6 +280,13 @@ def _bars(slides: int) -> "Iterator[Callable[[str], Report]]":
 
         seen: list[str] = []
         yield for_slide
+
+
+def _share_the_heap() -> None:
+    """Let threads share two heaps: with one each, what decoders and writers free is kept as many times over."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # musl has no mallopt, nor the trouble
+            ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def _log(verbose: int) -> None:

@@ -8,13 +8,15 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fseg_jax.downloads import cache_folder
 
 LEAST_PYTHON = (3, 11)
 ROOM = 5e9  # bytes: the largest encoder as published, or the labels of a cohort's first slides
+_NO_TORCH = "none: encoders that are published as PyTorch files cannot be converted"
 TIMEOUT = 3.0  # seconds for an answer of the hub
 
 
@@ -81,8 +83,9 @@ def _checks() -> Iterator[Check]:
         "disk, cache", lambda: _disk(cache_folder()), "free it, or set FSEG_CACHE to another", required=False
     )
     yield _check("disk, here", lambda: _disk(Path.cwd()), "free it, or write (-o) to another", required=False)
-    hub = _check("hub", _hub, "weights come with --weights FILE too; else see to the network", required=False)
+    hub = _check("hub", _hub, "see to the network, or give weights with --weights FILE", required=False)
     yield hub
+    yield _check("torch", _torch, "pip install 'fseg-jax[convert]'", required=False)
     yield _check("token", _token, "`hf auth login`, or set HF_TOKEN, for the gated encoders", required=False)
     if hub.ok:
         yield from _gates()
@@ -117,7 +120,7 @@ def _devices() -> _Found:
     return _Found(bool(found), f"{', '.join(counted)}; {os.cpu_count()} CPU cores")
 
 
-def _memory(device) -> str:
+def _memory(device: Any) -> str:
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is not None:
         return f"{limit / 1e9:.1f} GB"
@@ -183,7 +186,7 @@ def _main_job() -> _Found:
     from fseg_jax.encoders.classical import classical
 
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    features = classical()(image)
+    features = classical()(jnp.asarray(image))
     tokens = features.reshape(1, -1, features.shape[-1])
     weights = nmf.solve_weights(tokens, tokens[0, :3])
     done = bool(jnp.isfinite(weights).all() and (weights >= 0).all())
@@ -192,8 +195,7 @@ def _main_job() -> _Found:
 
 def _cache() -> _Found:
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
+    with tempfile.TemporaryFile(dir=_nearest(folder)):
         return _Found(True, f"{folder} can be written")
 
 
@@ -207,10 +209,18 @@ def _cached() -> _Found:
 
 
 def _disk(folder: Path) -> _Found:
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(_nearest(folder)).free
     return _Found(free >= ROOM, f"{free / 1e9:.0f} GB free in {folder}")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or where it would be made."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _torch() -> _Found:
+    there = find_spec("torch") is not None
+    return _Found(there, "reads checkpoints that are no safetensors" if there else _NO_TORCH)
 
 
 def _hub() -> _Found:

@@ -42,7 +42,9 @@ def fetch(url: str, folder: Path, *, sha256: str | None = None, otherwise: str) 
                 f"{folder}: cannot be written ({error.strerror}): free the disk, "
                 "or set FSEG_CACHE to a folder with room"
             ) from error
-        raise InputError(f"{url}: cannot be fetched ({type(error).__name__}); {otherwise}") from error
+        code = getattr(getattr(error, "response", None), "status_code", None)
+        reason = f"HTTP {code}" if code else type(error).__name__
+        raise InputError(f"{url}: cannot be fetched ({reason}); {otherwise}") from error
     return Path(path)
 
 

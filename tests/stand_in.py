@@ -19,6 +19,7 @@ class StandIn:
     gated: set[str] = field(default_factory=set)
     members: set[str] = field(default_factory=set)  # tokens with access
     tokens: set[str] = field(default_factory=set)  # tokens that are known
+    cut: bool = False  # whether answers stop half-way
     damage: int = 0  # how many answers to come have a flipped byte
     asked: list[tuple[str, str]] = field(default_factory=list)
     fails: int = 0  # answers every request with this status, where it is set
@@ -63,7 +64,8 @@ def running(hub: StandIn) -> Iterator[StandIn]:
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(data)
+                self.wfile.write(data[: len(data) // 2] if hub.cut else data)
+            self.close_connection = self.close_connection or hub.cut
 
         do_GET = do_HEAD = respond  # noqa: N815
 

@@ -60,17 +60,22 @@ def test_a_file_of_another_hash_is_one_line_and_nothing_kept(hub):
 @pytest.mark.parametrize("code", [404, 500])
 def test_a_server_that_refuses_is_one_line_and_nothing_kept(hub, code):
     hub.fails = code
-    with pytest.raises(InputError, match="cannot be fetched.*do without it") as caught:
+    with pytest.raises(InputError, match=r"cannot be fetched.*do without it") as caught:
         fetch(hub, None)
     assert "\n" not in str(caught.value)
     assert left() == []
 
 
-def test_no_network_is_one_line_and_nothing_kept(hub, monkeypatch):
-    url = address(hub)
-    hub.url = "http://127.0.0.1:1"
+def test_a_transfer_cut_short_is_one_line_and_nothing_kept(hub):
+    hub.cut = True
+    with pytest.raises(InputError, match="cannot be fetched"):
+        fetch(hub, None)
+    assert left() == []
+
+
+def test_no_network_is_one_line_and_nothing_kept():
     with pytest.raises(InputError, match="cannot be fetched") as caught:
-        downloads.fetch_test_slide(url.replace(url.split("/slides")[0], hub.url))
+        downloads.fetch_test_slide("http://127.0.0.1:1/CMU-1-Small-Region.svs")
     assert "without --slide" in str(caught.value) and "\n" not in str(caught.value)
     assert left() == []
 
@@ -80,7 +85,7 @@ def test_a_full_disk_is_one_line_and_nothing_kept(hub, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", full)
-    with pytest.raises(InputError, match="No space left on device.*FSEG_CACHE"):
+    with pytest.raises(InputError, match=r"No space left on device.*FSEG_CACHE"):
         fetch(hub, None)
     assert left() == []
 

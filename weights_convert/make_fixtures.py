@@ -39,7 +39,7 @@ Names = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 State = Mapping[str, np.ndarray]
 Fixture = tuple[nn.Module, Config, tuple[int, int], Names]
 
-_WIDTHS = {"dim": 12, "depth": 2, "heads": 3, "mlp_width": 48}
+_WIDTHS: dict[str, Any] = {"dim": 12, "depth": 2, "heads": 3, "mlp_width": 48}
 
 
 def fixtures() -> dict[str, Fixture]:
@@ -61,8 +61,8 @@ def _vits() -> dict[str, Fixture]:
         "mlp_ratio": 16 / 3,
     }
     gated: dict[str, Any] = {**_WIDTHS, "mlp_width": 64, "mlp": "swiglu", "layer_scale": True}
-    registers = {"reg_tokens": 4, "no_embed_class": True}
-    ours_registers = {"registers": 4, "embed_prefix": False}
+    registers: dict[str, Any] = {"reg_tokens": 4, "no_embed_class": True}
+    ours_registers: dict[str, Any] = {"registers": 4, "embed_prefix": False}
 
     def vit(**arguments: Any) -> nn.Module:
         return timm.VisionTransformer(
@@ -188,9 +188,21 @@ def _convolutional() -> dict[str, Fixture]:
     resnet = importlib.import_module("timm.models.resnet")
     channels = (8, 8, 16, 16)
     stages = ((1, 3, 1, 1, 8), (1, 5, 2, 6, 8), (1, 3, 2, 6, 8), (1, 3, 1, 6, 16))
-    efficientnet = {"depth": 1.1, "stem": 8, "stages": stages, "features": 16, "num_classes": 5}
-    swin = {"embed_dim": 16, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4, "img_size": 64}
-    ours_swin = {"dim": 16, "depths": (2, 2), "heads": (1, 2), "window": 4}
+    efficientnet: dict[str, Any] = {
+        "depth": 1.1,
+        "stem": 8,
+        "stages": stages,
+        "features": 16,
+        "num_classes": 5,
+    }
+    swin: dict[str, Any] = {
+        "embed_dim": 16,
+        "depths": (2, 2),
+        "num_heads": (1, 2),
+        "window_size": 4,
+        "img_size": 64,
+    }
+    ours_swin: dict[str, Any] = {"dim": 16, "depths": (2, 2), "heads": (1, 2), "window": 4}
 
     def prefixed(state: State) -> State:
         return {f"model.resnet.{name}": value for name, value in state.items()}
@@ -214,20 +226,20 @@ def _convolutional() -> dict[str, Fixture]:
         ),
         "efficientnet_symmetric": (
             _efficientnet(stages, "", 1e-5),
-            EfficientNetConfig(**efficientnet),  # type: ignore[arg-type]
+            EfficientNetConfig(**efficientnet),
             (47, 48),
             _same,
         ),
         "efficientnet_same": (
             _efficientnet(stages, "same", 1e-3),
-            EfficientNetConfig(**efficientnet, padding="same", bn_eps=1e-3),  # type: ignore[arg-type]
+            EfficientNetConfig(**efficientnet, padding="same", bn_eps=1e-3),
             (47, 48),
             as_lukemelas,
         ),
-        "swin_timm": (ctranspath(**swin), SwinConfig(**ours_swin), (64, 64), _same),  # type: ignore[arg-type]
+        "swin_timm": (ctranspath(**swin), SwinConfig(**ours_swin), (64, 64), _same),
         "swin_ctranspath_padded": (
             ctranspath(**{**swin, "img_size": (72, 48)}),
-            SwinConfig(**ours_swin),  # type: ignore[arg-type]
+            SwinConfig(**ours_swin),
             (72, 48),
             with_tables,
         ),

@@ -87,10 +87,10 @@ class ConchTower(nn.Module):
     """CONCH v1.5's vision tower around a timm ViT, whose position embedding it resamples at (size + 0.1) /
     old size."""
 
-    def __init__(self, trunk: nn.Module, dim: int, heads: int):
+    def __init__(self, trunk: Any, dim: int, heads: int):
         super().__init__()
         self.trunk = trunk
-        self.attn_pool_contrast = AttentionalPooler(dim, trunk.embed_dim, heads)  # type: ignore[arg-type]
+        self.attn_pool_contrast = AttentionalPooler(dim, trunk.embed_dim, heads)
         self.ln_contrast = nn.LayerNorm(dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -148,7 +148,11 @@ def scatter(module: nn.Module, seed: int) -> nn.Module:
         last = name.rpartition(".")[2]
         if not value.is_floating_point():
             continue
-        if last in ("running_var", "gamma", "lambda1") or (last == "weight" and value.ndim == 1):
+        if name.endswith("bn3.weight"):
+            # The end of a residual branch: light beside its shortcut, as training leaves it. Deep networks of
+            # branches as heavy as their shortcuts magnify any rounding, torch's own as well, beyond measure.
+            value.uniform_(0.2, 0.4, generator=random)
+        elif last in ("running_var", "gamma", "lambda1") or (last == "weight" and value.ndim == 1):
             value.uniform_(0.7, 1.3, generator=random)
         elif last in ("bias", "running_mean"):
             value.normal_(0, 0.2, generator=random)
@@ -184,11 +188,14 @@ def _numbered(name: str, modules: Any) -> dict[str, nn.Module]:
     return {f"{name}.{index}": module for index, module in enumerate(modules)}
 
 
-def observe(module: nn.Module, x: np.ndarray, wanted: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+def observe(
+    module: nn.Module, x: np.ndarray, wanted: tuple[str, ...] | None = None, *, autocast: bool = False
+) -> dict[str, np.ndarray]:
     """What the stages put out for an image (B, H, W, 3), channels last, and ``head``: what the whole network
     does.
 
-    ``wanted``: the names of the stages to keep; all of them unless given.
+    ``wanted``: the names of the stages to keep, all of them unless given; ``autocast``: in torch's own
+    bfloat16.
     """
     seen: dict[str, np.ndarray] = {}
     convolutional = hasattr(module, "maxpool") or hasattr(module, "conv_head")
@@ -202,19 +209,19 @@ def observe(module: nn.Module, x: np.ndarray, wanted: tuple[str, ...] | None = N
                 # A patch is as many pixels high as wide.
                 h = round((value.shape[1] * x.shape[1] / x.shape[2]) ** 0.5)
                 value = value.unflatten(1, (h, -1))
-            seen[name] = value.numpy().copy()
+            seen[name] = value.float().numpy().copy()
 
         return hook
 
     named = stages(module)
     hooks = [named[name].register_forward_hook(keep(name)) for name in wanted or named]
     arguments = {"interpolate_pos_encoding": True} if type(module).__name__ == "ViTModel" else {}
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = module(torch.from_numpy(x).permute(0, 3, 1, 2), **arguments)
     for hook in hooks:
         hook.remove()
     output = getattr(output, "last_hidden_state", output)
-    seen["head"] = (output if output.ndim == 2 else output[:, 0]).numpy()
+    seen["head"] = (output if output.ndim == 2 else output[:, 0]).float().numpy()
     return seen
 
 
@@ -288,7 +295,8 @@ def as_lukemelas(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         "se.conv_expand": "_se_expand",
     }
     plain = {**inside, "conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-    renamed, order = {}, {}
+    renamed: dict[str, np.ndarray] = {}
+    order: dict[tuple[str, str], int] = {}
     for name, value in state.items():
         part, _, leaf = name.rpartition(".")
         if not part.startswith("blocks."):

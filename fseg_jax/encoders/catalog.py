@@ -394,7 +394,7 @@ _ROWS = (
         gated=True,
         citation=_HIBOU,
         resampling="bicubic",
-        parameters=85_739_520,
+        parameters=85_740_288,
         **normalised(HIBOU),
     ),
     vit_row(
@@ -408,7 +408,7 @@ _ROWS = (
         gated=True,
         citation=_HIBOU,
         resampling="bicubic",
-        parameters=303_657_216,
+        parameters=303_658_240,
         **normalised(HIBOU),
     ),
     Row(

@@ -15,6 +15,7 @@ histograms, which is what a factorization A ≈ W·H assumes.
 
 import hashlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -75,6 +76,11 @@ def stains(x: Float[Array, "b H W 3"]) -> Float[Array, "b H W 2"]:
 
 def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
     """Encode images in [0, 1] whose sides are multiples of 16: 2 × 8 histogram bins and 2 × 2 gradient energies."""
+    # One image at a time: what is made of it stays in the cache, and memory does not grow with the batch.
+    return jax.lax.map(lambda image: _image_features(image[None])[0], x)
+
+
+def _image_features(x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
     density = stains(x)
     # Soft bins: a value shares itself between the two nearest centres, in proportion.
     position = jnp.minimum(density / jnp.asarray(MAX_DENSITY, jnp.float32).reshape(1, 1, 1, 2), 1) * (BINS - 1)

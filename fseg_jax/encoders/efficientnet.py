@@ -141,9 +141,9 @@ class ConvNorm(nnx.Module):
 class SqueezeExcite(nnx.Module):
     """Each channel times a gate between 0 and 1, made of the means of all channels."""
 
-    def __init__(self, channels: int, squeezed: int, *, dtype: DType, rngs: nnx.Rngs):
-        self.reduce = Linear(channels, squeezed, dtype=dtype, rngs=rngs)
-        self.expand = Linear(squeezed, channels, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, squeezed: int, *, rngs: nnx.Rngs):
+        self.reduce = Linear(channels, squeezed, rngs=rngs)
+        self.expand = Linear(squeezed, channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         gate = jax.nn.sigmoid(self.expand(jax.nn.silu(self.reduce(global_average(x)))))
@@ -169,11 +169,19 @@ class MBConv(nnx.Module):
             if block.expansion > 1
             else None
         )
+        # These two stay in float32: next to no arithmetic, and most of what bfloat16 would lose.
         self.depthwise = ConvNorm(
-            config, middle, middle, block.kernel, stride=block.stride, groups=middle, dtype=dtype, rngs=rngs
+            config,
+            middle,
+            middle,
+            block.kernel,
+            stride=block.stride,
+            groups=middle,
+            dtype=jnp.float32,
+            rngs=rngs,
         )
         # A quarter of the block's input, not of the expanded channels.
-        self.se = SqueezeExcite(middle, max(1, round(block.channels_in / 4)), dtype=dtype, rngs=rngs)
+        self.se = SqueezeExcite(middle, max(1, round(block.channels_in / 4)), rngs=rngs)
         self.project = ConvNorm(config, middle, block.channels_out, 1, dtype=dtype, rngs=rngs)
         self.shortcut = block.stride == 1 and block.channels_in == block.channels_out
         self.drop = nnx.Dropout(drop, broadcast_dims=(1, 2, 3))

@@ -72,9 +72,12 @@ def fetch_checkpoint(row: Row) -> Path:
         return fetch(row.url + row.files[0], _kept(row), otherwise=_by_hand(row))
     try:
         file = _published(row, TIMEOUT)
-        _require_torch(row, file)
-        path = _download(row, file, again=here is not None)
     except (errors.EntryNotFoundError, errors.HTTPError, OSError, ValueError) as error:
+        raise _refusal(row, error) from error
+    _require_torch(row, file)
+    try:
+        path = _download(row, file, again=here is not None)
+    except Exception as error:  # the hub's several ways of transport raise what they like
         raise _refusal(row, error) from error
     if not _is_intact(path):
         raise InputError(f"{path}: what came is not what {row.repo} published: delete it and try again")
@@ -147,7 +150,8 @@ def _is_intact(path: Path) -> bool:
     """False where the hub's cache names a file by its SHA-256, as it does large ones, and has another one."""
     from weights_convert.checkpoint import sha256
 
-    published = path.resolve().name
+    # One link and no further: the hub's cache may itself link to a store with names of another kind.
+    published = path.readlink().name if path.is_symlink() else ""
     return not re.fullmatch("[0-9a-f]{64}", published) or sha256(path) == published
 
 
@@ -214,14 +218,16 @@ def _is_gate(error: BaseException) -> bool:
 def _by_hand(row: Row) -> str:
     """How to get a file to a machine without a network."""
     kind = " --repo-type dataset" if row.repo_type == "dataset" else ""
-    file = row.url + row.files[0] if row.url else f"`hf download{kind} {row.repo} {row.files[0]}`"
-    return f"on a machine with a network fetch {file}, bring the file here and give it with --weights FILE"
+    how = (
+        f"fetch {row.url}{row.files[0]}" if row.url else f"run `hf download{kind} {row.repo} {row.files[0]}`"
+    )
+    return f"on a machine with a network {how}, and give the file with --weights FILE here"
 
 
 def _reason(error: BaseException) -> str:
     """A foreign error as part of a line."""
-    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
-    return (text or type(error).__name__)[:160]
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split()).split(". ")[0]
+    return text if 0 < len(text) <= 120 else type(error).__name__
 
 
 def _code(error: BaseException) -> int | None:

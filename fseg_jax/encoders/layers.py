@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.nn.initializers import lecun_normal, ones, variance_scaling, zeros
+from jax.nn.initializers import lecun_normal, variance_scaling
 from jaxtyping import Array, Float
 
 from fseg_jax.errors import InputError
@@ -155,9 +155,9 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Zero mean and unit variance over the last axis, in float32 whatever the network's dtype."""
 
-    def __init__(self, channels: int, *, eps: float, rngs: nnx.Rngs):
-        self.scale = nnx.Param(ones(rngs.params(), (channels,), jnp.float32))
-        self.bias = nnx.Param(zeros(rngs.params(), (channels,), jnp.float32))
+    def __init__(self, channels: int, *, eps: float):
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:

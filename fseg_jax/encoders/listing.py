@@ -35,7 +35,7 @@ def sheet(row: Row, status: Status) -> str:
         "encoder": row.title,
         "architecture": f"{family(row.config)}, {row.parameters:,} parameters",
         "read at": f"{row.layer}: {row.channels} channels, {row.stride} pixels a token, "
-        f"{row.prefix} prefix tokens dropped",
+        f"prefix tokens (dropped): {row.prefix}",
         "images": f"{row.input_size} × {row.input_size}, resized to {row.resize} ({row.resampling})",
         "mean, std": f"{_numbers(row.mean)}; {_numbers(row.std)}",
         "trained at": trained,

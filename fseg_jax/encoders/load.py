@@ -164,7 +164,8 @@ def _from_cache(path: Path, dtype: str) -> Loaded | None:
         return weights_file.load(path, dtype=DTYPES[dtype])
     except InputError as error:
         # Damaged, or of a version before this one.
-        _log.warning("%s: not used, made again (%s)", path, str(error).removeprefix(f"{path}: "))
+        reason = str(error).removeprefix(f"{path}: ").partition(": ")[0]
+        _log.warning("%s: %s: it is made again", path, reason)
         return None
 
 

@@ -25,8 +25,9 @@ class Row:
     - ``input_size``: the side of the images it was published for, cut from ones whose short side was resized
       to ``resize`` with ``resampling``; ``mean`` and ``std`` are of RGB in 0 … 1;
     - ``mpp``: micrometres a pixel that it was trained at; None where that is not known, or not of tissue;
-    - ``parameters``: of the published network without what is left aside (classifiers, mask tokens). A folded
-      batch norm leaves one number a channel less in ours;
+    - ``parameters``: of the published network without what is left aside (classifiers, mask tokens). Ours has
+      one number a channel less for each batch norm folded into its convolution (ResNet, Swin), and one
+      embedding less where the class token's position is added to it (Hibou);
     - ``page``: where the licence is, and where access to a gated one is asked for.
     """
 

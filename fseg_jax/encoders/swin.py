@@ -45,7 +45,7 @@ class ConvStem(nnx.Module):
         self.conv1 = Conv(3, thin, 3, stride=2, padding=1, dtype=dtype, rngs=rngs)
         self.conv2 = Conv(thin, thick, 3, stride=2, padding=1, dtype=dtype, rngs=rngs)
         self.conv3 = Conv(thick, config.dim, 1, dtype=dtype, rngs=rngs)
-        self.norm = LayerNorm(config.dim, eps=config.eps, rngs=rngs)
+        self.norm = LayerNorm(config.dim, eps=config.eps)
 
     def __call__(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
         return self.norm(self.conv3(relu(self.conv2(relu(self.conv1(x))))))
@@ -90,9 +90,9 @@ class Block(nnx.Module):
     """Windowed attention and a GELU MLP, each normalised first and added to its input."""
 
     def __init__(self, config: SwinConfig, dim: int, heads: int, shift: int, *, dtype: DType, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(dim, eps=config.eps, rngs=rngs)
+        self.norm1 = LayerNorm(dim, eps=config.eps)
         self.attn = WindowAttention(dim, heads, config.window, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(dim, eps=config.eps, rngs=rngs)
+        self.norm2 = LayerNorm(dim, eps=config.eps)
         self.fc1 = Linear(dim, config.mlp_ratio * dim, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(config.mlp_ratio * dim, dim, dtype=dtype, rngs=rngs)
         self.window, self.shift = config.window, shift
@@ -122,7 +122,7 @@ class PatchMerging(nnx.Module):
     """Each 2×2 of the grid as one token of twice the channels."""
 
     def __init__(self, dim: int, *, eps: float, dtype: DType, rngs: nnx.Rngs):
-        self.norm = LayerNorm(4 * dim, eps=eps, rngs=rngs)
+        self.norm = LayerNorm(4 * dim, eps=eps)
         self.reduction = Linear(4 * dim, 2 * dim, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b p q d"]:
@@ -159,7 +159,7 @@ class Swin(Network):
         self.trunk = nnx.List(
             [SwinStage(config, stage, dtype=dtype, rngs=rngs) for stage in range(len(config.depths))]
         )
-        self.norm = LayerNorm(config.dim * 2 ** (len(config.depths) - 1), eps=config.eps, rngs=rngs)
+        self.norm = LayerNorm(config.dim * 2 ** (len(config.depths) - 1), eps=config.eps)
 
     def stages(self) -> Sequence[Stage]:
         """``patch_embed``, one stage a ``layers`` entry, ``norm``."""

@@ -126,10 +126,10 @@ class Block(nnx.Module):
     input."""
 
     def __init__(self, config: ViTConfig, *, dtype: DType, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(config.dim, eps=config.eps, rngs=rngs)
+        self.norm1 = LayerNorm(config.dim, eps=config.eps)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
         self.ls1 = nnx.Param(jnp.ones((config.dim,), jnp.float32)) if config.layer_scale else None
-        self.norm2 = LayerNorm(config.dim, eps=config.eps, rngs=rngs)
+        self.norm2 = LayerNorm(config.dim, eps=config.eps)
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
         self.ls2 = nnx.Param(jnp.ones((config.dim,), jnp.float32)) if config.layer_scale else None
 
@@ -146,12 +146,12 @@ class AttentionPool(nnx.Module):
 
     def __init__(self, config: ViTConfig, pool: AttentionPoolConfig, *, dtype: DType, rngs: nnx.Rngs):
         self.query = nnx.Param(normal(1.0)(rngs.params(), (pool.dim,), jnp.float32))
-        self.ln_q = LayerNorm(pool.dim, eps=1e-5, rngs=rngs)
-        self.ln_k = LayerNorm(config.dim, eps=1e-5, rngs=rngs)
+        self.ln_q = LayerNorm(pool.dim, eps=1e-5)
+        self.ln_k = LayerNorm(config.dim, eps=1e-5)
         self.to_q = Linear(pool.dim, pool.dim, bias=False, dtype=dtype, rngs=rngs)
         self.to_kv = Linear(config.dim, 2 * pool.dim, bias=False, dtype=dtype, rngs=rngs)
         self.to_out = Linear(pool.dim, pool.dim, bias=False, dtype=dtype, rngs=rngs)
-        self.norm = LayerNorm(pool.dim, eps=1e-5, rngs=rngs)
+        self.norm = LayerNorm(pool.dim, eps=1e-5)
         self.heads, self.dtype = pool.heads, dtype
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b d"]:
@@ -181,7 +181,7 @@ class ViT(Network):
         )
         self.pos_embed = nnx.Param(embed(rngs.params(), (entries, config.dim), jnp.float32))
         self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
-        self.norm = LayerNorm(config.dim, eps=config.eps, rngs=rngs)
+        self.norm = LayerNorm(config.dim, eps=config.eps)
         self.pool = (
             None if config.pool is None else AttentionPool(config, config.pool, dtype=dtype, rngs=rngs)
         )

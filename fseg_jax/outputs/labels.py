@@ -19,8 +19,8 @@ from fseg_jax.outputs.colours import default_names
 CHUNK = 256
 SHARD = 1024
 # A band of shards lies in memory, so a very wide slide gets shards that are less high.
-_BAND_BYTES = 64 << 20
-_WRITES_AT_ONCE = 16
+_BAND_BYTES = 6 << 20
+_WRITES_AT_ONCE = 4
 _STRIP_PIXELS = 1 << 20
 
 _RULE = (

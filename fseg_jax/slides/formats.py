@@ -21,7 +21,7 @@ _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _IMAGE_LIMIT = 150_000_000  # pixels: such an image is decoded whole, 450 MB of RGB
-_OPENSLIDE_CACHE = 128 << 20  # bytes; OpenSlide's own 32 MB do not hold a row of tiles
+_OPENSLIDE_CACHE = 64 << 20  # bytes; OpenSlide's own 32 MB do not hold a row of tiles
 _BLOCK = 256  # level pixels, see OpenSlidePixels.read
 
 

@@ -20,20 +20,17 @@ from fseg_jax.slides.formats import one_line
 from fseg_jax.slides.reader import Slide, shape_at, thumbnail
 
 MPP = 8.0  # µm per pixel of the thumbnail
-TISSUE_OD = (
-    0.03,
-    0.05,
-)  # excess of the strongest optical density over half of the weakest: to go on, to begin
+# Optical density, the strongest channel's less half of the weakest's: tissue goes on above the first value
+# where it is joined to a place above the second.
+TISSUE_OD = (0.03, 0.05)
 SMOOTHING = 8.0  # µm, the Gaussian's sigma
 GAP = 16.0  # µm: gaps narrower than twice this are closed
 HOLE = 10_000.0  # µm²: smaller holes are filled (a circle of 113 µm)
 SPECK = 10_000.0  # µm²: smaller pieces are dropped (a circle of 113 µm)
 INK_FRINGE = 32.0  # µm that ink bleeds past what is recognised as ink
 INK_AREA = 4_000.0  # µm²: smaller patches of an ink's colour are taken as tissue
-_SIDES = (
-    256,
-    4096,
-)  # pixels: the thumbnail's shorter side at least (if the slide has them), its longer at most
+# Pixels: the thumbnail's shorter side at least (where the slide has as many), its longer side at most.
+_SIDES = (256, 2048)
 _MASK_SIDE = 8192  # pixels of the longer side that a drawn outline is rasterized on
 _MASK_LIMIT = 150_000_000  # pixels of a mask image
 
@@ -75,11 +72,12 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
     dropped. Ink is what absorbs red more than green (green and blue pens), hardly any red but much green and
     blue (red pens), or all alike and strongly (black pens, borders).
     """
-    smooth = np.stack(
-        [ndimage.gaussian_filter(image[..., c].astype(np.float32), SMOOTHING / mpp / 2) for c in range(3)],
-        axis=-1,
-    )
-    density = np.maximum(np.log10(_glass(smooth) + 1) - np.log10(smooth + 1), 0)
+    density = image.astype(np.float32)  # in one array from here on: thumbnails of large slides are large
+    for channel in range(3):
+        ndimage.gaussian_filter(density[..., channel], SMOOTHING / mpp / 2, output=density[..., channel])
+    glass = np.log10(_glass(density) + 1)
+    np.log10(np.add(density, 1, out=density), out=density)
+    np.maximum(np.subtract(glass, density, out=density), 0, out=density)
     ink = _ink(density, mpp)
     score = density.max(axis=-1) - 0.5 * density.min(axis=-1)
     mask = filters.apply_hysteresis_threshold(np.where(ink, 0, score), *TISSUE_OD)

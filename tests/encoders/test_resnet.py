@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import fixture, names, relative_error
+from fixtures import fixture, names, outputs, relative_error
 
 from fseg_jax.encoders.architectures import network
 from fseg_jax.encoders.resnet import ResNetConfig
@@ -16,17 +16,16 @@ SMALL = ResNetConfig("bottleneck", (1, 1, 1, 1), (4, 4, 8, 8), 8, num_classes=3)
 @pytest.mark.parametrize("name", names("resnet"))
 def test_every_stage_is_the_publishers(name):
     theirs = fixture(name)
-    ours = theirs.network()
-    outputs = ours.intermediates(jnp.asarray(theirs.x)) | {"head": ours(jnp.asarray(theirs.x))}
-    assert outputs.keys() == theirs.stages.keys()
-    for stage, output in outputs.items():
+    ours = outputs(theirs.network(), theirs.x)
+    assert ours.keys() == theirs.stages.keys()
+    for stage, output in ours.items():
         assert relative_error(output, theirs.stages[stage]) <= 1e-5, stage
 
 
 @pytest.mark.parametrize("name", names("resnet"))
 def test_bfloat16_ends_where_float32_does(name):
     theirs = fixture(name)
-    output = theirs.network(jnp.bfloat16)(jnp.asarray(theirs.x))
+    output = outputs(theirs.network(jnp.bfloat16), theirs.x)["head"]
     assert output.dtype == jnp.float32
     assert relative_error(output, theirs.stages["head"]) <= 2e-2
 

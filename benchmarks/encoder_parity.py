@@ -1,0 +1,330 @@
+"""``python -m benchmarks.encoder_parity [NAME …]``: is every encoder of the catalog, at its real size, the
+published one?
+
+For each architecture the publisher's own network (timm's or transformers', with the arguments that the
+publishers give), random weights, one image, through the converter into Flax: the relative error ‖ours −
+theirs‖ / ‖theirs‖ of the feature map that F-SEG reads and of the embedding, in float32 and bfloat16, and the
+number of parameters. One process each, so that its memory is freed; results are added to
+``results/encoder_parity.json`` as they come, and what is there is not run again (delete an entry to repeat
+it). Needs torch, timm and transformers; 12 GB of memory for the largest.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fseg_jax.encoders.architectures import parameter_count
+from fseg_jax.encoders.catalog import CATALOG, Row
+from fseg_jax.encoders.vit import ViTConfig
+from weights_convert.convert import network_from
+
+RESULTS = Path(__file__).parent / "results" / "encoder_parity.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A published network: where it comes from, with what arguments, and the rows of the catalog that it
+    is."""
+
+    source: str
+    name: str
+    arguments: dict[str, Any]
+    rows: tuple[str, ...]
+
+
+def _timm(name: str, *rows: str, **arguments: Any) -> Architecture:
+    return Architecture("timm", name, arguments, rows)
+
+
+def _transformers(name: str, *rows: str, **arguments: Any) -> Architecture:
+    return Architecture("transformers", name, arguments, rows)
+
+
+_VIT = {"num_classes": 0, "img_size": 224, "dynamic_img_size": True}
+_SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
+_HF_SWIGLU = {"use_swiglu_ffn": True, "image_size": 224, "patch_size": 14}
+
+# The arguments are those of the publishers' own instructions, not derived from the catalog.
+ARCHITECTURES = (
+    _timm("resnet18", "resnet18", "resnet18-a1", "resnet18-ciga", num_classes=0),
+    _timm("resnet50", "resnet50", "resnet50-tv2", "resnet50-a1", "lunit-resnet50", num_classes=0),
+    _timm("efficientnet_b0", "efficientnet-b0"),
+    _timm("efficientnet_b1", "efficientnet-b1"),
+    _timm("vit_small_patch16_224", "kaiko-s16", "lunit-s16", **_VIT),
+    _timm("vit_small_patch8_224", "kaiko-s8", "lunit-s8", **_VIT),
+    _timm("vit_base_patch16_224", "kaiko-b16", **_VIT),
+    _timm("vit_base_patch8_224", "kaiko-b8", **_VIT),
+    _timm("vit_large_patch14_reg4_dinov2", "kaiko-l14", **_VIT),
+    _timm("vit_large_patch16_224", "uni", init_values=1e-5, **_VIT),
+    _timm(
+        "vit_giant_patch14_224",
+        "uni2-h",
+        depth=24,
+        num_heads=24,
+        init_values=1e-5,
+        embed_dim=1536,
+        mlp_ratio=2.66667 * 2,
+        no_embed_class=True,
+        reg_tokens=8,
+        **_SWIGLU,
+        **_VIT,
+    ),
+    _timm(
+        "vit_giant_patch14_dinov2",
+        "prov-gigapath",
+        patch_size=16,
+        embed_dim=1536,
+        depth=40,
+        num_heads=24,
+        mlp_ratio=5.33334,
+        **_VIT,
+    ),
+    _timm("vit_huge_patch14_224", "virchow", init_values=1e-5, mlp_ratio=5.3375, **_SWIGLU, **_VIT),
+    _timm(
+        "vit_huge_patch14_224",
+        "virchow2",
+        init_values=1e-5,
+        mlp_ratio=5.3375,
+        reg_tokens=4,
+        **_SWIGLU,
+        **_VIT,
+    ),
+    _timm("vit_giant_patch14_reg4_dinov2", "h-optimus-0", "h-optimus-1", init_values=1e-5, **_VIT),
+    _timm("vit_base_patch14_reg4_dinov2", "h0-mini", mlp_ratio=2.66667 * 2, **_SWIGLU, **_VIT),
+    _timm("vit_large_patch14_dinov2", "gpfm", init_values=1e-5, **_VIT),
+    Architecture(
+        "timm with CONCH's pooling", "vit_large_patch16_224", {"init_values": 1.0, **_VIT}, ("conch-v1.5",)
+    ),
+    Architecture("timm with CTransPath's stem", "swin_tiny_patch4_window7_224", {}, ("ctranspath",)),
+    _transformers(
+        "ViT",
+        "phikon",
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        patch_size=16,
+        image_size=224,
+        layer_norm_eps=1e-12,
+    ),
+    _transformers(
+        "Dinov2",
+        "phikon-v2",
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        patch_size=16,
+        image_size=224,
+    ),
+    _transformers(
+        "Dinov2",
+        "midnight-12k",
+        hidden_size=1536,
+        num_hidden_layers=40,
+        num_attention_heads=24,
+        **_HF_SWIGLU,
+    ),
+    _transformers(
+        "Dinov2WithRegisters",
+        "hibou-b",
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_register_tokens=4,
+        **_HF_SWIGLU,
+    ),
+    _transformers(
+        "Dinov2WithRegisters",
+        "hibou-l",
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_register_tokens=4,
+        **_HF_SWIGLU,
+    ),
+)
+
+
+def built(architecture: Architecture) -> Any:
+    """The publisher's network, its parameters not yet drawn."""
+    references: Any = importlib.import_module("weights_convert.references")
+    timm = references.import_timm()
+    torch: Any = importlib.import_module("torch")
+    arguments = dict(architecture.arguments)
+    if architecture.source == "timm with CTransPath's stem":
+        return references.ctranspath()
+    if architecture.source == "transformers":
+        hub: Any = importlib.import_module("transformers")
+        config = getattr(hub, f"{architecture.name}Config")(**arguments)
+        make = getattr(hub, f"{architecture.name}Model")
+        make = functools.partial(make, add_pooling_layer=False) if architecture.name == "ViT" else make
+        return _unset(torch, lambda: make(config))
+    if "mlp_layer" in arguments:
+        layers: Any = importlib.import_module("timm.layers")
+        arguments |= {"mlp_layer": layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
+    if not architecture.name.startswith("vit"):
+        return timm.create_model(architecture.name, **arguments)
+    trunk = _unset(torch, lambda: timm.create_model(architecture.name, **arguments))
+    return references.ConchTower(trunk, 768, 8) if "CONCH" in architecture.source else trunk
+
+
+def _unset(torch: Any, make: Callable[[], Any]) -> Any:
+    # Every parameter is drawn later: drawing a billion twice takes minutes.
+    with torch.device("meta"):
+        module = make()
+    return module.to_empty(device="cpu")
+
+
+def measure(architecture: Architecture) -> dict[str, Any]:
+    """The errors and the parameters of one architecture."""
+    references: Any = importlib.import_module("weights_convert.references")
+    start = time.perf_counter()
+    row = CATALOG[architecture.rows[0]]
+    module = references.scatter(built(architecture), seed=0)
+    counted = [parameter for name, parameter in module.named_parameters() if not name.endswith("mask_token")]
+    x = np.random.default_rng(0).standard_normal((1, row.input_size, row.input_size, 3), np.float32)
+    theirs = _observed(module, x, row)
+    halved = _observed(module, x, row, autocast=True)
+    state = references.published(module)
+    if row.name == "ctranspath":
+        state = references.as_ctranspath(state)
+    result: dict[str, Any] = {
+        "rows": architecture.rows,
+        "reference": f"{architecture.source}: {architecture.name}",
+        "image": row.input_size,
+        "layer": row.layer,
+        "parameters": sum(parameter.numel() for parameter in counted),
+        "catalog": {name: CATALOG[name].parameters for name in architecture.rows},
+    }
+    for dtype in ("float32", "bfloat16"):
+        ours, result["ours"] = _run(row, state, x, dtype)
+        result[dtype] = {name: _relative_error(ours[name], theirs[name]) for name in ("map", "head")}
+    # What torch itself loses in bfloat16 is the yardstick for what ours may.
+    result["torch bfloat16"] = {name: _relative_error(halved[name], theirs[name]) for name in ("map", "head")}
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    versions = ("jax", "flax", "torch", "timm", "transformers")
+    result["versions"] = {name: importlib.import_module(name).__version__ for name in versions}
+    result["device"] = f"{jax.devices()[0].device_kind}, {platform.machine()}"
+    return result
+
+
+def _observed(module: Any, x: np.ndarray, row: Row, *, autocast: bool = False) -> dict[str, np.ndarray]:
+    references: Any = importlib.import_module("weights_convert.references")
+    seen = references.observe(module, x, (row.layer,), autocast=autocast)
+    output = seen[row.layer]
+    if output.ndim == 3:
+        side = row.input_size // row.stride
+        output = output[:, row.prefix :].reshape(1, side, side, -1)
+    return {"map": output, "head": seen["head"]}
+
+
+def _run(row: Row, state: Any, x: np.ndarray, dtype: str) -> tuple[dict[str, np.ndarray], int]:
+    network = network_from(state, row.config, what=row.name, dtype=jnp.dtype(dtype))
+    if isinstance(row.config, ViTConfig):
+        assert network.config == row.config  # type: ignore[attr-defined]
+    count = parameter_count(network)
+    graphdef, weights = nnx.split(network)
+    del network
+
+    @jax.jit
+    def run(weights: Any, x: jax.Array) -> dict[str, jax.Array]:
+        net = nnx.merge(graphdef, weights)
+        # XLA computes what both have in common once.
+        return {"map": net.grid(x, row.layer), "head": net(x)}
+
+    return {name: np.asarray(value) for name, value in run(weights, jnp.asarray(x)).items()}, count
+
+
+def _relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    return float(np.linalg.norm(ours.astype(np.float64) - theirs) / np.linalg.norm(theirs))
+
+
+_PREAMBLE = """\
+# Every encoder at its real size, against the publisher's own network
+
+Random weights (LayerScale and norms drawn near 1, the ends of convolutional branches lighter, statistics and
+biases drawn), one image, the relative error ‖ours − theirs‖ / ‖theirs‖ of the map that F-SEG reads and of the
+embedding (or the logits). (torch's): the publisher's own network in torch's bfloat16, which is what may be
+asked of ours. Parameters: the publisher's, and ours; a folded batch norm leaves one a channel less, Hibou's
+class position one embedding. Made by `python -m benchmarks.encoder_parity`."""
+
+
+def _table(results: dict[str, Any]) -> str:
+    lines = [
+        *_PREAMBLE.splitlines(),
+        "",
+        "| encoders | reference | image | layer | map, float32 | map, bfloat16 | head, float32 | head, "
+        "bfloat16 "
+        "| parameters | catalog's | ours |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results.values():
+        same = all(count == result["parameters"] for count in result["catalog"].values())
+        errors = [
+            f"{result[dtype][name]:.1e}" for name in ("map", "head") for dtype in ("float32", "bfloat16")
+        ]
+        cells = [
+            ", ".join(result["rows"]),
+            result["reference"],
+            str(result["image"]),
+            result["layer"],
+            *errors,
+            f"{result['parameters']:,}",
+            "equal" if same else "DIFFERS",
+            f"{result['ours']:,}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    last = next(reversed(results.values()))
+    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+    return "\n".join([*lines, "", f"{versions}; {last['device']}.", ""])
+
+
+def _save(results: dict[str, Any]) -> None:
+    order = [architecture.rows[0] for architecture in ARCHITECTURES]
+    results = {name: results[name] for name in order if name in results}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.with_suffix(".md").write_text(_table(results))
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--one", help="Measure this one here and print it as JSON.")
+def main(names: tuple[str, ...], one: str | None) -> None:
+    """Measure the architectures of the rows named, or of all, that have no result yet."""
+    by_row = {row: architecture for architecture in ARCHITECTURES for row in architecture.rows}
+    assert by_row.keys() == CATALOG.keys(), by_row.keys() ^ CATALOG.keys()
+    if one:
+        print(json.dumps(measure(by_row[one])))
+        return
+    for name in dict.fromkeys(by_row[name].rows[0] for name in names or by_row):
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        if name in results:
+            continue
+        command = [sys.executable, "-m", "benchmarks.encoder_parity", "--one", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(f"{name}: failed", flush=True)
+            continue
+        results[name] = json.loads(done.stdout.splitlines()[-1])
+        _save(results)
+        print(f"{name}: {results[name]['float32']} {results[name]['bfloat16']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
