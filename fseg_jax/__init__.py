@@ -21,7 +21,7 @@ _HOMES = {
 }
 _MODULES = ("kmeans", "nmf")
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "Codebook",
     "Encoder",
     "EncoderCard",

@@ -7,8 +7,8 @@
 - Centres are ``(k, c)``: the rows of a codebook, and H itself in the fixed mode.
 - Labels are unsigned ints ``(…, height, width)``: 0 is background (uncovered), clusters are 1…k.
 
-Every numeric takes leading batch axes; random functions take a ``key``; algorithms return a NamedTuple; shapes
-are static and the last batch is padded, so that nothing recompiles.
+Every numeric takes leading batch axes; random functions take a ``key``; algorithms return a NamedTuple;
+shapes are static and the last batch is padded, so that nothing recompiles.
 """
 
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt, UInt8

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. What it calls is imported where it is called, so that --help is quick."""
+"""The command line: parse, call, print. Imports are made where they are used, so that --help is quick."""
 
 import ctypes
 import logging
@@ -16,9 +16,11 @@ from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
     from fseg_jax.codebook import Codebook
-    from fseg_jax.cohort.worker import Report, Settings
+    from fseg_jax.cohort.worker import Report
     from fseg_jax.encoders.encoder import Encoder
     from fseg_jax.slides.reader import Slide
+
+_LOG = logging.getLogger(__name__)
 
 DEMO_MPP = 0.5  # scikit-image does not say; nuclei of the colon are some 10 µm long, and here some 20 pixels
 
@@ -59,22 +61,43 @@ def _options(*decorators: Callable) -> Callable:
 
 
 _output = click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Where results go."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where results go.",
 )
 _verbose = click.option("-v", "--verbose", count=True, help="Say what is done; twice for more.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 _encoder = _options(
     click.option("--encoder", default="classical", show_default=True, metavar="NAME", help="Which encoder."),
     click.option(
-        "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Its weights, instead of the hub's."
+        "--weights",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Its weights, instead of the hub's.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Precision of its products; sums are float32.",
     ),
 )
 _method = _options(
     click.option(
-        "--codebook", type=click.Path(path_type=Path), metavar="FILE", help="Cluster centres, from fit or import."
+        "--codebook",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Cluster centres, from fit or import.",
     ),
     click.option(
-        "--k", type=click.IntRange(1), metavar="K", help="Clusters: which of the codebook's, or how many to fit (8)."
+        "--k",
+        type=click.IntRange(1),
+        metavar="K",
+        help="Clusters: which of the codebook's, or how many to fit (8).",
     ),
     click.option(
         "--mode",
@@ -99,21 +122,37 @@ _method = _options(
     ),
 )
 _tiling = _options(
-    click.option("--mpp", type=float, metavar="µM", help="Work at this many µm per pixel (the encoder's own: 1.0)."),
-    click.option("--tile", type=click.IntRange(1), metavar="PIXELS", help="Side of a tile (the encoder's own)."),
     click.option(
-        "--halo", type=float, default=1 / 16, metavar="FRACTION", help="Overlap on each side, of the tile (1/16)."
+        "--mpp", type=float, metavar="µM", help="Work at this many µm per pixel (the encoder's own: 1.0)."
+    ),
+    click.option(
+        "--tile", type=click.IntRange(1), metavar="PIXELS", help="Side of a tile (the encoder's own)."
+    ),
+    click.option(
+        "--halo",
+        type=float,
+        default=1 / 16,
+        metavar="FRACTION",
+        help="Overlap on each side, of the tile (1/16).",
     ),
     click.option("--tissue", metavar="FILE", help="Where the tissue is: a mask image or GeoJSON."),
     click.option("--no-tissue", is_flag=True, help="Segment everything, glass too."),
-    click.option("--mpp-override", type=float, metavar="µM", help="The slide's µm per pixel, whatever it says."),
+    click.option(
+        "--mpp-override", type=float, metavar="µM", help="The slide's µm per pixel, whatever it says."
+    ),
 )
 _running = _options(
     click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn at random."),
     click.option(
-        "--batch", type=click.IntRange(1), default=8, show_default=True, help="Tiles the encoder takes at once."
+        "--batch",
+        type=click.IntRange(1),
+        default=8,
+        show_default=True,
+        help="Tiles the encoder takes at once.",
     ),
-    click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode."),
+    click.option(
+        "--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode."
+    ),
 )
 
 
@@ -123,8 +162,8 @@ _running = _options(
 def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, verbose: int, **options: Any) -> int:
     """Segment slides into clusters: labels, outlines for QuPath, a picture, areas.
 
-    Without --codebook, K clusters are fitted on each slide itself, so that clusters of one slide are not those of
-    another; with one, a cluster is the same tissue everywhere.
+    Without --codebook, K clusters are fitted on each slide itself, so that clusters of one slide are not
+    those of another; with one, a cluster is the same tissue everywhere.
     """
     with ExitStack() as stack:
         _log(verbose)
@@ -156,6 +195,36 @@ def demo(slide: bool, output: Path, verbose: int, **options: Any) -> int:
         return _segment([opened], output, True, options)
 
 
+@cli.command()
+@click.argument("name", required=False)
+def encoders(name: str | None) -> None:
+    """List the encoders, or say all about one: its licence, and whether its weights are within reach."""
+    from fseg_jax.encoders import listing
+    from fseg_jax.encoders.catalog import CATALOG, lookup
+    from fseg_jax.encoders.classical import classical
+    from fseg_jax.encoders.load import status
+
+    if name == "classical":
+        for field, value in vars(classical().card).items():
+            click.echo(f"{field:14}{value}")
+    elif name:
+        row = lookup(name)
+        click.echo(listing.sheet(row, status(row)))
+    else:
+        click.echo("classical: stain and texture, no weights and nothing to download. From the hub:\n")
+        click.echo(listing.table(list(CATALOG.values())))
+
+
+@cli.command()
+def doctor() -> int:
+    """Say what this machine can do and what to mend, line by line; exit code 1 when segmenting would fail."""
+    from fseg_jax import doctor
+
+    found = doctor.checks()
+    click.echo(doctor.table(found))
+    return doctor.exit_code(found)
+
+
 @cli.group()
 def codebook() -> None:
     """Cluster centres: read the authors', look at any."""
@@ -164,7 +233,12 @@ def codebook() -> None:
 @codebook.command("import")
 @click.argument("source", type=click.Path(path_type=Path), metavar="JOBLIB")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="A .safetensors file."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A .safetensors file.",
 )
 @click.option("--encoder", default="", metavar="NAME", help="The encoder that the centres were made with.")
 @click.option("--layer", default="", metavar="NAME", help="Its layer.")
@@ -209,7 +283,7 @@ def _segment(slides: "list[Slide]", output: Path, overwrite: bool, options: dict
         raise InputError(f"several slides are called {sorted(twice)[0]!r}: segment them to different folders")
     for name in names:
         check_outputs(name, output, overwrite)
-    encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"))
+    encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     book = _load_codebook(options.pop("codebook", None), options, encoder)
     given = {name: value for name, value in options.items() if value is not None}
     settings = Settings(**given, tissue="all" if no_tissue else tissue or "find")
@@ -228,7 +302,7 @@ def _segment(slides: "list[Slide]", output: Path, overwrite: bool, options: dict
                 failed += 1
                 continue
             click.echo(output / f"{slide.name}.png")
-            logging.info("%s: %s", slide.name, record["seconds"])
+            _LOG.info("%s: %s tiles, seconds: %s", slide.name, record["tiles"], record["seconds"])
     if failed:
         click.echo(f"fseg: {failed} of {len(slides)} slides failed", err=True)
     return 2 if failed else 0
@@ -246,7 +320,7 @@ def _load_codebook(path: Path | None, options: dict[str, Any], encoder: "Encoder
 
 @contextmanager
 def _bars(slides: int) -> "Iterator[Callable[[str], Report]]":
-    """A bar over slides and one over a slide's tiles, with tiles/s and time left; nothing where there is no terminal."""
+    """A bar over slides and one over a slide's tiles, with speed and time left; none without a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -283,17 +357,15 @@ def _bars(slides: int) -> "Iterator[Callable[[str], Report]]":
 
 
 def _share_the_heap() -> None:
-    """Let threads share two heaps: with one each, what decoders and writers free is kept as many times over."""
+    """Let threads share two heaps: with one each, what decoders free is kept as many times over."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # musl has no mallopt, nor the trouble
             ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def _log(verbose: int) -> None:
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(format="fseg: %(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("fseg_jax").setLevel(level)
-    logging.getLogger().setLevel(level if verbose > 1 else max(level, logging.INFO) if verbose else logging.WARNING)
+    logging.getLogger("fseg_jax").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
 
 
 if __name__ == "__main__":

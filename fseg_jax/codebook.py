@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -81,7 +81,7 @@ class Codebook:
         return books[k]
 
     def check(self, encoder: str, channels: int, weights_hash: str = "") -> None:
-        """Raise ``InputError`` unless the codebook was made with this encoder, of this width and these weights."""
+        """Raise ``InputError`` unless the codebook was made with this encoder, width and weights."""
         theirs = self.provenance
         if theirs.encoder and theirs.encoder != encoder:
             raise InputError(
@@ -113,7 +113,8 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
             if metadata.get("format") != FORMAT:
                 raise InputError(f"{path}: a safetensors file, but no codebook of fseg_jax")
             provenance = Provenance(**json.loads(metadata["provenance"]))
-            return {int(name): Codebook(file.get_tensor(name), provenance) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            return {int(name): Codebook(file.get_tensor(name), provenance) for name in names}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a readable codebook ({_line(error)})") from error
 
@@ -131,8 +132,8 @@ def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -141,7 +142,8 @@ def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:
 
 
 def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dict[int, Codebook]:
-    """Read the authors' published centres, a joblib file of ``{k: float (k, c)}``, without running anything in it.
+    """Read the authors' published centres, a joblib file of ``{k: float (k, c)}``, without running anything
+    in it.
 
     The reader can construct numpy arrays and plain containers and nothing else: a pickle that names anything
     else is refused with an ``InputError`` before it runs.
@@ -181,9 +183,9 @@ class _ArrayUnpickler(pickle._Unpickler):
             return _ArrayWrapper
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
-            return np._core.multiarray.scalar
-        raise InputError(f"names {module}.{name}, which a file of centres has no need of: refused, nothing was run")
+        raise InputError(
+            f"names {module}.{name}, which a file of centres has no need of: refused, nothing was run"
+        )
 
     def load_build(self) -> None:
         super().load_build()  # type: ignore[misc]
@@ -202,10 +204,12 @@ class _ArrayUnpickler(pickle._Unpickler):
         data = read(size)
         if len(data) != size:
             raise InputError("the file is truncated")
-        order = "F" if wrapper.get("order") == "F" else "C"
-        return np.frombuffer(data, dtype).reshape(shape, order=order)
+        if wrapper.get("order") == "F":
+            return np.frombuffer(data, dtype).reshape(shape[::-1]).T
+        return np.frombuffer(data, dtype).reshape(shape)
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[attr-defined] # noqa: RUF012
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[misc]
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def _line(error: BaseException) -> str:

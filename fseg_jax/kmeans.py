@@ -1,6 +1,8 @@
-"""k-means (Lloyd 1982) seeded by k-means++ (Arthur & Vassilvitskii 2007): the clusters that name F-SEG's concepts (§3.2).
+"""k-means (Lloyd 1982) seeded by k-means++ (Arthur & Vassilvitskii 2007): the clusters that name F-SEG's
+concepts (§3.2).
 
-No array of points × centres is ever held whole: points are taken in slabs, and assignment and sums are one pass.
+No array of points × centres is ever held whole: points are taken in slabs, and assignment and sums are one
+pass.
 """
 
 from functools import partial
@@ -27,7 +29,8 @@ class KMeansResult(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """One assignment of every point: its centre, its squared distance, and the sums that the next centres need."""
+    """One assignment of every point: its centre, its squared distance, and the sums that the next centres
+    need."""
 
     labels: Int[Array, " n"]
     distances: Float[Array, " n"]
@@ -45,10 +48,11 @@ def fit(
 ) -> KMeansResult:
     """Cluster points into k by Lloyd's iteration from k-means++ centres.
 
-    ``X (n, c)`` float, n ≥ k. It stops when the centres' squared shifts sum to at most ``tolerance`` × the mean
-    variance of a channel (scikit-learn's rule), after ``max_iterations`` at the latest. A cluster that loses all its points takes the
-    point farthest from its centre. Fewer distinct points than k leave clusters that coincide. Raises
-    ``InputError`` if k is no number of clusters for n points, or X holds a NaN or an infinity.
+    ``X (n, c)`` float, n ≥ k. It stops when the centres' squared shifts sum to at most ``tolerance`` × the
+    mean variance of a channel (scikit-learn's rule), after ``max_iterations`` at the latest. A cluster that
+    loses all its points takes the point farthest from its centre. Fewer distinct points than k leave
+    clusters that coincide. Raises ``InputError`` if k is no number of clusters for n points, or X holds a
+    NaN or an infinity.
     """
     n = X.shape[0]
     if not 1 <= k <= n:
@@ -61,7 +65,9 @@ def fit(
 
 
 @partial(jax.jit, static_argnames=("k", "max_iterations"))
-def _fit(X: Float[Array, "n c"], key: Key, k: int, max_iterations: int, tolerance: float | Float[Array, ""]) -> KMeansResult:
+def _fit(
+    X: Float[Array, "n c"], key: Key, k: int, max_iterations: int, tolerance: float | Float[Array, ""]
+) -> KMeansResult:
     mean = jnp.mean(X, axis=0, keepdims=True)
     X = X - mean  # distances by expansion lose less when the points lie around the origin
     threshold = tolerance * jnp.mean(jnp.var(X, axis=0))
@@ -82,7 +88,8 @@ def _fit(X: Float[Array, "n c"], key: Key, k: int, max_iterations: int, toleranc
 
 
 def _move(X: Float[Array, "n c"], centers: Centres, now: _Pass) -> Centres:
-    """The mean of each cluster's points; an empty cluster moves onto one of the points farthest from their centres."""
+    """The mean of each cluster's points; an empty cluster moves onto one of the points farthest from their
+    centres."""
     means = now.sums / jnp.maximum(now.counts, 1)[:, None]
     empty = now.counts == 0
 
@@ -115,19 +122,21 @@ def _assign(X: Float[Array, "n c"], centers: Centres) -> _Pass:
 
     start = jnp.arange(slabs) * slab
     zero = (jnp.zeros((k, c), X.dtype), jnp.zeros(k, X.dtype))
-    (sums, counts), (labels, distances) = jax.lax.scan(one, zero, start)
+    each: tuple
+    totals, each = jax.lax.scan(one, zero, start)
     # Slabs lie end to end but for the last, whose head repeats what came before.
     tail = n - (slabs - 1) * slab
 
     def join(x: Array) -> Array:
         return jnp.concatenate([x[:-1].reshape(-1), x[-1, slab - tail :]])
 
-    return _Pass(join(labels), join(distances), sums, counts)
+    return _Pass(join(each[0]), join(each[1]), *totals)
 
 
 @partial(jax.jit, static_argnames="k")
 def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centres:
-    """Choose k of the points as first centres, each far from those before (greedy k-means++, as in scikit-learn).
+    """Choose k of the points as first centres, each far from those before (greedy k-means++, as in
+    scikit-learn).
 
     ``X (n, c)`` → ``(k, c)``. Each next centre is the best of 2 + ⌊ln k⌋ points drawn with a probability
     proportional to the squared distance to the nearest centre so far.

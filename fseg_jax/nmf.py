@@ -1,7 +1,7 @@
 """Non-negative matrix factorization A ≈ W·H under the Frobenius loss, batched.
 
-``factorize`` finds W and H (F-SEG §3.1, after Lee & Seung 2001 and Cichocki & Phan 2009); ``solve_weights`` finds
-W for a given H (F-SEG §3.2.2), which is one non-negative least-squares problem a token.
+``factorize`` finds W and H (F-SEG §3.1, after Lee & Seung 2001 and Cichocki & Phan 2009); ``solve_weights``
+finds W for a given H (F-SEG §3.2.2), which is one non-negative least-squares problem a token.
 
 Every problem of a batch, and with H fixed every token, has its own convergence test and stands still once it
 passes, so that no result depends on what it was batched with.
@@ -46,10 +46,11 @@ def solve_weights(
     The channels are summed away first: with the Gram G = H·Hᵀ and N = A·Hᵀ no iteration touches them again.
 
     ``A (…, n, c)``, ``H (k, c)`` shared or ``(…, k, c)`` one a problem, both non-negative floats; returns
-    ``W (…, n, k)``. ``method``: ``"cg"``, conjugate gradients on the face of the positive weights with projected
-    expansion (Dostál's MPRGP with the projected step of Kružík et al. 2020), exact up to ``tolerance``, the
-    projected gradient relative to N; or ``"mu"``, multiplicative updates (Lee & Seung 2001), which are slower.
-    At most ``max_iterations`` are made (500, and 2000 for ``"mu"``). Zero tokens and zero concepts get zero weights.
+    ``W (…, n, k)``. ``method``: ``"cg"``, conjugate gradients on the face of the positive weights with
+    projected expansion (Dostál's MPRGP with the projected step of Kružík et al. 2020), exact up to
+    ``tolerance``, the projected gradient relative to N; or ``"mu"``, multiplicative updates (Lee & Seung
+    2001), which are slower. At most ``max_iterations`` are made (500, and 2000 for ``"mu"``). Zero tokens
+    and zero concepts get zero weights.
     """
     if method not in ("cg", "mu"):
         raise InputError(f"NMF method {method!r}: choose 'cg' or 'mu'")
@@ -134,7 +135,8 @@ def _conjugate_gradients(
 def _multiplicative_weights(
     G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar, max_iterations: int
 ) -> Float[Array, "n k"]:
-    """Lee & Seung's update W ← W ∘ N ⊘ (W·G), for every row until its largest change falls under the tolerance."""
+    """Lee & Seung's update W ← W ∘ N ⊘ (W·G), for every row until its largest change falls under the
+    tolerance."""
     tiny = jnp.finfo(N.dtype).tiny
 
     def body(state: tuple) -> tuple:
@@ -155,7 +157,8 @@ def _multiplicative_weights(
     return w
 
 
-# ------------------------------------------------------------------------------------------------ W and H free
+# ------------------------------------------------------------------------------------------------ W and H
+# free
 
 
 def factorize(
@@ -172,12 +175,12 @@ def factorize(
 
     ``A (…, n, c)``, non-negative float. ``method``: ``"hals"``, hierarchical alternating least squares (the
     coordinate descent of scikit-learn's ``NMF(solver="cd")``, update for update), or ``"mu"``, multiplicative
-    updates. ``start``: ``"random"`` (scikit-learn's: half-normal at the scale of A), ``"nndsvd"`` (Boutsidis &
-    Gallopoulos 2008, its zeros filled with the mean of A), or ``(W, H)``. H is updated before W, as in the authors' code,
-    which factorizes the transpose. Every problem of the batch uses the same ``key``, so that its result does not
-    depend on its place. A problem has converged when the sum of the absolute projected gradients falls under
-    ``tolerance`` × its first value (``"mu"``: when the error falls by less than ``tolerance`` of its first value
-    in an iteration); it then stands still while others go on.
+    updates. ``start``: ``"random"`` (scikit-learn's: half-normal at the scale of A), ``"nndsvd"`` (Boutsidis
+    & Gallopoulos 2008, its zeros filled with the mean of A), or ``(W, H)``. H is updated before W, as in the
+    authors' code, which factorizes the transpose. Every problem of the batch uses the same ``key``, so that
+    its result does not depend on its place. A problem has converged when the sum of the absolute projected
+    gradients falls under ``tolerance`` × its first value (``"mu"``: when the error falls by less than
+    ``tolerance`` of its first value in an iteration); it then stands still while others go on.
 
     k may exceed the rank: superfluous concepts fade to zero. An all-zero A gives an error of 0 and no NaN.
     """
@@ -279,7 +282,8 @@ def _factorize(
 
 
 def _sweep(F: Float[Array, "k m"], G: Float[Array, "k k"], N: Float[Array, "k m"]) -> tuple[Array, Array]:
-    """One pass of coordinate descent over the rows of F ≥ 0 for min ½ tr(Fᵀ·G·F) − tr(Nᵀ·F), and its violation."""
+    """One pass of coordinate descent over the rows of F ≥ 0 for min ½ tr(Fᵀ·G·F) − tr(Nᵀ·F), and its
+    violation."""
 
     def row(j: Array, state: tuple) -> tuple:
         F, violation = state

@@ -1,4 +1,5 @@
-"""Strictness for every test: shapes and dtypes checked at run time, no silent rank promotion, no user's cache."""
+"""Strictness for every test: shapes and dtypes checked at run time, no silent rank promotion, no user's
+cache."""
 
 import os
 from collections.abc import Iterator

@@ -82,7 +82,10 @@ def bad(tmp_path_factory, slide) -> Path:
         (["{bad}/plain.png"], "--mpp-override"),
         (["{slide}", "--encoder", "resnet500"], "resnet50"),
         (["{slide}", "--k", "100000"], "tokens of tissue"),
-        (["{slide}", "--codebook", "{bad}/narrow.safetensors"], "7 wide, the features of the encoder 'classical' 20"),
+        (
+            ["{slide}", "--codebook", "{bad}/narrow.safetensors"],
+            "7 wide, the features of the encoder 'classical' 20",
+        ),
         (["{slide}", "--codebook", "{bad}/other.safetensors"], "'uni', not with 'classical'"),
         (["{slide}", "--codebook", "{bad}/other.safetensors", "--k", "4"], "it holds k = 3"),
         (["{slide}", "--codebook", "{bad}/none.safetensors"], "no such codebook"),

@@ -79,7 +79,9 @@ def test_object_arrays_are_refused(tmp_path):
         load_all(tmp_path / "o.joblib")
 
 
-@pytest.mark.parametrize("content", [{2: CENTERS[5]}, {"a": CENTERS[2]}, [1, 2], {}, {2: np.zeros((2, 2), int)}])
+@pytest.mark.parametrize(
+    "content", [{2: CENTERS[5]}, {"a": CENTERS[2]}, [1, 2], {}, {2: np.zeros((2, 2), int)}]
+)
 def test_other_contents_are_refused(tmp_path, content):
     joblib.dump(content, tmp_path / "x.joblib")
     with pytest.raises(InputError, match=r"x\.joblib: "):

@@ -1,11 +1,10 @@
 """One slide, end to end: read, find tissue, tile, encode, factorize, blend, label, write.
 
-A worker knows nothing of what runs it. Of the slide it holds a few rows of tiles; everything it writes appears
-under its final name only when all of it is there, the record ``NAME.json`` last.
+A worker knows nothing of what runs it. Of the slide it holds a few rows of tiles; everything it writes
+appears under its final name only when all of it is there, the record ``NAME.json`` last.
 """
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -39,7 +38,8 @@ FIT_TILES, FIT_TOKENS = 64, 20_000  # of a slide, that its own codebook is fitte
 FIGURE_SIDE = 1600  # pixels of the overlay's longer side
 
 Report = Callable[[str, int, int], None]  # what is being done, how many tiles of it are done, of how many
-SUFFIXES = (".json", ".ome.zarr", ".geojson", ".png", ".csv")  # the record first: it goes first, and comes last
+# The record first: it goes first when outputs are replaced, and comes last.
+SUFFIXES = (".json", ".ome.zarr", ".geojson", ".png", ".csv")
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,12 @@ def segment_slide(
     overwrite: bool = False,
     report: Report = lambda phase, done, total: None,
 ) -> dict[str, Any]:
-    """Segment a slide into the clusters of a codebook, or of one fitted on itself, and write all outputs to a folder.
+    """Segment a slide into the clusters of a codebook, or of one fitted on itself, and write all outputs to
+    a folder.
 
-    Writes ``out/NAME.ome.zarr``, ``.geojson``, ``.png``, ``.csv`` and, last, ``.json``, whose content it returns. Raises
-    ``InputError``, with nothing written, for anything wrong with what was given, a tile that cannot be decoded included.
+    Writes ``out/NAME.ome.zarr``, ``.geojson``, ``.png``, ``.csv`` and, last, ``.json``, whose content it
+    returns. Raises ``InputError``, with nothing written, for anything wrong with what was given, a tile that
+    cannot be decoded included.
     """
     settings = settings or Settings()
     fseg.check(settings.mode, settings.resize)
@@ -153,7 +155,7 @@ def segment_slide(
             _level_for(labels_path, image.shape[0]),
             names=names,
             colours=colours,
-            areas_mm2=areas[1:],
+            areas_mm2=areas[1:].tolist(),
             mpp=image_mpp,
             title=f"{slide.name} · {card.name} · k = {k}",
         )
@@ -203,7 +205,7 @@ def _publish(folder: Path, name: str, out: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     for path in reversed(output_paths(name, out)):
-        os.replace(folder / path.name, path)
+        (folder / path.name).replace(path)
 
 
 def _plan(slide: Slide, card: Any, settings: Settings) -> _Plan:
@@ -227,7 +229,8 @@ def _plan(slide: Slide, card: Any, settings: Settings) -> _Plan:
 def _batches(
     plan: _Plan, tiles: list[tuple[int, int]], settings: Settings
 ) -> Iterator[tuple[list[tuple[int, int]], np.ndarray]]:
-    """Read tiles ahead in threads, and yield them in batches of one shape, the last padded with blank tiles."""
+    """Read tiles ahead in threads, and yield them in batches of one shape, the last padded with blank
+    tiles."""
     side = plan.grid.tile
     images = read_ahead(plan.slide, (plan.grid.box(r, c) for r, c in tiles), plan.mpp, settings.threads)
     try:
@@ -244,8 +247,8 @@ def _batches(
 def fit_codebook(plan: _Plan, encoder: Encoder, settings: Settings, report: Report) -> Codebook:
     """Fit k centres on a slide's own tissue tokens: for a slide without a codebook.
 
-    The paper fits on the averages of many tiles a slide over a cohort (§3.3); one slide has too few tiles for that, so
-    this fits on tokens: at most 20,000, of at most 64 tiles, drawn by the seed.
+    The paper fits on the averages of many tiles a slide over a cohort (§3.3); one slide has too few tiles
+    for that, so this fits on tokens: at most 20,000, of at most 64 tiles, drawn by the seed.
     """
     rng = np.random.default_rng(settings.seed)
     tiles = plan.tiles()
@@ -264,8 +267,8 @@ def fit_codebook(plan: _Plan, encoder: Encoder, settings: Settings, report: Repo
     X = np.concatenate(tokens)
     if settings.k > len(X):
         raise InputError(
-            f"--k {settings.k}: {plan.slide.path.name} has {len(X)} tokens of tissue at {plan.mpp:g} µm per pixel; "
-            "choose fewer clusters or a finer --mpp"
+            f"--k {settings.k}: {plan.slide.path.name} has {len(X)} tokens of tissue at {plan.mpp:g} µm per "
+            "pixel; choose fewer clusters or a finer --mpp"
         )
     if len(X) > FIT_TOKENS:
         X = X[np.sort(rng.choice(len(X), FIT_TOKENS, replace=False))]
@@ -395,8 +398,9 @@ def _provenance(plan: _Plan, encoder: Encoder, codebook: Codebook, settings: Set
 def _not_finite(plan: _Plan, encoder: Encoder, tile: tuple[int, int]) -> InputError:
     y, x, *_ = plan.grid.core(*tile)
     return InputError(
-        f"{plan.slide.path}: the features of the encoder {encoder.card.name!r} hold a NaN or an infinity in the "
-        f"tile at y = {y}, x = {x} (at {plan.mpp:g} µm per pixel); its weights are damaged or its dtype too narrow"
+        f"{plan.slide.path}: the features of the encoder {encoder.card.name!r} hold a NaN or an infinity in "
+        f"the tile at y = {y}, x = {x} (at {plan.mpp:g} µm per pixel): its weights are damaged, or its dtype "
+        "too narrow"
     )
 
 

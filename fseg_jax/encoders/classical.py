@@ -1,16 +1,17 @@
 """A deterministic stain-and-texture encoder: the baseline that needs no weights and no download.
 
-Each token of 16 × 16 pixels is described by what a colour-blind texture analyst and a stain chemist would note:
-how much haematoxylin and eosin there is, how it is spread, and how rough it is at two scales.
+Each token of 16 × 16 pixels is described by what a colour-blind texture analyst and a stain chemist would
+note: how much haematoxylin and eosin there is, how it is spread, and how rough it is at two scales.
 
 - Colour deconvolution (Ruifrok & Johnston 2001): optical density OD = −log₁₀(I / 255) unmixed with their
   haematoxylin and eosin vectors and the vector orthogonal to both.
-- Local histograms of both stains: eight soft bins each, so that a small change of stain changes the histogram little.
+- Local histograms of both stains: eight soft bins each, so that a small change of stain changes the
+  histogram little.
 - Gradient energy of both stains at two scales, 1 and 4 pixels.
 
-Everything is averaged over the token and, by a small binomial window, over its neighbours: a token of 16 µm is
-smaller than what makes a tissue. The histograms are averages over pixels, so a token of two tissues has the mixture of their
-histograms, which is what a factorization A ≈ W·H assumes.
+Everything is averaged over the token and, by a small binomial window, over its neighbours: a token of 16 µm
+is smaller than what makes a tissue. The histograms are averages over pixels, so a token of two tissues has
+the mixture of their histograms, which is what a factorization A ≈ W·H assumes.
 """
 
 import hashlib
@@ -75,7 +76,8 @@ def stains(x: Float[Array, "b H W 3"]) -> Float[Array, "b H W 2"]:
 
 
 def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
-    """Encode images in [0, 1] whose sides are multiples of 16: 2 × 8 histogram bins and 2 × 2 gradient energies."""
+    """Encode images in [0, 1] whose sides are multiples of 16: 2 × 8 histogram bins and 2 × 2 gradient
+    energies."""
     # One image at a time: what is made of it stays in the cache, and memory does not grow with the batch.
     return jax.lax.map(lambda image: _image_features(image[None])[0], x)
 
@@ -83,7 +85,9 @@ def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 2
 def _image_features(x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
     density = stains(x)
     # Soft bins: a value shares itself between the two nearest centres, in proportion.
-    position = jnp.minimum(density / jnp.asarray(MAX_DENSITY, jnp.float32).reshape(1, 1, 1, 2), 1) * (BINS - 1)
+    position = jnp.minimum(density / jnp.asarray(MAX_DENSITY, jnp.float32).reshape(1, 1, 1, 2), 1) * (
+        BINS - 1
+    )
     centres = jnp.arange(BINS, dtype=jnp.float32).reshape(1, 1, 1, BINS)
     histograms = [
         _pool(jnp.maximum(1 - jnp.abs(position[..., s : s + 1] - centres), 0), STRIDE) for s in (0, 1)

@@ -1,4 +1,5 @@
-"""What an encoder is: images in, a grid of non-negative features out, and the facts a result must state about it."""
+"""What an encoder is: images in, a grid of non-negative features out, and the facts a result must state
+about it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ class EncoderCard:
     """The facts about an encoder, which every output states.
 
     ``stride`` is pixels a token, ``tile`` the side in pixels it is fed unless told otherwise, ``mpp`` the
-    resolution in µm per pixel it is used at, ``weights_hash`` the SHA-256 of its weights (of its definition, for
-    one without weights).
+    resolution in µm per pixel it is used at, ``weights_hash`` the SHA-256 of its weights (of its definition,
+    for one without weights).
     """
 
     name: str
@@ -36,7 +37,8 @@ class EncoderCard:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that turns ``uint8 (B, H, W, 3)`` into non-negative ``float (B, h, w, c)`` and says what it is.
+    """Anything that turns ``uint8 (B, H, W, 3)`` into non-negative ``float (B, h, w, c)`` and says what it
+    is.
 
     H and W are multiples of the stride; ``h = H / stride``.
     """

@@ -1,21 +1,23 @@
 """F-SEG: Segmentation by Factorization (Gildenblat & Hadar 2024, arXiv 2409.05697).
 
-The spatial features of a frozen encoder are a matrix A (rows·columns × channels), non-negative. It is factorized,
+The spatial features of a frozen encoder are a matrix A (rows·columns × channels), non-negative. It is
+factorized,
 
     A ≈ W × H,                                                                        (§3.1)
 
-and each pixel belongs to the concept that contributes most to it, β_ij = argmax_m W_ijm. What a concept is called
-comes from cluster centres μ fitted over a cohort (``codebook.py``), in one of two ways:
+and each pixel belongs to the concept that contributes most to it, β_ij = argmax_m W_ijm. What a concept is
+called comes from cluster centres μ fitted over a cohort (``codebook.py``), in one of two ways:
 
-- ``mode="assign"`` (§3.2.1): W and H are both solved for, and each concept takes the name of the centre of highest
-  cosine similarity, ŷ_ij = argmax_k μ_k · H_β / (‖μ_k‖ ‖H_β‖).
+- ``mode="assign"`` (§3.2.1): W and H are both solved for, and each concept takes the name of the centre of
+  highest cosine similarity, ŷ_ij = argmax_k μ_k · H_β / (‖μ_k‖ ‖H_β‖).
 - ``mode="fixed"`` (§3.2.2): H is the centres themselves, and only W is solved for.
 
-Where code and paper differ, this follows the authors' code (``segf`` 1.0.4): the paper resizes the finished mask
-to the image (§3.2), the code resizes W bilinearly and takes the argmax then, which is smoother; ``resize="nearest"``
-is the paper's. The paper reads "the final self-attention block", the code that block's output before the
-transformer's final norm, prefix tokens dropped, then ReLU (``encoders/vit.py``). The code's start for ``"assign"``
-is scikit-learn's random one on the transposed matrix, k = 20; ``nmf.factorize`` makes the same updates in the same order.
+Where code and paper differ, this follows the authors' code (``segf`` 1.0.4): the paper resizes the finished
+mask to the image (§3.2), the code resizes W bilinearly and takes the argmax then, which is smoother;
+``resize="nearest"`` is the paper's. The paper reads "the final self-attention block", the code that block's
+output before the transformer's final norm, prefix tokens dropped, then ReLU (``encoders/vit.py``). The
+code's start for ``"assign"`` is scikit-learn's random one on the transposed matrix, k = 20;
+``nmf.factorize`` makes the same updates in the same order.
 """
 
 from functools import partial
@@ -23,7 +25,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from fseg_jax import nmf
 from fseg_jax.arrays import Centres, Features, Key
@@ -48,10 +50,11 @@ def segment(
 ) -> UInt[np.ndarray, "height width"]:
     """Segment one image, taken whole, into the clusters of a codebook.
 
-    ``image``: ``uint8 (height, width, 3)`` RGB of any size, at the encoder's mpp; its edges are replicated up to a multiple of
-    the stride, as the authors do. Returns the clusters 1…k of the codebook's rows, uint8 (uint16 when k > 255).
-    Raises ``InputError`` for an image of another kind, a codebook of another encoder, features that are not
-    finite, or fewer tokens than concepts. For slides, use ``cohort.worker.segment_slide``.
+    ``image``: ``uint8 (height, width, 3)`` RGB of any size, at the encoder's mpp; its edges are replicated
+    up to a multiple of the stride, as the authors do. Returns the clusters 1…k of the codebook's rows, uint8
+    (uint16 when k > 255). Raises ``InputError`` for an image of another kind, a codebook of another encoder,
+    features that are not finite, or fewer tokens than concepts. For slides, use
+    ``cohort.worker.segment_slide``.
     """
     check(mode, resize)
     image = np.asarray(image)
@@ -84,11 +87,11 @@ def tile_weights(
 ) -> tuple[Float[Array, "b h w k"], Bool[Array, " b"]]:
     """Solve for the contribution of every cluster to every token of a batch of tiles, in either mode.
 
-    ``features (b, h, w, c)``, ``centers (k, c)`` → ``W (b, h, w, k)`` and whether each tile's features were all finite. In
-    mode "assign" a cluster's contribution is the largest of the concepts that bear its name, so that its argmax is
-    the name of β, and W of neighbouring tiles, whose concepts differ, can be blended.
+    ``features (b, h, w, c)``, ``centers (k, c)`` → ``W (b, h, w, k)`` and whether each tile's features were
+    all finite. In mode "assign" a cluster's contribution is the largest of the concepts that bear its name,
+    so that its argmax is the name of β, and W of neighbouring tiles, whose concepts differ, can be blended.
     """
-    b, h, w, _ = features.shape
+    _, h, w, _ = features.shape
     if mode == "assign" and concepts > h * w:
         raise InputError(f"{concepts} concepts for a tile of {h * w} tokens: choose fewer, or larger tiles")
     return _tile_weights(features, centers, key, mode, concepts)
@@ -136,9 +139,10 @@ def block_labels(
 ) -> UInt[Array, "b height width"]:
     """Turn blocks of W, framed by one token on each side, into the labels 1…k of the pixels inside the frame.
 
-    ``W (b, h + 2, w + 2, k)`` → ``(b, h·stride, w·stride)``, uint8 (uint16 when k > 255). With ``"bilinear"`` each contribution
-    is resized first (half-pixel centres, as in torch's ``interpolate(align_corners=False)``) and the argmax taken
-    then; with ``"nearest"`` the argmax is taken a token. Ties go to the lowest label.
+    ``W (b, h + 2, w + 2, k)`` → ``(b, h·stride, w·stride)``, uint8 (uint16 when k > 255). With
+    ``"bilinear"`` each contribution is resized first (half-pixel centres, as in torch's
+    ``interpolate(align_corners=False)``) and the argmax taken then; with ``"nearest"`` the argmax is taken a
+    token. Ties go to the lowest label.
     """
     k = W.shape[-1]
     dtype = jnp.uint8 if k <= 255 else jnp.uint16
@@ -170,7 +174,8 @@ def block_labels(
     return labels
 
 
-# --------------------------------------------------------------------------------- neighbouring tiles, blended
+# --------------------------------------------------------------------------------- neighbouring tiles,
+# blended
 
 
 def blend(
@@ -182,10 +187,11 @@ def blend(
 ) -> Float[np.ndarray, "p p k"]:
     """Blend a tile's W with its neighbours', and return its core framed by one token on each side.
 
-    ``tiles`` holds W ``(t, t, k)`` by (row, column), ``halo`` tokens of which on each side overlap the neighbours; where two
-    tiles overlap, each counts the more the deeper a token lies in it, so that no seam shows. ``grid_shape`` is the
-    slide in tokens: a frame that would leave it repeats the last token inside. The result is a pure function of the tile
-    and its eight neighbours, summed in one order: it does not depend on when the tiles were made.
+    ``tiles`` holds W ``(t, t, k)`` by (row, column), ``halo`` tokens of which on each side overlap the
+    neighbours; where two tiles overlap, each counts the more the deeper a token lies in it, so that no seam
+    shows. ``grid_shape`` is the slide in tokens: a frame that would leave it repeats the last token inside.
+    The result is a pure function of the tile and its eight neighbours, summed in one order: it does not
+    depend on when the tiles were made.
     """
     own = tiles[row, column]
     t, k = own.shape[0], own.shape[2]
@@ -196,7 +202,8 @@ def blend(
     weight = np.zeros((pitch + 2, pitch + 2, 1), own.dtype)
 
     def overlap(step: int) -> tuple[slice, slice]:
-        """What the neighbour ``step`` tiles away shares with the framed core: in the core's tokens, and in its own."""
+        """What the neighbour ``step`` tiles away shares with the framed core: in the core's tokens, and in
+        its own."""
         begin = max(0, step * pitch - halo + 1)
         end = min(pitch + 2, step * pitch + pitch + halo + 1)
         shift = halo - 1 - step * pitch

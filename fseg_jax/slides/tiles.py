@@ -10,11 +10,12 @@ from fseg_jax.errors import InputError
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Square tiles over a slide of ``height × width`` pixels (at the working mpp), each overlapping its neighbours.
+    """Square tiles over a slide of ``height × width`` pixels (at the working mpp), each overlapping its
+    neighbours.
 
     A tile of ``tile`` pixels carries ``halo`` pixels on each side; what is left in the middle, its core of
-    ``pitch`` pixels, belongs to it alone, and the cores cover the slide. Tile, halo and pitch are whole tokens of ``stride``
-    pixels; the outermost tiles reach past the slide.
+    ``pitch`` pixels, belongs to it alone, and the cores cover the slide. Tile, halo and pitch are whole
+    tokens of ``stride`` pixels; the outermost tiles reach past the slide.
     """
 
     height: int
@@ -58,7 +59,8 @@ class TileGrid:
 
 
 def make_grid(height: int, width: int, stride: int, tile: int, halo: float = 1 / 16) -> TileGrid:
-    """Lay tiles of ``tile`` pixels over a slide, with a halo that is a fraction of the tile and one token at least."""
+    """Lay tiles of ``tile`` pixels over a slide, with a halo that is a fraction of the tile and one token at
+    least."""
     if not 0 <= halo <= 0.25:
         raise InputError(f"a halo of {halo:g} of the tile: choose a fraction between 0 and 0.25")
     if tile < 4 * stride:
@@ -70,7 +72,8 @@ def make_grid(height: int, width: int, stride: int, tile: int, halo: float = 1 /
 def tiles_with_tissue(
     grid: TileGrid, mask: Bool[np.ndarray, "h w"], mask_mpp: float, mpp: float
 ) -> Bool[np.ndarray, "rows columns"]:
-    """Say which tiles hold any tissue in their core, given a mask of the whole slide at its own resolution."""
+    """Say which tiles hold any tissue in their core, given a mask of the whole slide at its own
+    resolution."""
     # The number of tissue pixels above and to the left of every mask pixel: any box is then four look-ups.
     table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
     table[1:, 1:] = mask.cumsum(0).cumsum(1)

@@ -1,7 +1,6 @@
 """A slide end to end: what is written, that it agrees with the methods, and on what it does not depend."""
 
 import json
-import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -48,7 +47,9 @@ def book() -> Codebook:
 
 def test_everything_is_written_and_agrees(picture, tmp_path):
     record, labels = run(picture, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in output_paths("tissue", tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        p.name for p in output_paths("tissue", tmp_path)
+    )
     assert json.loads((tmp_path / "tissue.json").read_text()) == record
     assert labels.shape == (384, 512) and labels.dtype == np.uint8
     assert (labels[280:310] == 0).all()
@@ -58,7 +59,10 @@ def test_everything_is_written_and_agrees(picture, tmp_path):
     assert [int(line.split(",")[3]) for line in areas[1:]] == counts[1:].tolist()
     np.testing.assert_allclose(list(record["areas_mm2"].values()), counts[1:] * 1e-6, atol=1e-6)
     assert record["encoder"]["licence"] == "Apache-2.0" and record["encoder"]["citation"]
-    assert record["parameters"] | {"mode": "fixed", "mpp": 1.0, "tile": 128, "halo": 16, "seed": 0} == record["parameters"]
+    assert (
+        record["parameters"] | {"mode": "fixed", "mpp": 1.0, "tile": 128, "halo": 16, "seed": 0}
+        == record["parameters"]
+    )
     assert Image.open(tmp_path / "tissue.png").size[0] >= 900
 
 
@@ -147,7 +151,10 @@ class Broken:
 
 @pytest.mark.parametrize("codebook", [None, "book"])
 def test_nan_features_are_named_and_leave_nothing(picture, tmp_path, codebook, book):
-    with open_slide(picture, 1.0) as slide, pytest.raises(InputError, match="NaN or an infinity in the tile at"):
+    with (
+        open_slide(picture, 1.0) as slide,
+        pytest.raises(InputError, match="NaN or an infinity in the tile at"),
+    ):
         segment_slide(slide, tmp_path, Broken(), book if codebook else None, SETTINGS)
     assert list(tmp_path.iterdir()) == []
 
@@ -164,8 +171,8 @@ def test_an_interruption_leaves_nothing(picture, tmp_path, book):
 
 def test_the_record_is_written_last(picture, tmp_path, book, monkeypatch):
     replaced: list[str] = []
-    replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (replaced.append(Path(b).name), replace(a, b)))
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda a, b: (replaced.append(Path(b).name), replace(a, b))[1])
     run(picture, tmp_path, SETTINGS, book)
     assert replaced[-1] == "tissue.json" and "tissue.ome.zarr" in replaced
 

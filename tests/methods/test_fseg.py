@@ -58,7 +58,13 @@ def blank(A: np.ndarray) -> np.ndarray:
 def test_fixed_mode_equals_the_authors(k):
     A, centers = smooth_features(24, 20, 96, k)
     W, _, _ = non_negative_factorization(
-        A.reshape(-1, 96), W=None, H=centers.copy(), n_components=k, update_H=False, random_state=0, max_iter=10000
+        A.reshape(-1, 96),
+        W=None,
+        H=centers.copy(),
+        n_components=k,
+        update_H=False,
+        random_state=0,
+        max_iter=10000,
     )
     theirs = resized_bilinearly(W.reshape(24, 20, k), STRIDE).argmax(-1) + 1
     ours = fseg.segment(blank(A), Fixed(A), Codebook(centers))
@@ -71,9 +77,16 @@ def test_fixed_mode_equals_the_authors_on_their_centres(data):
     fields = r.gamma(0.3, size=(8, 8, 64)) ** 2
     W = np.stack([np.kron(f, np.ones((3, 3))) for f in np.moveaxis(fields, -1, 0)], -1)
     A = (W @ centers * r.gamma(0.5, 2, size=(24, 24, 1024))).astype(np.float32)
-    # Their tolerance of 1e-4 leaves them short of the optimum on centres so alike: run to where they would arrive.
+    # Their tolerance of 1e-4 leaves them short of the optimum on centres so alike: run to where they would
+    # arrive.
     W, _, _ = non_negative_factorization(
-        A.reshape(-1, 1024), W=None, H=centers.copy(), update_H=False, n_components=64, tol=1e-6, max_iter=10000
+        A.reshape(-1, 1024),
+        W=None,
+        H=centers.copy(),
+        update_H=False,
+        n_components=64,
+        tol=1e-6,
+        max_iter=10000,
     )
     theirs = resized_bilinearly(W.reshape(24, 24, 64), STRIDE).argmax(-1) + 1
     assert (fseg.segment(blank(A), Fixed(A), Codebook(centers)) == theirs).mean() >= 0.995
@@ -85,7 +98,9 @@ def test_assign_mode_equals_the_authors_from_the_same_start(monkeypatch):
     r = np.random.default_rng(1)
     W0, H0 = r.random((h * w, concepts)).astype(np.float32), r.random((concepts, c)).astype(np.float32)
     model = NMF(concepts, init="custom", max_iter=200)
-    H = model.fit_transform(A.reshape(-1, c).T, W=H0.T.copy(), H=W0.T.copy()).T  # channels × pixels, as they do
+    H = model.fit_transform(
+        A.reshape(-1, c).T, W=H0.T.copy(), H=W0.T.copy()
+    ).T  # channels × pixels, as they do
     names = np.array([cosine_distances(row[None], centers).argmin() for row in H])
     resized = resized_bilinearly(model.components_.T.reshape(h, w, concepts), STRIDE)
     theirs = names[resized.argmax(-1)] + 1
@@ -211,8 +226,11 @@ A, CENTERS = smooth_features(8, 8, 24, 6)
         ({"resize": "cubic"}, "choose 'bilinear' or 'nearest'"),
         ({"mode": "assign", "concepts": 65}, "65 concepts for a tile of 64 tokens"),
         ({"codebook": Codebook(np.ones((4, 23)))}, "23 wide, the features of the encoder 'given' 24"),
-        ({"codebook": Codebook(CENTERS, Provenance(encoder="uni"))}, "made with the encoder 'uni', not with 'given'"),
-        ({"encoder": Fixed(np.where(A > A.mean(), np.nan, A))}, "NaN"),
+        (
+            {"codebook": Codebook(CENTERS, Provenance(encoder="uni"))},
+            "made with the encoder 'uni', not with 'given'",
+        ),
+        ({"encoder": Fixed(np.where(A.mean() < A, np.nan, A))}, "NaN"),
     ],
 )
 def test_bad_input_is_named(change, says):

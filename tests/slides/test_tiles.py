@@ -48,7 +48,11 @@ def test_a_tile_is_wanted_exactly_when_its_core_holds_tissue(seed, mask_mpp):
 
 @pytest.mark.parametrize(
     ("tile", "halo", "says"),
-    [(100, 0.1, "multiples of the encoder's stride"), (32, 0.1, "needs 64"), (256, 0.3, "between 0 and 0.25")],
+    [
+        (100, 0.1, "multiples of the encoder's stride"),
+        (32, 0.1, "needs 64"),
+        (256, 0.3, "between 0 and 0.25"),
+    ],
 )
 def test_bad_tiles_are_named(tile, halo, says):
     with pytest.raises(InputError, match=says):
