@@ -208,7 +208,7 @@ class _ArrayUnpickler(pickle._Unpickler):
             return np.frombuffer(data, dtype).reshape(shape[::-1]).T
         return np.frombuffer(data, dtype).reshape(shape)
 
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[misc]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     dispatch[pickle.BUILD[0]] = load_build
 
 

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import importlib
 import pickle
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,17 @@ from fseg_jax.errors import InputError
 
 # Where trainers put the network among what else they save.
 _WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict", "module")
+# What they save beside it, settings and callbacks, is of their own classes: none of those is looked up or
+# run.
+_TRAINERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
+
+_ADVICE = (
+    "Weights only load failed",
+    "Please file an issue",
+    "WeightsUnpickler error:",
+    "Check the doc",
+    "(",
+)
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -84,8 +96,7 @@ def _open_torch(path: Path) -> Checkpoint:
 
 
 def _load(path: Path, torch: Any) -> Any:
-    # A Namespace of the trainer's arguments holds no code; trainers save it beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals(_stand_ins(path, torch)):
         try:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -99,6 +110,16 @@ def _load(path: Path, torch: Any) -> Any:
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: damaged or cut short ({_line(error)}): fetch it again") from error
+
+
+def _stand_ins(path: Path, torch: Any) -> list[Any]:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no zip archive, or a damaged one: loading says which
+        names = []
+    # A plain dictionary in the place of each: it holds what it is given, and does nothing.
+    known = [(OrderedDict, name) for name in names if name.startswith(_TRAINERS)]
+    return [argparse.Namespace, *known]
 
 
 def _state_dict(path: Path, loaded: Any, torch: Any) -> dict[str, Any]:
@@ -119,5 +140,8 @@ def _state_dict(path: Path, loaded: Any, torch: Any) -> dict[str, Any]:
 
 def _line(error: BaseException) -> str:
     """A foreign error's first sentence, as part of a line."""
-    text = " ".join(str(error).split("\n", 1)[0].split()) or type(error).__name__
-    return text.split(". ", 1)[0][:160]
+    lines = [line.strip() for line in str(error).splitlines()]
+    # torch puts its advice, to load the file all the same, around the reason.
+    said = [line for line in lines if line and not line.startswith(_ADVICE)]
+    text = said[0] if said else type(error).__name__
+    return text.split(". ", 1)[0][:160].rstrip(".")

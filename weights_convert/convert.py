@@ -62,9 +62,10 @@ def fitted(config: Config, state: Mapping[str, np.ndarray]) -> Config:
     one image size and run it at another."""
     if not isinstance(config, ViTConfig):
         return config
-    entries = next((state[key].shape[1] for key in state if vit.is_position_embedding(key)), None)
-    if entries is None:
+    table = next((state[key] for key in state if vit.is_position_embedding(key)), None)
+    if table is None or table.ndim != 3:
         return config
+    entries = table.shape[1]
     for prefix in (config.prefix if config.embed_prefix else 0, int(config.class_token)):
         side = math.isqrt(max(entries - prefix, 0))
         if side and side * side == entries - prefix:

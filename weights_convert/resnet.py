@@ -37,6 +37,6 @@ _WRAPPERS = {r"^(?:module\.)?(?:model\.)?(?:backbone\.|resnet\.)?": ""}
 def layouts(config: ResNetConfig) -> tuple[Layout, ...]:
     """The layouts known for a configuration; a classifier, or the projection that self-supervision puts in
     its place, is left aside where the network has none."""
-    unused = () if config.num_classes else (r"fc\..*",)
+    unused = () if config.num_classes else (r"(?:fc|l|head|projector|projection_head)\d*\..*",)
     name = "timm's or torchvision's ResNet"
     return (Layout(name, r"layer1\.0\.conv1\.weight", _RULES, (_COUNTERS, *unused), _WRAPPERS),)

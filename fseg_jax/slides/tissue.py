@@ -30,7 +30,7 @@ SPECK = 10_000.0  # µm²: smaller pieces are dropped (a circle of 113 µm)
 INK_FRINGE = 32.0  # µm that ink bleeds past what is recognised as ink
 INK_AREA = 4_000.0  # µm²: smaller patches of an ink's colour are taken as tissue
 # Pixels: the thumbnail's shorter side at least (where the slide has as many), its longer side at most.
-_SIDES = (256, 2048)
+_SIDES = (256, 1536)
 _MASK_SIDE = 8192  # pixels of the longer side that a drawn outline is rasterized on
 _MASK_LIMIT = 150_000_000  # pixels of a mask image
 

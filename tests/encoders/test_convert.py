@@ -7,6 +7,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -199,10 +200,29 @@ def test_a_malicious_torch_file_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "published.pth"
     torch.save({"state_dict": Harmful(), "w": torch.zeros(2)}, path)
-    with pytest.raises(InputError, match="nothing else is loaded") as error:
+    with pytest.raises(InputError, match=r"mkdir.*nothing else is loaded") as error:
         open_checkpoint(path)
     one_line(error)
     assert not (tmp_path / "harm").exists()
+
+
+def test_what_a_trainer_saved_beside_the_weights_is_not_run(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    trainer = types.ModuleType("pytorch_lightning")
+    trainer.Settings = type("Settings", (dict,), {"__module__": "pytorch_lightning"})
+    trainer.Callback = type("Callback", (), {"__module__": "pytorch_lightning"})
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", trainer)
+    path = tmp_path / "published.ckpt"
+    settings = trainer.Settings(rate=0.1)
+    saved = {
+        "state_dict": {"w": torch.ones(2)},
+        "hyper": settings,
+        "callbacks": {trainer.Callback: {"best": 1}},
+    }
+    torch.save(saved, path)
+    monkeypatch.delitem(sys.modules, "pytorch_lightning")
+    np.testing.assert_array_equal(open_checkpoint(path)["w"], np.ones(2))
 
 
 @pytest.mark.parametrize("keep", [0, 10, 2000])
