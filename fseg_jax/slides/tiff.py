@@ -73,7 +73,8 @@ class TiffPixels:
         images = [series for series in self._tiff.series if {"Y", "X"} <= set(series.axes)]
         if not images:
             raise InputError(f"{self._path}: the TIFF has no image")
-        series = max(images, key=lambda s: s.sizes["height"] * s.sizes["width"])
+        # By axes: what ``sizes`` calls them changed with tifffile's versions.
+        series = max(images, key=lambda s: s.shape[s.axes.index("Y")] * s.shape[s.axes.index("X")])
         self._levels = [_Level(self._path, level) for level in series.levels]
         for level in self._levels:
             level.check_extent(size)
