@@ -263,21 +263,34 @@ embedding (or the logits). (torch's): the publisher's own network in torch's bfl
 asked of ours. Parameters: the publisher's, and ours; a folded batch norm leaves one a channel less, Hibou's
 class position one embedding. Made by `python -m benchmarks.encoder_parity`."""
 
+_COLUMNS = (
+    "encoders",
+    "reference",
+    "image",
+    "layer",
+    "map, float32",
+    "map, bfloat16",
+    "(torch's)",
+    "head, float32",
+    "head, bfloat16",
+    "(torch's)",
+    "parameters",
+    "catalog's",
+    "ours",
+)
+
 
 def _table(results: dict[str, Any]) -> str:
     lines = [
         *_PREAMBLE.splitlines(),
         "",
-        "| encoders | reference | image | layer | map, float32 | map, bfloat16 | head, float32 | head, "
-        "bfloat16 "
-        "| parameters | catalog's | ours |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
     ]
     for result in results.values():
         same = all(count == result["parameters"] for count in result["catalog"].values())
-        errors = [
-            f"{result[dtype][name]:.1e}" for name in ("map", "head") for dtype in ("float32", "bfloat16")
-        ]
+        kinds = ("float32", "bfloat16", "torch bfloat16")
+        errors = [f"{result[kind][name]:.1e}" for name in ("map", "head") for kind in kinds]
         cells = [
             ", ".join(result["rows"]),
             result["reference"],
@@ -312,8 +325,10 @@ def main(names: tuple[str, ...], one: str | None) -> None:
     if one:
         print(json.dumps(measure(by_row[one])))
         return
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if results:
+        _save(results)
     for name in dict.fromkeys(by_row[name].rows[0] for name in names or by_row):
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         if name in results:
             continue
         command = [sys.executable, "-m", "benchmarks.encoder_parity", "--one", name]

@@ -47,14 +47,31 @@ class Tissue(NamedTuple):
         return float(self.mask.mean())
 
     def crop(self, y: int, x: int, height: int, width: int, mpp: float) -> np.ndarray:
-        """The mask of a box in pixels of ``mpp`` µm: bool (height, width), False past the slide."""
-        rows = np.floor((np.arange(y, y + height) + 0.5) * (mpp / self.mpp)).astype(np.int64)
-        columns = np.floor((np.arange(x, x + width) + 0.5) * (mpp / self.mpp)).astype(np.int64)
-        row_inside = (rows >= 0) & (rows < self.mask.shape[0])
-        column_inside = (columns >= 0) & (columns < self.mask.shape[1])
-        out = np.zeros((height, width), bool)
-        out[np.ix_(row_inside, column_inside)] = self.mask[np.ix_(rows[row_inside], columns[column_inside])]
-        return out
+        """The mask of a box in pixels of ``mpp`` µm: bool (height, width), False past the slide.
+
+        The border runs smoothly between the mask's pixels: a point is tissue where the four nearest, weighted
+        by their nearness, are so by half or more.
+        """
+        rows, row_inside = _between(y, height, mpp / self.mpp, self.mask.shape[0])
+        columns, column_inside = _between(x, width, mpp / self.mpp, self.mask.shape[1])
+        top, left = rows[0][0], columns[0][0]
+        part = self.mask[top : rows[1][-1] + 1, left : columns[1][-1] + 1].astype(np.float32)
+        low, high, share = (rows[0] - top, rows[1] - top, rows[2][:, None])
+        part = part[low] * (1 - share) + part[high] * share
+        low, high, share = (columns[0] - left, columns[1] - left, columns[2])
+        part = part[:, low] * (1 - share) + part[:, high] * share
+        return (part >= 0.5) & row_inside[:, None] & column_inside
+
+
+def _between(
+    start: int, count: int, scale: float, size: int
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """The mask pixels before and after each of some pixels with the later's share, and which are inside."""
+    position = (np.arange(start, start + count) + 0.5) * scale
+    inside = (position >= 0) & (position < size)
+    position = np.clip(position - 0.5, 0, size - 1).astype(np.float32)
+    before = np.floor(position).astype(np.int64)
+    return (before, np.minimum(before + 1, size - 1), position - before), inside
 
 
 def find_tissue(slide: Slide) -> Tissue:

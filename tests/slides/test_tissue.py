@@ -194,11 +194,15 @@ def test_fields_inside_tissue_have_no_ink(folder: str) -> None:
 # Masks in slide coordinates
 
 
-def test_crop_takes_the_nearest_pixel() -> None:
+def test_crop_interpolates_between_the_masks_pixels() -> None:
     mask = np.random.default_rng(0).random((30, 40)) > 0.5
     tissue = Tissue(mask, 8.0)
     np.testing.assert_array_equal(tissue.crop(0, 0, 30, 40, 8.0), mask)
-    np.testing.assert_array_equal(tissue.crop(24, 16, 48, 80, 1.0), mask[3:9, 2:12].repeat(8, 0).repeat(8, 1))
+    grid = np.mgrid[24:72, 16:96]
+    share = ndimage.map_coordinates(np.float64(mask), (grid + 0.5) / 8 - 0.5, order=1, mode="nearest")
+    crop = tissue.crop(24, 16, 48, 80, 1.0)
+    decided = np.abs(share - 0.5) > 1e-5
+    np.testing.assert_array_equal(crop[decided], share[decided] > 0.5)
     np.testing.assert_array_equal(tissue.crop(1, 2, 9, 9, 24.0), mask[4:31:3, 7:34:3])
     past = tissue.crop(-5, -6, 40, 52, 8.0)
     np.testing.assert_array_equal(past[5:35, 6:46], mask)
