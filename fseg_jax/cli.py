@@ -325,6 +325,9 @@ def _bars(slides: int) -> "Iterator[Callable[[str], Report]]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda name: lambda phase, done, total: None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -332,7 +335,7 @@ def _bars(slides: int) -> "Iterator[Callable[[str], Report]]":
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         over = progress.add_task("slides", total=slides, rate="", visible=slides > 1)
         current: dict[str, TaskID] = {}
 
