@@ -142,7 +142,13 @@ _tiling = _options(
     ),
 )
 _running = _options(
-    click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn at random."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**31 - 1),
+        default=0,
+        show_default=True,
+        help="Of everything drawn at random.",
+    ),
     click.option(
         "--batch",
         type=click.IntRange(1),

@@ -35,6 +35,7 @@ from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, whole_slide
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
 FIT_TILES, FIT_TOKENS = 64, 20_000  # of a slide, that its own codebook is fitted on
+FINEST = 4  # times a slide may be enlarged
 FIGURE_SIDE = 1600  # pixels of the overlay's longer side
 
 Report = Callable[[str, int, int], None]  # what is being done, how many tiles of it are done, of how many
@@ -209,9 +210,15 @@ def _publish(folder: Path, name: str, out: Path) -> None:
 
 
 def _plan(slide: Slide, card: Any, settings: Settings) -> _Plan:
-    mpp = settings.mpp or card.mpp
+    mpp = card.mpp if settings.mpp is None else settings.mpp
     height, width = shape_at(slide, mpp)
-    grid = make_grid(height, width, card.stride, settings.tile or card.tile, settings.halo)
+    if mpp < slide.mpp / FINEST:
+        raise InputError(
+            f"--mpp {mpp:g}: {slide.path.name} has {slide.mpp:.4g} µm per pixel, and there is nothing to see "
+            f"below {slide.mpp / FINEST:.3g}"
+        )
+    tile = card.tile if settings.tile is None else settings.tile
+    grid = make_grid(height, width, card.stride, tile, settings.halo)
     if settings.tissue == "find":
         tissue = find_tissue(slide)
     elif settings.tissue == "all":

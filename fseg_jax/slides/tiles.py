@@ -8,6 +8,9 @@ from jaxtyping import Bool
 from fseg_jax.errors import InputError
 
 
+LARGEST = 8192  # pixels of a tile's side: a batch of them must fit into memory
+
+
 @dataclass(frozen=True)
 class TileGrid:
     """Square tiles over a slide of ``height × width`` pixels (at the working mpp), each overlapping its
@@ -63,6 +66,8 @@ def make_grid(height: int, width: int, stride: int, tile: int, halo: float = 1 /
     least."""
     if not 0 <= halo <= 0.25:
         raise InputError(f"a halo of {halo:g} of the tile: choose a fraction between 0 and 0.25")
+    if tile > LARGEST:
+        raise InputError(f"tiles of {tile} pixels: choose {LARGEST} at most")
     if tile < 4 * stride:
         raise InputError(f"tiles of {tile} pixels: an encoder of stride {stride} needs {4 * stride} at least")
     tokens = min(max(1, round(halo * tile / stride)), tile // 4 // stride)
