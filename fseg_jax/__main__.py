@@ -1,5 +1,5 @@
 """Run the command line as ``python -m fseg_jax``."""
 
-from fseg_jax.cli import main
+from fseg_jax.cli import run
 
-main()
+run()

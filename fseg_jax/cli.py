@@ -2,9 +2,12 @@
 
 import ctypes
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +21,36 @@ if TYPE_CHECKING:
     from fseg_jax.codebook import Codebook
     from fseg_jax.cohort.worker import Report
     from fseg_jax.encoders.encoder import Encoder
-    from fseg_jax.slides.reader import Slide
 
 _LOG = logging.getLogger(__name__)
+_STOPPED = threading.Event()
 
 DEMO_MPP = 0.5  # scikit-image does not say; nuclei of the colon are some 10 µm long, and here some 20 pixels
+
+
+def run() -> None:
+    """The program: ``main``, with signals that are not lost, and an end that waits for nothing."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        main()
+    except SystemExit as error:
+        if _STOPPED.is_set():  # compiled code still runs in threads, and trips over the interpreter's end
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
+        raise error
+
+
+def _stop(*_: object) -> None:
+    """Interrupt, and remember it: an exception raised inside a callback of JAX is swallowed there."""
+    _STOPPED.set()
+    raise KeyboardInterrupt
+
+
+def _heed() -> None:
+    if _STOPPED.is_set():
+        raise KeyboardInterrupt
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,6 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except click.ClickException as error:
         click.echo(f"fseg: error: {error.format_message()}", err=True)
+        code = 2
+    except MemoryError:
+        click.echo("fseg: error: out of memory: choose a smaller --batch or --tile", err=True)
         code = 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("fseg: interrupted; nothing half-written is left", err=True)
@@ -171,34 +202,104 @@ def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, verbose: in
     Without --codebook, K clusters are fitted on each slide itself, so that clusters of one slide are not
     those of another; with one, a cluster is the same tissue everywhere.
     """
-    with ExitStack() as stack:
-        _log(verbose)
-        from fseg_jax.slides.reader import open_slide
-
-        opened = [stack.enter_context(open_slide(path, options["mpp_override"])) for path in slides]
-        return _segment(opened, output, overwrite, options)
+    _log(verbose)
+    return _segment(list(slides), output, overwrite, options)
 
 
 @cli.command()
 @click.option("--slide", is_flag=True, help="Fetch OpenSlide's test slide (1.9 MB, CC0) and segment that.")
 @click.option("--k", type=click.IntRange(1), default=5, show_default=True, metavar="K", help="Clusters.")
-@_options(_output, _encoder, _verbose)
-def demo(slide: bool, output: Path, verbose: int, **options: Any) -> int:
+@_options(_output, _encoder, _overwrite, _verbose)
+def demo(slide: bool, output: Path, overwrite: bool, verbose: int, **options: Any) -> int:
     """Segment a colon image that comes with scikit-image: no slide, no download."""
-    with ExitStack() as stack:
-        _log(verbose)
-        from fseg_jax.slides.reader import open_slide
+    _log(verbose)
+    if slide:
+        from fseg_jax.downloads import fetch_test_slide
 
-        if slide:
-            from fseg_jax.downloads import fetch_test_slide
+        return _segment([fetch_test_slide()], output, overwrite, options)
+    with resources.as_file(resources.files("skimage.data") / "ihc.png") as image:
+        return _segment([image], output, overwrite, options | {"mpp_override": DEMO_MPP, "mpp": DEMO_MPP})
 
-            opened = open_slide(fetch_test_slide())
-        else:
-            image = stack.enter_context(resources.as_file(resources.files("skimage.data") / "ihc.png"))
-            opened = open_slide(image, DEMO_MPP)
-            options |= {"mpp_override": DEMO_MPP, "mpp": DEMO_MPP}
-        stack.enter_context(opened)
-        return _segment([opened], output, True, options)
+
+class _Several(click.Command):
+    """A command whose repeatable options take several values in a row: ``--k 16 32 64``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        names = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        spelt: list[str] = []
+        current, first = "", False
+        for argument in args:
+            if argument.startswith("-"):
+                current, first = (argument, True) if argument in names else ("", False)
+            elif current and not first:
+                spelt.append(current)
+            else:
+                first = False
+            spelt.append(argument)
+        return super().parse_args(ctx, spelt)
+
+
+@cli.command(cls=_Several)
+@click.argument("dataset", type=click.Path(path_type=Path))
+@_output
+@click.option(
+    "--encoder", "encoders", multiple=True, default=["classical"], metavar="NAME ...", help="Which encoders."
+)
+@click.option(
+    "--k",
+    type=click.IntRange(1),
+    multiple=True,
+    default=[16, 32, 64, 128, 256],
+    metavar="K ...",
+    help="Numbers of clusters (16 32 64 128 256).",
+)
+@click.option(
+    "--mode",
+    "modes",
+    type=click.Choice(["fixed", "assign"]),
+    multiple=True,
+    default=["fixed", "assign"],
+    help="Which of the paper's two ways (both).",
+)
+@click.option(
+    "--starts", type=click.IntRange(1), default=3, show_default=True, help="k-means starts to average."
+)
+@click.option("--same-split", is_flag=True, help="Also match on the test split itself, the paper's variant.")
+@click.option("--mpp", type=float, metavar="µM", help="Work at this many µm per pixel.")
+@click.option("--mpp-override", type=float, metavar="µM", help="The images' µm per pixel.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the encoders' products.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@_options(_overwrite, _verbose)
+def evaluate(
+    dataset: Path,
+    output: Path,
+    encoders: tuple[str, ...],
+    k: tuple[int, ...],
+    modes: tuple[str, ...],
+    dtype: str,
+    verbose: int,
+    **options: Any,
+) -> None:
+    """Score encoders on images with masks, as the F-SEG paper does: linear probing, cluster matching, plots.
+
+    DATASET is a folder laid out as BCSS, WSSS4LUAD or EBHI-Seg, or images/, masks/ and a dataset.yaml.
+    """
+    _log(verbose)
+    from fseg_jax.encoders.load import load_encoder
+    from fseg_jax.evaluation.datasets import open_dataset
+    from fseg_jax.evaluation.experiment import evaluate
+
+    images = open_dataset(dataset)
+    loaded = [load_encoder(name, dtype=dtype) for name in dict.fromkeys(encoders)]
+    with _bars(1) as bars:
+        evaluate(images, loaded, out=output, k=k, modes=modes, report=bars(dataset.name), **options)
+    click.echo(output / "results.md")
 
 
 @cli.command()
@@ -276,42 +377,57 @@ def codebook_show(path: Path) -> None:
         click.echo(f"k = {k:<8}  {book.channels} channels, hash {book.hash[:12]}")
 
 
-def _segment(slides: "list[Slide]", output: Path, overwrite: bool, options: dict[str, Any]) -> int:
+def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any]) -> int:
     """Check everything that can be checked, then segment slide after slide; the exit code."""
     from fseg_jax.cohort.worker import Settings, check_outputs, segment_slide
     from fseg_jax.encoders.load import load_encoder
+    from fseg_jax.slides.reader import open_slide, slide_name
 
     tissue, no_tissue = options.pop("tissue", None), options.pop("no_tissue", False)
     if tissue and no_tissue:
         raise InputError("--tissue and --no-tissue contradict each other: give one of them")
-    names = [slide.name for slide in slides]
+    names = [slide_name(slide) for slide in slides]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"several slides are called {sorted(twice)[0]!r}: segment them to different folders")
     for name in names:
         check_outputs(name, output, overwrite)
+    mpp_override = options.get("mpp_override")
+    good = []
+    for path in slides:  # mistakes are told first; none stays open, so that there may be thousands
+        try:
+            open_slide(path, mpp_override).close()
+            good.append(path)
+        except InputError as error:
+            _tell(error, slides)
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     book = _load_codebook(options.pop("codebook", None), options, encoder)
     given = {name: value for name, value in options.items() if value is not None}
     settings = Settings(**given, tissue="all" if no_tissue else tissue or "find")
 
-    failed = 0
-    with _bars(len(slides)) as bars:
-        for slide in slides:
+    done = 0
+    with _bars(len(good)) as bars:
+        for path in good:
             try:
-                record = segment_slide(
-                    slide, output, encoder, book, settings, overwrite=overwrite, report=bars(slide.name)
-                )
+                with open_slide(path, mpp_override) as slide:
+                    record = segment_slide(
+                        slide, output, encoder, book, settings, overwrite=overwrite, report=bars(slide.name)
+                    )
             except InputError as error:
-                if len(slides) == 1:
-                    raise
-                click.echo(f"fseg: error: {error}", err=True)
-                failed += 1
+                _tell(error, slides)
                 continue
+            done += 1
             click.echo(output / f"{slide.name}.png")
             _LOG.info("%s: %s tiles, seconds: %s", slide.name, record["tiles"], record["seconds"])
-    if failed:
-        click.echo(f"fseg: {failed} of {len(slides)} slides failed", err=True)
-    return 2 if failed else 0
+    if done < len(slides):
+        click.echo(f"fseg: {len(slides) - done} of {len(slides)} slides failed", err=True)
+    return 0 if done == len(slides) else 2
+
+
+def _tell(error: InputError, slides: list[Path]) -> None:
+    """Say what is wrong with one slide of several, and go on; of a single one, raise it."""
+    if len(slides) == 1:
+        raise error
+    click.echo(f"fseg: error: {error}", err=True)
 
 
 def _load_codebook(path: Path | None, options: dict[str, Any], encoder: "Encoder") -> "Codebook | None":
@@ -332,7 +448,7 @@ def _bars(slides: int) -> "Iterator[Callable[[str], Report]]":
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda name: lambda phase, done, total: None
+        yield lambda name: lambda phase, done, total: _heed()
         return
     columns = (
         TextColumn("{task.description}"),
@@ -353,6 +469,7 @@ def _bars(slides: int) -> "Iterator[Callable[[str], Report]]":
             current.clear()
 
             def report(phase: str, done: int, total: int) -> None:
+                _heed()
                 if phase not in current:
                     current[phase] = progress.add_task(f"{name}: {phase}", total=total, rate="")
                 speed = progress.tasks[progress.task_ids.index(current[phase])].speed
@@ -378,4 +495,4 @@ def _log(verbose: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

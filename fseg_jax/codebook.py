@@ -114,9 +114,12 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
                 raise InputError(f"{path}: a safetensors file, but no codebook of fseg_jax")
             provenance = Provenance(**json.loads(metadata["provenance"]))
             names = list(file.keys())
-            return {int(name): Codebook(file.get_tensor(name), provenance) for name in names}
+            books = {int(name): Codebook(file.get_tensor(name), provenance) for name in names}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a readable codebook ({_line(error)})") from error
+    if wrong := [k for k, book in books.items() if book.k != k]:
+        raise InputError(f"{path}: the codebook called {wrong[0]} has {books[wrong[0]].k} centres")
+    return books
 
 
 def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:
@@ -153,6 +156,8 @@ def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dic
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if data[:1] == b"x" or data[:2] in (b"\x1f\x8b", b"BZ") or data[:6] == b"\xfd7zXZ\x00":
+        raise InputError(f"{path}: the joblib file is compressed; save it again with compress=0")
     try:
         content = _ArrayUnpickler(io.BytesIO(data)).load()
     except InputError as error:

@@ -1,6 +1,7 @@
 """Strictness for every test: shapes and dtypes checked at run time, no silent rank promotion, no user's
 cache."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,4 +35,6 @@ def data() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test reads or fills the user's cache."""
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+    handlers = logging.getLogger().handlers[:]
     yield
+    logging.getLogger().handlers[:] = handlers  # the command line's write to a stream that a test has closed

@@ -1,6 +1,7 @@
 """The command line as a user meets it: results, and one line for each mistake."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -113,7 +114,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(arguments, says, bad, slid
     stdout, stderr = capsys.readouterr()
     assert code == 2 and stdout == ""
     assert stderr.startswith("fseg: error: ") and stderr.count("\n") == 1 and says in stderr
-    assert not out.exists() or list(out.iterdir()) == []
+    assert not out.exists()
 
 
 def test_results_that_exist_are_kept(slide, tmp_path, capsys):
@@ -131,11 +132,33 @@ def test_an_output_that_cannot_be_written(slide, bad, capsys):
 
 def test_one_bad_slide_does_not_stop_the_others(slide, bad, tmp_path, capsys):
     Image.fromarray(np.full((300, 300, 3), 243, np.uint8)).save(bad / "glass.png")
-    assert fseg("segment", bad / "glass.png", slide, "-o", tmp_path, "--mpp-override", "1") == 2
+    slides = [bad / "glass.png", bad / "cut.tif", bad / "text.svs", slide]
+    assert fseg("segment", *slides, "-o", tmp_path, "--mpp-override", "1") == 2
     out, err = capsys.readouterr()
     assert out.strip() == str(tmp_path / "small.png")
-    assert "no tissue found" in err and "1 of 2 slides failed" in err
+    assert "no tissue found" in err and "cut.tif" in err and "text.svs" in err
+    assert "3 of 4 slides failed" in err and err.count("\n") == 4
     assert not (tmp_path / "glass.json").exists()
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay", [1.0, 3.0, 6.0])
+def test_a_signal_ends_the_program_and_leaves_nothing(tmp_path, name, delay):
+    """Whenever it comes: while modules load, while the codebook is fitted, while tiles are encoded."""
+    image = np.tile(pictures.immunohistochemistry(), (4, 4, 1))
+    Image.fromarray(image).save(tmp_path / "wide.png")
+    out = tmp_path / "out"
+    arguments = ["segment", tmp_path / "wide.png", "-o", out, "--mpp-override", "0.5", "--mpp", "0.13"]
+    program = [sys.executable, "-m", "fseg_jax", *map(str, arguments)]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(delay)
+        process.send_signal(name)
+        start = time.perf_counter()
+        _, err = process.communicate(timeout=60)
+    assert time.perf_counter() - start < 30
+    if delay > 1:  # before that, the handlers may not stand yet
+        assert process.returncode == 130 and err.strip().endswith("nothing half-written is left")
+    assert process.returncode != 0 and not out.exists()
 
 
 def test_help_is_quick():

@@ -1,17 +1,14 @@
-"""SIC on a slide: its patches embedded, once and anywhere; then, as often as seeds change and without the slide,
-segmented from a file of them.
+"""A slide's patches embedded, once and anywhere; ``cohort.seeds`` segments them as often as seeds change.
 
-The paper pools a network's last layer. Here a patch's embedding is the mean over its grid of the encoder's
-features (``card.layer``, negative values set to zero): of a CNN, its globally pooled last layer; of a vision
-transformer, the mean of the final block's patch tokens, not the class token.
+The paper (SIC, §2.1) pools a network's last layer. Here a patch's embedding is the mean over its grid of the
+encoder's features (``card.layer``, negative values set to zero): of a CNN, its globally pooled last layer; of
+a vision transformer, the mean of the final block's patch tokens, not the class token.
 """
 
-import hashlib
 import json
-import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,29 +19,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Float, Int
 
-from fseg_jax.cohort.worker import FIGURE_SIDE, Report, _Clock, _level_for, check_outputs, output_paths
+from fseg_jax.cohort.worker import FIGURE_SIDE, Report, _Clock, check_outputs
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
-from fseg_jax.methods import sic
-from fseg_jax.outputs.colours import palette
-from fseg_jax.outputs.embeddings import (
-    Embeddings,
-    EmbeddingsWriter,
-    load_anndata,
-    open_embeddings,
-    write_anndata,
-)
-from fseg_jax.outputs.figures import write_areas, write_overlay
-from fseg_jax.outputs.geojson import write_geojson
-from fseg_jax.outputs.labels import LabelWriter, label_dtype
+from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_embeddings, write_anndata
 from fseg_jax.slides.reader import Slide, read_ahead, shape_at, thumbnail
 from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, whole_slide
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
-CLASSES = ("negative", "positive")
-_PACKAGES = ("fseg-jax", "jax", "jaxlib", "numpy", "tensorstore")
+PACKAGES = ("fseg-jax", "jax", "jaxlib", "numpy", "tensorstore")
 
 
 @dataclass(frozen=True)
@@ -66,22 +51,6 @@ class PatchSettings:
     mpp_override: float | None = None
     batch: int = 8
     threads: int = 2
-
-
-@dataclass(frozen=True)
-class SeedSettings:
-    """How to segment embedded patches from seeds: ``methods.sic`` says what each does.
-
-    ``classes`` are the seeds' names, the negative one first; None: those of the seeds' file, or ``negative``
-    and ``positive``.
-    """
-
-    classes: tuple[str, ...] | None = None
-    metric: str = "f1"
-    distance: str = "euclidean"
-    hard: bool = False
-    smooth: bool = False
-    seed: int = 0
 
 
 def embedding_paths(name: str, out: Path) -> list[Path]:
@@ -135,7 +104,7 @@ def embed_slide(
     provenance = {
         "format": FORMAT,
         "method": "SIC (Seeded iterative clustering, LMRL workshop 2022): patch embeddings",
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "device": jax.devices()[0].device_kind,
         "slide": {
             "path": str(slide.path),
@@ -157,7 +126,7 @@ def embed_slide(
     }
     picture, _ = thumbnail(slide, FIGURE_SIDE)
     clock.lap("tissue")
-    with _partial(slide.name, out) as folder:
+    with partial_folder(slide.name, out) as folder:
         writer = EmbeddingsWriter(
             folder / f"{slide.name}.embeddings.zarr",
             card.channels,
@@ -177,8 +146,8 @@ def embed_slide(
             write_anndata(folder / f"{slide.name}.embeddings.h5ad", embedded, slide.name)
             clock.lap("anndata")
         rate = round(len(grid) / clock.laps["embedding"], 2)
-        record = {**provenance, "seconds": clock.laps, "patches_per_second": rate, "finished": _now()}
-        return _finish(folder, record, embedding_paths(slide.name, out))
+        record = {**provenance, "seconds": clock.laps, "patches_per_second": rate}
+        return finish(folder, record, embedding_paths(slide.name, out))
 
 
 def tissue_share(
@@ -230,8 +199,8 @@ def _embed(
             if not np.isfinite(X).all():
                 y, x = corners[start + int(np.argmin(np.isfinite(X).all(1)))]
                 raise InputError(
-                    f"{slide.path}: the features of the encoder {encoder.card.name!r} hold a NaN or an infinity "
-                    f"in the patch at y = {y}, x = {x} (at {settings.mpp:g} µm per pixel)"
+                    f"{slide.path}: the features of the encoder {encoder.card.name!r} hold a NaN or an "
+                    f"infinity in the patch at y = {y}, x = {x} (at {settings.mpp:g} µm per pixel)"
                 )
             yield X
             report("embedding", start + m, n)
@@ -239,113 +208,36 @@ def _embed(
         images.close()  # type: ignore[attr-defined]
 
 
-def seed_slide(
-    out: Path,
-    seeds: Path,
-    settings: SeedSettings | None = None,
-    *,
-    slide: str | None = None,
-    metric: Callable | None = None,
-    anndata: bool = False,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Segment a slide embedded in a folder from a file of seeds, and write all outputs there.
+@contextmanager
+def partial_folder(name: str, out: Path) -> Iterator[Path]:
+    """A folder in ``out`` for outputs that are not finished; gone when the block is left, however."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=out))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    ``slide`` is its name where the folder holds several; ``metric`` any callable, instead of the one that
-    ``settings`` names. Writes ``out/NAME.sic.ome.zarr`` (a label a class, from 1 on: background has no
-    patch or no tissue), ``.geojson``, ``.png``, ``.csv``, with ``anndata`` also ``.h5ad``, and last ``.json``,
-    whose content it returns. Raises ``InputError``, with nothing written, for anything wrong with what was
-    given.
+
+def finish(folder: Path, record: dict[str, Any], paths: list[Path]) -> dict[str, Any]:
+    """Write the record, the first of ``paths``, and move what the folder holds of them to their places.
+
+    A record that is replaced goes first, the new one comes last. Returns the record as it is in the file.
     """
-    settings = settings or SeedSettings()
-    if settings.metric not in sic.METRICS:
-        raise InputError(f"--metric {settings.metric}: choose {', '.join(sic.METRICS)}")
-    if anndata:
-        load_anndata()
-    name = _embedded(out, slide)
-    embedded = open_embeddings(out / f"{name}.embeddings.zarr")
-    made = embedded.provenance
-    points, given, names = read_seeds(seeds, settings.classes)
-    size = (made["slide"]["height"], made["slide"]["width"])
-    y, overruled = seeds_on_patches(points, given, embedded, size, seeds)
-    check_outputs(f"{name}.sic", out, overwrite)
-    clock = _Clock()
-    k = len(names)
-    prepared = sic.prepare(embedded.read(), distance=settings.distance)
-    clock.lap("load")
-    result = sic.fit(
-        prepared.X,
-        y,
-        classes=k,
-        key=jax.random.key(settings.seed),
-        metric=metric or sic.METRICS[settings.metric],
-        hard=settings.hard,
-        soft=True,  # decides where the patches over a pixel are at a tie
-        neighbours=sic.grid_neighbours(embedded.grid) if settings.smooth else None,
-    )
-    labels, soft = np.asarray(result.labels), np.asarray(result.soft)
-    clock.lap("clustering")
-    provenance = {
-        "format": FORMAT,
-        "method": "SIC (Seeded iterative clustering, LMRL workshop 2022)",
-        "versions": {package: version(package) for package in _PACKAGES},
-        "device": jax.devices()[0].device_kind,
-        "slide": made["slide"],
-        "encoder": made["encoder"],
-        "embeddings": made["parameters"] | {"patches": made["patches"], "height": made["height"]},
-        "seeds": {
-            "path": str(seeds),
-            "sha256": hashlib.sha256(seeds.read_bytes()).hexdigest(),
-            "points": {c: int((given == j).sum()) for j, c in enumerate(names)},
-            "patches": {c: int((y == j).sum()) for j, c in enumerate(names)},
-            "overruled": overruled,
-        },
-        "parameters": {
-            **asdict(settings),
-            "classes": list(names),
-            "metric": settings.metric if metric is None else getattr(metric, "__name__", repr(metric)),
-            "coordinates": prepared.X.shape[1],
-            "variance_kept": round(prepared.kept, 4),
-        },
-    }
-    with _partial(f"{name}.sic", out) as folder:
-        stem = f"{name}.sic"
-        path, mpp, colours = folder / f"{stem}.ome.zarr", made["parameters"]["mpp"], palette(k)
-        shape = (made["height"], made["width"])
-        writer = LabelWriter(path, shape, mpp, k, names=names, colours=colours, provenance=provenance)
-        for part in vote(embedded, labels, soft):
-            writer.append(part)
-        pixels = writer.close()
-        outlines = write_geojson(
-            folder / f"{stem}.geojson", path, slide_mpp=made["slide"]["mpp"], names=names, colours=colours
-        )
-        write_areas(folder / f"{stem}.csv", names, pixels, mpp, colours=colours)
-        areas = pixels[1:] * mpp**2 * 1e-6
-        picture = embedded.thumbnail
-        write_overlay(
-            folder / f"{stem}.png",
-            picture,
-            _level_for(path, picture.shape[0]),
-            names=names,
-            colours=colours,
-            areas_mm2=areas.tolist(),
-            mpp=made["slide"]["mpp"] * made["slide"]["width"] / picture.shape[1],
-            title=f"{name} · SIC · {made['encoder']['name']} · {len(given)} seeds",
-        )
-        if anndata:
-            obs = {"sic": np.array(names)[labels], **{f"sic_{c}": soft[:, j] for j, c in enumerate(names)}}
-            write_anndata(folder / f"{stem}.h5ad", embedded, name, obs)
-        clock.lap("outputs")
-        record = {
-            **provenance,
-            "score": result.score,
-            "scores": list(result.scores),
-            "iterations": result.iterations,
-            "patches": {c: int((labels == j).sum()) for j, c in enumerate(names)},
-            "areas_mm2": {c: round(float(a), 6) for c, a in zip(names, areas, strict=True)},
-            "outlines": outlines,
-            "seconds": clock.laps,
-            "finished": _now(),
-        }
-        paths = output_paths(stem, out)
-        return _finish(folder, record, [*paths, out / f"{stem}.h5ad"])
+    record = {**record, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / paths[0].name).write_text(text, encoding="utf-8")
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in reversed(paths):
+        if (folder / path.name).exists():
+            (folder / path.name).replace(path)
+    return json.loads(text)

@@ -5,10 +5,12 @@ appears under its final name only when all of it is there, the record ``NAME.jso
 """
 
 import json
+import logging
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,19 +24,21 @@ from jaxtyping import Bool, Float, UInt
 
 from fseg_jax import kmeans
 from fseg_jax.codebook import Codebook, Provenance
-from fseg_jax.encoders.encoder import Encoder
+from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
 from fseg_jax.outputs.colours import default_names, palette
 from fseg_jax.outputs.figures import write_areas, write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, label_dtype, open_labels
-from fseg_jax.slides.reader import Slide, open_slide, read_ahead, shape_at, thumbnail
+from fseg_jax.slides.reader import Slide, read_ahead, shape_at, thumbnail
 from fseg_jax.slides.tiles import TileGrid, make_grid, tiles_with_tissue
 from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, whole_slide
 
+_log = logging.getLogger(__name__)
+
 FORMAT = 1  # of the outputs: raised when what they hold changes
-FIT_TILES, FIT_TOKENS = 64, 20_000  # of a slide, that its own codebook is fitted on
+FIT_TILES, FIT_TOKENS = 64, 16_384  # of a slide, that its own codebook is fitted on
 FINEST = 4  # times a slide may be enlarged
 FIGURE_SIDE = 1600  # pixels of the overlay's longer side
 
@@ -47,9 +51,10 @@ SUFFIXES = (".json", ".ome.zarr", ".geojson", ".png", ".csv")
 class Settings:
     """How to segment a slide; whatever here affects the result is in its record.
 
-    ``mpp`` and ``tile`` are the encoder's own unless given; ``halo`` is a fraction of the tile; ``tissue`` is
-    ``"find"``, ``"all"`` or a file; ``k`` clusters are fitted on the slide itself where there is no codebook.
-    ``batch`` tiles go to the encoder at once and ``threads`` decode: neither affects the result.
+    ``mpp`` is the codebook's, or else the encoder's own; ``tile`` is the encoder's own unless given; ``halo``
+    is a fraction of the tile; ``tissue`` is ``"find"``, ``"all"`` or a file; ``k`` clusters are fitted on the
+    slide itself where there is no codebook. ``batch`` tiles go to the encoder at once and ``threads`` decode:
+    neither affects the result.
     """
 
     k: int = 8
@@ -121,11 +126,12 @@ def segment_slide(
         codebook.check(card.name, card.channels, card.weights_hash)
     check_outputs(slide.name, out, overwrite)
     clock = _Clock()
-    plan = _plan(slide, card, settings)
+    plan = _plan(slide, card, settings, codebook)
     clock.lap("tissue")
     if codebook is None:
         codebook = fit_codebook(plan, encoder, settings, report)
         clock.lap("codebook")
+    new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{slide.name}.", suffix=".partial", dir=out))
@@ -180,10 +186,17 @@ def segment_slide(
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if new:  # nothing is left of a failure, not even an empty folder
+            with suppress(OSError):
+                out.rmdir()
 
 
 def check_outputs(name: str, out: Path, overwrite: bool) -> None:
     """Raise ``InputError`` if the outputs of a slide exist and may not be replaced, or cannot be written."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name!r}: the slide's name is not UTF-8; rename it") from None
     existing = [path for path in output_paths(name, out) if path.exists()]
     if existing and not overwrite:
         raise InputError(f"{existing[-1]} exists: choose another folder, or --overwrite")
@@ -209,8 +222,13 @@ def _publish(folder: Path, name: str, out: Path) -> None:
         (folder / path.name).replace(path)
 
 
-def _plan(slide: Slide, card: Any, settings: Settings) -> _Plan:
-    mpp = card.mpp if settings.mpp is None else settings.mpp
+def _plan(slide: Slide, card: EncoderCard, settings: Settings, codebook: Codebook | None) -> _Plan:
+    made_at = codebook.provenance.mpp if codebook else None
+    mpp = settings.mpp if settings.mpp is not None else made_at or card.mpp
+    if made_at and abs(mpp - made_at) > 0.01 * made_at:
+        _log.warning(
+            "%s: the codebook was made at %g µm per pixel, and is used at %g", slide.path.name, made_at, mpp
+        )
     height, width = shape_at(slide, mpp)
     if mpp < slide.mpp / FINEST:
         raise InputError(
@@ -219,6 +237,8 @@ def _plan(slide: Slide, card: Any, settings: Settings) -> _Plan:
         )
     tile = card.tile if settings.tile is None else settings.tile
     grid = make_grid(height, width, card.stride, tile, settings.halo)
+    if settings.mode == "assign":
+        fseg.check_concepts(settings.concepts, (tile // card.stride) ** 2)
     if settings.tissue == "find":
         tissue = find_tissue(slide)
     elif settings.tissue == "all":
@@ -255,7 +275,7 @@ def fit_codebook(plan: _Plan, encoder: Encoder, settings: Settings, report: Repo
     """Fit k centres on a slide's own tissue tokens: for a slide without a codebook.
 
     The paper fits on the averages of many tiles a slide over a cohort (§3.3); one slide has too few tiles
-    for that, so this fits on tokens: at most 20,000, of at most 64 tiles, drawn by the seed.
+    for that, so this fits on tokens: at most 16,384, of at most 64 tiles, drawn by the seed.
     """
     rng = np.random.default_rng(settings.seed)
     tiles = plan.tiles()
@@ -277,8 +297,10 @@ def fit_codebook(plan: _Plan, encoder: Encoder, settings: Settings, report: Repo
             f"--k {settings.k}: {plan.slide.path.name} has {len(X)} tokens of tissue at {plan.mpp:g} µm per "
             "pixel; choose fewer clusters or a finer --mpp"
         )
-    if len(X) > FIT_TOKENS:
-        X = X[np.sort(rng.choice(len(X), FIT_TOKENS, replace=False))]
+    # As many as a power of two, where there are plenty: k-means then compiles once for slides of many sizes.
+    sample = min(FIT_TOKENS, 1 << (len(X).bit_length() - 1))
+    if sample >= max(1024, 4 * settings.k) and sample < len(X):
+        X = X[np.sort(rng.choice(len(X), sample, replace=False))]
     result = kmeans.fit(X.astype(np.float32), settings.k, key=jax.random.key(settings.seed))
     # Clusters are numbered from the largest down, which is how their legend reads.
     counts = np.bincount(np.asarray(result.labels), minlength=settings.k)
@@ -422,6 +444,3 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = round(now - self._last, 3)
         self._last = now
-
-
-__all__ = ["Settings", "check_outputs", "open_slide", "output_paths", "segment_slide"]

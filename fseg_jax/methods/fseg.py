@@ -82,6 +82,12 @@ def check(mode: str, resize: str) -> None:
         raise InputError(f"resize {resize!r}: choose 'bilinear' or 'nearest'")
 
 
+def check_concepts(concepts: int, tokens: int) -> None:
+    """Raise ``InputError`` unless a tile has as many tokens as it is to have concepts."""
+    if concepts > tokens:
+        raise InputError(f"{concepts} concepts for a tile of {tokens} tokens: choose fewer, or larger tiles")
+
+
 def tile_weights(
     features: Features, centers: Centres, key: Key, *, mode: str, concepts: int = CONCEPTS
 ) -> tuple[Float[Array, "b h w k"], Bool[Array, " b"]]:
@@ -92,8 +98,8 @@ def tile_weights(
     so that its argmax is the name of β, and W of neighbouring tiles, whose concepts differ, can be blended.
     """
     _, h, w, _ = features.shape
-    if mode == "assign" and concepts > h * w:
-        raise InputError(f"{concepts} concepts for a tile of {h * w} tokens: choose fewer, or larger tiles")
+    if mode == "assign":
+        check_concepts(concepts, h * w)
     return _tile_weights(features, centers, key, mode, concepts)
 
 

@@ -42,7 +42,7 @@ class Slide:
 
     def __init__(self, path: Path, pixels: Pixels, mpp: float):
         self.path = path
-        self.name = _stem(path)
+        self.name = slide_name(path)
         self.height, self.width = pixels.shapes[0]
         self.mpp = mpp
         self.format = pixels.format
@@ -226,7 +226,8 @@ def _mpp(path: Path, pixels: Pixels) -> float:
     return (y + x) / 2
 
 
-def _stem(path: Path) -> str:
+def slide_name(path: Path) -> str:
+    """What a slide's outputs are called: the file's name without its suffixes."""
     name = path.name
     for suffix in (*OME_TIFF_SUFFIXES, ".ome.zarr"):
         if name.lower().endswith(suffix) and len(name) > len(suffix):

@@ -15,9 +15,9 @@ from PIL import Image
 from fseg_jax.errors import InputError
 from fseg_jax.slides.formats import flatten, is_plausible, one_line
 
-logging.getLogger("tifffile").addHandler(
-    logging.NullHandler()
-)  # its remarks are for logs, not for a terminal
+# Its remarks are of no use to someone with a slide; what matters becomes an InputError.
+logging.getLogger("tifffile").propagate = False
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _CACHE = 256 << 20  # bytes of decoded tiles: a row of wide strips fits
 _SEGMENT_LIMIT = 256 << 20  # bytes of one decoded tile or strip

@@ -7,7 +7,6 @@ from jaxtyping import Bool
 
 from fseg_jax.errors import InputError
 
-
 LARGEST = 8192  # pixels of a tile's side: a batch of them must fit into memory
 
 

@@ -68,7 +68,8 @@ def _between(
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     """The mask pixels before and after each of some pixels with the later's share, and which are inside."""
     position = (np.arange(start, start + count) + 0.5) * scale
-    inside = (position >= 0) & (position < size)
+    # A pixel belongs to the slide if it begins on it: the last one may be covered in part.
+    inside = (position >= 0) & (position - 0.5 * scale < size)
     position = np.clip(position - 0.5, 0, size - 1).astype(np.float32)
     before = np.floor(position).astype(np.int64)
     return (before, np.minimum(before + 1, size - 1), position - before), inside
@@ -114,7 +115,8 @@ def load_tissue(path: str | Path, slide: Slide) -> Tissue:
     """
     path = Path(path)
     try:
-        start = path.open("rb").read(64)
+        with path.open("rb") as file:
+            start = file.read(64)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -256,6 +258,7 @@ def _from_geojson(path: Path, slide: Slide) -> Tissue:
         shapely.GEOSException,
     ) as error:
         raise InputError(f"{path}: not valid GeoJSON: {one_line(error)}") from None
+    polygons = [polygon for polygon in polygons if not polygon.is_empty]
     if not polygons:
         raise InputError(f"{path}: the GeoJSON has no Polygon or MultiPolygon")
     mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / _MASK_SIDE)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from skimage import data as pictures
 
-from fseg_jax import open_slide
-from fseg_jax.codebook import Codebook
+from fseg_jax import kmeans, open_slide
+from fseg_jax.codebook import Codebook, Provenance
 from fseg_jax.cohort import worker
 from fseg_jax.cohort.worker import Settings, output_paths, segment_slide
 from fseg_jax.encoders.classical import classical
@@ -97,16 +97,36 @@ def test_labels_do_not_depend_on_threads_or_batch(picture, tmp_path, book, mode)
 
 
 def test_labels_do_not_depend_on_the_order_of_tiles(picture, tmp_path, book, monkeypatch):
-    """Bitwise: tiles are encoded in another order (within what may be held), and blended alike."""
+    """Bitwise: the tiles of each row are read, encoded and solved from right to left."""
     _, first = run(picture, tmp_path, Settings(tile=128, batch=1), book)
-    blend = fseg.blend
+    tiles = worker._Plan.tiles
+    orders = []
 
-    def shuffled(tiles, *arguments):
-        return blend(dict(reversed(tiles.items())), *arguments)
+    def leftwards(plan):
+        orders.append(sorted(tiles(plan), key=lambda tile: (tile[0], -tile[1])))
+        return orders[-1]
 
-    monkeypatch.setattr(fseg, "blend", shuffled)
+    monkeypatch.setattr(worker._Plan, "tiles", leftwards)
     _, again = run(picture, tmp_path, Settings(tile=128, batch=1), book, overwrite=True)
+    assert orders[-1][0][1] > orders[-1][1][1]
     assert (first == again).all()
+
+
+def test_without_tissue_every_pixel_has_a_label(tmp_path, book):
+    """Also where the slide ends within its last pixel: 101 pixels of 0.25 µm are 25.25 of 1 µm."""
+    Image.fromarray(pictures.immunohistochemistry()[:401, :301]).save(tmp_path / "tissue.png")
+    with open_slide(tmp_path / "tissue.png", 0.25) as slide:
+        segment_slide(slide, tmp_path / "out", ENCODER, book, Settings(tile=128, tissue="all"))
+    labels = open_labels(tmp_path / "out" / "tissue.ome.zarr").levels[0].read().result()
+    assert labels.shape == (101, 76) and labels.min() >= 1
+
+
+def test_a_codebook_brings_its_resolution(picture, tmp_path, book, caplog):
+    coarse = Codebook(book.centers, Provenance(encoder="classical", mpp=2.0))
+    record, labels = run(picture, tmp_path / "a", Settings(tile=64), coarse)
+    assert record["parameters"]["mpp"] == 2.0 and labels.shape == (192, 256) and not caplog.records
+    run(picture, tmp_path / "b", Settings(tile=128, mpp=1.0), coarse)
+    assert "made at 2 µm per pixel, and is used at 1" in caplog.text
 
 
 def test_two_runs_give_the_same_bytes(picture, tmp_path):
@@ -130,14 +150,17 @@ def test_only_a_few_rows_of_tiles_are_held(picture, tmp_path, book, monkeypatch)
     assert len(held) > 8 and max(held) <= 4
 
 
-def test_nothing_recompiles_for_a_slide_of_another_size(picture, tmp_path, book):
-    run(picture, tmp_path / "a", Settings(tile=128, batch=4), book)
-    sizes = [f._cache_size() for f in (fseg._tile_weights, fseg.block_labels)]
+@pytest.mark.parametrize("fitted", [False, True])
+def test_nothing_recompiles_for_a_slide_of_another_size(picture, tmp_path, book, fitted):
+    compiled = (fseg._tile_weights, fseg.block_labels, kmeans._fit)
+    settings = Settings(k=5, tile=128, batch=4, mpp=0.5)
+    run(picture, tmp_path / "a", settings, None if fitted else book)
+    sizes = [f._cache_size() for f in compiled]
     other = tmp_path / "other.png"
-    Image.fromarray(pictures.immunohistochemistry()[:300, :333]).save(other)
+    Image.fromarray(pictures.immunohistochemistry()[:384, :460]).save(other)
     with open_slide(other, 1.0) as slide:
-        segment_slide(slide, tmp_path / "b", ENCODER, book, Settings(tile=128, batch=4))
-    assert [f._cache_size() for f in (fseg._tile_weights, fseg.block_labels)] == sizes
+        segment_slide(slide, tmp_path / "b", ENCODER, None if fitted else book, settings)
+    assert [f._cache_size() for f in compiled] == sizes
 
 
 class Broken:
@@ -155,8 +178,8 @@ def test_nan_features_are_named_and_leave_nothing(picture, tmp_path, codebook, b
         open_slide(picture, 1.0) as slide,
         pytest.raises(InputError, match="NaN or an infinity in the tile at"),
     ):
-        segment_slide(slide, tmp_path, Broken(), book if codebook else None, SETTINGS)
-    assert list(tmp_path.iterdir()) == []
+        segment_slide(slide, tmp_path / "out", Broken(), book if codebook else None, SETTINGS)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interruption_leaves_nothing(picture, tmp_path, book):

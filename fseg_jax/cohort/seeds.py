@@ -1,0 +1,328 @@
+"""SIC on a slide whose patches are embedded: a file of seeds in, the slide segmented out.
+
+Nothing here needs the slide itself. A file of seeds is JSON in level-0 pixels, x to the right and y down:
+
+    {"classes": ["normal", "tumour"],                            the negative class first; may be left out
+     "seeds": [{"x": 812, "y": 1430.5, "class": "tumour"}, …]}
+
+or GeoJSON as QuPath exports point annotations: a FeatureCollection, a list of features or one, each a Point
+or MultiPoint with its class in ``properties.classification.name`` (or ``properties.class``). Classes are
+matched without regard to case.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt
+
+from fseg_jax.cohort.patches import PACKAGES, finish, partial_folder
+from fseg_jax.cohort.worker import _Clock, _level_for, check_outputs, output_paths
+from fseg_jax.errors import InputError
+from fseg_jax.methods import sic
+from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.embeddings import Embeddings, load_anndata, open_embeddings, write_anndata
+from fseg_jax.outputs.figures import write_areas, write_overlay
+from fseg_jax.outputs.geojson import write_geojson
+from fseg_jax.outputs.labels import LabelWriter, label_dtype
+from fseg_jax.slides.formats import one_line
+from fseg_jax.slides.tissue import Tissue
+
+FORMAT = 1  # of the outputs: raised when what they hold changes
+CLASSES = ("negative", "positive")
+_STRIP_PIXELS = 4 << 20  # of the mask, made at once
+
+
+@dataclass(frozen=True)
+class SeedSettings:
+    """How to segment embedded patches from seeds: ``methods.sic`` says what each does.
+
+    ``classes`` are the seeds' names, the negative one first; None: those of the seeds' file, or ``negative``
+    and ``positive``.
+    """
+
+    classes: tuple[str, ...] | None = None
+    metric: str = "f1"
+    distance: str = "euclidean"
+    hard: bool = False
+    smooth: bool = False
+    seed: int = 0
+
+
+def seed_slide(
+    out: Path,
+    seeds: Path,
+    settings: SeedSettings | None = None,
+    *,
+    slide: str | None = None,
+    metric: sic.Metric | None = None,
+    anndata: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Segment a slide embedded in a folder from a file of seeds, and write all outputs there.
+
+    ``slide`` is its name where the folder holds several; ``metric`` any callable, instead of the one that
+    ``settings`` names. Writes ``out/NAME.sic.ome.zarr`` (a label a class, from 1 on: background has no
+    patch or no tissue), ``.geojson``, ``.png``, ``.csv``, with ``anndata`` also ``.h5ad``, and last
+    ``.json``, whose content it returns. Raises ``InputError``, with nothing written, for anything wrong with
+    what was given.
+    """
+    settings = settings or SeedSettings()
+    if settings.metric not in sic.METRICS:
+        raise InputError(f"--metric {settings.metric}: choose {', '.join(sic.METRICS)}")
+    if anndata:
+        load_anndata()
+    name = _embedded(out, slide)
+    embedded = open_embeddings(out / f"{name}.embeddings.zarr")
+    made = embedded.provenance
+    points, given, names = read_seeds(seeds, settings.classes)
+    size = (made["slide"]["height"], made["slide"]["width"])
+    y, overruled = seeds_on_patches(points, given, embedded, size, seeds)
+    check_outputs(f"{name}.sic", out, overwrite)
+    clock = _Clock()
+    k = len(names)
+    prepared = sic.prepare(embedded.read(), distance=settings.distance)
+    clock.lap("load")
+    result = sic.fit(
+        prepared.X,
+        y,
+        classes=k,
+        key=jax.random.key(settings.seed),
+        metric=metric or sic.METRICS[settings.metric],
+        hard=settings.hard,
+        soft=True,  # decides where the patches over a pixel are at a tie
+        neighbours=sic.grid_neighbours(embedded.grid) if settings.smooth else None,
+    )
+    labels, soft = np.asarray(result.labels), np.asarray(result.soft)
+    clock.lap("clustering")
+    provenance = {
+        "format": FORMAT,
+        "method": "SIC (Seeded iterative clustering, LMRL workshop 2022)",
+        "versions": {package: version(package) for package in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "slide": made["slide"],
+        "encoder": made["encoder"],
+        "embeddings": made["parameters"] | {"patches": made["patches"], "height": made["height"]},
+        "seeds": {
+            "path": str(seeds),
+            "sha256": hashlib.sha256(seeds.read_bytes()).hexdigest(),
+            "points": {c: int((given == j).sum()) for j, c in enumerate(names)},
+            "patches": {c: int((y == j).sum()) for j, c in enumerate(names)},
+            "overruled": overruled,
+        },
+        "parameters": {
+            **asdict(settings),
+            "classes": list(names),
+            "metric": settings.metric if metric is None else getattr(metric, "__name__", repr(metric)),
+            "coordinates": prepared.X.shape[1],
+            "variance_kept": round(prepared.kept, 4),
+        },
+    }
+    with partial_folder(f"{name}.sic", out) as folder:
+        stem = f"{name}.sic"
+        path, mpp, colours = folder / f"{stem}.ome.zarr", made["parameters"]["mpp"], palette(k)
+        shape = (made["height"], made["width"])
+        writer = LabelWriter(path, shape, mpp, k, names=names, colours=colours, provenance=provenance)
+        for part in vote(embedded, labels, soft):
+            writer.append(part)
+        pixels = writer.close()
+        outlines = write_geojson(
+            folder / f"{stem}.geojson", path, slide_mpp=made["slide"]["mpp"], names=names, colours=colours
+        )
+        write_areas(folder / f"{stem}.csv", names, pixels, mpp, colours=colours)
+        areas = pixels[1:] * mpp**2 * 1e-6
+        picture = embedded.thumbnail
+        write_overlay(
+            folder / f"{stem}.png",
+            picture,
+            _level_for(path, picture.shape[0]),
+            names=names,
+            colours=colours,
+            areas_mm2=areas.tolist(),
+            mpp=made["slide"]["mpp"] * made["slide"]["width"] / picture.shape[1],
+            title=f"{name} · SIC · {made['encoder']['name']} · {len(given)} seeds",
+        )
+        if anndata:
+            obs = {"sic": np.array(names)[labels], **{f"sic_{c}": soft[:, j] for j, c in enumerate(names)}}
+            write_anndata(folder / f"{stem}.h5ad", embedded, name, obs)
+        clock.lap("outputs")
+        record = {
+            **provenance,
+            "score": result.score,
+            "scores": list(result.scores),
+            "iterations": result.iterations,
+            "patches": {c: int((labels == j).sum()) for j, c in enumerate(names)},
+            "areas_mm2": {c: round(float(a), 6) for c, a in zip(names, areas, strict=True)},
+            "outlines": outlines,
+            "seconds": clock.laps,
+        }
+        paths = output_paths(stem, out)
+        return finish(folder, record, [*paths, out / f"{stem}.h5ad"])
+
+
+def _embedded(out: Path, slide: str | None) -> str:
+    """The name of the slide embedded in a folder, or of the one that is asked for."""
+    suffix = ".embeddings.json"
+    names = sorted(p.name.removesuffix(suffix) for p in out.glob(f"*{suffix}") if not p.name.startswith("."))
+    if not names:
+        raise InputError(f"{out}: holds no embedded slide; make one with fseg embed SLIDE -o {out}")
+    if slide is None and len(names) > 1:
+        raise InputError(f"{out}: holds {', '.join(names)}; choose one with --slide")
+    if slide is not None and slide not in names:
+        raise InputError(f"{out}: holds no embedded slide {slide!r}; it holds {', '.join(names)}")
+    return slide or names[0]
+
+
+def read_seeds(
+    path: Path, classes: tuple[str, ...] | None = None
+) -> tuple[Float[np.ndarray, "m 2"], Int[np.ndarray, " m"], tuple[str, ...]]:
+    """Read seeds from JSON or GeoJSON: points (x, y) in level-0 pixels, their classes 0, 1…, and the names.
+
+    Raises ``InputError`` where the file is neither, a seed is no point of a class that there is, or none is
+    there.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {one_line(error)}") from None
+    try:
+        if isinstance(content, dict) and "seeds" in content:
+            found = [([s["x"], s["y"]], s["class"]) for s in content["seeds"]]
+            classes = classes or tuple(content.get("classes") or ()) or None
+        else:
+            found = list(_points(content, path))
+        points = np.array([xy[:2] for xy, _ in found], np.float64).reshape(-1, 2)
+        given = [str(name).strip() for _, name in found]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"{path}: not a file of seeds ({type(error).__name__}: {one_line(error)}); "
+            "each needs x, y and class"
+        ) from None
+    if not found:
+        raise InputError(f"{path}: holds no seeds")
+    names = tuple(str(c).strip() for c in classes or CLASSES)
+    numbers = {c.lower(): j for j, c in enumerate(names)}
+    if len(names) < 2 or len(numbers) < len(names) or "" in numbers:
+        raise InputError(f"classes {', '.join(names)}: at least two, all different, are needed")
+    for (x, y), name in zip(points, given, strict=True):
+        if name.lower() not in numbers:
+            raise InputError(
+                f"{path}: the seed at x = {x:g}, y = {y:g} is of class {name!r}; there are "
+                f"{', '.join(names)}: name others with --classes"
+            )
+    return points, np.array([numbers[name.lower()] for name in given], np.int64), names
+
+
+def _points(content: Any, path: Path) -> Iterator[tuple[list[float], str]]:
+    """The points of GeoJSON, with their classes' names."""
+    if isinstance(content, list) or content["type"] == "FeatureCollection":
+        for feature in content if isinstance(content, list) else content["features"]:
+            yield from _points(feature, path)
+        return
+    geometry, properties = content["geometry"], content.get("properties") or {}
+    kind, coordinates = geometry["type"], geometry["coordinates"]
+    if kind not in ("Point", "MultiPoint"):
+        raise InputError(f"{path}: holds a {kind}; seeds are points (Point or MultiPoint)")
+    name = properties.get("classification") or properties.get("class")
+    name = name.get("name") if isinstance(name, dict) else name
+    for xy in [coordinates] if kind == "Point" else coordinates:
+        if not name:
+            raise InputError(f"{path}: the seed at x = {xy[0]:g}, y = {xy[1]:g} has no class")
+        yield xy, name
+
+
+def seeds_on_patches(
+    points: Float[np.ndarray, "m 2"],
+    given: Int[np.ndarray, " m"],
+    embedded: Embeddings,
+    size: tuple[int, int],
+    path: Path,
+) -> tuple[Int[np.ndarray, " n"], int]:
+    """Give each seed to the patch around it whose centre is nearest.
+
+    Returns the patches' classes (n,), −1 for none, and how many seeds were overruled. Where a patch gets
+    seeds of several classes it takes the class of most of them, of the last one placed in a tie. Raises
+    ``InputError`` for a seed outside the slide, or on no patch.
+    """
+    n = len(embedded.centers)
+    side = embedded.provenance["parameters"]["side_level0"]
+    placed: dict[int, list[int]] = {}
+    for (x, y), j in zip(points, given, strict=True):
+        if not (0 <= x < size[1] and 0 <= y < size[0]):
+            raise InputError(
+                f"{path}: the seed at x = {x:g}, y = {y:g} is outside the slide, {size[1]} × {size[0]} pixels"
+            )
+        away = np.abs(embedded.centers - (y, x))
+        inside = away.max(1) <= side / 2
+        if not inside.any():
+            raise InputError(
+                f"{path}: the seed at x = {x:g}, y = {y:g} is on no embedded patch: too little tissue"
+            )
+        nearest = int(np.argmin(np.where(inside, (away**2).sum(1), np.inf)))
+        placed.setdefault(nearest, []).append(int(j))
+    classes = np.full(n, -1, np.int32)
+    overruled = 0
+    for patch, theirs in placed.items():
+        most = max(theirs.count(j) for j in theirs)
+        classes[patch] = next(j for j in reversed(theirs) if theirs.count(j) == most)
+        overruled += len(theirs) - theirs.count(int(classes[patch]))
+    return classes, overruled
+
+
+def vote(
+    embedded: Embeddings, labels: Int[np.ndarray, " n"], soft: Float[np.ndarray, "n k"]
+) -> Iterator[UInt[np.ndarray, "m width"]]:
+    """Yield the slide's mask from top to bottom: where patches overlap, each pixel goes to the class of most.
+
+    Class j has the label j + 1; a tie goes to the class with the larger sum of ``soft``, then to the lower
+    one. 0 is what no patch covers or is not tissue.
+    """
+    made = embedded.provenance
+    step, side = made["parameters"]["step"], made["parameters"]["patch"]
+    height, width, mpp = made["height"], made["width"], made["parameters"]["mpp"]
+    tissue = Tissue(embedded.tissue, made["tissue_mpp"])
+    k = soft.shape[1]
+    # Between the lines on which patches begin and end, every pixel lies in the same patches.
+    cell = math.gcd(step, side)
+    pitch, span = step // cell, side // cell
+    cells = -(-width // cell)
+    # So small a share of a vote that all of a pixel's together are less than one.
+    ballots = np.eye(k)[labels] + soft / (2 * (-(-span // pitch)) ** 2)
+    rows: dict[int, np.ndarray] = {}
+
+    def row_votes(row: int) -> Float[np.ndarray, "cells k"]:
+        """What a row of patches says of each cell along it: one adds where it begins, takes back where it
+        ends."""
+        if row not in rows:
+            here = np.flatnonzero(embedded.grid[:, 0] == row)
+            change = np.zeros((cells + span + 1, k))
+            begin = embedded.grid[here, 1] * pitch
+            np.add.at(change, begin, ballots[here])
+            np.add.at(change, np.minimum(begin + span, cells + span), -ballots[here])
+            covers = np.zeros(cells + span + 1)
+            np.add.at(covers, begin, 1)
+            np.add.at(covers, np.minimum(begin + span, cells + span), -1)
+            # What has been taken back leaves rounding behind, which must not look like a vote.
+            rows[row] = np.where(covers.cumsum()[:, None] > 0.5, change.cumsum(0), 0)[:cells]
+        return rows[row]
+
+    strip = max(1, _STRIP_PIXELS // width)
+    for i in range(-(-height // cell)):
+        first = max(0, -(-(i - span + 1) // pitch))
+        for row in [row for row in rows if row < first]:
+            del rows[row]
+        total = sum((row_votes(row) for row in range(first, i // pitch + 1)), np.zeros((cells, k)))
+        line = np.where(total.max(1) > 0.5, total.argmax(1) + 1, 0).astype(label_dtype(k))
+        line = np.repeat(line, cell)[:width]
+        for y in range(i * cell, min((i + 1) * cell, height), strip):
+            m = min(strip, (i + 1) * cell - y, height - y)
+            yield np.where(tissue.crop(y, 0, m, width, mpp), line, 0).astype(line.dtype)

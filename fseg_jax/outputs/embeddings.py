@@ -1,0 +1,237 @@
+"""Patch embeddings of a slide: a Zarr 3 group, written in one pass, and its export as AnnData.
+
+``NAME.embeddings.zarr`` holds, a row a patch, ``embeddings`` float32 or float16 (n, c), ``centers`` float64
+(n, 2), (y, x) in level-0 pixels, and ``grid`` int32 (n, 2), (row, column); and of the slide ``tissue``, uint8
+(h, w), and ``thumbnail``, uint8 (h, w, 3), so that what comes after needs the slide no more. What it was
+made with is in the group's attributes under ``fseg``.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+
+from fseg_jax.errors import InputError
+
+DTYPES = ("float32", "float16")
+_CHUNK_BYTES = 4 << 20
+
+
+class Embeddings(NamedTuple):
+    """A finished group: ``embeddings`` is a tensorstore (n, c), of which nothing has been read."""
+
+    embeddings: Any
+    centers: np.ndarray
+    grid: np.ndarray
+    tissue: np.ndarray
+    thumbnail: np.ndarray
+    provenance: dict[str, Any]
+
+    def read(self) -> np.ndarray:
+        """All embeddings, (n, c), as they are stored."""
+        return self.embeddings.read().result()
+
+
+class EmbeddingsWriter:
+    """Write embeddings as they come, one chunk of patches in memory.
+
+    ``path`` is a folder that does not exist yet; ``centers (n, 2)`` and ``grid (n, 2)`` say which patches
+    will come, in that order; ``tissue`` and ``thumbnail`` are of the whole slide. The group's metadata are
+    written by :meth:`close`, so that interrupted embeddings are none to any reader. Raises InputError where
+    it cannot be written, or a value does not fit in ``dtype``.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        channels: int,
+        *,
+        centers: np.ndarray,
+        grid: np.ndarray,
+        tissue: np.ndarray,
+        thumbnail: np.ndarray,
+        provenance: dict[str, Any],
+        dtype: str = "float32",
+    ) -> None:
+        if dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r}: choose float32 or float16")
+        self._path = Path(path).absolute()
+        self._provenance = provenance
+        try:
+            self._path.mkdir(parents=True)
+        except FileExistsError:
+            raise InputError(f"{path} exists already; remove it or write somewhere else") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from None
+        rows = max(1, _CHUNK_BYTES // (channels * np.dtype(dtype).itemsize))
+        n = len(centers)
+        self._store = self._create("embeddings", (n, channels), dtype, (min(rows, n), channels))
+        self._chunk = np.empty((min(rows, n), channels), dtype)
+        self._filled = self._written = 0
+        for name, array in (
+            ("centers", np.asarray(centers, np.float64)),
+            ("grid", np.asarray(grid, np.int32)),
+            ("tissue", np.asarray(tissue, np.uint8)),
+            ("thumbnail", np.asarray(thumbnail, np.uint8)),
+        ):
+            side = (1024, 1024, 3) if array.ndim == 3 or name == "tissue" else (65536, 2)
+            chunk = tuple(min(s, size) for s, size in zip(side, array.shape, strict=False))
+            store = self._create(name, array.shape, array.dtype.name, chunk)
+            self._stored(store.write(array))
+
+    def _create(self, name: str, shape: tuple[int, ...], dtype: str, chunk: tuple[int, ...]) -> Any:
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": f"{self._path / name}/"},
+            "metadata": {
+                "shape": shape,
+                "data_type": dtype,
+                "fill_value": 0,
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+                "codecs": [
+                    {"name": "bytes", "configuration": {"endian": "little"}},
+                    {"name": "zstd", "configuration": {"level": 3, "checksum": False}},
+                ],
+            },
+            "create": True,
+        }
+        return self._stored(ts.open(spec))
+
+    def _stored(self, future: Any) -> Any:
+        try:
+            return future.result()
+        except (OSError, ValueError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            raise InputError(f"{self._path} cannot be written: {said[:300]}") from error
+
+    def append(self, embeddings: np.ndarray) -> None:
+        """Add the next patches: float (m, c), any m."""
+        while len(embeddings):
+            n = min(len(embeddings), len(self._chunk) - self._filled)
+            part = self._chunk[self._filled : self._filled + n]
+            with np.errstate(over="ignore"):
+                part[:] = embeddings[:n]
+            if not np.isfinite(part).all():
+                raise InputError(f"an embedding does not fit in {part.dtype}: choose --dtype float32")
+            self._filled += n
+            embeddings = embeddings[n:]
+            if self._filled == len(self._chunk):
+                self._flush()
+
+    def _flush(self) -> None:
+        end = self._written + self._filled
+        if end > self._store.shape[0]:
+            raise ValueError(f"more than the {self._store.shape[0]} patches of these embeddings")
+        self._stored(self._store[self._written : end].write(self._chunk[: self._filled]))
+        self._written, self._filled = end, 0
+
+    def close(self) -> None:
+        """Finish the group. Raises ValueError while patches are missing."""
+        if self._filled:
+            self._flush()
+        if self._written < self._store.shape[0]:
+            raise ValueError(f"{self._written} of {self._store.shape[0]} patches were given")
+        content = {"zarr_format": 3, "node_type": "group", "attributes": {"fseg": self._provenance}}
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        try:
+            part = self._path / "zarr.json.part"
+            part.write_text(text, encoding="utf-8")
+            part.replace(self._path / "zarr.json")
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be written: {error.strerror}") from error
+
+
+def open_embeddings(path: str | os.PathLike[str]) -> Embeddings:
+    """Open finished embeddings; they themselves are not read yet, what goes with them is.
+
+    Raises InputError where there are none, or some that were never finished.
+    """
+    root = Path(path).absolute()
+
+    def array(name: str) -> Any:
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{root / name}/"}}
+        return ts.open(spec, read=True).result()
+
+    try:
+        provenance = json.loads((root / "zarr.json").read_text(encoding="utf-8"))["attributes"]["fseg"]
+        embeddings = array("embeddings")
+        centers, grid, tissue, thumbnail = (
+            array(name).read().result() for name in ("centers", "grid", "tissue", "thumbnail")
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        raise InputError(f"{path} are not finished embeddings of fseg; make them with fseg embed") from None
+    return Embeddings(embeddings, centers, grid, tissue.astype(bool), thumbnail, provenance)
+
+
+def load_anndata() -> ModuleType:
+    """Import anndata, or say how to get it: call this before long work that ends in an export."""
+    try:
+        import anndata
+    except ImportError:
+        raise InputError("AnnData needs the package anndata: pip install 'fseg-jax[anndata]'") from None
+    return anndata
+
+
+def write_anndata(
+    path: str | os.PathLike[str],
+    embeddings: Embeddings,
+    name: str,
+    obs: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Export embeddings as AnnData (.h5ad), for scanpy, squidpy and TissUUmaps.
+
+    ``X`` is float32 (n, c); ``obsm["spatial"]`` the patches' centres, (x, y) in level-0 pixels; ``obs`` their
+    ``row`` and ``column`` and, (n,) each, what ``obs`` gives (text becomes a category); ``uns["spatial"]``
+    the slide's thumbnail with its scale, as squidpy draws it; ``uns["fseg"]`` the provenance, JSON. Holds one
+    chunk of X in memory. Raises InputError without the package anndata, or where the file cannot be written.
+    """
+    anndata = load_anndata()
+    import h5py
+    import pandas as pd
+
+    n, channels = embeddings.embeddings.shape
+    slide = embeddings.provenance["slide"]
+    table = pd.DataFrame(
+        {"row": embeddings.grid[:, 0], "column": embeddings.grid[:, 1]}, index=[f"{i}" for i in range(n)]
+    )
+    for key, values in (obs or {}).items():
+        table[key] = pd.Categorical(values) if values.dtype.kind in "UO" else values
+    content = anndata.AnnData(
+        obs=table,
+        var=pd.DataFrame(index=[f"channel_{i}" for i in range(channels)]),
+        obsm={"spatial": np.ascontiguousarray(embeddings.centers[:, ::-1])},
+        uns={
+            "spatial": {
+                name: {
+                    "images": {"hires": embeddings.thumbnail},
+                    "scalefactors": {
+                        "tissue_hires_scalef": embeddings.thumbnail.shape[1] / slide["width"],
+                        "spot_diameter_fullres": embeddings.provenance["parameters"]["side_level0"],
+                    },
+                }
+            },
+            "fseg": json.dumps(embeddings.provenance, ensure_ascii=False),
+        },
+    )
+    try:
+        content.write_h5ad(path)
+        with h5py.File(path, "r+") as file:  # X as AnnData's format describes it, but a chunk at a time
+            if "X" in file:
+                del file["X"]
+            rows = embeddings.embeddings.chunk_layout.read_chunk.shape[0]
+            X = file.create_dataset("X", (n, channels), "f4", chunks=(min(rows, n), channels))
+            X.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            for start, part in _chunks(embeddings.embeddings, rows):
+                X[start : start + len(part)] = part
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _chunks(store: Any, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, store.shape[0], rows):
+        yield start, store[start : min(start + rows, store.shape[0])].read().result()
