@@ -1,13 +1,10 @@
 """The command line: parse, call, print. Imports are made where they are used, so that --help is quick."""
 
-import ctypes
 import logging
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -16,46 +13,34 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fseg_jax.errors import InputError
+from fseg_jax.terminal import STOPPED, Several, bars, log, share_the_heap, stop, tell
 
 if TYPE_CHECKING:
     from fseg_jax.codebook import Codebook
-    from fseg_jax.cohort.worker import Report
     from fseg_jax.encoders.encoder import Encoder
 
 _LOG = logging.getLogger(__name__)
-_STOPPED = threading.Event()
 
 DEMO_MPP = 0.5  # scikit-image does not say; nuclei of the colon are some 10 µm long, and here some 20 pixels
 
 
 def run() -> None:
     """The program: ``main``, with signals that are not lost, and an end that waits for nothing."""
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         main()
     except SystemExit as error:
-        if _STOPPED.is_set():  # compiled code still runs in threads, and trips over the interpreter's end
+        if STOPPED.is_set():  # compiled code still runs in threads, and trips over the interpreter's end
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(130)
         raise error
 
 
-def _stop(*_: object) -> None:
-    """Interrupt, and remember it: an exception raised inside a callback of JAX is swallowed there."""
-    _STOPPED.set()
-    raise KeyboardInterrupt
-
-
-def _heed() -> None:
-    if _STOPPED.is_set():
-        raise KeyboardInterrupt
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 something found wanting, 2 bad input, 130 interrupted."""
-    _share_the_heap()
+    share_the_heap()
     try:
         code = cli.main(arguments, prog_name="fseg", standalone_mode=False)
     except InputError as error:
@@ -152,9 +137,16 @@ _method = _options(
         help="Resize the weights and then label, or resize the labels.",
     ),
 )
+_where = _options(
+    click.option("--tissue", metavar="FILE", help="Where the tissue is: a mask image or GeoJSON."),
+    click.option("--no-tissue", is_flag=True, help="Take everything, glass too."),
+    click.option(
+        "--mpp-override", type=float, metavar="µM", help="The slide's µm per pixel, whatever it says."
+    ),
+)
 _tiling = _options(
     click.option(
-        "--mpp", type=float, metavar="µM", help="Work at this many µm per pixel (the encoder's own: 1.0)."
+        "--mpp", type=float, metavar="µM", help="Work at this resolution (the codebook's, or the encoder's)."
     ),
     click.option(
         "--tile", type=click.IntRange(1), metavar="PIXELS", help="Side of a tile (the encoder's own)."
@@ -166,43 +158,39 @@ _tiling = _options(
         metavar="FRACTION",
         help="Overlap on each side, of the tile (1/16).",
     ),
-    click.option("--tissue", metavar="FILE", help="Where the tissue is: a mask image or GeoJSON."),
-    click.option("--no-tissue", is_flag=True, help="Segment everything, glass too."),
-    click.option(
-        "--mpp-override", type=float, metavar="µM", help="The slide's µm per pixel, whatever it says."
-    ),
 )
-_running = _options(
-    click.option(
-        "--seed",
-        type=click.IntRange(0, 2**31 - 1),
-        default=0,
-        show_default=True,
-        help="Of everything drawn at random.",
-    ),
+_batching = _options(
     click.option(
         "--batch",
         type=click.IntRange(1),
         default=8,
         show_default=True,
-        help="Tiles the encoder takes at once.",
+        help="Images the encoder takes at once.",
     ),
     click.option(
         "--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode."
     ),
 )
+_seed = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Of everything drawn at random.",
+)
+_anndata = click.option("--anndata", is_flag=True, help="Also write AnnData (.h5ad), for scanpy and squidpy.")
 
 
 @cli.command()
 @click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SLIDE...")
-@_options(_output, _encoder, _method, _tiling, _running, _overwrite, _verbose)
+@_options(_output, _encoder, _method, _tiling, _where, _seed, _batching, _overwrite, _verbose)
 def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, verbose: int, **options: Any) -> int:
     """Segment slides into clusters: labels, outlines for QuPath, a picture, areas.
 
     Without --codebook, K clusters are fitted on each slide itself, so that clusters of one slide are not
     those of another; with one, a cluster is the same tissue everywhere.
     """
-    _log(verbose)
+    log(verbose)
     return _segment(list(slides), output, overwrite, options)
 
 
@@ -212,7 +200,7 @@ def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, verbose: in
 @_options(_output, _encoder, _overwrite, _verbose)
 def demo(slide: bool, output: Path, overwrite: bool, verbose: int, **options: Any) -> int:
     """Segment a colon image that comes with scikit-image: no slide, no download."""
-    _log(verbose)
+    log(verbose)
     if slide:
         from fseg_jax.downloads import fetch_test_slide
 
@@ -221,25 +209,7 @@ def demo(slide: bool, output: Path, overwrite: bool, verbose: int, **options: An
         return _segment([image], output, overwrite, options | {"mpp_override": DEMO_MPP, "mpp": DEMO_MPP})
 
 
-class _Several(click.Command):
-    """A command whose repeatable options take several values in a row: ``--k 16 32 64``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        names = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
-        spelt: list[str] = []
-        current, first = "", False
-        for argument in args:
-            if argument.startswith("-"):
-                current, first = (argument, True) if argument in names else ("", False)
-            elif current and not first:
-                spelt.append(current)
-            else:
-                first = False
-            spelt.append(argument)
-        return super().parse_args(ctx, spelt)
-
-
-@cli.command(cls=_Several)
+@cli.command(cls=Several)
 @click.argument("dataset", type=click.Path(path_type=Path))
 @_output
 @click.option(
@@ -274,8 +244,7 @@ class _Several(click.Command):
     show_default=True,
     help="Precision of the encoders' products.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@_options(_overwrite, _verbose)
+@_options(_seed, _overwrite, _verbose)
 def evaluate(
     dataset: Path,
     output: Path,
@@ -290,16 +259,106 @@ def evaluate(
 
     DATASET is a folder laid out as BCSS, WSSS4LUAD or EBHI-Seg, or images/, masks/ and a dataset.yaml.
     """
-    _log(verbose)
+    log(verbose)
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.evaluation.datasets import open_dataset
     from fseg_jax.evaluation.experiment import evaluate
 
     images = open_dataset(dataset)
     loaded = [load_encoder(name, dtype=dtype) for name in dict.fromkeys(encoders)]
-    with _bars(1) as bars:
-        evaluate(images, loaded, out=output, k=k, modes=modes, report=bars(dataset.name), **options)
+    with bars(1) as progress:
+        evaluate(images, loaded, out=output, k=k, modes=modes, report=progress(dataset.name), **options)
     click.echo(output / "results.md")
+
+
+@cli.command()
+@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SLIDE...")
+@_options(_output, _encoder)
+@click.option(
+    "--patch", type=click.IntRange(1), default=256, show_default=True, help="Side of a patch, pixels."
+)
+@click.option("--overlap", type=float, default=0.5, show_default=True, help="Of neighbouring patches.")
+@click.option(
+    "--mpp", type=float, default=0.5, show_default=True, metavar="µM", help="Work at this resolution."
+)
+@click.option(
+    "--min-tissue", type=float, default=0.25, show_default=True, help="Share of a patch that must be tissue."
+)
+@_options(_where)
+@click.option(
+    "--store",
+    "stored",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What embeddings are kept as.",
+)
+@_options(_batching, _anndata, _overwrite, _verbose)
+def embed(
+    slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool, verbose: int, **options: Any
+) -> int:
+    """Embed a slide's patches, once, so that clicks can cluster them in an instant (then: fseg seed)."""
+    log(verbose)
+    from fseg_jax.cohort.patches import PatchSettings, embed_slide
+    from fseg_jax.encoders.load import load_encoder
+    from fseg_jax.slides.reader import open_slide
+
+    encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
+    settings = PatchSettings(dtype=options.pop("stored"), tissue=_tissue(options), **options)
+    done = 0
+    with bars(len(slides)) as progress:
+        for path in slides:
+            try:
+                with open_slide(path, settings.mpp_override) as slide:
+                    embed_slide(
+                        slide,
+                        output,
+                        encoder,
+                        settings,
+                        anndata=anndata,
+                        overwrite=overwrite,
+                        report=progress(slide.name),
+                    )
+            except InputError as error:
+                tell(error, list(slides))
+                continue
+            done += 1
+            click.echo(output / f"{slide.name}.embeddings.zarr")
+    return 0 if done == len(slides) else 2
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("seeds", type=click.Path(path_type=Path))
+@click.option("--slide", metavar="NAME", help="Which slide of the folder, where it holds several.")
+@click.option("--classes", metavar="A,B", help="The classes' names, the background's first.")
+@click.option("--metric", default="f1", show_default=True, help="What the iteration is to raise.")
+@click.option(
+    "--distance", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True
+)
+@click.option("--hard", is_flag=True, help="Seeds keep their labels.")
+@click.option("--smooth", is_flag=True, help="Let neighbouring patches agree.")
+@_options(_seed, _anndata, _overwrite, _verbose)
+def seed(
+    folder: Path,
+    seeds: Path,
+    slide: str | None,
+    classes: str | None,
+    metric: str,
+    anndata: bool,
+    overwrite: bool,
+    verbose: int,
+    **options: Any,
+) -> None:
+    """Segment an embedded slide from a few clicks: SEEDS is GeoJSON points, as QuPath exports them."""
+    log(verbose)
+    from fseg_jax.cohort.seeds import SeedSettings, seed_slide
+    from fseg_jax.slides.reader import slide_name
+
+    named = tuple(classes.split(",")) if classes else None
+    settings = SeedSettings(named, metric, **options)
+    record = seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, overwrite=overwrite)
+    click.echo(folder / f"{slide_name(Path(record['slide']['path']))}.sic.png")
 
 
 @cli.command()
@@ -383,9 +442,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.slides.reader import open_slide, slide_name
 
-    tissue, no_tissue = options.pop("tissue", None), options.pop("no_tissue", False)
-    if tissue and no_tissue:
-        raise InputError("--tissue and --no-tissue contradict each other: give one of them")
+    tissue = _tissue(options)
     names = [slide_name(slide) for slide in slides]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"several slides are called {sorted(twice)[0]!r}: segment them to different folders")
@@ -398,22 +455,28 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
             open_slide(path, mpp_override).close()
             good.append(path)
         except InputError as error:
-            _tell(error, slides)
+            tell(error, slides)
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     book = _load_codebook(options.pop("codebook", None), options, encoder)
     given = {name: value for name, value in options.items() if value is not None}
-    settings = Settings(**given, tissue="all" if no_tissue else tissue or "find")
+    settings = Settings(**given, tissue=tissue)
 
     done = 0
-    with _bars(len(good)) as bars:
+    with bars(len(good)) as progress:
         for path in good:
             try:
                 with open_slide(path, mpp_override) as slide:
                     record = segment_slide(
-                        slide, output, encoder, book, settings, overwrite=overwrite, report=bars(slide.name)
+                        slide,
+                        output,
+                        encoder,
+                        book,
+                        settings,
+                        overwrite=overwrite,
+                        report=progress(slide.name),
                     )
             except InputError as error:
-                _tell(error, slides)
+                tell(error, slides)
                 continue
             done += 1
             click.echo(output / f"{slide.name}.png")
@@ -423,11 +486,12 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     return 0 if done == len(slides) else 2
 
 
-def _tell(error: InputError, slides: list[Path]) -> None:
-    """Say what is wrong with one slide of several, and go on; of a single one, raise it."""
-    if len(slides) == 1:
-        raise error
-    click.echo(f"fseg: error: {error}", err=True)
+def _tissue(options: dict[str, Any]) -> str:
+    """What --tissue and --no-tissue say, as settings have it; both are taken out of the options."""
+    tissue, everything = options.pop("tissue", None), options.pop("no_tissue", False)
+    if tissue and everything:
+        raise InputError("--tissue and --no-tissue contradict each other: give one of them")
+    return "all" if everything else tissue or "find"
 
 
 def _load_codebook(path: Path | None, options: dict[str, Any], encoder: "Encoder") -> "Codebook | None":
@@ -438,60 +502,6 @@ def _load_codebook(path: Path | None, options: dict[str, Any], encoder: "Encoder
     book = Codebook.load(path, options["k"])
     book.check(encoder.card.name, encoder.card.channels, encoder.card.weights_hash)
     return book
-
-
-@contextmanager
-def _bars(slides: int) -> "Iterator[Callable[[str], Report]]":
-    """A bar over slides and one over a slide's tiles, with speed and time left; none without a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda name: lambda phase, done, total: _heed()
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        over = progress.add_task("slides", total=slides, rate="", visible=slides > 1)
-        current: dict[str, TaskID] = {}
-
-        def for_slide(name: str) -> "Report":
-            for task in current.values():
-                progress.remove_task(task)
-            progress.update(over, completed=len(seen))
-            seen.append(name)
-            current.clear()
-
-            def report(phase: str, done: int, total: int) -> None:
-                _heed()
-                if phase not in current:
-                    current[phase] = progress.add_task(f"{name}: {phase}", total=total, rate="")
-                speed = progress.tasks[progress.task_ids.index(current[phase])].speed
-                rate = f"{speed:.1f} tiles/s" if speed else ""
-                progress.update(current[phase], completed=done, rate=rate)
-
-            return report
-
-        seen: list[str] = []
-        yield for_slide
-
-
-def _share_the_heap() -> None:
-    """Let threads share two heaps: with one each, what decoders free is kept as many times over."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # musl has no mallopt, nor the trouble
-            ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
-
-
-def _log(verbose: int) -> None:
-    logging.basicConfig(format="fseg: %(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("fseg_jax").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
 
 
 if __name__ == "__main__":

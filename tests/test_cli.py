@@ -60,6 +60,39 @@ def test_a_codebook_is_imported_shown_and_used(slide, tmp_path, capsys):
     assert json.loads((out / "small.json").read_text())["codebook"]["encoder"] == "classical"
 
 
+def test_a_slide_is_embedded_and_seeded(slide, tmp_path, capsys):
+    def point(x, y, name):
+        properties = {"classification": {"name": name}}
+        return {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [x, y]},
+            "properties": properties,
+        }
+
+    seeds = tmp_path / "seeds.geojson"
+    seeds.write_text(json.dumps([point(60, 60, "gland"), point(200, 250, "stroma")]))
+    out = tmp_path / "out"
+    assert fseg("embed", slide, "-o", out, "--patch", 32, "--mpp", 1.0, "--no-tissue") == 0
+    assert fseg("seed", out, seeds, "--classes", "stroma,gland") == 0
+    assert capsys.readouterr().out.split() == [
+        str(out / "small.embeddings.zarr"),
+        str(out / "small.sic.png"),
+    ]
+    assert fseg("seed", out, seeds, "--classes", "stroma,tumour", "--overwrite") == 2
+    assert "gland" in capsys.readouterr().err
+    seeds.write_text("{")
+    assert fseg("seed", out, seeds, "--overwrite") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_options_take_several_values(tmp_path, capsys):
+    """``--k 16 32 64`` is three values, and what follows the next option is not one of them."""
+    assert fseg("evaluate", tmp_path / "none", "--k", 16, 32, "--encoder", "classical", "-o", tmp_path) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert fseg("evaluate", tmp_path / "none", "--k", 16, "many", "-o", tmp_path) == 2
+    assert "'many'" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory, slide) -> Path:
     folder = tmp_path_factory.mktemp("bad")

@@ -117,7 +117,7 @@ class EmbeddingsWriter:
             with np.errstate(over="ignore"):
                 part[:] = embeddings[:n]
             if not np.isfinite(part).all():
-                raise InputError(f"an embedding does not fit in {part.dtype}: choose --dtype float32")
+                raise InputError(f"an embedding does not fit in {part.dtype}: choose --store float32")
             self._filled += n
             embeddings = embeddings[n:]
             if self._filled == len(self._chunk):

@@ -67,7 +67,7 @@ def test_interrupted_embeddings_are_none(tmp_path):
 
 def test_what_float16_cannot_hold(tmp_path):
     writer = write(tmp_path / "a", "float16", parts=())
-    with pytest.raises(InputError, match="float16: choose --dtype float32"):
+    with pytest.raises(InputError, match="float16: choose --store float32"):
         writer.append(np.full((1, C), 1e5, np.float32))
     with pytest.raises(InputError, match="choose float32 or float16"):
         write(tmp_path / "b", "int8")
