@@ -1,0 +1,395 @@
+"""Images with ground truth (F-SEG §3.4): BCSS, WSSS4LUAD, EBHI-Seg, and any folder of images and masks.
+
+``open_dataset`` recognises which of them a folder is. Every mask is read once and checked against its image;
+images are read when they are needed. Truth is ``uint8 (height, width)``: category indices, or ``IGNORED``.
+
+A folder of one's own holds ``images/``, ``masks/`` (same names, any image suffix) and ``dataset.yaml``::
+
+    name: my slides
+    categories:
+      - {name: tumour, value: 1}             # a value, several as a list, or colour: [220, 20, 60]
+      - {name: stroma, value: [2, 3]}
+    ignore: [0]                              # values, or colours
+    case: '^(TCGA-..-....)'                  # the first group of what matches a file's name; or else the name
+    test: '^TCGA-(OL|LL)'                    # names of the test split; or else a third of the cases
+    mpp: 0.5                                 # µm per pixel, where it is known
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from fseg_jax.errors import InputError
+
+IGNORED = 255
+TEST_SHARE = 1 / 3  # of the cases, where a dataset has no split of its own
+_UNKNOWN = 254
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
+# The 22 codes of BCSS (its meta/gtruth_codes.tsv) in the five groups of Amgad et al. 2019, which are the
+# paper's; 0, outside the annotated region, is ignored.
+BCSS_GROUPS: dict[str, dict[int, str]] = {
+    "tumour": {1: "tumor", 19: "angioinvasion", 20: "dcis"},
+    "stroma": {2: "stroma"},
+    "inflammatory": {3: "lymphocytic_infiltrate", 10: "plasma_cells", 11: "other_immune_infiltrate"},
+    "necrosis": {4: "necrosis_or_debris"},
+    "other": {
+        5: "glandular_secretions",
+        6: "blood",
+        7: "exclude",
+        8: "metaplasia_NOS",
+        9: "fat",
+        12: "mucoid_material",
+        13: "normal_acinus_or_duct",
+        14: "lymphatics",
+        15: "undetermined",
+        16: "nerve",
+        17: "skin_adnexa",
+        18: "blood_vessel",
+        21: "other",
+    },
+}
+# The institutes whose slides Amgad et al. 2019 keep for testing: the second field of a TCGA barcode.
+BCSS_TEST = ("OL", "LL", "E2", "EW", "GM", "S3")
+
+
+class Item(NamedTuple):
+    """An image with its mask: ``split`` is "train" or "test", ``size`` (height, width) in pixels."""
+
+    name: str
+    image: Path
+    mask: Path
+    case: str
+    split: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a mask's pixels mean: category index or ``IGNORED`` by value, or by colour as 0xRRGGBB."""
+
+    meaning: Mapping[int, int]
+    colours: bool = False
+
+    def read(self, path: Path) -> UInt8[np.ndarray, "height width"]:
+        """A mask as category indices; pixels of no known code are ``_UNKNOWN``."""
+        raw = self._raw(path)
+        table = np.full(1 << (24 if self.colours else 8 * raw.dtype.itemsize), _UNKNOWN, np.uint8)
+        for code, category in self.meaning.items():
+            if 0 <= code < table.size:
+                table[code] = category
+        return table[raw]
+
+    def unknown(self, path: Path, truth: np.ndarray) -> str:
+        """The codes of a mask that mean nothing, for people."""
+        codes, counts = np.unique(self._raw(path)[truth == _UNKNOWN], return_counts=True)
+        names = [f"#{code:06x}" if self.colours else str(code) for code in codes.tolist()]
+        shown = [f"{name} ({count} pixels)" for name, count in zip(names, counts.tolist(), strict=True)]
+        return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+    def _raw(self, path: Path) -> np.ndarray:
+        with Image.open(path) as file:
+            if self.colours:
+                red, green, blue = np.moveaxis(np.asarray(file.convert("RGB")).astype(np.int32), -1, 0)
+                return red << 16 | green << 8 | blue
+            if file.mode not in ("1", "P", "L", "I", "I;16"):
+                raise InputError(f"{path.name}: a mask of mode {file.mode}, where one of values is needed")
+            raw = np.asarray(file)
+        if raw.dtype == bool:
+            return raw * np.uint8(255)
+        return raw if raw.dtype == np.uint8 else np.clip(raw, 0, 65535).astype(np.uint16)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Checked pairs of images and masks; ``pixels (items, categories)`` is what each mask holds."""
+
+    name: str
+    categories: tuple[str, ...]
+    items: tuple[Item, ...]
+    codes: Codes
+    pixels: Int[np.ndarray, "items categories"]
+    mpp: float | None = None
+
+    def image(self, item: Item) -> UInt8[np.ndarray, "height width 3"]:
+        """One image as RGB, read now. InputError if it cannot be."""
+        try:
+            with Image.open(item.image) as file:
+                return np.asarray(file.convert("RGB"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{item.image}: cannot be read ({error}): replace or remove it") from error
+
+    def truth(self, item: Item) -> UInt8[np.ndarray, "height width"]:
+        """The categories of one image's pixels, ``IGNORED`` where there is none."""
+        return self.codes.read(item.mask)
+
+    def held(self, split: str) -> Int[np.ndarray, " categories"]:
+        """Pixels of each category in a split."""
+        return self.pixels[[item.split == split for item in self.items]].sum(0)
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Recognise a folder of images and masks, check every pair of it, and split it by case.
+
+    Raises InputError, in one line, for a folder of no known layout, a dataset.yaml that is wrong, and images
+    and masks that do not fit: every one that has no partner, another size, or an unknown code is named.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder: give one that holds images and masks")
+    for reader in (_yaml, _wsss4luad, _bcss, _ebhi):
+        if (dataset := reader(folder)) is not None:
+            return dataset
+    raise InputError(
+        f"{folder}: neither BCSS (masks/TCGA-…), WSSS4LUAD (2.validation/, 3.testing/) nor EBHI-Seg "
+        "(CLASS/images, CLASS/masks): put a dataset.yaml beside images/ and masks/"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ layouts
+
+
+def _bcss(folder: Path) -> Dataset | None:
+    """BCSS: masks/ of TCGA regions at 0.25 µm per pixel, a case a patient."""
+    images = _first(folder, "images", "rgbs_colorNormalized", "rgbs")
+    names = [path.name for path in _files(folder / "masks")]
+    if images is None or not names or not all(name.startswith("TCGA-") for name in names):
+        return None
+    codes = {0: IGNORED}
+    codes |= {code: n for n, group in enumerate(BCSS_GROUPS.values()) for code in group}
+    return _checked(
+        "BCSS",
+        folder,
+        tuple(BCSS_GROUPS),
+        _pairs(images, folder / "masks"),
+        Codes(codes),
+        case=lambda name: "-".join(name.split("-")[:3]),
+        test=lambda name: name.split("-")[1:2] != [] and name.split("-")[1] in BCSS_TEST,
+        mpp=0.25,
+    )
+
+
+def _wsss4luad(folder: Path) -> Dataset | None:
+    """WSSS4LUAD: its validation patches to learn on, its test patches to test on, as in the paper (§3.4.2).
+
+    The patches do not say whose they are: each is its own case.
+    """
+    train = _first(folder, "2.validation", "validation", "val")
+    test = _first(folder, "3.testing", "testing", "test")
+    if train is None or test is None or not (train / "mask").is_dir():
+        return None
+    pairs: dict[str, tuple[Path | None, Path | None]] = {}
+    for split in (train, test):
+        pairs |= {f"{split.name}/{name}": p for name, p in _pairs(split / "img", split / "mask").items()}
+    return _checked(
+        "WSSS4LUAD",
+        folder,
+        ("tumour", "stroma", "normal", "background"),
+        pairs,
+        Codes({n: n for n in range(4)}),
+        test=lambda name: name.startswith(f"{test.name}/"),
+    )
+
+
+def _ebhi(folder: Path) -> Dataset | None:
+    """EBHI-Seg: six classes of colon tiles, of which only gland (or lesion) or not is used.
+
+    A file is called GT2012467-1-400-001, GTxc…, GTXC… or GTDC…: the number before the first dash is taken
+    for the case whatever the letters, since one number goes with several of them and with several classes.
+    Masks that were resized once have values between: gland is above 127.
+    """
+    layouts = [
+        (d, images, masks)
+        for d in sorted(folder.iterdir())
+        for images, masks in (("images", "masks"), ("image", "label"))
+        if (d / images).is_dir() and (d / masks).is_dir()
+    ]
+    pairs: dict[str, tuple[Path | None, Path | None]] = {}
+    for d, images, masks in layouts:
+        pairs |= {f"{d.name}/{name}": pair for name, pair in _pairs(d / images, d / masks).items()}
+    if not pairs or not all(re.match(r"GT[A-Za-z]*\d+-", name.split("/")[1]) for name in pairs):
+        return None
+    return _checked(
+        "EBHI-Seg",
+        folder,
+        ("not gland", "gland"),
+        pairs,
+        Codes({value: int(value > 127) for value in range(256)}),
+        case=lambda name: re.sub(r"^GT[A-Za-z]*", "", name.split("/")[1]).split("-")[0],
+    )
+
+
+def _yaml(folder: Path) -> Dataset | None:
+    """A folder of one's own, which dataset.yaml describes."""
+    path = folder / "dataset.yaml"
+    if not path.is_file():
+        return None
+    import yaml
+
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not YAML ({reason}): mend it") from error
+    allowed = {"name", "categories", "ignore", "case", "test", "mpp"}
+    if not isinstance(given, dict) or not isinstance(given.get("categories"), list) or set(given) - allowed:
+        raise InputError(f"{path}: needs categories, and may have {', '.join(sorted(allowed))} and no more")
+    meaning: dict[int, int] = {}
+    names, kinds = [], set()
+    entries: list[tuple[Any, int]] = [(entry, IGNORED) for entry in given.get("ignore") or []]
+    for n, category in enumerate(given["categories"]):
+        if not isinstance(category, dict) or "name" not in category or len(category) != 2:
+            raise InputError(f"{path}: category {category!r}: give a name, and a value or a colour")
+        names.append(str(category["name"]))
+        value = category.get("value", category.get("colour"))
+        several = isinstance(value, list) and "value" in category
+        entries += [(entry, n) for entry in (list(value or []) if several else [value])]
+    for entry, n in entries:
+        code = _code(entry)
+        if code is None:
+            raise InputError(f"{path}: {entry!r} is neither a value nor a colour [red, green, blue]")
+        if code in meaning and meaning[code] != n:
+            raise InputError(f"{path}: {entry!r} is given two meanings: keep one of them")
+        meaning[code] = n
+        kinds.add(isinstance(entry, list))
+    if len(kinds) > 1:
+        raise InputError(f"{path}: values and colours are mixed: a mask has one or the other")
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise InputError(
+            f"{path}: categories {', '.join(names)}: two or more, of different names, are needed"
+        )
+    case, test = (_pattern(path, key, given.get(key)) for key in ("case", "test"))
+    mpp = given.get("mpp")
+    if mpp is not None and not (isinstance(mpp, int | float) and mpp > 0):
+        raise InputError(f"{path}: mpp: {mpp!r} is not a number of µm per pixel")
+
+    def case_of(name: str) -> str:
+        found = case.search(name) if case else None
+        return found.group(1 if found.re.groups else 0) if found else name
+
+    return _checked(
+        str(given.get("name", folder.name)),
+        folder,
+        tuple(names),
+        _pairs(folder / "images", folder / "masks"),
+        Codes(meaning, colours=kinds == {True}),
+        case=case_of,
+        test=(lambda name: test.search(name) is not None) if test else None,
+        mpp=mpp,
+    )
+
+
+def _code(entry: Any) -> int | None:
+    if isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0:
+        return entry
+    if isinstance(entry, list) and len(entry) == 3 and all(v in range(256) for v in entry):
+        return entry[0] << 16 | entry[1] << 8 | entry[2]
+    return None
+
+
+def _pattern(path: Path, key: str, given: Any) -> re.Pattern[str] | None:
+    try:
+        return None if given is None else re.compile(str(given))
+    except re.error as error:
+        raise InputError(f"{path}: {key}: {given!r} is no regular expression ({error})") from error
+
+
+# ----------------------------------------------------------------------------------------- pairs and splits
+
+
+def _first(folder: Path, *names: str) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+
+
+def _pairs(images: Path, masks: Path) -> dict[str, tuple[Path | None, Path | None]]:
+    left, right = ({path.stem: path for path in _files(folder)} for folder in (images, masks))
+    return {name: (left.get(name), right.get(name)) for name in sorted(left.keys() | right.keys())}
+
+
+def by_case(cases: list[str]) -> list[bool]:
+    """Which items are of the test split: a third of the cases, rounded, those whose names hash highest.
+
+    The same for every order of the items and on every machine; no case is on both sides.
+    """
+    ranked = sorted(set(cases), key=lambda case: hashlib.sha256(case.encode()).hexdigest())
+    test = set(ranked[len(ranked) - max(1, round(TEST_SHARE * len(ranked))) :])
+    return [case in test for case in cases]
+
+
+def _checked(
+    name: str,
+    folder: Path,
+    categories: tuple[str, ...],
+    pairs: dict[str, tuple[Path | None, Path | None]],
+    codes: Codes,
+    *,
+    case: Callable[[str], str] = str,
+    test: Callable[[str], bool] | None = None,
+    mpp: float | None = None,
+) -> Dataset:
+    """Look at every pair, name all that do not fit, and split what does."""
+    if not pairs:
+        raise InputError(f"{folder}: no images in it: put them into images/, and their masks into masks/")
+    problems: list[str] = []
+    found: list[tuple[str, Path, Path, tuple[int, int]]] = []
+    pixels: list[np.ndarray] = []
+    for key, (image, mask) in pairs.items():
+        if image is None or mask is None:
+            lacks = "a mask without an image" if image is None else "an image without a mask"
+            problems.append(f"{key}: {lacks}")
+            continue
+        try:
+            with Image.open(image) as file:
+                size = (file.height, file.width)
+            truth = codes.read(mask)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        except (OSError, ValueError) as error:
+            problems.append(f"{key}: cannot be read ({' '.join(str(error).split())})")
+            continue
+        if truth.shape != size:
+            problems.append(f"{key}: image {size[0]} × {size[1]}, mask {truth.shape[0]} × {truth.shape[1]}")
+            continue
+        counts = np.bincount(truth.reshape(-1), minlength=256)
+        if counts[_UNKNOWN]:
+            problems.append(f"{key}: unknown code {codes.unknown(mask, truth)}")
+            continue
+        found.append((key, image, mask, size))
+        pixels.append(counts[: len(categories)])
+    if problems:
+        raise InputError(
+            f"{folder}: {len(problems)} of {len(pairs)} images and masks do not fit, mend or remove them: "
+            + "; ".join(problems)
+        )
+    cases = [case(key) for key, *_ in found]
+    tests = [test(key) for key, *_ in found] if test else by_case(cases)
+    torn = {c for c, t in zip(cases, tests, strict=True) if t}
+    torn &= {c for c, t in zip(cases, tests, strict=True) if not t}
+    if torn:
+        names = ", ".join(sorted(torn))
+        raise InputError(f"{folder}: cases on both sides of the split, mend case or test: {names}")
+    if all(tests) or not any(tests):
+        which = "training" if all(tests) else "test"
+        raise InputError(
+            f"{folder}: the {which} split is empty ({len(set(cases))} case(s) in all): change the split, "
+            "or add cases"
+        )
+    items = tuple(
+        Item(key, image, mask, c, "test" if t else "train", size)
+        for (key, image, mask, size), c, t in zip(found, cases, tests, strict=True)
+    )
+    return Dataset(name, categories, items, codes, np.stack(pixels).astype(np.int64), mpp)
