@@ -95,6 +95,7 @@ def _conjugate_gradients(
         return jnp.where(w > 0, g, 0), jnp.where(w > 0, 0, jnp.minimum(g, 0))
 
     step = 1.0 / jnp.maximum(jnp.max(jnp.sum(jnp.abs(G), axis=1)), 1e-30)  # 1 / ‖G‖∞ ≤ 1 / ‖G‖₂
+    epsilon = jnp.finfo(N.dtype)
     target = (tolerance * jnp.linalg.norm(N, axis=1, keepdims=True)) ** 2
 
     def going(w: Array, g: Array) -> Array:
@@ -108,7 +109,8 @@ def _conjugate_gradients(
         on_face = dot(chopped, chopped) <= dot(jnp.minimum(free, w / step), free)
         d = jnp.where(on_face, p, chopped)
         Gd = jnp.matmul(d, G, precision="highest")
-        dGd = jnp.maximum(dot(d, Gd), jnp.finfo(N.dtype).tiny)
+        # Along concepts that are all but equal dᵀ·G·d is rounding, of either sign: it is kept off zero.
+        dGd = jnp.maximum(dot(d, Gd), epsilon.eps * dot(d, d) + epsilon.tiny)
         alpha = dot(g, d) / dGd
         moved = w - alpha * d
         # A step that leaves the orthant is projected back, which frees or fixes many weights at once.

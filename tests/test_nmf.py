@@ -99,6 +99,19 @@ def test_solve_weights_is_finite_and_optimal(seed, k, zero_rows, zero_concept, d
     assert (objective(A, W, H) - best <= 1e-4 * (best + 0.01 * (np.float64(A) ** 2).sum(1))).all()
 
 
+def test_concepts_that_are_all_but_equal():
+    """Their Gram matrix is singular to rounding: no step along it may run off to infinity."""
+    H = np.array([[0.4903742, 0.28469408, 0.28420484], [0.28392118, 0.284443, 0.49047107]], np.float32)
+    H = np.concatenate([H, [[0.48911998, 0.2839701, 0.28376514]]]).astype(np.float32)
+    r = np.random.default_rng(0)
+    pure = np.array([[0.0818, 0.9042, 0.0827], [0.9, 0.08, 0.08], [0.08, 0.08, 0.9]])
+    A = np.clip(pure[r.integers(0, 3, 500)] + r.normal(0, 0.01, (500, 3)), 0, 1).astype(np.float32)
+    W = np.asarray(nmf.solve_weights(jnp.asarray(A), jnp.asarray(H)))
+    assert np.isfinite(W).all()
+    best = objective(A, exact(A, H), H)
+    assert (objective(A, W, H) - best <= 1e-4 * (np.float64(A) ** 2).sum(1)).all()
+
+
 def test_solve_weights_does_not_depend_on_the_batch():
     A, H = random_problem(16, "mixtures", n=64, c=128)
     together = np.asarray(nmf.solve_weights(jnp.asarray(A), jnp.asarray(H)))
