@@ -1,0 +1,66 @@
+"""The command line: parse, call, print. Imports are made where they are used, so that --help is quick.
+
+A file here is a command or a few that belong together; ``options.py`` has the options that several share.
+"""
+
+import os
+import signal
+import sys
+from importlib.metadata import version
+
+import click
+
+from fseg_jax.cli.codebook import codebook
+from fseg_jax.cli.encoders import doctor, encoders
+from fseg_jax.cli.evaluate import evaluate
+from fseg_jax.cli.patches import embed, seed
+from fseg_jax.cli.segment import demo, segment
+from fseg_jax.errors import InputError
+from fseg_jax.terminal import STOPPED, share_the_heap, stop
+
+
+def run() -> None:
+    """The program: ``main``, with signals that are not lost, and an end that waits for nothing."""
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+    except SystemExit as error:
+        if STOPPED.is_set():  # compiled code still runs in threads, and trips over the interpreter's end
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
+        raise error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 something found wanting, 2 bad input, 130 interrupted."""
+    share_the_heap()
+    try:
+        code = cli.main(arguments, prog_name="fseg", standalone_mode=False)
+    except InputError as error:
+        click.echo(f"fseg: error: {error}", err=True)
+        code = 2
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        code = 2
+    except click.ClickException as error:
+        click.echo(f"fseg: error: {error.format_message()}", err=True)
+        code = 2
+    except MemoryError:
+        click.echo("fseg: error: out of memory: choose a smaller --batch or --tile", err=True)
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("fseg: interrupted; nothing half-written is left", err=True)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("fseg-jax"), prog_name="fseg")
+def cli() -> None:
+    """Unsupervised segmentation of pathology slides."""
+
+
+for command in (segment, demo, evaluate, embed, seed, encoders, doctor, codebook):
+    cli.add_command(command)

@@ -1,0 +1,53 @@
+"""``fseg codebook import`` and ``show``."""
+
+from pathlib import Path
+
+import click
+
+from fseg_jax.cli.options import overwrite_option
+from fseg_jax.errors import InputError
+
+
+@click.group()
+def codebook() -> None:
+    """Cluster centres: read the authors', look at any."""
+
+
+@codebook.command("import")
+@click.argument("source", type=click.Path(path_type=Path), metavar="JOBLIB")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A .safetensors file.",
+)
+@click.option("--encoder", default="", metavar="NAME", help="The encoder that the centres were made with.")
+@click.option("--layer", default="", metavar="NAME", help="Its layer.")
+@click.option("--mpp", type=float, metavar="µM", help="The resolution.")
+@overwrite_option
+def codebook_import(
+    source: Path, output: Path, encoder: str, layer: str, mpp: float | None, overwrite: bool
+) -> None:
+    """Turn the F-SEG authors' joblib file of centres into a codebook, without running anything in it."""
+    from fseg_jax.codebook import Provenance, import_joblib, save_all
+
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists: choose another name, or --overwrite")
+    books = import_joblib(source, Provenance(encoder=encoder, layer=layer, mpp=mpp, source=source.name))
+    save_all(output, books)
+    click.echo(f"{output}: k = {', '.join(str(k) for k in sorted(books))}")
+
+
+@codebook.command("show")
+@click.argument("path", type=click.Path(path_type=Path), metavar="FILE")
+def codebook_show(path: Path) -> None:
+    """Print what codebooks a file holds and where they came from."""
+    from fseg_jax.codebook import load_all
+
+    books = load_all(path)
+    for name, value in vars(next(iter(books.values())).provenance).items():
+        click.echo(f"{name:12}  {'unknown' if value in ('', None) else value}")
+    for k, book in sorted(books.items()):
+        click.echo(f"k = {k:<8}  {book.channels} channels, hash {book.hash[:12]}")

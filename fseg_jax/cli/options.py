@@ -1,0 +1,133 @@
+"""Options that several commands share, each said once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fseg_jax.errors import InputError
+
+
+def together(*decorators: Callable) -> Callable:
+    def apply(function: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+output_option = click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where results go.",
+)
+verbose_option = click.option("-v", "--verbose", count=True, help="Say what is done; twice for more.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that exist.")
+encoder_options = together(
+    click.option("--encoder", default="classical", show_default=True, metavar="NAME", help="Which encoder."),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Its weights, instead of the hub's.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Precision of its products; sums are float32.",
+    ),
+)
+method_options = together(
+    click.option(
+        "--codebook",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Cluster centres, from fit or import.",
+    ),
+    click.option(
+        "--k",
+        type=click.IntRange(1),
+        metavar="K",
+        help="Clusters: which of the codebook's, or how many to fit (8).",
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice(["fixed", "assign"]),
+        default="fixed",
+        show_default=True,
+        help="Concepts fixed to the centres, or factorized a tile and named by them.",
+    ),
+    click.option(
+        "--concepts",
+        type=click.IntRange(1),
+        default=20,
+        show_default=True,
+        help="Concepts a tile, in mode assign.",
+    ),
+    click.option(
+        "--resize",
+        type=click.Choice(["bilinear", "nearest"]),
+        default="bilinear",
+        show_default=True,
+        help="Resize the weights and then label, or resize the labels.",
+    ),
+)
+where_options = together(
+    click.option("--tissue", metavar="FILE", help="Where the tissue is: a mask image or GeoJSON."),
+    click.option("--no-tissue", is_flag=True, help="Take everything, glass too."),
+    click.option(
+        "--mpp-override", type=float, metavar="µM", help="The slide's µm per pixel, whatever it says."
+    ),
+)
+tiling_options = together(
+    click.option(
+        "--mpp", type=float, metavar="µM", help="Work at this resolution (the codebook's, or the encoder's)."
+    ),
+    click.option(
+        "--tile", type=click.IntRange(1), metavar="PIXELS", help="Side of a tile (the encoder's own)."
+    ),
+    click.option(
+        "--halo",
+        type=float,
+        default=1 / 16,
+        metavar="FRACTION",
+        help="Overlap on each side, of the tile (1/16).",
+    ),
+)
+batching_options = together(
+    click.option(
+        "--batch",
+        type=click.IntRange(1),
+        default=8,
+        show_default=True,
+        help="Images the encoder takes at once.",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode."
+    ),
+)
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Of everything drawn at random.",
+)
+anndata_option = click.option(
+    "--anndata", is_flag=True, help="Also write AnnData (.h5ad), for scanpy and squidpy."
+)
+
+
+def tissue_setting(options: dict[str, Any]) -> str:
+    """What --tissue and --no-tissue say, as settings have it; both are taken out of the options."""
+    tissue, everything = options.pop("tissue", None), options.pop("no_tissue", False)
+    if tissue and everything:
+        raise InputError("--tissue and --no-tissue contradict each other: give one of them")
+    return "all" if everything else tissue or "find"

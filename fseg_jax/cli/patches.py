@@ -1,0 +1,111 @@
+"""``fseg embed`` and ``fseg seed``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fseg_jax.cli.options import (
+    anndata_option,
+    batching_options,
+    encoder_options,
+    output_option,
+    overwrite_option,
+    seed_option,
+    tissue_setting,
+    together,
+    verbose_option,
+    where_options,
+)
+from fseg_jax.errors import InputError
+from fseg_jax.terminal import bars, log, tell
+
+
+@click.command()
+@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SLIDE...")
+@together(output_option, encoder_options)
+@click.option(
+    "--patch", type=click.IntRange(1), default=256, show_default=True, help="Side of a patch, pixels."
+)
+@click.option("--overlap", type=float, default=0.5, show_default=True, help="Of neighbouring patches.")
+@click.option(
+    "--mpp", type=float, default=0.5, show_default=True, metavar="µM", help="Work at this resolution."
+)
+@click.option(
+    "--min-tissue", type=float, default=0.25, show_default=True, help="Share of a patch that must be tissue."
+)
+@together(where_options)
+@click.option(
+    "--store",
+    "stored",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What embeddings are kept as.",
+)
+@together(batching_options, anndata_option, overwrite_option, verbose_option)
+def embed(
+    slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool, verbose: int, **options: Any
+) -> int:
+    """Embed a slide's patches, once, so that clicks can cluster them in an instant (then: fseg seed)."""
+    log(verbose)
+    from fseg_jax.cohort.patches import PatchSettings, embed_slide
+    from fseg_jax.encoders.load import load_encoder
+    from fseg_jax.slides.reader import open_slide
+
+    encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
+    settings = PatchSettings(dtype=options.pop("stored"), tissue=tissue_setting(options), **options)
+    done = 0
+    with bars(len(slides)) as progress:
+        for path in slides:
+            try:
+                with open_slide(path, settings.mpp_override) as slide:
+                    embed_slide(
+                        slide,
+                        output,
+                        encoder,
+                        settings,
+                        anndata=anndata,
+                        overwrite=overwrite,
+                        report=progress(slide.name),
+                    )
+            except InputError as error:
+                tell(error, list(slides))
+                continue
+            done += 1
+            click.echo(output / f"{slide.name}.embeddings.zarr")
+    return 0 if done == len(slides) else 2
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("seeds", type=click.Path(path_type=Path))
+@click.option("--slide", metavar="NAME", help="Which slide of the folder, where it holds several.")
+@click.option("--classes", metavar="A,B", help="The classes' names, the background's first.")
+@click.option("--metric", default="f1", show_default=True, help="What the iteration is to raise.")
+@click.option(
+    "--distance", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True
+)
+@click.option("--hard", is_flag=True, help="Seeds keep their labels.")
+@click.option("--smooth", is_flag=True, help="Let neighbouring patches agree.")
+@together(seed_option, anndata_option, overwrite_option, verbose_option)
+def seed(
+    folder: Path,
+    seeds: Path,
+    slide: str | None,
+    classes: str | None,
+    metric: str,
+    anndata: bool,
+    overwrite: bool,
+    verbose: int,
+    **options: Any,
+) -> None:
+    """Segment an embedded slide from a few clicks: SEEDS is GeoJSON points, as QuPath exports them."""
+    log(verbose)
+    from fseg_jax.cohort.seeds import SeedSettings, seed_slide
+    from fseg_jax.slides.reader import slide_name
+
+    named = tuple(classes.split(",")) if classes else None
+    settings = SeedSettings(named, metric, **options)
+    record = seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, overwrite=overwrite)
+    click.echo(folder / f"{slide_name(Path(record['slide']['path']))}.sic.png")

@@ -1,0 +1,130 @@
+"""``fseg segment`` and ``fseg demo``."""
+
+import logging
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fseg_jax.cli.options import (
+    batching_options,
+    encoder_options,
+    method_options,
+    output_option,
+    overwrite_option,
+    seed_option,
+    tiling_options,
+    tissue_setting,
+    together,
+    verbose_option,
+    where_options,
+)
+from fseg_jax.errors import InputError
+from fseg_jax.terminal import bars, log, tell
+
+if TYPE_CHECKING:
+    from fseg_jax.codebook import Codebook
+    from fseg_jax.encoders.encoder import Encoder
+
+_LOG = logging.getLogger(__name__)
+
+DEMO_MPP = 0.5  # scikit-image does not say; nuclei of the colon are some 10 µm long, and here some 20 pixels
+
+
+@click.command()
+@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SLIDE...")
+@together(
+    output_option,
+    encoder_options,
+    method_options,
+    tiling_options,
+    where_options,
+    seed_option,
+    batching_options,
+    overwrite_option,
+    verbose_option,
+)
+def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, verbose: int, **options: Any) -> int:
+    """Segment slides into clusters: labels, outlines for QuPath, a picture, areas.
+
+    Without --codebook, K clusters are fitted on each slide itself, so that clusters of one slide are not
+    those of another; with one, a cluster is the same tissue everywhere.
+    """
+    log(verbose)
+    return _segment(list(slides), output, overwrite, options)
+
+
+@click.command()
+@click.option("--slide", is_flag=True, help="Fetch OpenSlide's test slide (1.9 MB, CC0) and segment that.")
+@click.option("--k", type=click.IntRange(1), default=5, show_default=True, metavar="K", help="Clusters.")
+@together(output_option, encoder_options, overwrite_option, verbose_option)
+def demo(slide: bool, output: Path, overwrite: bool, verbose: int, **options: Any) -> int:
+    """Segment a colon image that comes with scikit-image: no slide, no download."""
+    log(verbose)
+    if slide:
+        from fseg_jax.downloads import fetch_test_slide
+
+        return _segment([fetch_test_slide()], output, overwrite, options)
+    with resources.as_file(resources.files("skimage.data") / "ihc.png") as image:
+        return _segment([image], output, overwrite, options | {"mpp_override": DEMO_MPP, "mpp": DEMO_MPP})
+
+
+def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any]) -> int:
+    """Check everything that can be checked, then segment slide after slide; the exit code."""
+    from fseg_jax.cohort.worker import Settings, check_outputs, segment_slide
+    from fseg_jax.encoders.load import load_encoder
+    from fseg_jax.slides.reader import open_slide, slide_name
+
+    tissue = tissue_setting(options)
+    names = [slide_name(slide) for slide in slides]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"several slides are called {sorted(twice)[0]!r}: segment them to different folders")
+    for name in names:
+        check_outputs(name, output, overwrite)
+    mpp_override = options.get("mpp_override")
+    good = []
+    for path in slides:  # mistakes are told first; none stays open, so that there may be thousands
+        try:
+            open_slide(path, mpp_override).close()
+            good.append(path)
+        except InputError as error:
+            tell(error, slides)
+    encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
+    book = _load_codebook(options.pop("codebook", None), options, encoder)
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = Settings(**given, tissue=tissue)
+
+    done = 0
+    with bars(len(good)) as progress:
+        for path in good:
+            try:
+                with open_slide(path, mpp_override) as slide:
+                    record = segment_slide(
+                        slide,
+                        output,
+                        encoder,
+                        book,
+                        settings,
+                        overwrite=overwrite,
+                        report=progress(slide.name),
+                    )
+            except InputError as error:
+                tell(error, slides)
+                continue
+            done += 1
+            click.echo(output / f"{slide.name}.png")
+            _LOG.info("%s: %s tiles, seconds: %s", slide.name, record["tiles"], record["seconds"])
+    if done < len(slides):
+        click.echo(f"fseg: {len(slides) - done} of {len(slides)} slides failed", err=True)
+    return 0 if done == len(slides) else 2
+
+
+def _load_codebook(path: Path | None, options: dict[str, Any], encoder: "Encoder") -> "Codebook | None":
+    from fseg_jax.codebook import Codebook
+
+    if path is None:
+        return None
+    book = Codebook.load(path, options["k"])
+    book.check(encoder.card.name, encoder.card.channels, encoder.card.weights_hash)
+    return book
