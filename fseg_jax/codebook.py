@@ -3,12 +3,11 @@
 import hashlib
 import io
 import json
-import os
 import pickle
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +16,11 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError
 
 FORMAT = "fseg-jax-codebook"
+SHIPPED = "he-small"  # the codebook that comes with the encoder of that name
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Codebook:
 
     @classmethod
     def load(cls, path: str | Path, k: int | None = None) -> "Codebook":
-        """Read the codebook of k clusters from a file of ours, or from the authors' joblib file.
+        """Read the codebook of k clusters from a file of ours, or from the authors' joblib file; ``he-small``
+        is the one that comes with that encoder.
 
         ``k`` may be left out where the file holds one. Raises ``InputError`` that names what the file holds.
         """
@@ -102,7 +104,7 @@ class Codebook:
 
 def load_all(path: str | Path) -> dict[int, Codebook]:
     """Read every codebook of a file, by k: ours (safetensors), or the authors' (joblib, ``{k: (k, c)}``)."""
-    path = Path(path)
+    path = shipped() if str(path) == SHIPPED else Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such codebook file")
     if path.suffix in (".joblib", ".pkl", ".pickle"):
@@ -122,6 +124,11 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
     return books
 
 
+def shipped() -> Path:
+    """Where the codebook of ``he-small`` lies, which comes with the program."""
+    return Path(str(resources.files("fseg_jax.encoders") / "he_small_codebook.safetensors"))
+
+
 def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:
     """Write codebooks of one provenance and several k to one safetensors file, atomically."""
     path = Path(path)
@@ -130,18 +137,8 @@ def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:
         raise InputError(f"{path}: the codebooks of one file must have one provenance")
     metadata = {"format": FORMAT, "version": "1", "provenance": json.dumps(vars(origins.pop()))}
     data = save({str(k): book.centers for k, book in sorted(books.items())}, metadata)
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    with replacing(path) as part:
+        part.write_bytes(data)
 
 
 def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dict[int, Codebook]:

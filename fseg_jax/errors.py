@@ -1,4 +1,4 @@
-"""The one exception that means the user has to change something."""
+"""The exceptions that mean the user has to change something."""
 
 
 class InputError(Exception):
@@ -6,3 +6,7 @@ class InputError(Exception):
 
     The command line prints it after ``fseg: error:`` and exits with code 2; nothing is left half-written.
     """
+
+
+class OutputError(InputError):
+    """Results cannot be written where they should go: whatever else goes there would fail as well."""

@@ -45,13 +45,17 @@ def fit(
     key: Key,
     max_iterations: int = 300,
     tolerance: float = 1e-4,
+    spherical: bool = False,
+    restarts: int = 1,
 ) -> KMeansResult:
-    """Cluster points into k by Lloyd's iteration from k-means++ centres.
+    """Cluster points into k by Lloyd's iteration from k-means++ centres: of ``restarts``, the best.
 
     ``X (n, c)`` float, n ≥ k. It stops when the centres' squared shifts sum to at most ``tolerance`` × the
     mean variance of a channel (scikit-learn's rule), after ``max_iterations`` at the latest. A cluster that
     loses all its points takes the point farthest from its centre. Fewer distinct points than k leave
-    clusters that coincide. Raises ``InputError`` if k is no number of clusters for n points, or X holds a
+    clusters that coincide. ``spherical`` scales points and centres to length one, so that the nearest centre
+    is that of the greatest cosine. For more points than memory holds, or several devices, there is
+    ``kmeans_stream``. Raises ``InputError`` if k is no number of clusters for n points, or X holds a
     NaN or an infinity.
     """
     n = X.shape[0]
@@ -61,13 +65,22 @@ def fit(
     if not bool(jnp.isfinite(X).all()):
         raise InputError("k-means: the points hold a NaN or an infinity; look at the encoder's features")
     X = X.astype(jnp.promote_types(X.dtype, jnp.float32))
-    return _fit(X, key, k, max_iterations, tolerance)
+    keys = [key, *(jax.random.fold_in(key, i) for i in range(1, restarts))]
+    results = [_fit(X, each, k, max_iterations, tolerance, spherical) for each in keys]
+    return min(results, key=lambda result: float(result.inertia)) if restarts > 1 else results[0]
 
 
-@partial(jax.jit, static_argnames=("k", "max_iterations"))
+@partial(jax.jit, static_argnames=("k", "max_iterations", "spherical"))
 def _fit(
-    X: Float[Array, "n c"], key: Key, k: int, max_iterations: int, tolerance: float | Float[Array, ""]
+    X: Float[Array, "n c"],
+    key: Key,
+    k: int,
+    max_iterations: int,
+    tolerance: float | Float[Array, ""],
+    spherical: bool = False,
 ) -> KMeansResult:
+    if spherical:
+        X = _unit(X)
     mean = jnp.mean(X, axis=0, keepdims=True)
     X = X - mean  # distances by expansion lose less when the points lie around the origin
     threshold = tolerance * jnp.mean(jnp.var(X, axis=0))
@@ -75,6 +88,8 @@ def _fit(
     def body(state: tuple) -> tuple:
         i, centers, _ = state
         moved = _move(X, centers, _assign(X, centers))
+        if spherical:
+            moved = _unit(moved + mean) - mean
         return i + 1, moved, jnp.sum((moved - centers) ** 2)
 
     centers = plus_plus(X, k, key)
@@ -85,6 +100,10 @@ def _fit(
     )
     last = _assign(X, centers)
     return KMeansResult(centers + mean, last.labels, jnp.sum(last.distances), jnp.asarray(i))
+
+
+def _unit(X: Float[Array, "n c"]) -> Float[Array, "n c"]:
+    return X / jnp.maximum(jnp.linalg.norm(X, axis=1, keepdims=True), 1e-12)
 
 
 def _move(X: Float[Array, "n c"], centers: Centres, now: _Pass) -> Centres:

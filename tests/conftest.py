@@ -11,7 +11,14 @@ from jaxtyping import install_import_hook
 
 # Before the modules are imported: every annotated function of theirs is then checked at each call.
 _HOOK = install_import_hook(
-    ["fseg_jax.nmf", "fseg_jax.kmeans", "fseg_jax.codebook", "fseg_jax.methods", "fseg_jax.encoders"],
+    [
+        "fseg_jax.nmf",
+        "fseg_jax.kmeans",
+        "fseg_jax.kmeans_stream",
+        "fseg_jax.codebook",
+        "fseg_jax.methods",
+        "fseg_jax.encoders",
+    ],
     "beartype.beartype",
 )
 

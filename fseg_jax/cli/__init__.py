@@ -10,11 +10,16 @@ from importlib.metadata import version
 
 import click
 
+from fseg_jax.cli.cam import cam
 from fseg_jax.cli.codebook import codebook
+from fseg_jax.cli.cohort import cohort
 from fseg_jax.cli.encoders import doctor, encoders
 from fseg_jax.cli.evaluate import evaluate
+from fseg_jax.cli.fit import fit
 from fseg_jax.cli.patches import embed, seed
+from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
+from fseg_jax.cli.view import view
 from fseg_jax.errors import InputError
 from fseg_jax.terminal import STOPPED, share_the_heap, stop
 
@@ -62,5 +67,19 @@ def cli() -> None:
     """Unsupervised segmentation of pathology slides."""
 
 
-for command in (segment, demo, evaluate, embed, seed, encoders, doctor, codebook):
+for command in (
+    segment,
+    fit,
+    cohort,
+    demo,
+    evaluate,
+    pretrain,
+    embed,
+    seed,
+    view,
+    encoders,
+    doctor,
+    codebook,
+    cam,
+):
     cli.add_command(command)

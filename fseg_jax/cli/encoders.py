@@ -11,15 +11,21 @@ def encoders(name: str | None) -> None:
     from fseg_jax.encoders.catalog import CATALOG, lookup
     from fseg_jax.encoders.classical import classical
     from fseg_jax.encoders.load import status
+    from fseg_jax.encoders.trained import SHIPPED, load_trained
 
-    if name == "classical":
-        for field, value in vars(classical().card).items():
+    if name in ("classical", *SHIPPED) or (name and name.endswith(".safetensors")):
+        card = classical().card if name == "classical" else load_trained(name).card
+        for field, value in vars(card).items():
             click.echo(f"{field:14}{value}")
     elif name:
         row = lookup(name)
         click.echo(listing.sheet(row, status(row)))
     else:
-        click.echo("classical: stain and texture, no weights and nothing to download. From the hub:\n")
+        click.echo(
+            "he-small: the default. 256 channels, trained on open H&E; the weights come with the program."
+        )
+        click.echo("classical: stain and texture, a baseline without weights.")
+        click.echo("FILE.safetensors: your own, from fseg pretrain. From the hub:\n")
         click.echo(listing.table(list(CATALOG.values())))
 
 

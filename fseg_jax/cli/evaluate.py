@@ -1,20 +1,85 @@
-"""``fseg evaluate``."""
+"""``fseg evaluate`` and ``fseg evaluate sic``."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fseg_jax.cli.options import output_option, overwrite_option, seed_option, together, verbose_option
+from fseg_jax.cli.options import (
+    batching_options,
+    output_option,
+    overwrite_option,
+    seed_option,
+    together,
+    verbose_option,
+)
+from fseg_jax.errors import InputError
 from fseg_jax.terminal import Several, bars, log
 
+if TYPE_CHECKING:
+    from fseg_jax.encoders.encoder import Encoder
 
-@click.command(cls=Several)
-@click.argument("dataset", type=click.Path(path_type=Path))
-@output_option
-@click.option(
-    "--encoder", "encoders", multiple=True, default=["classical"], metavar="NAME ...", help="Which encoders."
+
+class _FsegUnlessNamed(click.Group):
+    """A group in which what names no command is for the command ``fseg``: ``fseg evaluate DATASET``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["fseg", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_FsegUnlessNamed, options_metavar="", subcommand_metavar="[sic] DATASET ...")
+def evaluate() -> None:
+    """Score encoders on images with masks, as the papers do: tables and figures.
+
+    `fseg evaluate DATASET ...` is F-SEG's experiment, `fseg evaluate sic DATASET ...` that of clicks. Their
+    options: `fseg evaluate fseg --help`, `fseg evaluate sic --help`. A folder called sic is ./sic.
+    """
+
+
+encoders_option = click.option(
+    "--encoder", "encoders", multiple=True, default=["he-small"], metavar="NAME ...", help="Which encoders."
 )
+weights_option = click.option(
+    "--weights",
+    multiple=True,
+    metavar="[NAME=]FILE ...",
+    help="Weights instead of the hub's: of the only encoder, or of that called NAME.",
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the encoders' products.",
+)
+
+
+def load_encoders(
+    names: tuple[str, ...], weights: tuple[str, ...], dtype: str, *, last: bool = False
+) -> "list[Encoder]":
+    """The encoders to compare, each once, read at their ``last`` layer or at F-SEG's; ``weights`` are FILE or
+    NAME=FILE."""
+    from fseg_jax.encoders.load import load_encoder
+
+    chosen = list(dict.fromkeys(names))
+    files: dict[str, Path] = {}
+    for given in weights:
+        name, equals, file = given.partition("=")
+        if not equals or name not in chosen:
+            if len(chosen) > 1:
+                raise InputError(f"--weights {given}: say whose, {' or '.join(chosen)}: NAME=FILE")
+            name, file = chosen[0], given
+        if name in files:
+            raise InputError(f"--weights {given}: {name} has {files[name]} already")
+        files[name] = Path(file)
+    return [load_encoder(name, weights=files.get(name), dtype=dtype, last=last) for name in chosen]
+
+
+@evaluate.command("fseg", cls=Several, short_help="Linear probing and cluster matching; need not be said.")
+@click.argument("dataset", type=click.Path(path_type=Path))
+@together(output_option, encoders_option, weights_option)
 @click.option(
     "--k",
     type=click.IntRange(1),
@@ -34,38 +99,117 @@ from fseg_jax.terminal import Several, bars, log
 @click.option(
     "--starts", type=click.IntRange(1), default=3, show_default=True, help="k-means starts to average."
 )
+@click.option(
+    "--concepts",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Concepts a tile, in mode assign and for the probe.",
+)
+@click.option(
+    "--threshold",
+    "thresholds",
+    type=float,
+    multiple=True,
+    default=[0.5, 0.6, 0.7, 0.8, 0.9],
+    metavar="SHARE ...",
+    help="Of the probe: how pure a concept must be to learn from (0.5 0.6 0.7 0.8 0.9).",
+)
 @click.option("--same-split", is_flag=True, help="Also match on the test split itself, the paper's variant.")
 @click.option("--mpp", type=float, metavar="µM", help="Work at this many µm per pixel.")
 @click.option("--mpp-override", type=float, metavar="µM", help="The images' µm per pixel.")
+@click.option("--tile", type=click.IntRange(1), metavar="PIXELS", help="Side of a tile (the encoder's own).")
 @click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Precision of the encoders' products.",
+    "--panels", type=click.IntRange(0), default=6, show_default=True, help="Test images that are drawn."
 )
-@together(seed_option, overwrite_option, verbose_option)
-def evaluate(
+@together(dtype_option, seed_option, overwrite_option, verbose_option)
+def _fseg(
     dataset: Path,
     output: Path,
     encoders: tuple[str, ...],
-    k: tuple[int, ...],
-    modes: tuple[str, ...],
+    weights: tuple[str, ...],
     dtype: str,
     verbose: int,
     **options: Any,
 ) -> None:
-    """Score encoders on images with masks, as the F-SEG paper does: linear probing, cluster matching, plots.
+    """Score encoders as the F-SEG paper does: linear probing, cluster matching, plots.
 
     DATASET is a folder laid out as BCSS, WSSS4LUAD or EBHI-Seg, or images/, masks/ and a dataset.yaml.
     """
     log(verbose)
-    from fseg_jax.encoders.load import load_encoder
     from fseg_jax.evaluation.datasets import open_dataset
     from fseg_jax.evaluation.experiment import evaluate
 
     images = open_dataset(dataset)
-    loaded = [load_encoder(name, dtype=dtype) for name in dict.fromkeys(encoders)]
+    loaded = load_encoders(encoders, weights, dtype)
     with bars(1) as progress:
-        evaluate(images, loaded, out=output, k=k, modes=modes, report=progress(dataset.name), **options)
+        evaluate(images, loaded, out=output, report=progress(dataset.name), **options)
+    click.echo(output / "results.md")
+
+
+@evaluate.command("sic", cls=Several, short_help="How well a few clicks find a tumour.")
+@click.argument("dataset", type=click.Path(path_type=Path))
+@together(output_option, encoders_option, weights_option)
+@click.option(
+    "--clicks",
+    type=click.IntRange(1),
+    multiple=True,
+    default=[1, 3, 5],
+    metavar="N ...",
+    help="Seed patches of each class (1 3 5).",
+)
+@click.option(
+    "--runs", type=click.IntRange(1), default=5, show_default=True, help="Random choices of the seeds."
+)
+@click.option(
+    "--patch", type=click.IntRange(1), default=256, show_default=True, help="Side of a patch, pixels."
+)
+@click.option("--overlap", type=float, default=0.5, show_default=True, help="Of neighbouring patches.")
+@click.option(
+    "--mpp", type=float, default=0.5, show_default=True, metavar="µM", help="Work at this resolution."
+)
+@click.option(
+    "--min-tissue", type=float, default=0.25, show_default=True, help="Share of a patch that must be tissue."
+)
+@click.option("--no-tissue", is_flag=True, help="Take everything, glass too.")
+@click.option("--mpp-override", type=float, metavar="µM", help="The slides' µm per pixel, whatever they say.")
+@together(dtype_option, batching_options, seed_option, overwrite_option, verbose_option)
+def _sic(
+    dataset: Path,
+    output: Path,
+    encoders: tuple[str, ...],
+    weights: tuple[str, ...],
+    clicks: tuple[int, ...],
+    runs: int,
+    no_tissue: bool,
+    dtype: str,
+    seed: int,
+    overwrite: bool,
+    verbose: int,
+    **options: Any,
+) -> None:
+    """Score encoders by how well 1, 3 or 5 random seed patches a class find a tumour (SIC, §3).
+
+    DATASET is a folder laid out as DigestPath: slides NAME.jpg (.tif, .svs, ...) beside their masks
+    NAME_mask.jpg (.png, ...), 255 where the tumour is. DigestPath's JPEGs do not say their resolution:
+    --mpp-override 0.5.
+    """
+    log(verbose)
+    from fseg_jax.cohort.patches import PatchSettings
+    from fseg_jax.evaluation.sic import evaluate
+
+    settings = PatchSettings(tissue="all" if no_tissue else "find", **options)
+    loaded = load_encoders(encoders, weights, dtype, last=True)
+    with bars(1) as progress:
+        evaluate(
+            dataset,
+            loaded,
+            out=output,
+            clicks=clicks,
+            runs=runs,
+            settings=settings,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+        )
     click.echo(output / "results.md")

@@ -29,7 +29,7 @@ output_option = click.option(
 verbose_option = click.option("-v", "--verbose", count=True, help="Say what is done; twice for more.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 encoder_options = together(
-    click.option("--encoder", default="classical", show_default=True, metavar="NAME", help="Which encoder."),
+    click.option("--encoder", default="he-small", show_default=True, metavar="NAME", help="Which encoder."),
     click.option(
         "--weights",
         type=click.Path(path_type=Path),

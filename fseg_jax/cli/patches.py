@@ -53,7 +53,9 @@ def embed(
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.slides.reader import open_slide
 
-    encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
+    encoder = load_encoder(
+        options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"), last=True
+    )
     settings = PatchSettings(dtype=options.pop("stored"), tissue=tissue_setting(options), **options)
     done = 0
     with bars(len(slides)) as progress:

@@ -72,7 +72,8 @@ def demo(slide: bool, output: Path, overwrite: bool, verbose: int, **options: An
 
 def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any]) -> int:
     """Check everything that can be checked, then segment slide after slide; the exit code."""
-    from fseg_jax.cohort.worker import Settings, check_outputs, segment_slide
+    from fseg_jax.cohort.publish import check_outputs
+    from fseg_jax.cohort.worker import Settings, output_paths, segment_slide
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.slides.reader import open_slide, slide_name
 
@@ -81,7 +82,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"several slides are called {sorted(twice)[0]!r}: segment them to different folders")
     for name in names:
-        check_outputs(name, output, overwrite)
+        check_outputs(output_paths(name, output), output, overwrite)
     mpp_override = options.get("mpp_override")
     good = []
     for path in slides:  # mistakes are told first; none stays open, so that there may be thousands

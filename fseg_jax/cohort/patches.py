@@ -5,14 +5,8 @@ encoder's features (``card.layer``, negative values set to zero): of a CNN, its 
 a vision transformer, the mean of the final block's patch tokens, not the class token.
 """
 
-import json
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from fseg_jax.cohort.worker import FIGURE_SIDE, Report, _Clock, check_outputs
+from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with, partial_folder, slide_facts
+from fseg_jax.cohort.worker import FIGURE_SIDE, Report
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_embeddings, write_anndata
-from fseg_jax.slides.reader import Slide, read_ahead, shape_at, thumbnail
-from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, whole_slide
+from fseg_jax.slides.reader import Slide, read_batches, shape_at, thumbnail
+from fseg_jax.slides.tissue import Tissue, tissue_of
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
-PACKAGES = ("fseg-jax", "jax", "jaxlib", "numpy", "tensorstore")
 
 
 @dataclass(frozen=True)
@@ -87,12 +81,13 @@ def embed_slide(
         raise InputError("--overlap must be from 0 to below 1, --min-tissue from 0 to 1")
     if anndata:
         load_anndata()
-    check_outputs(f"{slide.name}.embeddings", out, overwrite)
-    clock = _Clock()
+    paths = embedding_paths(slide.name, out)
+    check_outputs(paths, out, overwrite)
+    clock = Clock()
     height, width = shape_at(slide, mpp)
     step = max(1, round(patch * (1 - settings.overlap)))
     rows, columns = (1 + max(0, -(-(size - patch) // step)) for size in (height, width))
-    tissue = _tissue(slide, settings.tissue)
+    tissue = tissue_of(slide, settings.tissue)
     share = tissue_share(tissue, rows, columns, step * mpp, patch * mpp)
     grid = np.argwhere((share >= settings.min_tissue) & (share > 0)).astype(np.int32)
     if not len(grid):
@@ -104,15 +99,8 @@ def embed_slide(
     provenance = {
         "format": FORMAT,
         "method": "SIC (Seeded iterative clustering, LMRL workshop 2022): patch embeddings",
-        "versions": {name: version(name) for name in PACKAGES},
-        "device": jax.devices()[0].device_kind,
-        "slide": {
-            "path": str(slide.path),
-            "format": slide.format,
-            "height": slide.height,
-            "width": slide.width,
-            "mpp": slide.mpp,
-        },
+        **made_with(),
+        "slide": slide_facts(slide),
         "encoder": {**asdict(card), "pooling": "mean over the grid"},
         "parameters": {
             **{k: v for k, v in asdict(settings).items() if k not in ("batch", "threads")},
@@ -126,7 +114,7 @@ def embed_slide(
     }
     picture, _ = thumbnail(slide, FIGURE_SIDE)
     clock.lap("tissue")
-    with partial_folder(slide.name, out) as folder:
+    with partial_folder(f"{slide.name}.embeddings", out) as folder:
         writer = EmbeddingsWriter(
             folder / f"{slide.name}.embeddings.zarr",
             card.channels,
@@ -147,7 +135,7 @@ def embed_slide(
             clock.lap("anndata")
         rate = round(len(grid) / clock.laps["embedding"], 2)
         record = {**provenance, "seconds": clock.laps, "patches_per_second": rate}
-        return finish(folder, record, embedding_paths(slide.name, out))
+        return finish(folder, record, paths)
 
 
 def tissue_share(
@@ -170,12 +158,6 @@ def tissue_share(
     return between(columns, between(rows, table).T).T * (tissue.mpp / side) ** 2
 
 
-def _tissue(slide: Slide, how: str) -> Tissue:
-    if how == "find":
-        return find_tissue(slide)
-    return whole_slide(slide) if how == "all" else load_tissue(how, slide)
-
-
 @jax.jit
 def _pool(features: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b c"]:
     return jnp.mean(features.astype(jnp.float32), axis=(1, 2))
@@ -186,58 +168,17 @@ def _embed(
 ) -> Iterator[Float[np.ndarray, "m c"]]:
     """Embed patches, read ahead in threads, in batches of one shape, the last padded with blank ones."""
     side, n = settings.patch, len(corners)
-    boxes = ((int(y), int(x), side, side) for y, x in corners)
-    images = read_ahead(slide, boxes, settings.mpp, settings.threads)
+    boxes = [(int(y), int(x), side, side) for y, x in corners]
     report("embedding", 0, n)
-    try:
-        for start in range(0, n, settings.batch):
-            m = min(settings.batch, n - start)
-            batch = np.full((settings.batch, side, side, 3), 255, np.uint8)
-            for i in range(m):
-                batch[i] = next(images)
-            X = np.asarray(_pool(encoder(jnp.asarray(batch))))[:m]
-            if not np.isfinite(X).all():
-                y, x = corners[start + int(np.argmin(np.isfinite(X).all(1)))]
-                raise InputError(
-                    f"{slide.path}: the features of the encoder {encoder.card.name!r} hold a NaN or an "
-                    f"infinity in the patch at y = {y}, x = {x} (at {settings.mpp:g} µm per pixel)"
-                )
-            yield X
-            report("embedding", start + m, n)
-    finally:
-        images.close()  # type: ignore[attr-defined]
-
-
-@contextmanager
-def partial_folder(name: str, out: Path) -> Iterator[Path]:
-    """A folder in ``out`` for outputs that are not finished; gone when the block is left, however."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=out))
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def finish(folder: Path, record: dict[str, Any], paths: list[Path]) -> dict[str, Any]:
-    """Write the record, the first of ``paths``, and move what the folder holds of them to their places.
-
-    A record that is replaced goes first, the new one comes last. Returns the record as it is in the file.
-    """
-    record = {**record, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / paths[0].name).write_text(text, encoding="utf-8")
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for path in reversed(paths):
-        if (folder / path.name).exists():
-            (folder / path.name).replace(path)
-    return json.loads(text)
+    for here, images in read_batches(
+        slide, boxes, settings.mpp, batch=settings.batch, threads=settings.threads
+    ):
+        X = np.asarray(_pool(encoder(jnp.asarray(images))))[: here.stop - here.start]
+        if not np.isfinite(X).all():
+            y, x = corners[here.start + int(np.argmin(np.isfinite(X).all(1)))]
+            raise InputError(
+                f"{slide.path}: the features of the encoder {encoder.card.name!r} hold a NaN or an "
+                f"infinity in the patch at y = {y}, x = {x} (at {settings.mpp:g} µm per pixel)"
+            )
+        yield X
+        report("embedding", here.stop, n)

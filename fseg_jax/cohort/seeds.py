@@ -15,7 +15,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,15 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
-from fseg_jax.cohort.patches import PACKAGES, finish, partial_folder
-from fseg_jax.cohort.worker import _Clock, _level_for, check_outputs, output_paths
+from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with, partial_folder
+from fseg_jax.cohort.worker import output_paths
 from fseg_jax.errors import InputError
 from fseg_jax.methods import sic
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.embeddings import Embeddings, load_anndata, open_embeddings, write_anndata
 from fseg_jax.outputs.figures import write_areas, write_overlay
 from fseg_jax.outputs.geojson import write_geojson
-from fseg_jax.outputs.labels import LabelWriter, label_dtype
+from fseg_jax.outputs.labels import LabelWriter, label_dtype, level_for
 from fseg_jax.slides.formats import one_line
 from fseg_jax.slides.tissue import Tissue
 
@@ -85,8 +84,10 @@ def seed_slide(
     points, given, names = read_seeds(seeds, settings.classes)
     size = (made["slide"]["height"], made["slide"]["width"])
     y, overruled = seeds_on_patches(points, given, embedded, size, seeds)
-    check_outputs(f"{name}.sic", out, overwrite)
-    clock = _Clock()
+    stem = f"{name}.sic"
+    paths = [*output_paths(stem, out), out / f"{stem}.h5ad"]
+    check_outputs(paths, out, overwrite)
+    clock = Clock()
     k = len(names)
     prepared = sic.prepare(embedded.read(), distance=settings.distance)
     clock.lap("load")
@@ -105,8 +106,7 @@ def seed_slide(
     provenance = {
         "format": FORMAT,
         "method": "SIC (Seeded iterative clustering, LMRL workshop 2022)",
-        "versions": {package: version(package) for package in PACKAGES},
-        "device": jax.devices()[0].device_kind,
+        **made_with(),
         "slide": made["slide"],
         "encoder": made["encoder"],
         "embeddings": made["parameters"] | {"patches": made["patches"], "height": made["height"]},
@@ -125,8 +125,7 @@ def seed_slide(
             "variance_kept": round(prepared.kept, 4),
         },
     }
-    with partial_folder(f"{name}.sic", out) as folder:
-        stem = f"{name}.sic"
+    with partial_folder(stem, out) as folder:
         path, mpp, colours = folder / f"{stem}.ome.zarr", made["parameters"]["mpp"], palette(k)
         shape = (made["height"], made["width"])
         writer = LabelWriter(path, shape, mpp, k, names=names, colours=colours, provenance=provenance)
@@ -142,7 +141,7 @@ def seed_slide(
         write_overlay(
             folder / f"{stem}.png",
             picture,
-            _level_for(path, picture.shape[0]),
+            level_for(path, picture.shape[0]),
             names=names,
             colours=colours,
             areas_mm2=areas.tolist(),
@@ -163,8 +162,7 @@ def seed_slide(
             "outlines": outlines,
             "seconds": clock.laps,
         }
-        paths = output_paths(stem, out)
-        return finish(folder, record, [*paths, out / f"{stem}.h5ad"])
+        return finish(folder, record, paths)
 
 
 def _embedded(out: Path, slide: str | None) -> str:

@@ -110,7 +110,7 @@ _ROWS = (
     ),
     resnet_row(
         "resnet18-ciga",
-        "ResNet-18, SimCLR on 57 pathology datasets",
+        "ResNet-18, SimCLR on 57 pathology datasets (HistoSSL)",
         "ozanciga/self-supervised-histopathology",
         18,
         files=("tenpercent_resnet18.ckpt",),

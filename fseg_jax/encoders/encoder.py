@@ -3,11 +3,12 @@ about it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Float
 
 from fseg_jax.arrays import Array, Features, Images
@@ -63,6 +64,24 @@ class JaxEncoder:
 
     def __call__(self, images: Images) -> Features:
         return _encode(self.apply, self.weights, self.card.mean, self.card.std, images)
+
+
+def of_network(network: nnx.Module, card: EncoderCard) -> JaxEncoder:
+    """The encoder that reads a network's grid at the layer of the card."""
+    graphdef, state = nnx.split(network)
+    leaves, structure = jax.tree.flatten(state)
+    # Flat leaves: a call passes them on in a third of the time that a tree of them takes.
+    return JaxEncoder(card, _apply(graphdef, structure, card.layer), tuple(leaves))
+
+
+# One function for each network and layer, however often it is loaded: jit knows a function it has compiled by
+# its identity.
+@cache
+def _apply(graphdef: Any, structure: Any, layer: str) -> Callable:
+    def grid(leaves, x):
+        return nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)).grid(x, layer)
+
+    return grid
 
 
 @partial(jax.jit, static_argnames=("apply", "mean", "std"))

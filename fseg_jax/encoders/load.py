@@ -9,29 +9,30 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from fseg_jax.downloads import cache_folder
 from fseg_jax.encoders import hub, weights_file
 from fseg_jax.encoders.catalog import lookup
 from fseg_jax.encoders.classical import classical
-from fseg_jax.encoders.encoder import Encoder, EncoderCard, JaxEncoder
+from fseg_jax.encoders.efficientnet import EfficientNet
+from fseg_jax.encoders.encoder import Encoder, EncoderCard, of_network
 from fseg_jax.encoders.hub import Status, fetch_checkpoint
+from fseg_jax.encoders.layers import Network
+from fseg_jax.encoders.resnet import ResNet
 from fseg_jax.encoders.rows import Row
 from fseg_jax.encoders.swin import SwinConfig
+from fseg_jax.encoders.trained import DTYPES, SHIPPED, load_trained
 from fseg_jax.encoders.vit import ViTConfig
 from fseg_jax.encoders.weights_file import Loaded
 from fseg_jax.errors import InputError
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # F-SEG's resolution in µm per pixel, whatever an encoder was trained at: its tokens of 14 or 16 µm see
 # tissue.
 MPP = 1.0
@@ -49,13 +50,19 @@ class CachedFile(NamedTuple):
     size: int
 
 
-def load_encoder(name: str, *, weights: str | Path | None = None, dtype: str = "float32") -> Encoder:
-    """The encoder of a name, ready to call on images: ``classical``, one of the catalog, or ``timm:NAME``.
+def load_encoder(
+    name: str, *, weights: str | Path | None = None, dtype: str = "float32", last: bool = False
+) -> Encoder:
+    """The encoder of a name, ready to call on images: ``he-small`` and ``classical``, which come with the
+    program, one of the catalog, ``timm:NAME``, or the file that ``fseg pretrain`` wrote.
 
     ``weights`` is a published checkpoint or a converted file, instead of the cache and the hub. ``dtype`` is
     ``float32`` or ``bfloat16``: of the products' operands; sums, norms and features are float32. The card
     asks for images at 1 µm per pixel, F-SEG's resolution, and for tiles of the size that a transformer was
     published for. Encoders of one architecture, layer and dtype compile once between them.
+
+    F-SEG reads a published CNN before its last stage (``card.layer``); with ``last`` it is read at its end,
+    as SIC does. Nothing else has a later layer.
 
     InputError, in one line that says what to do, for an unknown name; for weights that are not here and
     cannot be had (no network, no access, no room); and for ones that are damaged or another encoder's.
@@ -66,14 +73,24 @@ def load_encoder(name: str, *, weights: str | Path | None = None, dtype: str = "
                 "the encoder classical has no weights: leave --weights out, or name another encoder"
             )
         return classical()
+    if name.lower() in SHIPPED or name.endswith(".safetensors"):
+        if weights is not None:
+            raise InputError(f"the encoder {name} has its own weights: leave --weights out")
+        return load_trained(name, dtype=dtype)
     row = lookup(name)
     network, metadata = load_network(name, weights=weights, dtype=dtype)
-    graphdef, state = nnx.split(network)
-    leaves, structure = jax.tree.flatten(state)
-    # Flat leaves: a call passes them on in a third of the time that a tree of them takes.
-    return JaxEncoder(
-        _card(row, metadata["source_sha256"]), _apply(graphdef, structure, row.layer), tuple(leaves)
-    )
+    card = _card(row, metadata["source_sha256"])
+    return of_network(network, _at_the_end(network, card) if last else card)
+
+
+def _at_the_end(network: Network, card: EncoderCard) -> EncoderCard:
+    """The card of a CNN's last layer, of which stride and channels are others."""
+    if not isinstance(network, ResNet | EfficientNet):
+        return card
+    layer = network.layers()[-1]
+    images = jax.ShapeDtypeStruct((1, card.tile, card.tile, 3), jnp.float32)
+    _, h, _, c = jax.eval_shape(lambda x: network.grid(x, layer), images).shape
+    return replace(card, layer=layer, channels=c, stride=card.tile // h)
 
 
 def load_network(name: str, *, weights: str | Path | None = None, dtype: str = "float32") -> Loaded:
@@ -232,13 +249,3 @@ def _card(row: Row, weights_hash: str) -> EncoderCard:
         citation=row.citation,
         weights_hash=weights_hash,
     )
-
-
-# One function for each network and layer, however often it is loaded: jit knows a function it has compiled by
-# its identity.
-@cache
-def _apply(graphdef: Any, structure: Any, layer: str) -> Callable:
-    def grid(leaves, x):
-        return nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)).grid(x, layer)
-
-    return grid

@@ -9,9 +9,7 @@ themselves.
 
 import hashlib
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from fseg_jax.atomic import replacing
 from fseg_jax.encoders.architectures import abstract, described, description, fill
 from fseg_jax.encoders.layers import DType, Network
 from fseg_jax.errors import InputError
@@ -46,8 +45,11 @@ def write(
     *,
     name: str,
     source_sha256: str,
+    facts: Mapping[str, str] | None = None,
 ) -> None:
     """Write an encoder's tensors, given one at a time in the order of ``targets`` (a shape and dtype each).
+
+    ``facts`` are what else the metadata say.
 
     The file appears whole or not at all. InputError where it cannot be written.
     """
@@ -59,14 +61,13 @@ def write(
         "architecture": description(config),
         "source_sha256": source_sha256,
         "sha256": "0" * 64,
+        **(facts or {}),
     }
     entries = _entries(targets)
     digest = hashlib.sha256()
-    partial = None
-    try:
+    with replacing(path) as part:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            partial = Path(file.name)
+        with part.open("wb") as file:
             file.write(_header(metadata, entries))
             for _, tensor in tensors:
                 data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
@@ -75,17 +76,6 @@ def write(
             # The digest takes the place of as many zeros, so nothing moves.
             file.seek(0)
             file.write(_header({**metadata, "sha256": digest.hexdigest()}, entries))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o644)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}): free the disk or give another place"
-        ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
 
 
 def load(path: Path, *, dtype: DType = jnp.float32) -> Loaded:

@@ -33,8 +33,10 @@ TEST_SHARE = 1 / 3  # of the cases, where a dataset has no split of its own
 _UNKNOWN = 254
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
-# The 22 codes of BCSS (its meta/gtruth_codes.tsv) in the five groups of Amgad et al. 2019, which are the
-# paper's; 0, outside the annotated region, is ignored.
+# The codes 1 to 21 of BCSS, as its repository's meta/gtruth_codes.tsv gives them (PathologyDataScience/BCSS),
+# in the five groups of its challenge's baseline (bcsegmentation.grand-challenge.org/Baseline, after Amgad et
+# al. 2019), which the paper names. "Other" is all that remains, as kaiko-ai's eva reads that page; some leave
+# out 7, exclude, and 15, undetermined. 0, outside the annotated region, is ignored: its README asks for that.
 BCSS_GROUPS: dict[str, dict[int, str]] = {
     "tumour": {1: "tumor", 19: "angioinvasion", 20: "dcis"},
     "stroma": {2: "stroma"},
@@ -56,7 +58,8 @@ BCSS_GROUPS: dict[str, dict[int, str]] = {
         21: "other",
     },
 }
-# The institutes whose slides Amgad et al. 2019 keep for testing: the second field of a TCGA barcode.
+# The institutes that the same baseline keeps for testing, the second field of a TCGA barcode: 45 of the 151
+# regions, by the repository's roiBounds.csv.
 BCSS_TEST = ("OL", "LL", "E2", "EW", "GM", "S3")
 
 

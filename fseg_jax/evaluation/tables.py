@@ -9,8 +9,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fseg_jax.atomic import replacing
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.errors import InputError
 from fseg_jax.evaluation.datasets import Dataset
 from fseg_jax.evaluation.metrics import Interval
 
@@ -261,11 +261,5 @@ def _bounds(name: str, interval: Interval | None) -> dict[str, str]:
 
 
 def _save(path: Path, text: str) -> None:
-    """Write beside ``path`` and then rename, so that no reader sees half a file."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error

@@ -14,12 +14,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorstore as ts
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, OutputError
+from fseg_jax.outputs.rows import RowsWriter, open_rows
 
 DTYPES = ("float32", "float16")
-_CHUNK_BYTES = 4 << 20
 
 
 class Embeddings(NamedTuple):
@@ -37,13 +36,12 @@ class Embeddings(NamedTuple):
         return self.embeddings.read().result()
 
 
-class EmbeddingsWriter:
+class EmbeddingsWriter(RowsWriter):
     """Write embeddings as they come, one chunk of patches in memory.
 
     ``path`` is a folder that does not exist yet; ``centers (n, 2)`` and ``grid (n, 2)`` say which patches
-    will come, in that order; ``tissue`` and ``thumbnail`` are of the whole slide. The group's metadata are
-    written by :meth:`close`, so that interrupted embeddings are none to any reader. Raises InputError where
-    it cannot be written, or a value does not fit in ``dtype``.
+    will come, in that order; ``tissue`` and ``thumbnail`` are of the whole slide. Raises InputError where it
+    cannot be written, or a value does not fit in ``dtype``.
     """
 
     def __init__(
@@ -60,90 +58,18 @@ class EmbeddingsWriter:
     ) -> None:
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r}: choose float32 or float16")
-        self._path = Path(path).absolute()
-        self._provenance = provenance
-        try:
-            self._path.mkdir(parents=True)
-        except FileExistsError:
-            raise InputError(f"{path} exists already; remove it or write somewhere else") from None
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from None
-        rows = max(1, _CHUNK_BYTES // (channels * np.dtype(dtype).itemsize))
-        n = len(centers)
-        self._store = self._create("embeddings", (n, channels), dtype, (min(rows, n), channels))
-        self._chunk = np.empty((min(rows, n), channels), dtype)
-        self._filled = self._written = 0
-        for name, array in (
-            ("centers", np.asarray(centers, np.float64)),
-            ("grid", np.asarray(grid, np.int32)),
-            ("tissue", np.asarray(tissue, np.uint8)),
-            ("thumbnail", np.asarray(thumbnail, np.uint8)),
-        ):
-            side = (1024, 1024, 3) if array.ndim == 3 or name == "tissue" else (65536, 2)
-            chunk = tuple(min(s, size) for s, size in zip(side, array.shape, strict=False))
-            store = self._create(name, array.shape, array.dtype.name, chunk)
-            self._stored(store.write(array))
-
-    def _create(self, name: str, shape: tuple[int, ...], dtype: str, chunk: tuple[int, ...]) -> Any:
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{self._path / name}/"},
-            "metadata": {
-                "shape": shape,
-                "data_type": dtype,
-                "fill_value": 0,
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-                "codecs": [
-                    {"name": "bytes", "configuration": {"endian": "little"}},
-                    {"name": "zstd", "configuration": {"level": 3, "checksum": False}},
-                ],
-            },
-            "create": True,
+        beside: dict[str, np.ndarray] = {
+            "centers": np.asarray(centers, np.float64),
+            "grid": np.asarray(grid, np.int32),
+            "tissue": np.asarray(tissue, np.uint8),
+            "thumbnail": np.asarray(thumbnail, np.uint8),
         }
-        return self._stored(ts.open(spec))
+        shape = (len(centers), channels)
+        super().__init__(path, "embeddings", shape, dtype, beside=beside, provenance=provenance)
 
-    def _stored(self, future: Any) -> Any:
-        try:
-            return future.result()
-        except (OSError, ValueError, RuntimeError) as error:
-            said = " ".join(str(error).split())
-            raise InputError(f"{self._path} cannot be written: {said[:300]}") from error
-
-    def append(self, embeddings: np.ndarray) -> None:
-        """Add the next patches: float (m, c), any m."""
-        while len(embeddings):
-            n = min(len(embeddings), len(self._chunk) - self._filled)
-            part = self._chunk[self._filled : self._filled + n]
-            with np.errstate(over="ignore"):
-                part[:] = embeddings[:n]
-            if not np.isfinite(part).all():
-                raise InputError(f"an embedding does not fit in {part.dtype}: choose --store float32")
-            self._filled += n
-            embeddings = embeddings[n:]
-            if self._filled == len(self._chunk):
-                self._flush()
-
-    def _flush(self) -> None:
-        end = self._written + self._filled
-        if end > self._store.shape[0]:
-            raise ValueError(f"more than the {self._store.shape[0]} patches of these embeddings")
-        self._stored(self._store[self._written : end].write(self._chunk[: self._filled]))
-        self._written, self._filled = end, 0
-
-    def close(self) -> None:
-        """Finish the group. Raises ValueError while patches are missing."""
-        if self._filled:
-            self._flush()
-        if self._written < self._store.shape[0]:
-            raise ValueError(f"{self._written} of {self._store.shape[0]} patches were given")
-        content = {"zarr_format": 3, "node_type": "group", "attributes": {"fseg": self._provenance}}
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        try:
-            part = self._path / "zarr.json.part"
-            part.write_text(text, encoding="utf-8")
-            part.replace(self._path / "zarr.json")
-        except OSError as error:
-            raise InputError(f"{self._path} cannot be written: {error.strerror}") from error
+    def _check(self, part: np.ndarray) -> None:
+        if not np.isfinite(part).all():
+            raise InputError(f"an embedding does not fit in {part.dtype}: choose --store float32")
 
 
 def open_embeddings(path: str | os.PathLike[str]) -> Embeddings:
@@ -151,21 +77,15 @@ def open_embeddings(path: str | os.PathLike[str]) -> Embeddings:
 
     Raises InputError where there are none, or some that were never finished.
     """
-    root = Path(path).absolute()
-
-    def array(name: str) -> Any:
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{root / name}/"}}
-        return ts.open(spec, read=True).result()
-
+    kvstore = {"driver": "file", "path": f"{Path(path).absolute()}/"}
     try:
-        provenance = json.loads((root / "zarr.json").read_text(encoding="utf-8"))["attributes"]["fseg"]
-        embeddings = array("embeddings")
-        centers, grid, tissue, thumbnail = (
-            array(name).read().result() for name in ("centers", "grid", "tissue", "thumbnail")
+        rows, beside, provenance = open_rows(
+            kvstore, "embeddings", ("centers", "grid", "tissue", "thumbnail")
         )
     except (OSError, ValueError, LookupError, TypeError):
         raise InputError(f"{path} are not finished embeddings of fseg; make them with fseg embed") from None
-    return Embeddings(embeddings, centers, grid, tissue.astype(bool), thumbnail, provenance)
+    centers, grid, tissue, thumbnail = beside.values()
+    return Embeddings(rows, centers, grid, tissue.astype(bool), thumbnail, provenance)
 
 
 def load_anndata() -> ModuleType:
@@ -229,7 +149,7 @@ def write_anndata(
             for start, part in _chunks(embeddings.embeddings, rows):
                 X[start : start + len(part)] = part
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _chunks(store: Any, rows: int) -> Iterator[tuple[int, np.ndarray]]:

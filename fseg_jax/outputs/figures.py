@@ -4,17 +4,15 @@ import csv
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import cache
 from io import StringIO
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fseg_jax.errors import InputError
+from fseg_jax.atomic import replacing
 
 _LONGEST = 2400
 _MOST_ENLARGED = 8
@@ -72,7 +70,8 @@ def write_overlay(
         _draw_scale_bar(canvas, (y, x), layout.panel, mpp * image.shape[1] / width)
         draw.rectangle((x - 1, y - 1, x + width, y + height), outline=_RULE)
     _draw_legend(draw, legend, layout)
-    _save(path, lambda part: canvas.save(part, format="PNG"))
+    with replacing(path) as part:
+        canvas.save(part, format="PNG")
 
 
 def write_areas(
@@ -91,7 +90,8 @@ def write_areas(
         count = int(pixels[label])
         hexed = "#" + "".join(f"{int(v):02x}" for v in colour)
         table.writerow((label, name, hexed, count, f"{count * mpp**2 * 1e-6:.6f}", f"{count / tissue:.6f}"))
-    _save(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
+    with replacing(path) as part:
+        part.write_text(text.getvalue(), encoding="utf-8")
 
 
 def tint(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, alpha: float) -> np.ndarray:
@@ -344,16 +344,3 @@ def _fitted(text: str, size: int, width: float) -> str:
     while text and _length(text + "…", size) > width:
         text = text[:-1]
     return text + "…"
-
-
-def _save(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Write beside ``path`` and then rename, so that no reader sees half a file."""
-    target = Path(path)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        write(part)
-        part.replace(target)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -4,7 +4,6 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import rasterio.features
 import shapely
 import skimage.measure
 
+from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.labels import LabelPyramid, open_labels
 
@@ -75,22 +75,14 @@ def write_geojson(
     classes = [
         {"name": name, "color": [int(v) for v in colour]} for name, colour in zip(names, colours, strict=True)
     ]
-    target = Path(path)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(f'{{"type":"FeatureCollection","fseg":{_json(done)},"features":[')
-            separator = "\n"
-            for cluster, polygon in zip(clusters, polygons, strict=True):
-                file.write(separator + _json(_feature(polygon, classes[cluster - 1], slide_mpp)))
-                separator = ",\n"
-            file.write("\n]}\n")
-        part.replace(target)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
-    return {**done, "bytes": target.stat().st_size}
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write(f'{{"type":"FeatureCollection","fseg":{_json(done)},"features":[')
+        separator = "\n"
+        for cluster, polygon in zip(clusters, polygons, strict=True):
+            file.write(separator + _json(_feature(polygon, classes[cluster - 1], slide_mpp)))
+            separator = ",\n"
+        file.write("\n]}\n")
+    return {**done, "bytes": Path(path).stat().st_size}
 
 
 def _traced_level(pyramid: LabelPyramid) -> int:

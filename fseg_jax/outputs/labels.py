@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from fseg_jax.errors import InputError
+from fseg_jax.atomic import replacing
+from fseg_jax.errors import InputError, OutputError
 from fseg_jax.outputs.colours import default_names
 
 CHUNK = 256
@@ -134,7 +135,7 @@ class LabelWriter:
         except FileExistsError:
             raise InputError(f"{path} exists already; remove it or write somewhere else") from None
         except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from None
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
         self._levels = [self._create(i, s) for i, s in enumerate(level_shapes(shape))]
 
     def _create(self, index: int, shape: tuple[int, int]) -> _Level:
@@ -170,7 +171,7 @@ class LabelWriter:
             return action()
         except (OSError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())
-            raise InputError(f"{self._path} cannot be written: {said[:300]}") from error
+            raise OutputError(f"{self._path}: cannot be written ({said[:300]})") from error
 
     def append(self, rows: np.ndarray) -> None:
         """Add the next full-width rows, top to bottom: unsigned ints (n, W) of labels 0…k, any n."""
@@ -230,7 +231,8 @@ class LabelWriter:
             indent=1,
             allow_nan=False,
         )
-        self._stored(lambda: _write_last(self._path / "zarr.json", text))
+        with replacing(self._path / "zarr.json") as part:
+            part.write_text(text, encoding="utf-8")
         return self._pixels
 
     def _attributes(self) -> dict[str, Any]:
@@ -269,10 +271,11 @@ class LabelWriter:
         }
 
 
-def _write_last(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+def level_for(path: str | os.PathLike[str], height: int) -> np.ndarray:
+    """The coarsest level of a label pyramid that is as fine as a picture ``height`` pixels high: (h, w)."""
+    levels = open_labels(path).levels
+    fine = [level for level in levels if level.shape[0] >= height] or levels[:1]
+    return fine[-1].read().result()
 
 
 def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:

@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -205,6 +205,26 @@ def read_ahead(
             yield waiting.popleft()[0].result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_batches(
+    slide: Slide, boxes: Sequence[tuple[int, int, int, int]], mpp: float, *, batch: int, threads: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield boxes of one size, decoded ahead, as batches of one shape, so that nothing recompiles.
+
+    A batch is uint8 (batch, height, width, 3), the last one padded with blank boxes, and comes with the slice
+    of ``boxes`` that it holds.
+    """
+    images = read_ahead(slide, boxes, mpp, threads)
+    try:
+        for start in range(0, len(boxes), batch):
+            here = slice(start, min(start + batch, len(boxes)))
+            out = np.full((batch, *boxes[start][2:], 3), 255, np.uint8)
+            for i in range(here.stop - start):
+                out[i] = next(images)
+            yield here, out
+    finally:
+        images.close()  # type: ignore[attr-defined]
 
 
 def _mpp(path: Path, pixels: Pixels) -> float:

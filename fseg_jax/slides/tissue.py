@@ -75,6 +75,13 @@ def _between(
     return (before, np.minimum(before + 1, size - 1), position - before), inside
 
 
+def tissue_of(slide: Slide, how: str) -> Tissue:
+    """The slide's tissue as a setting has it: ``"find"``, ``"all"``, or a file that marks it."""
+    if how == "find":
+        return find_tissue(slide)
+    return whole_slide(slide) if how == "all" else load_tissue(how, slide)
+
+
 def find_tissue(slide: Slide) -> Tissue:
     """Find the tissue of an H&E or IHC slide on a thumbnail of about 8 µm per pixel."""
     image, mpp = thumbnail(slide, _thumbnail_side(slide))

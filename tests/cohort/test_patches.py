@@ -121,11 +121,21 @@ def test_what_embedding_refuses_leaves_nothing(picture, tmp_path, changes, says)
 
 
 def test_results_are_replaced_only_when_asked(picture, folder, seeds):
-    with pytest.raises(InputError, match=r"embeddings\.json exists.*--overwrite"):
+    with pytest.raises(InputError, match=r"embeddings\.zarr exists.*--overwrite"):
         embed(picture, folder)
     seed_slide(folder, seeds, overwrite=True)
     with pytest.raises(InputError, match="--overwrite"):
         seed_slide(folder, seeds)
+
+
+@pytest.mark.parametrize("suffix", [".embeddings.zarr", ".embeddings.h5ad"])
+def test_nothing_that_embedding_would_replace_is_lost(picture, tmp_path, suffix):
+    """Also where the record is gone: what somebody computed for hours is not ours to delete."""
+    kept = tmp_path / f"tissue{suffix}"
+    kept.mkdir() if suffix.endswith(".zarr") else kept.write_text("mine")
+    with pytest.raises(InputError, match=rf"tissue\{suffix} exists.*--overwrite"):
+        embed(picture, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [kept.name]
 
 
 # ------------------------------------------------------------------------------------------------ seeds

@@ -99,14 +99,14 @@ def test_labels_do_not_depend_on_threads_or_batch(picture, tmp_path, book, mode)
 def test_labels_do_not_depend_on_the_order_of_tiles(picture, tmp_path, book, monkeypatch):
     """Bitwise: the tiles of each row are read, encoded and solved from right to left."""
     _, first = run(picture, tmp_path, Settings(tile=128, batch=1), book)
-    tiles = worker._Plan.tiles
+    tiles = worker.Plan.tiles
     orders = []
 
     def leftwards(plan):
         orders.append(sorted(tiles(plan), key=lambda tile: (tile[0], -tile[1])))
         return orders[-1]
 
-    monkeypatch.setattr(worker._Plan, "tiles", leftwards)
+    monkeypatch.setattr(worker.Plan, "tiles", leftwards)
     _, again = run(picture, tmp_path, Settings(tile=128, batch=1), book, overwrite=True)
     assert orders[-1][0][1] > orders[-1][1][1]
     assert (first == again).all()

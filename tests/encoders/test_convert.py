@@ -308,7 +308,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(weights_file.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     out = tmp_path / "out" / "ours.safetensors"
     with pytest.raises(InputError, match="No space left") as error:
         convert_file(source, out, fixture(VIT).config, name="some")

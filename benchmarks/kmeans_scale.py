@@ -1,0 +1,246 @@
+"""k-means at the paper's scale: 2.2 million × 1024 features, k = 16, 32, 64, 128 and 256, from disk.
+
+    python benchmarks/kmeans_scale.py --folder SCRATCH
+
+The points are a planted mixture: 16 groups, each of which divides in two, four times over, so that every k
+has its own planted centres; float16, non-negative, shuffled. They are written to a Zarr array on disk
+(4.5 GB), which ``fseg_jax.kmeans_stream`` reads as it goes. scikit-learn's MiniBatchKMeans is given every
+point once, in batches; faiss the points that it would draw by itself, 256 a centre, 25 iterations. Each one's
+inertia is that of its centres on all the points, in float32. Times are of clustering alone: wall clock, and
+CPU seconds of this process, which is what to compare where the machine is shared. Memory is the peak of the
+process up to the end of our fit. Needs scikit-learn, faiss-cpu and psutil.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import faiss
+import jax
+import numpy as np
+import psutil
+import tensorstore as ts
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import MiniBatchKMeans
+
+from fseg_jax import kmeans_stream
+
+KS = (16, 32, 64, 128, 256)
+OFFSETS = (0.5, 0.32, 0.25, 0.2, 0.16)  # a channel's, of each division
+NOISE = 0.12
+CHUNK = 8192
+EPOCHS = 1
+
+
+class Stored:
+    """The points on disk, read by ranges."""
+
+    def __init__(self, store: Any):
+        self._store = store
+        self.shape = store.shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._store[rows].read().result()
+
+
+def plant(channels: int, rng: np.random.Generator) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """The planted centres of each k, and the shares of the 256."""
+    centers = 2 + OFFSETS[0] * rng.standard_normal((16, channels))
+    for offset in OFFSETS[1:]:
+        step = offset * rng.standard_normal(centers.shape)
+        centers = np.stack([centers + step, centers - step], 1).reshape(-1, channels)
+    shares = rng.uniform(1, 3, len(centers))
+    shares /= shares.sum()
+    planted = {}
+    for k in KS:
+        group = shares.reshape(k, -1)
+        parts = centers.reshape(k, -1, channels)
+        planted[k] = (group[..., None] * parts).sum(1) / group.sum(1)[:, None]
+    return planted, shares
+
+
+def make(folder: Path, n: int, channels: int) -> tuple[Stored, dict[int, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    planted, shares = plant(channels, rng)
+    leaves = planted[256].astype(np.float32)
+    done = folder / "points" / "done"
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder / 'points'}/"}}
+    if done.exists():
+        return Stored(ts.open(spec, read=True).result()), planted
+    store = ts.open(
+        {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": f"{folder / 'points'}/"},
+            "metadata": {
+                "shape": [n, channels],
+                "data_type": "float16",
+                "chunk_grid": {
+                    "name": "regular",
+                    "configuration": {"chunk_shape": [min(CHUNK, n), channels]},
+                },
+                "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+            },
+            "create": True,
+        }
+    ).result()
+    for start in range(0, n, CHUNK):
+        m = min(CHUNK, n - start)
+        X = rng.standard_normal((m, channels), np.float32)
+        X *= NOISE
+        X += leaves[rng.choice(len(leaves), m, p=shares)]
+        store[start : start + m].write(np.maximum(X, 0).astype(np.float16)).result()
+    done.touch()
+    return Stored(store), planted
+
+
+def recovered(planted: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """How many planted centres have a centre of their own within a tenth of the way to the next one."""
+    apart = np.linalg.norm(planted[:, None] - planted[None], axis=-1)
+    nearest = np.where(np.eye(len(planted), dtype=bool), np.inf, apart).min(1)
+    distance = np.linalg.norm(planted[:, None] - found[None].astype(np.float64), axis=-1)
+    row, column = linear_sum_assignment(distance)
+    off = distance[row, column] / nearest
+    return {
+        "recovered": int((off < 0.1).sum()),
+        "of": len(planted),
+        "largest_miss": round(float(off.max()), 4),
+    }
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = run()
+    return result, {
+        "wall_s": round(time.perf_counter() - wall, 1),
+        "cpu_s": round(time.process_time() - cpu, 1),
+    }
+
+
+def parts(rows: Stored, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, rows.shape[0], size):
+        yield rows[slice(start, min(start + size, rows.shape[0]))].astype(np.float32)
+
+
+def with_sklearn(rows: Stored) -> dict[int, np.ndarray]:
+    models = {k: MiniBatchKMeans(k, random_state=0, n_init=3, batch_size=CHUNK) for k in KS}
+    for _ in range(EPOCHS):
+        for part in parts(rows, CHUNK):
+            for model in models.values():
+                if len(part) >= model.n_clusters:
+                    model.partial_fit(part)
+    return {k: model.cluster_centers_ for k, model in models.items()}
+
+
+def with_faiss(rows: Stored) -> dict[int, np.ndarray]:
+    rng = np.random.default_rng(0)
+    n, channels = rows.shape
+    drawn = np.sort(rng.choice(n, min(n, 256 * max(KS)), replace=False))
+    sample = np.concatenate(
+        [part[drawn[(drawn >= s) & (drawn < s + CHUNK)] - s] for s, part in zip(
+            range(0, n, CHUNK), parts(rows, CHUNK), strict=True)]
+    )  # fmt: skip
+    out: dict[int, np.ndarray] = {}
+    for k in KS:
+        model = faiss.Kmeans(channels, k, niter=25, seed=1, min_points_per_centroid=1)
+        model.train(sample[rng.permutation(len(sample))[: 256 * k]])
+        out[k] = np.asarray(model.centroids)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2_200_000)
+    parser.add_argument("--channels", type=int, default=1024)
+    parser.add_argument(
+        "--folder", type=Path, help="where the points go, 2 bytes a value, and stay (a temporary one)"
+    )
+    parser.add_argument("--restarts", type=int, default=2)
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path(__file__).parent / "results" / "kmeans_scale.json"
+    )
+    arguments = parser.parse_args()
+    if arguments.folder:
+        measure(arguments, arguments.folder)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="kmeans-scale-"))
+    try:
+        measure(arguments, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    rows, planted = make(folder, arguments.rows, arguments.channels)
+    print(f"{arguments.rows} × {arguments.channels} points in {folder}", flush=True)
+    load = psutil.getloadavg()[0]
+    passes: list[float] = []
+
+    def report(i: int, shift: float) -> None:
+        passes.append(time.perf_counter())
+        print(f"pass {i}: shift {shift:.3g} of the threshold", flush=True)
+
+    def ours() -> dict[int, kmeans_stream.StreamResult]:
+        return kmeans_stream.fit(rows, KS, key=jax.random.key(0), restarts=arguments.restarts, report=report)
+
+    results, our_time = timed(ours)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"fseg_jax: {our_time}, {memory:.2f} GiB", flush=True)
+    theirs, their_time = {}, {}
+    for name, run in (("MiniBatchKMeans", with_sklearn), ("faiss", with_faiss)):
+        theirs[name], their_time[name] = timed(partial(run, rows))
+        print(f"{name}: {their_time[name]}", flush=True)
+    # Their inertia on all the points, as ours is taken.
+    whole = kmeans_stream._Run(
+        rows,
+        kmeans_stream._layout(rows.shape[0], jax.devices()),
+        planted[16].mean(0).astype(np.float32),
+        False,
+    )
+    judged = {}
+    for name, centers in {**theirs, "planted": planted}.items():
+        _, distances = whole.assign({k: c.astype(np.float32) for k, c in centers.items()}, KS)
+        judged[name] = dict(zip(KS, distances.sum(1, dtype=np.float64).tolist(), strict=True))
+        print(f"{name}: inertia {judged[name]}", flush=True)
+    of_k = {}
+    for k in KS:
+        best = min(judged[name][k] for name in theirs)
+        of_k[str(k)] = {
+            "passes": results[k].iterations,
+            "inertia": {"fseg_jax": results[k].inertia, **{name: judged[name][k] for name in judged}},
+            "over_the_better_of_theirs": round(results[k].inertia / best, 6),
+            "planted": {
+                "fseg_jax": recovered(planted[k], results[k].centers),
+                **{name: recovered(planted[k], theirs[name][k]) for name in theirs},
+            },
+        }
+    content = {
+        "command": f"python benchmarks/kmeans_scale.py --rows {arguments.rows} "
+        f"--channels {arguments.channels} --restarts {arguments.restarts}",
+        "points": [arguments.rows, arguments.channels],
+        "stored_as": "float16, Zarr, not compressed",
+        "versions": {name: version(name) for name in ("jax", "numpy", "scikit-learn", "faiss-cpu")},
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load_before": round(load, 2),
+        "seconds": {"fseg_jax": our_time, **their_time},
+        "seconds_a_pass": round((passes[-1] - passes[0]) / max(1, len(passes) - 1), 1),
+        "peak_resident_GiB": round(memory, 2),
+        "k": of_k,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""``fseg cohort``."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fseg_jax.cli.options import (
+    batching_options,
+    encoder_options,
+    method_options,
+    seed_option,
+    tiling_options,
+    tissue_setting,
+    together,
+    verbose_option,
+)
+from fseg_jax.errors import InputError
+from fseg_jax.terminal import log
+
+_DEFAULT = click.core.ParameterSource.DEFAULT
+# What cannot be chosen again once features are made.
+_OF_FEATURES = (
+    *("encoder", "weights", "dtype", "mpp", "tile", "halo", "no_tissue"),
+    *("keep_features", "sample_check"),
+)
+
+
+def _shard(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int]:
+    """``i/n`` as two numbers."""
+    if value is None:
+        return 0, 1
+    match = re.fullmatch(r"(\d+)/(\d+)", value)
+    i, n = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not i < n:
+        raise InputError(f"--shard {value}: give i/n, counted from 0: 0/4, 1/4, 2/4 and 3/4 are all of four")
+    return i, n
+
+
+@click.command()
+@click.argument("manifest")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="PLACE",
+    help="Where results go: a folder, or s3://… or gs://….",
+)
+@together(encoder_options, method_options, tiling_options)
+@click.option(
+    "--no-tissue", is_flag=True, help="Take everything, glass too, where the manifest says nothing."
+)
+@click.option("--split", metavar="NAME", help="Only the slides of this split.")
+@click.option("--sample-check", is_flag=True, help="Open every slide's header before anything starts.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Processes of this machine, or a Ray cluster.",
+)
+@click.option("--ray-address", default="auto", show_default=True, metavar="HOST:PORT", help="The cluster's.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes of the local engine (one for each device).",
+)
+@click.option(
+    "--shard",
+    metavar="i/n",
+    callback=_shard,
+    help="Do every n-th slide from the i-th on, counted from 0; other processes do the rest.",
+)
+@click.option("--redo", is_flag=True, help="Run slides again that were run with other settings.")
+@click.option(
+    "--keep-features",
+    is_flag=True,
+    help="Keep every slide's token features too (bfloat16, zstd); the size is said before anything starts.",
+)
+@click.option(
+    "--features",
+    metavar="PLACE",
+    help="Segment from features that a run with --keep-features kept there; slides are not opened.",
+)
+@together(seed_option, batching_options, verbose_option)
+@click.pass_context
+def cohort(
+    context: click.Context,
+    manifest: str,
+    output: str,
+    split: str | None,
+    sample_check: bool,
+    engine: str,
+    ray_address: str,
+    workers: int | None,
+    shard: tuple[int, int],
+    redo: bool,
+    keep_features: bool,
+    features: str | None,
+    verbose: int,
+    **options: Any,
+) -> int:
+    """Segment every slide of a cohort; run it again to go on where it stopped.
+
+    MANIFEST is a CSV file with the columns slide_id and path, and if wanted mpp, tissue, site and split; or a
+    folder, or a glob in quotes. Exit code 1 means that some slides failed: PLACE/failures.csv says why.
+    """
+    log(verbose)
+    from fseg_jax.codebook import Codebook
+    from fseg_jax.cohort.engines import Local, Ray
+    from fseg_jax.cohort.manifest import load_manifest, select_split
+    from fseg_jax.cohort.run import Job, from_features, run_cohort
+    from fseg_jax.cohort.worker import Settings
+    from fseg_jax.methods import fseg
+
+    if features is not None:
+        given = [name for name in _OF_FEATURES if context.get_parameter_source(name) is not _DEFAULT]
+        if given:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise InputError(f"{named}: the features have that already; leave it out with --features")
+    found = load_manifest(manifest, sample_check=sample_check, slides_needed=features is None)
+    slides = select_split(found, split, manifest)
+    weights = options.pop("weights")
+    chosen = {name: options.pop(name) for name in ("encoder", "dtype")}
+    path = options.pop("codebook")
+    book = Codebook.load(path, options["k"]) if path else None
+    tissue = tissue_setting(options)
+    said = {name: value for name, value in options.items() if value is not None}
+    settings = Settings(**said, tissue=tissue, features="bfloat16")
+    fseg.check(settings.mode, settings.resize)
+    job = Job(
+        out=output if "://" in output else str(Path(output)),
+        settings=settings,
+        weights=str(weights) if weights else None,
+        codebook=book,
+        keep_features=keep_features,
+        features=features,
+        **chosen,
+    )
+    if features is not None:
+        job = from_features(job)
+
+    def tell(line: str) -> None:
+        click.echo(line)
+        sys.stdout.flush()
+
+    running = Local(workers) if engine == "local" else Ray(ray_address, settings.threads)
+    with running:
+        summary = run_cohort(slides, job, running, shard=shard, redo=redo, tell=tell)
+    click.echo(f"fseg: {summary.line(output)}")
+    return 0 if summary.done == summary.slides else 1

@@ -1,0 +1,245 @@
+"""``fseg fit``."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fseg_jax.cli.options import (
+    batching_options,
+    encoder_options,
+    overwrite_option,
+    seed_option,
+    together,
+    verbose_option,
+)
+from fseg_jax.errors import InputError
+from fseg_jax.terminal import Several, heed, log
+
+
+class Shard(click.ParamType):
+    """``i/n``, i from 0: the i-th of n shares."""
+
+    name = "i/n"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        part, _, of = str(value).partition("/")
+        if not (part.isdecimal() and of.isdecimal() and int(part) < int(of)):
+            self.fail(f"{value!r}: give i/n with i from 0 to n - 1, as 0/8", param, ctx)
+        return int(part), int(of)
+
+
+@click.command(cls=Several)
+@click.argument("manifest")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="CODEBOOK",
+    help="A .safetensors file; its card goes to a folder beside it.",
+)
+@encoder_options
+@click.option(
+    "--k",
+    type=click.IntRange(1),
+    multiple=True,
+    default=[16, 32, 64, 128, 256],
+    metavar="K ...",
+    help="Numbers of clusters, all fitted together (16 32 64 128 256).",
+)
+@click.option(
+    "--tiles-per-slide", type=click.IntRange(1), default=200, show_default=True, help="Tiles a slide at most."
+)
+@click.option(
+    "--tile",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help="Their side (256, or what the encoder's stride divides).",
+)
+@click.option(
+    "--mpp", type=float, default=1.0, show_default=True, metavar="µM", help="Work at this resolution."
+)
+@click.option(
+    "--on",
+    type=click.Choice(["tiles", "tokens"]),
+    default="tiles",
+    show_default=True,
+    help="Fit on tiles' averages, as the paper does, or on tokens drawn from them.",
+)
+@click.option(
+    "--algorithm",
+    type=click.Choice(["lloyd", "minibatch"]),
+    default="lloyd",
+    show_default=True,
+    help="Move centres over all features at a time, or batch by batch (fewer passes, less exact).",
+)
+@click.option("--spherical", is_flag=True, help="Cluster by cosine.")
+@click.option(
+    "--restarts",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Starts on a sample, of which the best goes on.",
+)
+@click.option("--split", metavar="NAME", help="Only the manifest's slides of this split.")
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where tiles' features are kept, and found again (CODEBOOK.features).",
+)
+@click.option(
+    "--store",
+    "stored",
+    type=click.Choice(["float16", "bfloat16"]),
+    default="float16",
+    show_default=True,
+    help="What they are kept as.",
+)
+@click.option("--no-tissue", is_flag=True, help="Take everything, glass too.")
+@click.option(
+    "--mpp-override", type=float, metavar="µM", help="µm per pixel of the slides that the manifest leaves."
+)
+@click.option("--sample-check", is_flag=True, help="Open every slide's header before anything starts.")
+@click.option("--shard", type=Shard(), help="Only sample the i-th of n shares of the slides; fit nothing.")
+@click.option(
+    "--distributed",
+    is_flag=True,
+    help="This is one process of a jax.distributed job (SLURM, TPU, or JAX_COORDINATOR_ADDRESS …).",
+)
+@together(seed_option, batching_options, overwrite_option, verbose_option)
+def fit(
+    manifest: str,
+    output: Path,
+    split: str | None,
+    features: Path | None,
+    shard: tuple[int, int] | None,
+    distributed: bool,
+    sample_check: bool,
+    overwrite: bool,
+    verbose: int,
+    **options: Any,
+) -> int:
+    """Fit codebooks on a cohort: tiles sampled from every slide of MANIFEST, clustered into each k.
+
+    MANIFEST is a CSV file with the columns slide_id, path and, if wanted, mpp, tissue, site, split; or a
+    folder of slides; or a glob in quotes. Features stay in a folder: what is there is not done again, and
+    another --k or --seed needs no slide.
+    """
+    log(verbose)
+    if distributed and shard:
+        raise InputError("--shard and --distributed contradict each other: give one of them")
+    if distributed:  # before anything else that wakes JAX
+        start_distributed()
+    from fseg_jax.cohort.fit import FitSettings, check_codebook_path, fit_cohort
+    from fseg_jax.cohort.manifest import load_manifest, select_split
+    from fseg_jax.cohort.tile_features import FeatureSettings, expected_bytes, sample_cohort, write_failures
+    from fseg_jax.encoders.load import load_encoder
+
+    if not shard:
+        check_codebook_path(output, overwrite)
+    slides = select_split(load_manifest(manifest, sample_check=sample_check), split, manifest)
+    encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
+    settings = FeatureSettings(
+        tiles=options["tiles_per_slide"],
+        tile=options["tile"],
+        mpp=options["mpp"],
+        on=options["on"],
+        tissue="all" if options["no_tissue"] else "find",
+        mpp_override=options["mpp_override"],
+        dtype=options["stored"],
+        batch=options["batch"],
+        threads=options["threads"],
+    )
+    folder = features or output.with_suffix(".features")
+    size = expected_bytes(len(slides), encoder.card, settings)
+    click.echo(f"fseg: {len(slides)} slides; features, {_bytes(size)} at most, go to {folder}", err=True)
+    with _progress() as (sampling, clustering):
+        if shard:
+            failures = sample_cohort(slides, folder, encoder, settings, shard=shard, report=sampling)
+            write_failures(folder, failures, f".{shard[0]}-of-{shard[1]}")
+            done = len(slides[shard[0] :: shard[1]])
+        else:
+            outcome = fit_cohort(
+                slides,
+                output,
+                encoder,
+                folder,
+                FitSettings(
+                    settings,
+                    tuple(sorted(set(options["k"]))),
+                    options["algorithm"],
+                    options["spherical"],
+                    options["restarts"],
+                    options["seed"],
+                ),
+                source=Path(manifest).name,
+                overwrite=overwrite,
+                sampling=sampling,
+                clustering=clustering,
+            )
+            failures, done = outcome.failures, len(slides)
+            click.echo(output)
+            click.echo(outcome.card / "index.html")
+    for name, reason in failures.items():
+        click.echo(f"fseg: {name}: {reason}", err=True)
+    if failures:
+        click.echo(f"fseg: {len(failures)} of {done} slides failed; see failures*.csv in {folder}", err=True)
+    return 1 if failures else 0
+
+
+def start_distributed() -> None:
+    """Join the job that the environment describes: SLURM's, Open MPI's, Kubernetes', a TPU's, or the
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
+    import os
+
+    import jax
+
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, index = (os.environ.get(name) for name in names)
+    try:
+        if address and count and index:
+            jax.distributed.initialize(address, int(count), int(index))
+        else:
+            jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        said = str(error).strip().splitlines()[0][:200]
+        raise InputError(f"--distributed: no job could be joined ({said}); set {', '.join(names)}") from error
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, size // 1_000_000)} MB"
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Callable[[int, int, str], None], Callable[[int, float], None]]]:
+    """A bar over slides, then what k-means does; only signals are heeded where there is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield (lambda done, total, slide_id: heed()), (lambda passes, shift: heed())
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        slides = progress.add_task("slides", total=None)
+        passes = progress.add_task("k-means: starting", total=None, visible=False)
+
+        def sampling(done: int, total: int, slide_id: str) -> None:
+            heed()
+            progress.update(slides, completed=done, total=total, description=f"sampling {slide_id}")
+            if done == total:
+                progress.update(slides, visible=False)
+                progress.update(passes, visible=True)
+
+        def clustering(done: int, shift: float) -> None:
+            heed()
+            progress.update(passes, completed=done, description=f"k-means: shift {shift:.3g} of its limit")
+
+        yield sampling, clustering

@@ -1,0 +1,242 @@
+"""``fseg pretrain``."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fseg_jax.cli.options import overwrite_option, seed_option, verbose_option
+from fseg_jax.errors import InputError
+from fseg_jax.terminal import heed, log
+
+if TYPE_CHECKING:
+    from fseg_jax.encoders.encoder import Encoder
+    from fseg_jax.training.pretrain import Report
+    from fseg_jax.training.views import Field, Geometry
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="IMAGES...")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The encoder: a .safetensors file.",
+)
+@click.option("--name", metavar="NAME", help="What the encoder is called (the file's name).")
+@click.option("--licence", default="", metavar="TEXT", help="Under which licence, for its card.")
+@click.option(
+    "--mpp-override", type=float, metavar="µM", help="The images' µm per pixel, where nothing says it."
+)
+@click.option(
+    "--mpp",
+    "resolutions",
+    type=float,
+    nargs=2,
+    default=(0.5, 1.5),
+    show_default=True,
+    metavar="FINEST COARSEST",
+    help="Between which µm per pixel views are cut.",
+)
+@click.option(
+    "--crop", type=click.IntRange(32), default=96, show_default=True, help="Side of a view, pixels."
+)
+@click.option(
+    "--fields-per-slide",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Fields of 512 pixels that are drawn of a slide.",
+)
+@click.option("--steps", type=click.IntRange(1), default=2000, show_default=True)
+@click.option("--pairs", type=click.IntRange(2), default=128, show_default=True, help="Of views, a step.")
+@click.option(
+    "--chunk", type=click.IntRange(1), help="Views put through the network at once, to save memory (all)."
+)
+@click.option(
+    "--regions", type=click.IntRange(1), default=4, show_default=True, help="Compared in a pair of views."
+)
+@click.option(
+    "--dense",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of the loss that is the regions'.",
+)
+@click.option("--temperature", type=float, default=0.2, show_default=True)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@click.option("--weight-decay", type=float, default=1e-4, show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the network's products; the loss is float32.",
+)
+@click.option(
+    "--stains",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Put the classical encoder's channels beside, with so many times the trunk's deviation.",
+)
+@click.option(
+    "--score",
+    type=click.Path(path_type=Path),
+    metavar="DATASET",
+    help="Images with masks, as fseg evaluate takes: their tokens are scored by k-NN.",
+)
+@click.option(
+    "--every", type=click.IntRange(1), default=100, show_default=True, help="Steps from score to score."
+)
+@seed_option
+@overwrite_option
+@verbose_option
+def pretrain(
+    sources: tuple[str, ...],
+    output: Path,
+    name: str | None,
+    licence: str,
+    mpp_override: float | None,
+    resolutions: tuple[float, float],
+    crop: int,
+    fields_per_slide: int,
+    regions: int,
+    stains: float,
+    score: Path | None,
+    every: int,
+    seed: int,
+    overwrite: bool,
+    verbose: int,
+    steps: int,
+    pairs: int,
+    chunk: int | None,
+    dense: float,
+    temperature: float,
+    learning_rate: float,
+    weight_decay: float,
+    dtype: str,
+) -> None:
+    """Train an encoder on your own slides, without labels: SimCLR, with regions contrasted too.
+
+    IMAGES are manifests, folders, globs. Interrupted, the same command goes on where it stopped. Then: fseg
+    segment --encoder FILE.
+    """
+    log(verbose)
+    from fseg_jax.training.pretrain import pretrain
+    from fseg_jax.training.simclr import Settings
+    from fseg_jax.training.views import Geometry
+
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output}: an encoder's file must end in .safetensors")
+    checkpoint = output.with_suffix(".checkpoint.safetensors")
+    if overwrite:
+        checkpoint.unlink(missing_ok=True)
+    elif output.exists():
+        raise InputError(f"{output} exists: choose another name, or --overwrite")
+    if not output.parent.is_dir():
+        raise InputError(f"{output.parent}: no such folder; make it first")
+    finest, coarsest = resolutions
+    if not 0 < finest <= coarsest:
+        raise InputError(f"--mpp {finest:g} {coarsest:g}: give the finer one first, both above 0")
+    if temperature <= 0 or learning_rate <= 0:
+        raise InputError("--temperature and --learning-rate must be above 0")
+    geometry = Geometry(crop, finest, coarsest, regions)
+    settings = Settings(
+        steps=steps,
+        pairs=pairs,
+        temperature=temperature,
+        dense=dense,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        chunk=chunk,
+        dtype=dtype,
+        seed=seed,
+    )
+    fields = _fields(sources, geometry, mpp_override, fields_per_slide, seed)
+    sites = {field.site for field in fields}
+    click.echo(f"fseg: {len(fields)} fields of {len(sites)} site(s)", err=True)
+    if checkpoint.exists():
+        click.echo(f"fseg: going on from {checkpoint}", err=True)
+    with _bar(steps, every) as report:
+        pretrain(
+            fields,
+            output,
+            name=name or output.stem,
+            licence=licence,
+            settings=settings,
+            geometry=geometry,
+            stains=stains,
+            score=_score(score) if score else None,
+            every=every,
+            report=report,
+        )
+    click.echo(output)
+
+
+def _fields(
+    sources: tuple[str, ...], geometry: "Geometry", mpp_override: float | None, most: int, seed: int
+) -> "list[Field]":
+    from fseg_jax.cohort.manifest import load_manifest
+    from fseg_jax.slides.reader import open_slide
+    from fseg_jax.training.views import fields_of
+
+    fields: list[Field] = []
+    for source in sources:
+        for row in load_manifest(source):
+            with open_slide(row.path, row.mpp or mpp_override) as slide:
+                fields += fields_of(slide, row.site or source, geometry, most, seed)
+    return fields
+
+
+def _score(dataset: Path) -> "Callable[[Encoder], float]":
+    """The score of an encoder by a dataset's test split."""
+    from fseg_jax.evaluation.datasets import open_dataset
+    from fseg_jax.evaluation.features import encode
+    from fseg_jax.evaluation.knn import knn_f1
+
+    images = open_dataset(dataset)
+
+    def score(encoder: "Encoder") -> float:
+        scale = images.mpp / encoder.card.mpp if images.mpp else 1.0
+        with tempfile.TemporaryDirectory() as folder:
+            return knn_f1(encode(images, encoder, Path(folder), scale=scale), len(images.categories))
+
+    return score
+
+
+@contextmanager
+def _bar(steps: int, every: int) -> "Iterator[Callable[[Report], None]]":
+    """A bar with the loss, the learning rate, images/s and the score; lines instead, without a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    def say(at: "Report") -> str:
+        score = "" if at.score is None else f" · score {at.score:.3f}"
+        return (
+            f"loss {at.loss:.3f} · rate {at.learning_rate:.1e} · {at.images_per_second:.0f} images/s{score}"
+        )
+
+    def line(at: "Report") -> None:
+        heed()
+        if at.step % every == 0 or at.step in (1, steps):
+            click.echo(f"fseg: step {at.step}/{steps} · {say(at)}", err=True)
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield line
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=steps, now="")
+
+        def update(at: "Report") -> None:
+            heed()
+            progress.update(task, completed=at.step, now=say(at))
+
+        yield update

@@ -1,0 +1,70 @@
+"""``fseg view``."""
+
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from fseg_jax.cli.options import verbose_option
+from fseg_jax.errors import InputError
+from fseg_jax.terminal import log
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="OUT")
+@click.option("--slide", metavar="NAME", help="Which slide to open first, where OUT holds several.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Of the page's address (5006, or any free one).")
+@click.option(
+    "--slides",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where the slide files are now, if they were moved.",
+)
+@click.option("--classes", metavar="A,B", help="The classes' names, the background's first.")
+@click.option("--seeds", type=click.Path(path_type=Path), metavar="FILE", help="Begin with these seeds.")
+@click.option(
+    "--distance", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True
+)
+@click.option("--open", "browser", is_flag=True, help="Open the page in the browser.")
+@verbose_option
+def view(
+    folder: Path,
+    slide: str | None,
+    port: int | None,
+    slides: Path | None,
+    classes: str | None,
+    seeds: Path | None,
+    distance: str,
+    browser: bool,
+    verbose: int,
+) -> int:
+    """Look at a slide's segmentation, and segment it by clicks, in the browser (this machine's only)."""
+    log(verbose)
+    check_packages()
+    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.viewer.server import Folder, serve
+
+    settings = SeedSettings(classes=tuple(classes.split(",")) if classes else None, distance=distance)
+    here = Folder(folder, slides, settings)
+    name = slide or here.names[0]
+    if name not in here.names:
+        raise InputError(f"{folder}: holds no slide {name!r}; it holds {', '.join(here.names)}")
+
+    def tell(url: str) -> None:
+        click.echo(url)
+        click.echo("fseg: Ctrl-C ends it; seeds are saved as they are placed", err=True)
+        if browser:
+            click.launch(url)
+
+    with suppress(KeyboardInterrupt):
+        serve(here, name, tell, port=port, seeds=seeds)
+    click.echo("fseg: ended; the seeds are saved", err=True)
+    return 0
+
+
+def check_packages() -> None:
+    """Raise ``InputError`` where what the page needs is not installed."""
+    for package in ("bokeh", "filelock", "umap"):
+        if find_spec(package) is None:
+            raise InputError(f"the page needs the package {package}: pip install 'fseg-jax[view]'")

@@ -1,0 +1,231 @@
+"""What runs the slides of a cohort: processes of this machine, or a Ray cluster."""
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from fseg_jax.cohort.manifest import ManifestSlide
+from fseg_jax.cohort.run import Job, Outcome, card_of, run_slide
+from fseg_jax.encoders.encoder import EncoderCard
+from fseg_jax.errors import InputError
+
+_SPAWN = multiprocessing.get_context("spawn")  # never fork once jax or tensorstore is loaded
+_STOPPING = 30  # seconds that a worker has to clear away what it was at
+_RETRIES = 3  # of a slide whose worker on a cluster died
+
+
+class _Ready(NamedTuple):
+    """What a worker says once it has loaded the encoder."""
+
+    card: EncoderCard
+    platform: str
+    devices: int
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    ready: _Ready
+
+
+class Local:
+    """One process for each device of this machine, or as many as are asked for. A context manager."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._count = workers
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection, tuple[_Worker, ManifestSlide]] = {}
+        self._places: deque[dict[str, str]] = deque([{}])  # environments of workers that are not running
+
+    def __enter__(self) -> "Local":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        workers = [*self._idle, *(worker for worker, _ in self._busy.values())]
+        for worker in workers:
+            worker.process.terminate()  # it clears away what it was at
+        for worker in workers:
+            worker.process.join(_STOPPING)
+            worker.process.kill()
+            worker.connection.close()
+
+    def describe(self, job: Job) -> EncoderCard:
+        first = self._start(job, {})
+        card, platform, devices = first.ready
+        count = self._count or devices
+        if count > 1 and devices > 1 and platform != "cpu":  # it has them all: each is to have one
+            first.process.terminate()
+            first.process.join(_STOPPING)
+            self._places = deque(_only(platform, i % devices) for i in range(count))
+        else:
+            self._idle.append(first)
+            self._places = deque({} for _ in range(count - 1))
+        return card
+
+    def run(self, job: Job, slides: Sequence[ManifestSlide], wait_for_others: bool) -> Iterator[Outcome]:
+        todo = deque(slides)
+        while todo or self._busy:
+            while todo and (self._idle or self._places):
+                worker = self._idle.pop() if self._idle else self._start(job, self._places.popleft())
+                slide = todo.popleft()
+                with suppress(OSError):  # dead already: what follows tells
+                    worker.connection.send((slide, wait_for_others))
+                self._busy[worker.connection] = worker, slide
+            for connection in wait(list(self._busy)):
+                assert isinstance(connection, Connection)
+                worker, slide = self._busy[connection]
+                try:
+                    outcome = connection.recv()
+                    self._idle.append(worker)
+                except (EOFError, OSError):
+                    worker.process.join()
+                    self._places.append(worker.process.environment)  # type: ignore[attr-defined]
+                    outcome = Outcome(slide.slide_id, "failed", _end_of(worker.process))
+                del self._busy[connection]
+                yield outcome
+
+    def _start(self, job: Job, environment: dict[str, str]) -> _Worker:
+        ours, theirs = _SPAWN.Pipe()
+        process = _SPAWN.Process(target=_serve, args=(theirs, environment, job), name="fseg-worker")
+        process.environment = environment  # type: ignore[attr-defined]
+        process.start()
+        theirs.close()
+        try:
+            ready = ours.recv()
+        except (EOFError, OSError):
+            process.join()
+            raise InputError(f"no worker can be started: {_end_of(process)}") from None
+        except BaseException:
+            process.terminate()
+            raise
+        if isinstance(ready, str):
+            process.join()
+            raise InputError(ready)
+        return _Worker(process, ours, ready)
+
+
+def _only(platform: str, index: int) -> dict[str, str]:
+    """The environment in which jax sees one device of several."""
+    if platform == "tpu":
+        alone = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
+        return {**alone, "TPU_VISIBLE_CHIPS": str(index)}
+    name = "ROCR_VISIBLE_DEVICES" if "ROCR_VISIBLE_DEVICES" in os.environ else "CUDA_VISIBLE_DEVICES"
+    given = [device for device in os.environ.get(name, "").split(",") if device]
+    return {name: given[index] if index < len(given) else str(index)}
+
+
+def _end_of(process: BaseProcess) -> str:
+    """How a process ended, as a reason."""
+    code = process.exitcode or 0
+    if code < 0:
+        killed = signal.Signals(-code).name
+        return f"its worker process died ({killed}{', out of memory?' if killed == 'SIGKILL' else ''})"
+    return f"its worker process ended with exit code {code}"
+
+
+def _serve(connection: Connection, environment: dict[str, str], job: Job) -> None:
+    """A worker: say what it is, then run slides until the other end is closed."""
+    from fseg_jax.terminal import heed, share_the_heap, stop
+
+    os.environ.update(environment)  # before jax looks for devices
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    share_the_heap()
+    parent = multiprocessing.parent_process()
+
+    def report(phase: str, done: int, total: int) -> None:
+        heed()
+        if parent is not None and not parent.is_alive():
+            raise KeyboardInterrupt
+
+    code = 0
+    try:
+        connection.send(_described(job))
+        while True:
+            slide, wait_for_others = connection.recv()
+            connection.send(run_slide(job, slide, wait=wait_for_others, report=report))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # whoever started it is gone
+    except KeyboardInterrupt:
+        code = 130
+    os._exit(code)  # compiled code may still run in threads, and trips over the interpreter's end
+
+
+def _described(job: Job) -> _Ready | str:
+    import jax
+
+    try:
+        card = card_of(job)
+        devices = jax.local_devices()
+    except InputError as error:
+        return str(error)
+    return _Ready(card, devices[0].platform, len(devices))
+
+
+class Ray:
+    """Tasks on a Ray cluster, tried again on another node where a worker or its node dies.
+
+    Every node needs fseg-jax, and the same paths to the slides. A task takes one GPU where the cluster has
+    any, and as many CPUs as threads decode. A context manager.
+    """
+
+    def __init__(self, address: str, threads: int) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise InputError("--engine ray needs the package ray: pip install 'fseg-jax[ray]'") from None
+        self._ray: Any = ray
+        try:
+            self._ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f"--ray-address {address}: no Ray cluster answers there ({said})") from None
+        gpus = 1 if self._ray.cluster_resources().get("GPU") else 0
+        limits = {"num_cpus": threads, "num_gpus": gpus, "max_retries": _RETRIES}
+        self._describe = self._ray.remote(**limits)(_described)
+        self._run = self._ray.remote(**limits)(run_slide)
+
+    def __enter__(self) -> "Ray":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ray.shutdown()  # ends this driver's tasks, not the cluster
+
+    def describe(self, job: Job) -> EncoderCard:
+        try:
+            ready = self._ray.get(self._describe.remote(job))
+        except self._ray.exceptions.RayError as error:
+            raise InputError(f"no worker can be started on the cluster: {_first_line(error)}") from None
+        if isinstance(ready, str):
+            raise InputError(ready)
+        return ready.card
+
+    def run(self, job: Job, slides: Sequence[ManifestSlide], wait_for_others: bool) -> Iterator[Outcome]:
+        shared = self._ray.put(job)
+        running: dict[Any, ManifestSlide] = {
+            self._run.remote(shared, slide, wait=wait_for_others): slide for slide in slides
+        }
+        while running:
+            for task in self._ray.wait(list(running))[0]:
+                slide = running.pop(task)
+                try:
+                    yield self._ray.get(task)
+                except self._ray.exceptions.RayError as error:
+                    yield Outcome(slide.slide_id, "failed", f"its worker died: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

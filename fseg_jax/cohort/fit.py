@@ -1,0 +1,218 @@
+"""A cohort's codebooks (F-SEG §3.2, §3.3): tiles sampled from every slide, their features clustered into each
+k, and a card that says what the clusters are.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from fseg_jax import kmeans_stream
+from fseg_jax.codebook import Codebook, Provenance, save_all
+from fseg_jax.cohort.manifest import ManifestSlide
+from fseg_jax.cohort.tile_features import (
+    FeatureSettings,
+    SlideReport,
+    StoredRows,
+    sample_cohort,
+    tile_side,
+    write_failures,
+)
+from fseg_jax.encoders.encoder import Encoder
+from fseg_jax.errors import InputError
+from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_card
+
+_log = logging.getLogger(__name__)
+
+IN_MEMORY = 1 << 30  # bytes of features that are read once and kept
+STATED = ("encoder", "layer", "mpp", "tile", "tiles", "on", "dtype")  # of the features, on the card
+NEAREST = 8  # tiles of each cluster on the card
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to fit: ``features`` says on what, the rest is ``kmeans_stream.fit``'s. ``seed`` is that of
+    k-means; which tiles are sampled does not depend on it."""
+
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    k: tuple[int, ...] = (16, 32, 64, 128, 256)
+    algorithm: str = "lloyd"
+    spherical: bool = False
+    restarts: int = 2
+    seed: int = 0
+
+
+class FitOutcome(NamedTuple):
+    """The codebooks by k; the slides they are of; the slides that failed, with reasons; the card's folder."""
+
+    books: dict[int, Codebook]
+    slides: int
+    failures: dict[str, str]
+    card: Path
+
+
+def card_folder(path: Path) -> Path:
+    """Where the card of a codebook goes: ``tcga.card`` for ``tcga.safetensors``."""
+    return path.with_suffix(".card")
+
+
+def check_codebook_path(path: Path, overwrite: bool) -> None:
+    """Raise ``InputError`` if a codebook cannot be written there, or one is there and may not be replaced."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: a codebook's name ends in .safetensors")
+    for existing in (path, card_folder(path)):
+        if existing.exists() and not overwrite:
+            raise InputError(f"{existing} exists: choose another name, or --overwrite")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder")
+
+
+def fit_cohort(
+    slides: Sequence[ManifestSlide],
+    path: Path,
+    encoder: Encoder,
+    folder: Path,
+    settings: FitSettings | None = None,
+    *,
+    source: str = "",
+    overwrite: bool = False,
+    sampling: SlideReport = lambda done, total, slide_id: None,
+    clustering: kmeans_stream.Report = lambda passes, shift: None,
+) -> FitOutcome:
+    """Fit codebooks on slides, and write them to ``path`` and their card to a folder beside it.
+
+    ``folder`` keeps the features: slides that are in it are not opened. In a ``jax.distributed`` job every
+    process calls this alike, on one shared ``folder``: they share the slides and the clustering, and the
+    first of them writes. A slide that fails is left out and told in the outcome and in
+    ``folder/failures.csv``. Raises ``InputError``, with no codebook written, for anything else.
+    """
+    settings = settings or FitSettings()
+    check_codebook_path(path, overwrite)
+    processes = jax.process_count()
+    failures = sample_cohort(
+        slides,
+        folder,
+        encoder,
+        settings.features,
+        shard=(jax.process_index(), processes),
+        report=sampling,
+    )
+    _meet("sampled")
+    lines = {slide.slide_id: slide for slide in slides}
+    there = [name for name in lines if (folder / "slides" / name / "slide.json").exists()]
+    failures |= {name: "failed in another process" for name in lines if name not in {*there, *failures}}
+    first = jax.process_index() == 0
+    if first:
+        write_failures(folder, failures)
+    if not there:
+        reason = next(iter(failures.values()))
+        raise InputError(f"{folder}: none of {len(lines)} slides could be sampled; the first: {reason}")
+    rows = StoredRows(folder, there)
+    n, channels = rows.shape
+    unit = "tokens" if settings.features.on == "tokens" else "tiles"
+    if n < max(settings.k):
+        raise InputError(
+            f"--k {max(settings.k)}: {len(there)} slides have {n} {unit}; choose fewer clusters or more tiles"
+        )
+    _log.info("%d %s of %d slides, %d channels", n, unit, len(there), channels)
+    small = 2 * n * channels <= IN_MEMORY
+    results = kmeans_stream.fit(
+        rows[slice(0, n)] if small else rows,
+        settings.k,
+        key=jax.random.key(settings.seed),
+        algorithm=settings.algorithm,
+        spherical=settings.spherical,
+        restarts=settings.restarts,
+        report=clustering,
+    )
+    results = {k: _by_size(result) for k, result in results.items()}
+    card = encoder.card
+    origin = Provenance(
+        encoder=card.name,
+        weights_hash=card.weights_hash,
+        layer=card.layer,
+        mpp=settings.features.mpp,
+        tiles=sum(len(record.boxes) for record in rows.records),
+        seed=settings.seed,
+        source=f"{source or 'a cohort'}: {n} {unit} of {len(there)} slides"
+        + (", spherical" if settings.spherical else ""),
+    )
+    books = {k: Codebook(result.centers, origin) for k, result in results.items()}
+    if first:
+        sites = [lines[record.slide_id].site for record in rows.records]
+        made = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        stride = card.stride / tile_side(settings.features, card)
+        write_card(
+            card_folder(path),
+            Card(
+                title=path.stem,
+                unit=unit,
+                rows=n,
+                slides=len(there),
+                failed=len(failures),
+                settings={
+                    **{
+                        name: made[name]
+                        for name in ("encoder", "layer", "mpp", "tile", "tiles", "on", "dtype")
+                    },
+                    "algorithm": settings.algorithm,
+                    "spherical": settings.spherical,
+                    "restarts": settings.restarts,
+                    "seed": settings.seed,
+                    "source": origin.source,
+                },
+                of_k=[_of_k(k, results[k], books[k], rows, sites, stride) for k in sorted(results)],
+            ),
+        )
+        save_all(path, books)
+    _meet("written")
+    return FitOutcome(books, len(there), failures, card_folder(path))
+
+
+def _meet(name: str) -> None:
+    """Wait for every process of the job to come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"fseg-fit-{name}")
+
+
+def _by_size(result: kmeans_stream.StreamResult) -> kmeans_stream.StreamResult:
+    """Clusters numbered from the largest down, which is how their legend reads."""
+    order = np.argsort(-np.bincount(result.labels, minlength=len(result.centers)), kind="stable")
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order))
+    return result._replace(centers=result.centers[order], labels=place[result.labels])
+
+
+def _of_k(
+    k: int,
+    result: kmeans_stream.StreamResult,
+    book: Codebook,
+    rows: StoredRows,
+    sites: Sequence[str],
+    stride: float,
+) -> KCard:
+    order = np.lexsort((result.distances, result.labels))
+    counts = np.bincount(result.labels, minlength=k)
+    begins = np.cumsum([0, *counts])[:-1]
+    nearest = [order[b : b + min(NEAREST, c)] for b, c in zip(begins, counts, strict=True)]
+    pictures = iter(rows.pictures(np.concatenate(nearest), stride))
+    owners = rows.slide_of(np.arange(len(result.labels)))
+    return KCard(
+        k=k,
+        inertia=result.inertia,
+        iterations=result.iterations,
+        counts=counts,
+        nearest=[[next(pictures) for _ in some] for some in nearest],
+        names=[[rows.records[i].slide_id for i in rows.slide_of(some)] for some in nearest],
+        warnings=find_warnings(
+            book.centers, result.labels, owners, [r.slide_id for r in rows.records], sites
+        ),
+    )

@@ -1,0 +1,306 @@
+"""The manifest of a cohort: which slides, each under an id of its own, and what is known of them.
+
+A manifest is a CSV file with a header, on disk or at ``s3://`` or ``gs://``:
+
+    slide_id,path,mpp,tissue,site,split
+    A-017,scans/A-017.svs,,,Leeds,train
+    B-003,/archive/B-003.tif,0.25,masks/B-003.geojson,Oslo,test
+
+``slide_id`` and ``path`` are needed; an empty cell of the rest says nothing. Relative paths are relative to
+the manifest. A folder is a manifest of the slides directly in it, a glob of what it matches, and their ids
+are the files' names without suffixes.
+"""
+
+import csv
+import io
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import tensorstore as ts
+
+from fseg_jax.cohort.storage import bucket_spec
+from fseg_jax.errors import InputError
+from fseg_jax.slides.formats import is_plausible, one_line
+from fseg_jax.slides.reader import open_slide, slide_name
+
+_log = logging.getLogger(__name__)
+
+COLUMNS = ("slide_id", "path", "mpp", "tissue", "site", "split")
+# What a folder's files must end in to be slides; a glob and a table take what they name.
+SUFFIXES = (
+    *(".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".dcm", ".czi", ".ome.zarr"),
+    *(".tif", ".tiff", ".tf2", ".tf8", ".btf", ".png", ".jpg", ".jpeg", ".bmp", ".webp"),
+)
+_LONGEST_ID = 180  # bytes: outputs add their suffixes, and file systems end at 255
+_PATIENCE = 60  # seconds that a cloud store may take; its client tries again and again by itself
+_HEADER_THREADS = 8
+
+
+@dataclass(frozen=True)
+class ManifestSlide:
+    """A slide of a cohort.
+
+    ``mpp`` is µm per level-0 pixel, instead of the file's own; ``tissue`` a file that marks it, ``"all"`` or
+    ``"find"``, or empty; ``site`` and ``split`` are free names, or empty. ``line`` is where the manifest says
+    so, 0 in a folder or a glob.
+    """
+
+    slide_id: str
+    path: Path
+    mpp: float | None = None
+    tissue: str = ""
+    site: str = ""
+    split: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class _Problem:
+    line: int
+    text: str
+
+
+def load_manifest(
+    source: str | Path, *, sample_check: bool = False, slides_needed: bool = True
+) -> tuple[ManifestSlide, ...]:
+    """Read a manifest whole, and every slide of it, in its order.
+
+    ``source`` is a CSV file, a folder or a glob (see the module); CSV may be separated by commas, semicolons
+    or tabs. ``sample_check`` also opens each slide's header; without ``slides_needed`` slides may be gone.
+    Raises one ``InputError`` that lists every problem with its line.
+    """
+    name = str(source)
+    slides, problems = _read(name, slides_needed)
+    if sample_check:
+        problems += _unreadable(slides)
+    if problems:
+        problems.sort(key=lambda problem: problem.line)
+        said = [f"  line {p.line}: {p.text}" if p.line else f"  {p.text}" for p in problems]
+        many = "1 problem" if len(said) == 1 else f"{len(said)} problems"
+        raise InputError("\n".join([f"{name}: {many}; nothing was started", *said]))
+    return tuple(slides)
+
+
+def select_split(
+    slides: tuple[ManifestSlide, ...], split: str | None, source: str | Path
+) -> tuple[ManifestSlide, ...]:
+    """The slides of one split of a manifest, all of them where ``split`` is None; InputError if there are
+    none."""
+    if split is None:
+        return slides
+    chosen = tuple(slide for slide in slides if slide.split == split)
+    if not chosen:
+        held = sorted({slide.split for slide in slides if slide.split})
+        there = f"it has {', '.join(held)}" if held else "its column split is empty or missing"
+        raise InputError(f"{source}: no slide of the split {split!r}; {there}")
+    return chosen
+
+
+def read_bytes(location: str) -> bytes:
+    """The content of a file on disk or of an object at ``s3://BUCKET/KEY`` or ``gs://BUCKET/KEY``."""
+    if not is_remote(location):
+        try:
+            return Path(location).read_bytes()
+        except FileNotFoundError:
+            raise InputError(
+                f"{location}: no such file; a manifest is a CSV file, a folder or a glob of slides"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{location}: cannot be read ({error.strerror or error})") from error
+    try:
+        folder, _, key = location.rpartition("/")
+        store = ts.KvStore.open(bucket_spec(folder + "/")).result(timeout=_PATIENCE)
+        found = store.read(key).result(timeout=_PATIENCE)
+    except TimeoutError:
+        raise InputError(
+            f"{location}: no answer in {_PATIENCE} s; look at the network and the store's credentials"
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{location}: cannot be read ({one_line(error)})") from error
+    if found.state != "value":
+        raise InputError(f"{location}: there is no such object")
+    return found.value
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is an object's of a cloud store, not a path's."""
+    return urlsplit(location).scheme in ("s3", "gs")
+
+
+def _read(name: str, slides_needed: bool) -> tuple[list[ManifestSlide], list[_Problem]]:
+    if not is_remote(name):
+        path = Path(name)
+        if path.is_dir():
+            return _named(_in_folder(path))
+        if has_magic(name) and not path.exists():
+            return _named(_matching(name))
+    return _table(name, read_bytes(name), slides_needed)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
+    slides = [p for p in inside if not p.name.startswith(".") and p.name.lower().endswith(SUFFIXES)]
+    slides = [p for p in slides if p.is_dir() == p.name.lower().endswith(".ome.zarr")]
+    if not slides:
+        raise InputError(f"{folder}: no slides in it; a glob looks deeper: '{folder}/**/*.svs', in quotes")
+    return slides
+
+
+def _matching(pattern: str) -> list[Path]:
+    found = sorted(Path(path) for path in glob(pattern, recursive=True))  # noqa: PTH207, of any root
+    # Folders are matched on the way to files (and .mrxs slides come with one); OME-Zarr slides are folders.
+    found = [p for p in found if not p.is_dir() or p.name.lower().endswith(".zarr")]
+    if not found:
+        raise InputError(f"{pattern}: matches no file")
+    return found
+
+
+def _named(paths: list[Path]) -> tuple[list[ManifestSlide], list[_Problem]]:
+    """Slides named by their files, with what is wrong with the names."""
+    slides, problems, seen = [], [], _Seen()
+    for path in paths:
+        slide = ManifestSlide(slide_name(path), path)
+        problems += [_Problem(0, f"{path}: {text}") for text in seen.wrong(slide.slide_id, str(path))]
+        slides.append(slide)
+    return slides, problems
+
+
+class _Seen:
+    """The slide ids so far, and where each was."""
+
+    def __init__(self) -> None:
+        self._where: dict[str, str] = {}
+
+    def wrong(self, slide_id: str, where: str) -> Iterator[str]:
+        """What is wrong with the next id: it names outputs, so it must be a file name, and no other's."""
+        printable = slide_id.isprintable()
+        if not slide_id:
+            yield "no slide_id"
+        elif not printable or any(c in slide_id for c in '/\\:*?"<>|') or slide_id.startswith("."):
+            yield (
+                f"slide_id {slide_id!r} names files: it must not begin with a point, nor hold "
+                '/ \\ : * ? " < > | or control characters'
+            )
+        elif slide_id[-1] in " .":
+            yield f"slide_id {slide_id!r} names files: it must not end with a point or a space"
+        elif len(slide_id.encode("utf-8", "replace")) > _LONGEST_ID:
+            yield f"slide_id {slide_id[:40]!r}… is too long: {_LONGEST_ID} bytes at most"
+        # Two ids that differ in case are one file on macOS and Windows.
+        elif (before := self._where.setdefault(slide_id.casefold(), where)) != where:
+            yield f"the slide_id {slide_id!r} is also that of {before}"
+
+
+def _table(name: str, content: bytes, slides_needed: bool) -> tuple[list[ManifestSlide], list[_Problem]]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{name}: line {line} is not UTF-8; save the table as CSV in UTF-8") from None
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        rows = list(_lines(reader))
+    except csv.Error as error:
+        raise InputError(f"{name}: line {reader.line_num} is not CSV ({error})") from None
+    columns = [cell.strip().lower() for cell in rows[0][1]] if rows else []
+    if missing := [column for column in COLUMNS[:2] if column not in columns]:
+        raise InputError(
+            f"{name}: no column {' and no column '.join(missing)} in its first line; a manifest is CSV with "
+            f"the columns {', '.join(COLUMNS[:2])} and, if wanted, {', '.join(COLUMNS[2:])}"
+        )
+    if twice := [column for column, count in Counter(columns).items() if count > 1 and column in COLUMNS]:
+        raise InputError(f"{name}: two columns are called {twice[0]}; keep one")
+    if ignored := [column for column in columns if column and column not in COLUMNS]:
+        _log.warning("%s: columns that mean nothing here: %s", name, ", ".join(ignored))
+    if len(rows) == 1:
+        raise InputError(f"{name}: no slides, only a header")
+    slides: list[ManifestSlide] = []
+    problems: list[_Problem] = []
+    seen = _Seen()
+    for line, cells in rows[1:]:
+        if len(cells) != len(columns):
+            problems.append(_Problem(line, f"{len(cells)} cells, but the header has {len(columns)}"))
+            continue
+        row = {c: v.strip() for c, v in zip(columns, cells, strict=True) if c in COLUMNS}
+        wrong = list(seen.wrong(row["slide_id"], f"line {line}"))
+        slide = _slide(name, row, line, wrong, slides_needed)
+        problems += [_Problem(line, text) for text in wrong]
+        slides.append(slide)
+    return slides, problems
+
+
+def _lines(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """The records that are not blank, with the line each begins at."""
+    line = 1
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            yield line, cells
+        line = reader.line_num + 1
+
+
+def _slide(name: str, row: dict[str, str], line: int, wrong: list[str], slides_needed: bool) -> ManifestSlide:
+    """One line as a slide; what is wrong with it is added to ``wrong``."""
+    path = _located(name, row["path"], "path", wrong, needed=slides_needed)
+    tissue = row.get("tissue", "")
+    if tissue and tissue not in ("find", "all"):
+        tissue = str(_located(name, tissue, "tissue", wrong))
+    mpp = None
+    if said := row.get("mpp"):
+        try:
+            mpp = float(said)
+        except ValueError:
+            mpp = math.nan
+        if not is_plausible(mpp):
+            wrong.append(f"mpp {said}: must be µm per level-0 pixel, from 0.05 to 20, as 0.25 for 40×")
+    return ManifestSlide(row["slide_id"], path, mpp, tissue, row.get("site", ""), row.get("split", ""), line)
+
+
+def _located(name: str, said: str, column: str, wrong: list[str], *, needed: bool = True) -> Path:
+    """Where a cell points to, relative to the manifest, and whether it is there where it is needed."""
+    path = Path(said)
+    if not said:
+        wrong.append(f"no {column}")
+    elif is_remote(said):
+        wrong.append(f"{column} {said}: slides are read from a disk; mount the bucket or copy them")
+    elif "\0" in said:
+        wrong.append(f"{column} {said!r}: no path has such a character")
+    elif is_remote(name):
+        if not path.is_absolute():
+            wrong.append(f"{column} {said}: in a manifest of a bucket, paths must be absolute")
+        elif needed and not path.exists():
+            wrong.append(f"{column} {said}: no such file")
+    else:
+        path = Path(name).parent / path
+        if needed and not path.exists():
+            wrong.append(f"{column} {said}: no such file{'' if Path(said).is_absolute() else f' ({path})'}")
+    return path
+
+
+def _unreadable(slides: list[ManifestSlide]) -> list[_Problem]:
+    """What is wrong with the slides whose files are there, by their headers."""
+
+    def wrong(slide: ManifestSlide) -> _Problem | None:
+        try:
+            open_slide(slide.path, slide.mpp).close()
+        except InputError as error:
+            text, _, advice = str(error).partition("; give it with --mpp-override")
+            in_table = "; give it in the column mpp, as 0.5 for 20×, 0.25 for 40×"
+            return _Problem(slide.line, text + in_table if slide.line and advice else str(error))
+        return None
+
+    there = [slide for slide in slides if "\0" not in str(slide.path) and slide.path.exists()]
+    there = [slide for slide in there if slide.mpp is None or is_plausible(slide.mpp)]
+    with ThreadPoolExecutor(_HEADER_THREADS, thread_name_prefix="fseg-check") as pool:
+        return [problem for problem in pool.map(wrong, there) if problem is not None]

@@ -1,0 +1,521 @@
+"""A cohort: every slide of a manifest, each a unit of work of its own, resumed after any failure.
+
+Below the place for results, a slide ``NAME`` has what ``fseg segment`` writes of it, published in one step:
+the record ``NAME.json`` comes last, and states in ``settings_hash`` all that the result depends on. What
+differs from one run of the same slide to the next, when and how fast it was made, is in ``timings/``; why a
+slide failed, in ``failures/``. ``cohort.json`` says what settings the place is for, so that two runs never
+mix theirs.
+
+``run_slide`` is the worker: it knows the place and one slide, and nothing of what runs it. ``run_cohort``
+gives slides to an engine (``engines.py``) and keeps the books.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from fseg_jax.codebook import Codebook
+from fseg_jax.cohort import features, worker
+from fseg_jax.cohort.manifest import ManifestSlide
+from fseg_jax.cohort.publish import BusyError, Clock
+from fseg_jax.cohort.storage import Storage, open_storage
+from fseg_jax.cohort.worker import SUFFIXES, Report, Settings
+from fseg_jax.encoders.encoder import Encoder, EncoderCard
+from fseg_jax.encoders.load import load_encoder
+from fseg_jax.errors import InputError, OutputError
+from fseg_jax.outputs import report as reports
+from fseg_jax.slides.formats import one_line
+from fseg_jax.slides.reader import open_slide
+
+_log = logging.getLogger(__name__)
+
+AGREED = "cohort.json"
+_RESERVED = ("cohort", "areas", "failures")  # their tables would be taken for a slide's
+_NAMED = 5  # slides named in a message
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all slides of a run have in common; it travels to workers on other machines.
+
+    ``keep_features`` keeps every slide's token features beside its results. ``features`` is a place where an
+    earlier run kept them: slides are then segmented from there, and neither they nor the encoder are opened.
+    """
+
+    out: str
+    encoder: str
+    settings: Settings
+    weights: str | None = None
+    dtype: str = "float32"
+    codebook: Codebook | None = None
+    keep_features: bool = False
+    features: str | None = None
+
+
+def from_features(job: Job) -> Job:
+    """The same job with what its features were made with, as their place says."""
+    made = _kept_with(str(job.features))
+    try:
+        settings, encoder = made["settings"], made["encoder"]["name"]
+        given = {name: settings[name] for name in ("mpp", "tile", "halo", "tissue", "mpp_override")}
+        own = replace(job.settings, **given)
+        return replace(job, encoder=encoder, dtype=settings["dtype"], settings=own)
+    except (LookupError, TypeError):
+        raise InputError(f"{job.features}/{AGREED}: damaged; run with --keep-features again") from None
+
+
+class Outcome(NamedTuple):
+    """What became of a slide: ``done``, ``already`` (by another run), ``busy`` (another run is at it),
+    ``failed``, or ``stopped``, for a reason that stops every other slide too."""
+
+    slide_id: str
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+class Engine(Protocol):
+    """What runs workers. It returns outcomes as they come, and starts nothing more once it is closed."""
+
+    def describe(self, job: Job) -> EncoderCard:
+        """The encoder's card, from where workers run; ``InputError`` where it cannot be loaded there."""
+
+    def run(self, job: Job, slides: Sequence[ManifestSlide], wait_for_others: bool) -> Iterator[Outcome]:
+        """``run_slide`` for each slide; a worker that dies is a failure of its slide."""
+
+
+class Summary(NamedTuple):
+    """How a run ended: slides of the manifest (or the shard) by what they are now."""
+
+    slides: int
+    done: int
+    failed: dict[str, str]
+    other: list[str]
+
+    def line(self, out: str) -> str:
+        """It in one line."""
+        said = f"{self.done} of {self.slides} slides done"
+        if self.failed:
+            said += f", {len(self.failed)} failed ({out}/failures.csv says why)"
+        if self.other:
+            said += f", {len(self.other)} left as they are, from other settings (--redo runs them again)"
+        return said
+
+
+def run_cohort(
+    slides: Sequence[ManifestSlide],
+    job: Job,
+    engine: Engine,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    redo: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Summary:
+    """Segment what is missing of a cohort, and bring its tables and its report up to date.
+
+    ``shard`` (i, n) takes every n-th slide from the i-th on. Slides that were run with other settings are
+    named and left, or with ``redo`` run again. Raises ``InputError`` before anything is run where the place
+    is for other settings, and ``OutputError`` as soon as nothing can be written there any more.
+    """
+    if taken := [slide.slide_id for slide in slides if slide.slide_id.casefold() in _RESERVED]:
+        raise InputError(f"the slide_id {taken[0]!r} is that of a cohort's own table; give it another")
+    mine = list(slides[shard[0] :: shard[1]])
+    card = engine.describe(job)
+    if job.codebook is not None:
+        job.codebook.check(card.name, card.channels, card.weights_hash)
+    storage = open_storage(job.out)
+    before = _survey(storage, job, card, mine)
+    agree(storage, job, card, before, redo)
+    storage.sweep()
+    if before.other:
+        tell(f"{_some(before.other)}: run with other settings" + ("; run again" if redo else ""))
+    todo = [s for s in mine if s.slide_id not in before.done and (redo or s.slide_id not in before.other)]
+    tell(f"{len(before.done)} of {len(mine)} slides are done, {len(todo)} to do")
+    if job.keep_features and todo:
+        settings = replace(job.settings, mpp=worker.working_mpp(card, job.settings, job.codebook))
+        size = features.at_most([(s.path, settings_of(s, job).mpp_override) for s in todo], card, settings)
+        tell(
+            f"features to keep: {_bytes(size)} at most, if all of the slides were tissue; zstd makes it less"
+        )
+    failed_before = set(storage.names("failures"))
+    failed: dict[str, str] = {}
+    count = 0
+    waiting: list[ManifestSlide] = []
+
+    def outcomes() -> Iterator[Outcome]:
+        yield from engine.run(job, todo, False)
+        if waiting:
+            tell(f"{len(waiting)} slides are with another run: waiting for it")
+            yield from engine.run(job, list(waiting), True)
+
+    by_id = {slide.slide_id: slide for slide in mine}
+    for outcome in outcomes() if todo else ():
+        name, status, reason, seconds = outcome
+        if status == "busy":
+            waiting.append(by_id[name])
+            continue
+        if status == "stopped":
+            raise OutputError(reason)
+        count += 1
+        at = f"[{count}/{len(todo)}] {name}"
+        key = f"failures/{name}.json"
+        if status == "failed":
+            failed[name] = reason
+            told = {"slide_id": name, "path": str(by_id[name].path), "reason": reason}
+            storage.write(key, _json(told))
+            tell(f"{at}: failed: {reason}")
+        else:
+            if key in failed_before:
+                storage.delete(key)
+            tell(f"{at}: {'done by another run' if status == 'already' else f'{seconds:.1f} s'}")
+    storage.sweep()  # of what workers that died were at
+    other = [] if redo else before.other
+    conclude(storage, job, card, slides, whole=shard[1] == 1)
+    return Summary(len(mine), len(mine) - len(failed) - len(other), failed, other)
+
+
+# ------------------------------------------------------------------------------------------- one slide
+
+
+def run_slide(
+    job: Job,
+    slide: ManifestSlide,
+    *,
+    wait: bool = False,
+    report: Report = lambda phase, done, total: None,
+) -> Outcome:
+    """Segment one slide of a cohort and publish it. Whatever goes wrong with it comes back as an outcome."""
+    name = slide.slide_id
+    clock = Clock()
+    try:
+        return _run_slide(job, slide, wait, clock, report)
+    except BusyError:
+        return Outcome(name, "busy")
+    except OutputError as error:
+        return Outcome(name, "stopped", str(error))
+    except InputError as error:
+        return Outcome(name, "failed", " ".join(str(error).split()))
+    except MemoryError:
+        return Outcome(name, "failed", "out of memory: choose a smaller --batch or --tile")
+    except Exception as error:  # one slide must not end the others
+        _log.info("%s: %s", name, error, exc_info=True)
+        return Outcome(name, "failed", f"{type(error).__name__}: {one_line(error)}")
+
+
+def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, report: Report) -> Outcome:
+    storage = open_storage(job.out)
+    name, record_key = slide.slide_id, f"{slide.slide_id}.json"
+    with storage.workplace(name, wait=wait) as folder:
+        card, settings = card_of(job), settings_of(slide, job)
+        digest, kept_as = settings_hash(job, card, settings), features_hash(job, card, settings)
+        if _is_done(storage, job, name, digest, kept_as, storage.read(record_key)):
+            return Outcome(name, "already")
+        with ExitStack() as open_things:
+            if job.features:
+                plan, tokens = features.open_kept(open_storage(job.features), name, settings, kept_as)
+                worker.warn_of_mpp(name, plan.mpp, job.codebook)
+            else:
+                opened = open_things.enter_context(open_slide(slide.path, settings.mpp_override))
+                opened.name = name
+                plan = worker.lay_out(opened, card, settings, job.codebook)
+                encoder = loaded_encoder(job.encoder, job.weights, job.dtype)
+                tokens = worker.encoded(opened, plan, encoder, settings)
+            clock.lap("tissue")
+            book, labelled = job.codebook, tokens
+            if book is None:
+                book = worker.fit_codebook(plan, tokens, card, settings, report)
+                clock.lap("codebook")
+            if job.keep_features:
+                keeper = features.writer(folder, plan, card, {"features_hash": kept_as, "dtype": job.dtype})
+                labelled = features.keeping(tokens, keeper)
+            record = worker.segment(plan, labelled, card, book, settings, folder, clock, report)
+            if job.keep_features:
+                keeper.close()
+        # When and how fast is kept apart: records of two runs are the same bytes.
+        timing = {
+            "seconds": record.pop("seconds"),
+            "tiles_per_second": record.pop("tiles_per_second"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        record |= {"dtype": job.dtype, "settings_hash": digest}
+        (folder / record_key).write_bytes(_json(record))
+        picture = reports.thumbnail(plan.image, folder / f"{name}.ome.zarr")
+        if _hash_in(storage.read(AGREED)) != agreed_hash(job, card):
+            raise OutputError(f"{job.out}: another run has begun there with other settings; this one ends")
+        storage.write(f"thumbnails/{name}.jpg", picture)
+        storage.write(f"timings/{name}.json", _json(timing))
+        suffixes = (*SUFFIXES, features.SUFFIX) if job.keep_features else SUFFIXES
+        storage.publish(folder, [f"{name}{suffix}" for suffix in suffixes])
+    return Outcome(name, "done", seconds=sum(timing["seconds"].values()))
+
+
+@lru_cache(maxsize=1)
+def loaded_encoder(name: str, weights: str | None, dtype: str) -> Encoder:
+    """The encoder, loaded once a process."""
+    return load_encoder(name, weights=weights, dtype=dtype)
+
+
+def card_of(job: Job) -> EncoderCard:
+    """The encoder's card: its own, or as it is kept with its features."""
+    if job.features is None:
+        return loaded_encoder(job.encoder, job.weights, job.dtype).card
+    try:
+        said = _kept_with(job.features)["encoder"]
+        return EncoderCard(**{**said, "mean": tuple(said["mean"]), "std": tuple(said["std"])})
+    except (LookupError, TypeError):
+        raise InputError(f"{job.features}/{AGREED}: damaged; run with --keep-features again") from None
+
+
+@lru_cache(maxsize=1)
+def _kept_with(place: str) -> dict[str, Any]:
+    """What the place of kept features says of itself."""
+    data = open_storage(place).read(AGREED)
+    if data is None:
+        raise InputError(f"{place}: no cohort is there; run one with --keep-features first")
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise InputError(f"{place}/{AGREED}: damaged; run with --keep-features again") from None
+
+
+def _is_done(storage: Storage, job: Job, name: str, digest: str, kept_as: str, record: bytes | None) -> bool:
+    """Whether a slide's results are there, and its features if they are to be kept."""
+    if _hash_in(record) != digest:
+        return False
+    if not job.keep_features:
+        return True
+    group = storage.read(f"{name}{features.SUFFIX}/zarr.json")
+    return _stated(group, "attributes", "fseg", "features_hash") == kept_as
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def settings_of(slide: ManifestSlide, job: Job) -> Settings:
+    """The settings for a slide: the run's, with what the manifest says of it."""
+    own = job.settings
+    mpp = own.mpp_override if slide.mpp is None else slide.mpp
+    return replace(own, tissue=slide.tissue or own.tissue, mpp_override=mpp)
+
+
+def settings_hash(job: Job, card: EncoderCard, settings: Settings) -> str:
+    """SHA-256 of everything that a slide's result depends on, but the slide."""
+    return _digest({**_what(job, card), "tissue": _tissue(settings), "mpp_override": settings.mpp_override})
+
+
+def features_hash(job: Job, card: EncoderCard, settings: Settings) -> str:
+    """SHA-256 of everything that a slide's features depend on, but the slide."""
+    what = _what(job, card)
+    own = {name: what[name] for name in ("encoder", "weights", "layer", "dtype", "mpp", "tile", "halo")}
+    where = {"tissue": _tissue(settings), "mpp_override": settings.mpp_override}
+    return _digest({**own, **where, "format": features.FORMAT, "features": features.DTYPE})
+
+
+def agreed_hash(job: Job, card: EncoderCard) -> str:
+    """SHA-256 of everything that the results of a whole cohort depend on."""
+    return settings_hash(job, card, job.settings)
+
+
+def _what(job: Job, card: EncoderCard) -> dict[str, Any]:
+    settings, book = job.settings, job.codebook
+    return {
+        "format": worker.FORMAT,
+        "encoder": card.name,
+        "weights": card.weights_hash,
+        "layer": card.layer,
+        "dtype": job.dtype,
+        "codebook": book.hash if book else None,
+        "k": book.k if book else settings.k,
+        "mode": settings.mode,
+        "resize": settings.resize,
+        "concepts": settings.concepts if settings.mode == "assign" else None,
+        "mpp": worker.working_mpp(card, settings, book),
+        "tile": settings.tile or card.tile,
+        "halo": settings.halo,
+        "seed": settings.seed,
+        "features": settings.features,
+    }
+
+
+def _tissue(settings: Settings) -> str:
+    if settings.tissue in ("find", "all"):
+        return settings.tissue
+    try:
+        return hashlib.sha256(Path(settings.tissue).read_bytes()).hexdigest()
+    except OSError:
+        return "unreadable"  # its slide fails, and says so
+
+
+def agree(storage: Storage, job: Job, card: EncoderCard, before: "_Survey", redo: bool) -> None:
+    """See that the place is for these settings, or with ``redo`` make it so."""
+    what = _what(job, card) | {"tissue": _tissue(job.settings), "mpp_override": job.settings.mpp_override}
+    ours = {"settings_hash": _digest(what), "settings": what, "encoder": asdict(card)}
+    if storage.create(AGREED, _json(ours)):
+        return
+    try:
+        theirs = json.loads(storage.read(AGREED) or b"")
+        same = theirs["settings_hash"] == ours["settings_hash"]
+        differs = [key for key in what if theirs["settings"].get(key) != what[key]]
+        said = ", ".join(f"{key} was {_short(theirs['settings'].get(key))}" for key in differs)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise InputError(f"{storage.url}/{AGREED}: damaged; choose another folder") from None
+    if same:
+        return
+    if not redo:
+        named = f": {_some(before.other)}" if before.other else ""
+        raise InputError(
+            f"{storage.url} is of other settings ({said}){named}; --redo runs these slides again, "
+            "-o with another place keeps both"
+        )
+    storage.write(AGREED, _json(ours))
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 40 else f"{value}"
+
+
+class _Survey(NamedTuple):
+    """Slides of which there are results: of these settings, and of others."""
+
+    done: set[str]
+    other: list[str]
+
+
+def _survey(storage: Storage, job: Job, card: EncoderCard, slides: Iterable[ManifestSlide]) -> _Survey:
+    slides = list(slides)
+    found = storage.read_all([f"{slide.slide_id}.json" for slide in slides])
+    done, other = set(), []
+    for slide in slides:
+        if (data := found.get(f"{slide.slide_id}.json")) is None:
+            continue
+        settings = settings_of(slide, job)
+        digest = settings_hash(job, card, settings)
+        if _hash_in(data) != digest:
+            other.append(slide.slide_id)
+        elif _is_done(storage, job, slide.slide_id, digest, features_hash(job, card, settings), data):
+            done.add(slide.slide_id)
+    return _Survey(done, other)
+
+
+def _hash_in(record: bytes | None) -> str | None:
+    return _stated(record, "settings_hash")
+
+
+def _stated(data: bytes | None, *keys: str) -> Any:
+    """What JSON says under some keys, one in another; None where it does not."""
+    try:
+        value = json.loads(data or b"null")
+        for key in keys:
+            value = value[key]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return value
+
+
+# ------------------------------------------------------------------------------------------ the books
+
+
+def conclude(
+    storage: Storage, job: Job, card: EncoderCard, slides: Sequence[ManifestSlide], *, whole: bool
+) -> None:
+    """Write failures.csv, areas.csv and, once every slide is done or has failed, report.html.
+
+    Slides of other settings are in none of them. Other shards may finish in the same moment: what is written
+    is looked at again until it is true.
+    """
+    seen = None
+    while True:
+        failures = storage.read_all(storage.names("failures"))
+        records = storage.read_all([f"{slide.slide_id}.json" for slide in slides])
+        now = (sorted(failures.items()), sorted(records.items()))
+        if now == seen:
+            return
+        seen = now
+        made = {
+            slide.slide_id: json.loads(records[f"{slide.slide_id}.json"])
+            for slide in slides
+            if _hash_in(records.get(f"{slide.slide_id}.json"))
+            == settings_hash(job, card, settings_of(slide, job))
+        }
+        missing = {slide.slide_id for slide in slides} - made.keys()
+        told = [json.loads(data) for _, data in sorted(failures.items())]
+        reasons = [reason for reason in told if reason["slide_id"] in missing]
+        storage.write("failures.csv", _table(["slide_id", "path", "reason"], reasons))
+        if not whole and len(made) + len(reasons) < len(slides):
+            continue  # the last shard writes the rest
+        storage.write("areas.csv", _areas(slides, made))
+        timings = storage.read_all([f"timings/{name}.json" for name in made])
+        pictures = storage.read_all([f"thumbnails/{name}.jpg" for name in made])
+        page = reports.render(
+            slides=[
+                reports.Slide(
+                    s.slide_id,
+                    s.site,
+                    s.split,
+                    made.get(s.slide_id),
+                    json.loads(timings.get(f"timings/{s.slide_id}.json", b"null")),
+                    pictures.get(f"thumbnails/{s.slide_id}.jpg"),
+                )
+                for s in slides
+            ],
+            failures=reasons,
+            settings=_what(job, card),
+            encoder=asdict(card),
+            codebook=asdict(job.codebook.provenance) if job.codebook else None,
+        )
+        storage.write("report.html", page.encode())
+
+
+def _areas(slides: Sequence[ManifestSlide], made: dict[str, Any]) -> bytes:
+    clusters = list(dict.fromkeys(name for record in made.values() for name in record["areas_mm2"]))
+    head = ["slide_id", "site", "split", "tissue_mm2", *clusters]
+    rows = [
+        {
+            "slide_id": slide.slide_id,
+            "site": slide.site,
+            "split": slide.split,
+            "tissue_mm2": made[slide.slide_id]["tissue_mm2"],
+            **made[slide.slide_id]["areas_mm2"],
+        }
+        for slide in slides
+        if slide.slide_id in made
+    ]
+    return _table(head, rows)
+
+
+def _table(head: list[str], rows: Iterable[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    table = csv.DictWriter(text, head, lineterminator="\n", restval="")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"
+
+
+def _some(names: Sequence[str]) -> str:
+    said = ", ".join(names[:_NAMED])
+    return said if len(names) <= _NAMED else f"{said} and {len(names) - _NAMED} more"
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,240 @@
+"""Where a cohort's results go: a folder, or a bucket at ``s3://`` or ``gs://`` by tensorstore's drivers.
+
+A key is a path below that place. ``s3://`` finds its credentials as AWS's own tools do, and stores other than
+AWS's by ``AWS_ENDPOINT_URL``. Everything raises ``OutputError`` where the place cannot be read or written.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import tensorstore as ts
+
+from fseg_jax.cohort import publish
+from fseg_jax.errors import OutputError
+
+_AT_ONCE = 32  # requests to a bucket
+_RETRIES = {"max_retries": 8, "initial_delay": "500ms", "max_delay": "16s"}  # a minute, then it is refused
+_CONTEXT = ts.Context({"s3_request_retries": _RETRIES, "gcs_request_retries": _RETRIES})
+
+
+class Storage(Protocol):
+    """A place for results."""
+
+    url: str
+
+    def read(self, key: str) -> bytes | None:
+        """What is at a key; None where there is nothing."""
+
+    def read_all(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """What is at many keys, of those where there is something."""
+
+    def names(self, folder: str) -> list[str]:
+        """The keys right below a folder, sorted."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a key, whole or not at all."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a key where there is nothing yet; say whether it was."""
+
+    def delete(self, key: str) -> None:
+        """Remove a key, if it is there."""
+
+    def workplace(self, name: str, *, wait: bool = False) -> AbstractContextManager[Path]:
+        """A folder on disk to make the outputs of a name in. ``BusyError`` where another run makes them."""
+
+    def publish(self, folder: Path, keys: Sequence[str]) -> None:
+        """Put what a folder holds in place of what is at ``keys``; the first, the record, comes last."""
+
+    def spec(self, key: str) -> dict[str, Any]:
+        """A folder of keys, as tensorstore is told of it."""
+
+    def sweep(self) -> None:
+        """Remove what killed runs left half-done."""
+
+
+def open_storage(url: str) -> Storage:
+    """The place that a path or an address names; nothing is asked of it yet."""
+    return Bucket(url) if is_bucket(url) else Folder(Path(url))
+
+
+def is_bucket(url: str) -> bool:
+    """Whether this is an address in a cloud store, not a path."""
+    return urlsplit(url).scheme in ("s3", "gs")
+
+
+def bucket_spec(url: str) -> dict[str, Any]:
+    """An address as tensorstore is told of it, with what the environment says of S3."""
+    parts = urlsplit(url)
+    spec: dict[str, Any] = {
+        "driver": {"s3": "s3", "gs": "gcs"}[parts.scheme],
+        "bucket": parts.netloc,
+        "path": parts.path.lstrip("/"),
+    }
+    if parts.scheme == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if endpoint:
+            spec |= {"endpoint": endpoint, "aws_region": region or "us-east-1"}
+        elif region:
+            spec |= {"aws_region": region}
+        if os.environ.get("AWS_ACCESS_KEY_ID"):  # no other place is then looked into
+            spec |= {"aws_credentials": {"type": "environment"}}
+    return spec
+
+
+@contextmanager
+def _told(what: str, done: str = "written") -> Iterator[None]:
+    """What tensorstore says, with its requests and answers, as one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split(" [")[0].split())
+        raise OutputError(f"{what}: cannot be {done} ({said[:300]})") from error
+
+
+class Bucket:
+    """A folder in a bucket. There are no locks: what two runs of the same settings write is the same."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        with _told(self.url, "used"):
+            self._store = ts.KvStore.open(bucket_spec(self.url + "/"), context=_CONTEXT).result()
+
+    def read(self, key: str) -> bytes | None:
+        return self.read_all([key]).get(key)
+
+    def read_all(self, keys: Sequence[str]) -> dict[str, bytes]:
+        found = {}
+        with _told(self.url, "read"):
+            for start in range(0, len(keys), _AT_ONCE):
+                here = keys[start : start + _AT_ONCE]
+                futures = [self._store.read(key) for key in here]
+                for key, future in zip(here, futures, strict=True):
+                    if (result := future.result()).state == "value":
+                        found[key] = result.value
+        return found
+
+    def names(self, folder: str) -> list[str]:
+        with _told(self.url, "read"):
+            keys = self._store.list(ts.KvStore.KeyRange(f"{folder}/", f"{folder}0")).result()
+        return sorted(key.decode() for key in keys)
+
+    def write(self, key: str, data: bytes) -> None:
+        with _told(f"{self.url}/{key}"):
+            self._store.write(key, data).result()
+
+    def create(self, key: str, data: bytes) -> bool:
+        with _told(f"{self.url}/{key}"):
+            nothing = self._store.read(key).result()
+            if nothing.state == "value":
+                return False
+            written = self._store.write(key, data, if_equal=nothing.stamp.generation).result()
+            return bool(written.generation)
+
+    def delete(self, key: str) -> None:
+        with _told(f"{self.url}/{key}"):
+            self._store.write(key, None).result()
+
+    @contextmanager
+    def workplace(self, name: str, *, wait: bool = False) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="fseg-") as folder:
+            yield Path(folder)
+
+    def publish(self, folder: Path, keys: Sequence[str]) -> None:
+        with _told(self.url):
+            self._store.write(keys[0], None).result()
+            for key in keys[1:]:
+                self._store.write(key, None).result()
+                self._store.delete_range(ts.KvStore.KeyRange(f"{key}/", f"{key}0")).result()
+            files = [path for key in keys[1:] for path in _files(folder / key)]
+            for start in range(0, len(files), _AT_ONCE):
+                futures = [
+                    self._store.write(path.relative_to(folder).as_posix(), path.read_bytes())
+                    for path in files[start : start + _AT_ONCE]
+                ]
+                for future in futures:
+                    future.result()
+            self._store.write(keys[0], (folder / keys[0]).read_bytes()).result()
+
+    def spec(self, key: str) -> dict[str, Any]:
+        return bucket_spec(f"{self.url}/{key}/")
+
+    def sweep(self) -> None:
+        """Nothing is half-done in a bucket: an object is there or it is not."""
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or all files of a folder, ``zarr.json`` of a group after what it describes."""
+    if path.is_file():
+        return [path]
+    return sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: (-len(p.parts), p))
+
+
+class Folder:
+    """A folder on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = str(path)
+        self.path = path
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return (self.path / key).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise OutputError(f"{self.path / key}: cannot be read ({error.strerror or error})") from error
+
+    def read_all(self, keys: Sequence[str]) -> dict[str, bytes]:
+        found = ((key, self.read(key)) for key in keys)
+        return {key: data for key, data in found if data is not None}
+
+    def names(self, folder: str) -> list[str]:
+        inside = (self.path / folder).glob("[!.]*")
+        return sorted(f"{folder}/{path.name}" for path in inside)
+
+    def write(self, key: str, data: bytes) -> None:
+        target = self.path / key
+        with publish.partial_folder(target.name, target.parent, wait=True) as folder:
+            (folder / target.name).write_bytes(data)
+            (folder / target.name).replace(target)
+
+    def create(self, key: str, data: bytes) -> bool:
+        target = self.path / key
+        with publish.partial_folder(target.name, target.parent, wait=True) as folder:
+            (folder / target.name).write_bytes(data)
+            try:
+                os.link(folder / target.name, target)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links; the lock is held
+                if target.exists():
+                    return False
+                (folder / target.name).replace(target)
+        return True
+
+    def delete(self, key: str) -> None:
+        with _told(f"{self.path / key}"):
+            (self.path / key).unlink(missing_ok=True)
+
+    def workplace(self, name: str, *, wait: bool = False) -> AbstractContextManager[Path]:
+        return publish.partial_folder(name, self.path, wait=wait)
+
+    def publish(self, folder: Path, keys: Sequence[str]) -> None:
+        publish.move(folder, [self.path / key for key in keys])
+
+    def spec(self, key: str) -> dict[str, Any]:
+        return {"driver": "file", "path": f"{(self.path / key).absolute()}/"}
+
+    def sweep(self) -> None:
+        for folder in (self.path, *(path for path in self.path.glob("[!.]*") if path.name in LOGS)):
+            publish.sweep(folder)
+
+
+LOGS = ("failures", "timings", "thumbnails")  # folders of what is written about slides, a file each

@@ -1,0 +1,404 @@
+"""Features of tiles sampled from every slide of a cohort, slide by slide: what a codebook is fitted on.
+
+A folder of features holds ``settings.json``, what all of it was made with, and for each slide a folder
+``slides/SLIDE_ID`` that appears whole or not at all: ``features.zarr``, float16 or bfloat16 (rows,
+channels), not compressed, since it is read at every step of k-means and hardly shrinks; ``tiles.jpg``, the
+tiles in small, so that what a cluster looks like needs no slide; and ``slide.json``, where the tiles lie.
+What is there is not done again, whoever made it; folders are filled by any number of workers together.
+"""
+
+import csv
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import tensorstore as ts
+from jaxtyping import Float, Int
+from PIL import Image
+
+from fseg_jax.atomic import replacing
+from fseg_jax.cohort.manifest import ManifestSlide
+from fseg_jax.cohort.patches import tissue_share
+from fseg_jax.cohort.publish import made_with, partial_folder, slide_facts
+from fseg_jax.encoders.encoder import Encoder, EncoderCard
+from fseg_jax.errors import InputError, OutputError
+from fseg_jax.slides.formats import one_line
+from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
+from fseg_jax.slides.tissue import tissue_of
+
+FORMAT = 1  # of the folder: raised when what it holds changes
+MIN_TISSUE = 0.25  # of a tile's area
+TOKENS = 4  # drawn from each tile, where rows are tokens
+PICTURE, ACROSS, QUALITY = 96, 20, 80  # pixels of a tile in small, tiles in a line of them, JPEG's
+DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+SlideReport = Callable[[int, int, str], None]  # slides done, of how many, which is next
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How to sample slides; all but ``batch`` and ``threads`` affects the result.
+
+    ``tiles`` a slide at most, of ``tile`` pixels (the encoder's stride must divide it; None: 256 or the next
+    size below that it does) at ``mpp`` µm, do not overlap, and are drawn from the tissue by the slide's id.
+    A row is the average of a tile's tokens (``on="tiles"``, F-SEG §3.3), or one of four drawn from each tile
+    (``"tokens"``). ``tissue`` and ``mpp_override`` are for slides whose manifest does not say.
+    """
+
+    tiles: int = 200
+    tile: int | None = None
+    mpp: float = 1.0
+    on: str = "tiles"
+    tissue: str = "find"
+    mpp_override: float | None = None
+    dtype: str = "float16"
+    batch: int = 8
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class SlideRecord:
+    """A slide's place in the rows: ``boxes`` are its tiles' (y, x) in pixels of the settings' mpp; ``rows``
+    how many it has; ``per_tile`` rows belong to each tile in turn."""
+
+    slide_id: str
+    rows: int
+    per_tile: int
+    boxes: Int[np.ndarray, "t 2"]
+    tokens: Int[np.ndarray, "rows 2"] | None
+
+
+def tile_side(settings: FeatureSettings, card: EncoderCard) -> int:
+    """The tile's side for an encoder; InputError if its stride does not divide the one asked for."""
+    if settings.tile is None:
+        return 256 // card.stride * card.stride
+    if settings.tile < card.stride or settings.tile % card.stride:
+        near = max(1, round(settings.tile / card.stride)) * card.stride
+        raise InputError(
+            f"--tile {settings.tile}: must be a multiple of {card.name}'s stride, {card.stride}: try {near}"
+        )
+    return settings.tile
+
+
+def sample_cohort(
+    slides: Sequence[ManifestSlide],
+    folder: Path,
+    encoder: Encoder,
+    settings: FeatureSettings,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    report: SlideReport = lambda done, total, slide_id: None,
+) -> dict[str, str]:
+    """Sample and encode the slides that the folder does not hold yet; the failures, slide id to reason.
+
+    ``shard`` (i, n): every n-th slide from the i-th on, so that n workers do all of them. A slide that fails
+    is told, and does not stop the rest; another run tries it again. Raises ``InputError`` where the folder
+    was made with other settings, ``OutputError`` where it cannot be written.
+    """
+    prepare_folder(folder, encoder.card, settings, len(slides))
+    todo = [slide for slide in slides[shard[0] :: shard[1]] if not _done(folder, slide, settings)]
+    failures = {}
+    for i, line in enumerate(todo):
+        report(i, len(todo), line.slide_id)
+        try:
+            with open_slide(line.path, line.mpp or settings.mpp_override) as slide:
+                _sample_slide(line, slide, folder, encoder, settings)
+        except OutputError:
+            raise
+        except InputError as error:
+            failures[line.slide_id] = str(error)
+    report(len(todo), len(todo), "")
+    return failures
+
+
+def prepare_folder(folder: Path, card: EncoderCard, settings: FeatureSettings, slides: int) -> None:
+    """Make a folder of features, or check that one was made with these settings."""
+    wanted = _facts(card, settings)
+    path = folder / "settings.json"
+    if path.exists():
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({one_line(error)}); choose another --features"
+            ) from error
+        if different := [name for name in wanted if held.get(name) != wanted[name]]:
+            said = ", ".join(f"{n} {held.get(n)!r} there, {wanted[n]!r} here" for n in different)
+            raise InputError(
+                f"{folder}: features made with other settings ({said}); choose another --features"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is something else than a folder of features; choose another --features")
+    try:
+        (folder / "slides").mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+    needed = expected_bytes(slides, card, settings)
+    if free < needed:
+        raise OutputError(
+            f"{folder}: {free / 1e9:.1f} GB are free, and {slides} slides may take {needed / 1e9:.1f} GB; "
+            "choose another --features, or fewer --tiles-per-slide"
+        )
+    with replacing(path) as part:
+        part.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+
+
+def expected_bytes(slides: int, card: EncoderCard, settings: FeatureSettings) -> int:
+    """What the features of that many slides take at most, pictures included."""
+    rows = settings.tiles * (TOKENS if settings.on == "tokens" else 1)
+    return slides * (rows * card.channels * 2 + settings.tiles * 3000)
+
+
+def write_failures(folder: Path, failures: dict[str, str], share: str = "") -> None:
+    """Write ``failures.csv``, slide id and reason, of a share of the slides or all of them, or remove what is
+    no longer true."""
+    path = folder / f"failures{share}.csv"
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    text = StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerows([("slide_id", "reason"), *failures.items()])
+    with replacing(path) as part:
+        part.write_text(text.getvalue(), encoding="utf-8")
+
+
+class StoredRows:
+    """The rows of slides in a folder of features, one below the other, in the order of their ids.
+
+    Read by ranges, as ``kmeans_stream`` wants them; only what is asked for is in memory.
+    """
+
+    def __init__(self, folder: Path, slide_ids: Sequence[str]):
+        self.folder = folder
+        self.records = [_record(folder, slide_id) for slide_id in sorted(slide_ids)]
+        self.starts = np.cumsum([0, *(record.rows for record in self.records)])
+        opened = [ts.open(_spec(_place(folder, r.slide_id)), read=True) for r in self.records]
+        try:
+            self._stores = [future.result() for future in opened]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{folder}: a slide's features cannot be read ({one_line(error)})") from error
+        self.shape = (int(self.starts[-1]), self._stores[0].shape[1])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        first, last = np.searchsorted(self.starts, (start, stop), side="right") - 1
+        reads = []
+        for i in range(first, min(int(last) + 1, len(self._stores))):
+            low, high = max(start - self.starts[i], 0), min(stop - self.starts[i], self.records[i].rows)
+            if low < high:
+                reads.append(self._stores[i][int(low) : int(high)].read())
+        if not reads:
+            return np.empty((0, self.shape[1]), self._stores[0].dtype.numpy_dtype)
+        return np.concatenate([read.result() for read in reads])
+
+    def slide_of(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+        """Which record each row is of."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
+
+    def pictures(self, rows: Int[np.ndarray, " m"], stride: float = 0) -> list[np.ndarray]:
+        """The tiles of some rows in small, uint8 (96, 96, 3); of a token, with a square around it, of which
+        ``stride`` is the side as a share of the tile's."""
+        out: dict[int, np.ndarray] = {}
+        owners = self.slide_of(rows)
+        for owner in np.unique(owners):
+            record = self.records[owner]
+            with Image.open(_place(self.folder, record.slide_id) / "tiles.jpg") as image:
+                strip = np.asarray(image.convert("RGB"))
+            for at in np.flatnonzero(owners == owner):
+                row = int(rows[at] - self.starts[owner])
+                line, column = divmod(row // record.per_tile, ACROSS)
+                y, x = line * PICTURE, column * PICTURE
+                picture = strip[y : y + PICTURE, x : x + PICTURE].copy()
+                if record.tokens is not None:
+                    _frame(picture, record.tokens[row], stride)
+                out[int(at)] = picture
+        return [out[i] for i in range(len(rows))]
+
+
+def _frame(picture: np.ndarray, token: np.ndarray, stride: float) -> None:
+    side = max(4, round(stride * PICTURE))
+    y, x = (int(np.clip(round(t * stride * PICTURE), 0, PICTURE - side)) for t in token)
+    box = picture[y : y + side, x : x + side]
+    for edge in (box[0], box[-1], box[:, 0], box[:, -1]):
+        edge[:] = (0, 240, 220)
+
+
+def _facts(card: EncoderCard, settings: FeatureSettings) -> dict[str, Any]:
+    """All that a folder of features has in common, with its hash."""
+    facts = {
+        "format": FORMAT,
+        "encoder": card.name,
+        "weights_hash": card.weights_hash,
+        "layer": card.layer,
+        "channels": card.channels,
+        **{k: v for k, v in asdict(settings).items() if k not in ("batch", "threads")},
+        "tile": tile_side(settings, card),
+        "min_tissue": MIN_TISSUE,
+    }
+    return {**facts, "hash": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+
+
+def _place(folder: Path, slide_id: str) -> Path:
+    return folder / "slides" / slide_id
+
+
+def _said(line: ManifestSlide, settings: FeatureSettings) -> dict[str, Any]:
+    """What the manifest says of a slide that its features depend on."""
+    return {"mpp": line.mpp or settings.mpp_override, "tissue": line.tissue or settings.tissue}
+
+
+def _done(folder: Path, line: ManifestSlide, settings: FeatureSettings) -> bool:
+    path = _place(folder, line.slide_id) / "slide.json"
+    if not path.exists():
+        return False
+    held = _json(path)
+    if held["said"] != _said(line, settings):
+        raise InputError(
+            f"{path.parent}: sampled when the manifest said {held['said']}, and now it says "
+            f"{_said(line, settings)}; remove that folder, or choose another --features"
+        )
+    return True
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); remove {path.parent}") from error
+
+
+def _record(folder: Path, slide_id: str) -> SlideRecord:
+    held = _json(_place(folder, slide_id) / "slide.json")
+    tokens = None if held["tokens"] is None else np.asarray(held["tokens"], np.int32).reshape(-1, 2)
+    boxes = np.asarray(held["boxes"], np.int32).reshape(-1, 2)
+    return SlideRecord(slide_id, held["rows"], held["rows"] // len(boxes), boxes, tokens)
+
+
+def _generator(slide_id: str) -> np.random.Generator:
+    """Chance that depends on the slide's id alone."""
+    return np.random.default_rng(list(hashlib.sha256(slide_id.encode()).digest()))
+
+
+def draw_tiles(slide: Slide, slide_id: str, side: int, settings: FeatureSettings, how: str) -> np.ndarray:
+    """The (y, x) of a slide's tiles, int32 (t, 2), drawn by its id from those with tissue."""
+    height, width = shape_at(slide, settings.mpp)
+    rows, columns = max(1, height // side), max(1, width // side)
+    um = side * settings.mpp
+    share = tissue_share(tissue_of(slide, how), rows, columns, um, um)
+    found = np.argwhere(share >= MIN_TISSUE)
+    if not len(found):
+        raise InputError(
+            f"{slide.path}: no tile of {side} pixels at {settings.mpp:g} µm has {MIN_TISSUE:.0%} of tissue; "
+            "--no-tissue takes everything, the manifest's column tissue says where it is"
+        )
+    if len(found) > settings.tiles:
+        drawn = _generator(slide_id).choice(len(found), settings.tiles, replace=False)
+        found = found[np.sort(drawn)]
+    return (found * side).astype(np.int32)
+
+
+def _sample_slide(
+    line: ManifestSlide, slide: Slide, folder: Path, encoder: Encoder, settings: FeatureSettings
+) -> None:
+    started = time.perf_counter()
+    side = tile_side(settings, encoder.card)
+    said = _said(line, settings)
+    corners = draw_tiles(slide, line.slide_id, side, settings, said["tissue"])
+    grid = side // encoder.card.stride
+    tokens = None
+    if settings.on == "tokens":
+        count = min(TOKENS, grid * grid)
+        rng = _generator(line.slide_id)
+        flat = np.stack([rng.choice(grid * grid, count, replace=False) for _ in corners])
+        tokens = np.stack(np.divmod(flat, grid), -1).astype(np.int32)  # (t, count, 2)
+    parts: list[np.ndarray] = []
+    lines = -(-len(corners) // ACROSS)
+    strip = Image.new("RGB", (ACROSS * PICTURE, lines * PICTURE), "white")
+    boxes = [(int(y), int(x), side, side) for y, x in corners]
+    for here, images in read_batches(
+        slide, boxes, settings.mpp, batch=settings.batch, threads=settings.threads
+    ):
+        count = here.stop - here.start
+        features = np.asarray(encoder(jnp.asarray(images)).astype(jnp.float32))[:count]
+        if tokens is None:
+            parts.append(features.mean((1, 2)))
+        else:
+            at = tokens[here]
+            parts.append(
+                features[np.arange(count)[:, None], at[..., 0], at[..., 1]].reshape(-1, features.shape[-1])
+            )
+        for i in range(count):
+            row, column = divmod(here.start + i, ACROSS)
+            small = Image.fromarray(images[i]).resize((PICTURE, PICTURE), Image.Resampling.BOX)
+            strip.paste(small, (column * PICTURE, row * PICTURE))
+    X = _stored(np.concatenate(parts), settings.dtype, slide, encoder.card)
+    record = {
+        "slide_id": line.slide_id,
+        "rows": len(X),
+        "said": said,
+        "boxes": corners.tolist(),
+        "tokens": None if tokens is None else tokens.reshape(-1, 2).tolist(),
+        "slide": slide_facts(slide),
+        **made_with(),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    _write(_place(folder, line.slide_id), X, strip, record)
+
+
+def _stored(X: Float[np.ndarray, "m c"], dtype: str, slide: Slide, card: EncoderCard) -> np.ndarray:
+    if not np.isfinite(X).all():
+        raise InputError(
+            f"{slide.path}: the features of the encoder {card.name!r} hold a NaN or an infinity: its weights "
+            "are damaged, or its dtype too narrow"
+        )
+    with np.errstate(over="ignore"):
+        narrow = X.astype(DTYPES[dtype])
+    if not np.isfinite(narrow.astype(np.float32)).all():
+        raise InputError(f"{slide.path}: a feature does not fit in {dtype}: choose --store bfloat16")
+    return narrow
+
+
+def _spec(place: Path) -> dict[str, Any]:
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{(place / 'features.zarr').absolute()}/"},
+    }
+
+
+def _write(place: Path, X: np.ndarray, strip: Image.Image, record: dict[str, Any]) -> None:
+    """Write a slide's folder beside its name and rename it; if another worker was first, its is as good."""
+    with partial_folder(place.name, place.parent) as part:
+        whole = part / "slide"
+        whole.mkdir()
+        metadata = {
+            "shape": X.shape,
+            "data_type": X.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": X.shape}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        }
+        store = {"store_data_equal_to_fill_value": True, "create": True, "metadata": metadata}
+        try:
+            ts.open({**_spec(whole), **store}).result().write(X).result()
+        except (ValueError, RuntimeError) as error:
+            raise OutputError(f"{place}: cannot be written ({one_line(error)})") from error
+        strip.save(whole / "tiles.jpg", quality=QUALITY)
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        (whole / "slide.json").write_text(text + "\n", encoding="utf-8")
+        if not place.exists():
+            try:
+                whole.rename(place)
+            except OSError:
+                if not (place / "slide.json").exists():
+                    raise

@@ -1,0 +1,1 @@
+"""The CAM method on folders of images: labels are spread, a classifier is trained, masks are made."""

@@ -1,0 +1,137 @@
+"""The report of a cohort: one HTML file that opens anywhere, with every slide, its areas and what failed."""
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.labels import level_for, open_labels
+
+SIDE = 160  # pixels of a thumbnail's longer side; the slide and its labels lie beside each other
+_ALPHA = 0.55
+_QUALITY = 75
+_BYTES = 40_000_000  # of all pictures of a page: where there are more, they get smaller
+
+
+class Slide(NamedTuple):
+    """What a report says of a slide: its record and timings, None where it is not done, and a thumbnail."""
+
+    slide_id: str
+    site: str
+    split: str
+    record: dict[str, Any] | None
+    timing: dict[str, Any] | None
+    picture: bytes | None
+
+
+def thumbnail(image: np.ndarray, labels_path: str | os.PathLike[str]) -> bytes:
+    """A slide beside itself under its clusters, small, as JPEG.
+
+    ``image`` is the whole slide, uint8 (h, w, 3); ``labels_path`` a label pyramid of it.
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    labels = level_for(labels_path, size[1])
+    y, x = ((np.arange(n) + 0.5) * full / n for n, full in zip(size[::-1], labels.shape, strict=True))
+    there = labels[y.astype(int)[:, None], x.astype(int)[None]]
+    colours = np.concatenate([np.zeros((1, 3), np.uint8), open_labels(labels_path).colours])[there]
+    share = np.where(there > 0, _ALPHA, 0)[..., None]
+    under = np.asarray(small, np.float32)
+    over = np.rint(under * (1 - share) + colours * share).astype(np.uint8)
+    gap = np.full((size[1], 4, 3), 255, np.uint8)
+    return _jpeg(Image.fromarray(np.concatenate([np.asarray(small), gap, over], axis=1)))
+
+
+def render(
+    *,
+    slides: Sequence[Slide],
+    failures: Sequence[dict[str, str]],
+    settings: dict[str, Any],
+    encoder: dict[str, Any],
+    codebook: dict[str, Any] | None,
+) -> str:
+    """The page. It holds everything it shows and asks for nothing from anywhere."""
+    from jinja2 import Environment, select_autoescape
+
+    done = [slide for slide in slides if slide.record]
+    clusters = list(dict.fromkeys(name for s in done if s.record for name in s.record["areas_mm2"]))
+    pictures = _fitting([slide.picture for slide in done])
+    rows = [
+        [
+            slide.slide_id,
+            slide.site,
+            slide.split,
+            record["tissue_mm2"],
+            record["tiles"],
+            round(sum(timing.get("seconds", {}).values()), 1),
+            timing.get("tiles_per_second", 0),
+            [round(record["areas_mm2"].get(name, 0), 4) for name in clusters],
+            picture,
+        ]
+        for slide, picture in zip(done, pictures, strict=True)
+        for record, timing in [(slide.record or {}, slide.timing or {})]
+    ]
+    source = resources.files("fseg_jax.outputs") / "report.html.j2"
+    page = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    return page.from_string(source.read_text(encoding="utf-8")).render(
+        totals=_totals(slides, done, failures),
+        failures=failures,
+        settings=settings,
+        encoder=encoder,
+        codebook=codebook,
+        versions=(done[0].record or {}).get("versions", {}) if done else {},
+        device=(done[0].record or {}).get("device", "") if done else "",
+        sites=any(slide.site for slide in slides),
+        splits=any(slide.split for slide in slides),
+        data={
+            "rows": rows,
+            "clusters": clusters,
+            "colours": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in palette(len(clusters)).tolist()],
+        },
+    )
+
+
+def _totals(
+    slides: Sequence[Slide], done: Sequence[Slide], failures: Sequence[dict[str, str]]
+) -> dict[str, Any]:
+    records = [slide.record for slide in done if slide.record]
+    timings = [slide.timing for slide in done if slide.timing]
+    busy = sum(sum(timing["seconds"].values()) for timing in timings)
+    ends = sorted(datetime.fromisoformat(timing["finished"]) for timing in timings)
+    return {
+        "slides": len(slides),
+        "done": len(done),
+        "failed": len(failures),
+        "missing": len(slides) - len(done) - len(failures),
+        "tissue_mm2": sum(record["tissue_mm2"] for record in records),
+        "tiles": sum(record["tiles"] for record in records),
+        "seconds": busy,
+        "first": ends[0].strftime("%Y-%m-%d %H:%M") if ends else "",
+        "last": ends[-1].strftime("%Y-%m-%d %H:%M UTC") if ends else "",
+    }
+
+
+def _fitting(pictures: Sequence[bytes | None]) -> list[str]:
+    """Pictures as data, made smaller where all together would be too much for a page."""
+    while sum(len(p) for p in pictures if p) > _BYTES:
+        pictures = [p and _jpeg(_halved(Image.open(io.BytesIO(p)))) for p in pictures]
+    return [base64.b64encode(p).decode() if p else "" for p in pictures]
+
+
+def _halved(picture: Image.Image) -> Image.Image:
+    return picture.resize((max(1, picture.width // 2), max(1, picture.height // 2)), Image.Resampling.LANCZOS)
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=_QUALITY)
+    return out.getvalue()

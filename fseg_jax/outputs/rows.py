@@ -1,0 +1,144 @@
+"""A Zarr 3 group with one large array, written row after row in one pass, and small ones beside it.
+
+What it was made with is in the group's attributes under ``fseg``. They are written last, so that an
+interrupted group is none to any reader.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+
+from fseg_jax.atomic import replacing
+from fseg_jax.errors import InputError, OutputError
+
+_CHUNK_BYTES = 4 << 20
+
+
+class RowsWriter:
+    """Write an array of any rank as its rows come, one chunk of them in memory.
+
+    ``path`` is a folder that does not exist yet; ``name`` and ``shape`` are the large array's; ``beside`` the
+    small ones, written at once. Raises ``OutputError`` where the group cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        *,
+        beside: Mapping[str, np.ndarray],
+        provenance: dict[str, Any],
+    ) -> None:
+        self._path = Path(path).absolute()
+        self._provenance = provenance
+        try:
+            self._path.mkdir(parents=True)
+        except FileExistsError:
+            raise InputError(f"{path} exists already; remove it or write somewhere else") from None
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+        rows = min(max(1, _CHUNK_BYTES // row), shape[0])
+        self._store = self._create(name, shape, dtype, (rows, *shape[1:]))
+        self._chunk = np.empty((rows, *shape[1:]), dtype)
+        self._filled = self._written = 0
+        for key, array in beside.items():
+            sides = {1: (65536,), 2: (1024, 1024), 3: (1024, 1024, 3)}[array.ndim]
+            chunk = tuple(min(s, size) for s, size in zip(sides, array.shape, strict=True))
+            if array.ndim == 2 and array.shape[1] <= 4:  # a table, not a picture
+                chunk = (min(65536, array.shape[0]), array.shape[1])
+            store = self._create(key, array.shape, array.dtype, chunk)
+            self._stored(store.write(array))
+
+    def _create(self, name: str, shape: tuple[int, ...], dtype: Any, chunk: tuple[int, ...]) -> Any:
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": f"{self._path / name}/"},
+            "metadata": {
+                "shape": shape,
+                "data_type": np.dtype(dtype).name,
+                "fill_value": 0,
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+                "codecs": [
+                    {"name": "bytes", "configuration": {"endian": "little"}},
+                    {"name": "zstd", "configuration": {"level": 3, "checksum": False}},
+                ],
+            },
+            "create": True,
+        }
+        return self._stored(ts.open(spec))
+
+    def _stored(self, future: Any) -> Any:
+        try:
+            return future.result()
+        except (OSError, ValueError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            raise OutputError(f"{self._path}: cannot be written ({said[:300]})") from error
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add the next rows: (m, …), any m."""
+        while len(rows):
+            n = min(len(rows), len(self._chunk) - self._filled)
+            part = self._chunk[self._filled : self._filled + n]
+            with np.errstate(over="ignore"):
+                part[:] = rows[:n]
+            self._check(part)
+            self._filled += n
+            rows = rows[n:]
+            if self._filled == len(self._chunk):
+                self._flush()
+
+    def _check(self, part: np.ndarray) -> None:
+        """Refuse rows that do not survive being stored."""
+
+    def _flush(self) -> None:
+        end = self._written + self._filled
+        if end > self._store.shape[0]:
+            raise ValueError(f"more than the {self._store.shape[0]} rows of {self._path.name}")
+        self._stored(self._store[self._written : end].write(self._chunk[: self._filled]))
+        self._written, self._filled = end, 0
+
+    def close(self) -> None:
+        """Finish the group. Raises ValueError while rows are missing."""
+        if self._filled:
+            self._flush()
+        if self._written < self._store.shape[0]:
+            raise ValueError(
+                f"{self._written} of {self._store.shape[0]} rows of {self._path.name} were given"
+            )
+        content = {"zarr_format": 3, "node_type": "group", "attributes": {"fseg": self._provenance}}
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        with replacing(self._path / "zarr.json") as part:
+            part.write_text(text, encoding="utf-8")
+
+
+class Rows(NamedTuple):
+    """A finished group: ``rows`` is a tensorstore of which nothing has been read."""
+
+    rows: Any
+    beside: dict[str, np.ndarray]
+    provenance: dict[str, Any]
+
+
+def open_rows(kvstore: dict[str, Any], name: str, beside: tuple[str, ...]) -> Rows:
+    """Open a finished group, where ``kvstore`` tells tensorstore it is; its small arrays are read.
+
+    Raises OSError, ValueError, LookupError or TypeError where there is none, or one that was never finished.
+    """
+    found = ts.KvStore.open(kvstore).result().read("zarr.json").result()
+    if found.state != "value":
+        raise LookupError("zarr.json")
+    provenance = json.loads(found.value)["attributes"]["fseg"]
+
+    def array(key: str) -> Any:
+        spec = {"driver": "zarr3", "kvstore": {**kvstore, "path": f"{kvstore['path']}{key}/"}}
+        return ts.open(spec, read=True).result()
+
+    return Rows(array(name), {key: array(key).read().result() for key in beside}, provenance)

@@ -1,0 +1,187 @@
+"""A slide that is looked at: its picture, its label layers, its seeds, its map, and how it was left."""
+
+import asyncio
+import json
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from fseg_jax.cohort.seeds import SeedSettings
+from fseg_jax.errors import InputError
+from fseg_jax.outputs.embeddings import open_embeddings
+from fseg_jax.outputs.labels import open_labels
+from fseg_jax.viewer.annotation import write_whole
+from fseg_jax.viewer.picture import LabelLayer, open_picture
+from fseg_jax.viewer.projection import read_projection
+from fseg_jax.viewer.seeding import Seeding
+
+_SAVED_AFTER = 0.3  # seconds in which the view has not moved
+
+_EMBEDDED = ".embeddings.json"
+
+
+def slide_names(folder: Path) -> list[str]:
+    """The slides of a folder that can be looked at: those embedded, and those segmented."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; fseg embed or fseg segment make one")
+    embedded = {p.name.removesuffix(_EMBEDDED) for p in folder.glob(f"*{_EMBEDDED}")}
+    segmented = {
+        name
+        for p in folder.glob("*.ome.zarr")
+        if (folder / f"{(name := p.name.removesuffix('.ome.zarr'))}.json").exists()
+        and not name.endswith(".sic")
+    }
+    names = sorted(name for name in embedded | segmented if not name.startswith("."))
+    if not names:
+        raise InputError(f"{folder}: holds no slide to look at; make one with fseg embed SLIDE -o {folder}")
+    return names
+
+
+class Opened:
+    """One slide of a folder, for any number of tabs. ``listeners`` are called after everything that changes.
+
+    ``seeding`` is None where the slide has no embeddings, ``layer`` where it has not been segmented. Raises
+    ``InputError`` where another program has it open, or its files are damaged.
+    """
+
+    def __init__(self, folder: Path, name: str, slides: Path | None, settings: SeedSettings) -> None:
+        self.folder, self.name = folder, name
+        self.listeners: set[Callable[[], None]] = set()
+        self.seeding: Seeding | None = None
+        self.layer: LabelLayer | None = None
+        self.map: np.ndarray | None = None
+        self.map_progress = ""
+        self.version = secrets.token_hex(4)  # in the tiles' addresses: a browser keeps those of before
+        self._lock = _locked(folder, name)
+        try:
+            stored = None
+            embeddings = folder / f"{name}.embeddings.zarr"
+            if (folder / f"{name}{_EMBEDDED}").exists():
+                embedded = open_embeddings(embeddings)
+                stored, self.made = embedded.thumbnail, embedded.provenance
+            else:
+                self.made = _record(folder / f"{name}.json")
+            self.picture = open_picture(self.made["slide"], folder, slides, stored)
+            if stored is not None:
+                self.seeding = Seeding(folder, name, settings, self.tell)
+                self.map = read_projection(folder, name, self.seeding.embedded)
+            if (folder / f"{name}.ome.zarr").exists():
+                self.layer = LabelLayer(open_labels(folder / f"{name}.ome.zarr"), self.picture.span)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._view_path = folder / f"{name}.view.json"
+        self.view: dict[str, Any] = _left(self._view_path)
+        self._saving: asyncio.TimerHandle | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def tell(self) -> None:
+        for listener in list(self.listeners):
+            listener()
+
+    def start(self) -> None:
+        """Begin what takes time: reading the embeddings, and the map where there is none yet."""
+        loop = asyncio.get_running_loop()
+        if self.seeding:
+            self._tasks.append(loop.create_task(self.seeding.load()))
+            if self.map is None:
+                self._tasks.append(loop.create_task(self._project()))
+
+    def begin_with(self, seeds: Path) -> None:
+        """Take the seeds of a file, where none have been placed yet. Raises ``InputError`` if some have."""
+        if self.seeding is None:
+            raise InputError(f"{self.folder}: {self.name} has no patches to seed; fseg embed makes them")
+        self.seeding.begin_with(seeds)
+
+    async def _project(self) -> None:
+        """Have the map computed by a program of its own."""
+        self.map_progress = "starting UMAP"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "fseg_jax.viewer.projection", str(self.folder), self.name),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout and process.stderr and self.seeding
+        try:
+            async for line in process.stdout:
+                phase, done = json.loads(line)
+                self.map_progress = f"{phase} ({done:.0%})" if done else phase
+                self.tell()
+            said = (await process.stderr.read()).decode(errors="replace").strip().splitlines()
+            await process.wait()
+        except asyncio.CancelledError:
+            if process.returncode is None:
+                process.kill()
+            raise
+        self.map = read_projection(self.folder, self.name, self.seeding.embedded)
+        self.map_progress = (
+            "" if self.map is not None else f"no UMAP: {said[-1] if said else 'it ended early'}"
+        )
+        self.tell()
+
+    def keep_view(self, **changes: Any) -> None:
+        """Remember how the page was left; written when it has not changed for a moment."""
+        self.view = {**self.view, **changes}
+        if self._saving:
+            self._saving.cancel()
+        self._saving = asyncio.get_running_loop().call_later(_SAVED_AFTER, self._save_view)
+
+    def _save_view(self) -> None:
+        self._saving = None
+        try:
+            write_whole(self._view_path, json.dumps(self.view, indent=1, ensure_ascii=False) + "\n")
+        except InputError as error:  # where somebody looked is not worth an interruption
+            if self.seeding:
+                self.seeding.problem = str(error)
+
+    def close(self) -> None:
+        if self._saving:
+            self._saving.cancel()
+            self._save_view()
+        for task in self._tasks:
+            task.cancel()
+        if self.seeding:
+            self.seeding.close()
+        self.picture.close()
+        self._lock.release()
+
+
+def _locked(folder: Path, name: str) -> FileLock:
+    """A lock that ends with this program, however it ends: two that wrote the same seeds would lose some."""
+    lock = FileLock(folder / f".{name}.view.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{folder}: {name} is open in another fseg view; use that one's page, or end it"
+        ) from None
+    except NotImplementedError:
+        pass  # a file system without locks
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); seeds are kept there") from None
+    return lock
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        if {"path", "height", "width", "mpp"} <= set(made["slide"]):
+            return made
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise InputError(f"{path}: is no record of fseg segment")
+
+
+def _left(path: Path) -> dict[str, Any]:
+    """How the page was left; where the file is not ours, as if it had never been opened."""
+    try:
+        view = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return view if isinstance(view, dict) else {}

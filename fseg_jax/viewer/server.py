@@ -1,0 +1,329 @@
+"""The page's server: one program on 127.0.0.1, one secret in its address, nothing fetched from elsewhere.
+
+Who comes with the secret in the address gets it as a cookie; every request without either, be it for the
+page, a tile, a script or the WebSocket, gets 403. The cookie's name has the port in it, as cookies do not.
+"""
+
+import asyncio
+import hmac
+import logging
+import secrets
+import signal
+import tempfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlencode
+
+from bokeh.server.server import BaseServer
+from bokeh.server.tornado import BokehTornado
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import IOLoop
+from tornado.netutil import bind_sockets
+from tornado.web import HTTPError, RequestHandler, StaticFileHandler
+
+from fseg_jax.cohort.seeds import SeedSettings
+from fseg_jax.errors import InputError
+from fseg_jax.viewer.opened import Opened, slide_names
+from fseg_jax.viewer.page import show
+
+ADDRESS = "127.0.0.1"
+PORT = 5006
+_TILES_KEPT = 192 << 20  # bytes of rendered tiles
+_PATCH_PIXELS = 132
+
+
+class Folder:
+    """The slides of a folder, opened as they are asked for."""
+
+    def __init__(self, path: Path, slides: Path | None, settings: SeedSettings) -> None:
+        self.path = path
+        self.names = slide_names(path)
+        self._slides, self._settings = slides, settings
+        self._opened: dict[str, Opened] = {}
+
+    def open(self, name: str) -> Opened:
+        """The slide of that name. Raises ``InputError`` where there is none, or it cannot be opened."""
+        if name not in self.names:
+            raise InputError(f"{self.path}: holds no slide {name!r}; it holds {', '.join(self.names)}")
+        if name not in self._opened:
+            self._opened[name] = Opened(self.path, name, self._slides, self._settings)
+            self._opened[name].start()
+        return self._opened[name]
+
+    def get(self, name: str) -> Opened:
+        """A slide that has been opened; 404 if it has not."""
+        if name not in self._opened:
+            raise HTTPError(404)
+        return self._opened[name]
+
+    def close(self) -> None:
+        for opened in self._opened.values():
+            opened.close()
+
+
+class Server(BaseServer):
+    """A server of a folder's slides; ``url`` is its address, secret included. Begins on ``start()``.
+
+    ``port`` None takes 5006, or any that is free. Must be made where an asyncio loop runs. Raises
+    ``InputError`` where the port is taken.
+    """
+
+    def __init__(self, folder: Folder, first: str, port: int | None = None) -> None:
+        sockets = _bound(port)
+        self._bound_port = sockets[0].getsockname()[1]
+        token = secrets.token_urlsafe(24)
+        renderer = _Renderer(folder)
+        origins = [f"{host}:{self._bound_port}" for host in (ADDRESS, "localhost")]
+        application = _Guarded(
+            lambda document: show(document, folder, first),
+            token=token,
+            cookie=f"fseg-{self._bound_port}",
+            names=folder.names,
+            extra_websocket_origins=origins,
+            extra_patterns=[
+                (r"/tile/([^/]+)/(\d+)/(\d+)/(\d+)", _SlideTile, {"renderer": renderer}),
+                (r"/labels/([^/]+)/(\d+)/(\d+)/(\d+)", _LabelTile, {"renderer": renderer}),
+                (r"/patch/([^/]+)/(\d+)", _Patch, {"renderer": renderer}),
+                (r"/files/(.*)", _Files, {"path": str(folder.path.resolve())}),
+            ],
+            include_headers=["Host"],
+            include_cookies=[],  # the secret is no part of the page
+        )
+        http = HTTPServer(application, max_buffer_size=64 << 20)
+        http.add_sockets(sockets)
+        super().__init__(IOLoop.current(), application, http)
+        self.url = f"http://{ADDRESS}:{self._bound_port}/?token={token}"
+
+
+def serve(
+    folder: Folder,
+    name: str,
+    tell: Callable[[str], None],
+    *,
+    port: int | None = None,
+    seeds: Path | None = None,
+) -> None:
+    """Serve a folder's slides, ``name`` first, until interrupted; ``tell`` is given the address.
+
+    ``seeds`` is a file to begin with. Raises ``InputError`` where the slide, the seeds or the port cannot be
+    had.
+    """
+    for logger, level in (("tornado.access", logging.CRITICAL), ("bokeh", logging.ERROR)):
+        logging.getLogger(logger).setLevel(level)
+
+    async def run() -> None:
+        server, ended = None, asyncio.Event()
+        with suppress(NotImplementedError):  # Windows interrupts the loop by itself
+            for signal_ in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(signal_, ended.set)
+        try:
+            opened = folder.open(name)
+            if seeds:
+                opened.begin_with(seeds)
+            server = Server(folder, name, port)
+            server.start()
+            if opened.picture.notice:
+                logging.getLogger(__name__).warning(opened.picture.notice)
+            tell(server.url)
+            await ended.wait()
+        finally:
+            if server:
+                server.stop()
+            folder.close()
+
+    asyncio.run(run())
+
+
+def _bound(port: int | None) -> list[Any]:
+    try:
+        return bind_sockets(PORT if port is None else port, ADDRESS)
+    except OSError as error:
+        if port is None:
+            return bind_sockets(0, ADDRESS)
+        raise InputError(f"--port {port}: cannot be had ({error.strerror}); choose another") from None
+
+
+class _Guarded(BokehTornado):
+    """Bokeh's application, for those who have the secret."""
+
+    def __init__(self, page: Any, *, token: str, cookie: str, names: list[str], **options: Any) -> None:
+        self._token, self._cookie, self._names = token, cookie, names
+        super().__init__(page, **options)
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        asked = [value.decode("latin-1") for value in request.query_arguments.get("token", [])]
+        cookie = request.cookies.get(self._cookie)
+        if any(self._is_it(value) for value in asked):
+            if request.path == "/":
+                options = {"name": self._cookie, "value": self._token}
+                return self.get_handler_delegate(request, _Admit, options)
+        elif not (cookie and self._is_it(cookie.value)):
+            said = "403: open the address that fseg view printed, with its token"
+            return self.get_handler_delegate(request, _Refused, {"status": 403, "said": said})
+        slides = [value.decode("utf-8", "replace") for value in request.query_arguments.get("slide", [])]
+        if request.path == "/" and set(slides) - set(self._names):
+            said = "404: there is no such slide"
+            return self.get_handler_delegate(request, _Refused, {"status": 404, "said": said})
+        return super().find_handler(request, **kwargs)
+
+    def _is_it(self, value: str) -> bool:
+        return hmac.compare_digest(value.encode(), self._token.encode())
+
+
+class _Refused(RequestHandler):
+    def initialize(self, status: int, said: str) -> None:
+        self._status, self._said = status, said
+
+    def prepare(self) -> None:
+        self.set_status(self._status)
+        self.set_header("Content-Type", "text/plain")
+        self.finish(self._said + "\n")
+
+
+class _Admit(RequestHandler):
+    """Turn the secret in the address into a cookie, and take it out of the address."""
+
+    def initialize(self, name: str, value: str) -> None:
+        self._name, self._value = name, value
+
+    def get(self) -> None:
+        self.set_cookie(self._name, self._value, httponly=True, samesite="Lax", path="/")
+        slides = self.get_query_arguments("slide")
+        self.redirect("/" + (f"?{urlencode({'slide': slides[0]})}" if slides else ""))
+
+
+class _Renderer:
+    """Renders in threads, and keeps what was rendered last."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(3, thread_name_prefix="fseg-tile")
+        self._kept: OrderedDict[tuple, bytes] = OrderedDict()
+        self._size = 0
+
+    async def render(self, key: tuple, make: Callable[[], bytes]) -> bytes:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        try:
+            data = await asyncio.get_running_loop().run_in_executor(self._pool, make)
+        except InputError as error:  # the slide is damaged there
+            raise HTTPError(404, str(error)) from None
+        if key not in self._kept:
+            self._kept[key] = data
+            self._size += len(data)
+            while self._size > _TILES_KEPT:
+                self._size -= len(self._kept.popitem(last=False)[1])
+        return data
+
+
+class _Rendered(RequestHandler):
+    def initialize(self, renderer: _Renderer) -> None:
+        self.renderer = renderer
+
+    async def answer(self, kind: str, key: tuple, make: Callable[[], bytes]) -> None:
+        data = await self.renderer.render((type(self).__name__, *key), make)
+        self.set_header("Content-Type", kind)
+        self.set_header("Cache-Control", "private, max-age=600")
+        await self.finish(data)
+
+
+class _SlideTile(_Rendered):
+    async def get(self, name: str, z: str, x: str, y: str) -> None:
+        name = unquote(name)
+        picture = self.renderer.folder.get(name).picture
+        place = _place(z, x, y)
+        if place[0] > picture.deepest + 1:  # Bokeh looks ahead, past what there is
+            self.set_status(204)
+            return
+        await self.answer("image/jpeg", (name, *place), lambda: picture.tile(*place))
+
+
+class _LabelTile(_Rendered):
+    async def get(self, name: str, z: str, x: str, y: str) -> None:
+        name = unquote(name)
+        opened = self.renderer.folder.get(name)
+        layer, place = opened.layer, _place(z, x, y)
+        if layer is None:
+            raise HTTPError(404)
+        if place[0] > opened.picture.deepest + 1:
+            self.set_status(204)
+            return
+        try:
+            hidden = frozenset(int(v) for v in self.get_query_argument("hide", "").split(",") if v)
+        except ValueError:
+            raise HTTPError(404) from None
+        hidden &= frozenset(range(1, len(layer.labels.names) + 1))
+        await self.answer("image/png", (name, *place, hidden), lambda: layer.tile(*place, hidden))
+
+
+class _Patch(_Rendered):
+    async def get(self, name: str, index: str) -> None:
+        name = unquote(name)
+        opened = self.renderer.folder.get(name)
+        seeding, i = opened.seeding, int(index)
+        if seeding is None or i >= len(seeding.embedded.centers):
+            raise HTTPError(404)
+        y, x = seeding.embedded.centers[i] * seeding.mpp
+        side = seeding.side * seeding.mpp
+        await self.answer("image/jpeg", (name, i), lambda: opened.picture.patch(y, x, side, _PATCH_PIXELS))
+
+
+def _place(z: str, x: str, y: str) -> tuple[int, int, int]:
+    place = int(z), int(x), int(y)
+    if place[0] > 40 or max(place[1:]) >= 2 ** place[0]:
+        raise HTTPError(404)
+    return place
+
+
+class _Files(StaticFileHandler):
+    """What lies in the output folder, for download: a file as it is, a folder as a ZIP archive."""
+
+    def validate_absolute_path(self, root: str, absolute_path: str) -> str:
+        try:
+            path = Path(absolute_path).resolve()
+        except (OSError, ValueError):  # names that no file can have
+            raise HTTPError(404) from None
+        inside = path.is_relative_to(root) and path != Path(root)
+        if not inside or any(part.startswith(".") for part in path.relative_to(root).parts):
+            raise HTTPError(404)
+        if not path.exists():
+            raise HTTPError(404)
+        return str(path)
+
+    async def get(self, path: str, include_body: bool = True) -> None:
+        found = Path(self.validate_absolute_path(self.root, str(Path(self.root) / unquote(path))))
+        self.set_header("Content-Disposition", f'attachment; filename="{_ascii(found)}"')
+        self.set_header("Cache-Control", "no-store")
+        if not found.is_dir():
+            await super().get(path, include_body)
+            return
+        loop = asyncio.get_running_loop()
+        with tempfile.TemporaryFile() as file:
+            await loop.run_in_executor(None, _zip, found, file)
+            file.seek(0)
+            self.set_header("Content-Type", "application/zip")
+            while block := file.read(1 << 20):
+                self.write(block)
+                await self.flush()
+
+    def set_extra_headers(self, path: str) -> None:
+        self.set_header("Cache-Control", "no-store")
+
+
+def _ascii(path: Path) -> str:
+    name = path.name + (".zip" if path.is_dir() else "")
+    return "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else "_" for c in name)
+
+
+def _zip(folder: Path, file: Any) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # its chunks are compressed already
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, folder.name / path.relative_to(folder))

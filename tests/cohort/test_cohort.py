@@ -1,0 +1,590 @@
+"""A cohort from the command line: what is run, resumed, refused, and what is left after failures."""
+
+import csv
+import fcntl
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cohorts import InProcess, cohort, contents, job_for, write_manifest, write_slides
+from PIL import Image
+from skimage import data as pictures
+
+from fseg_jax import cli
+from fseg_jax.cohort import engines, publish, run
+from fseg_jax.cohort.engines import Local
+from fseg_jax.cohort.publish import BusyError, partial_folder, sweep
+from fseg_jax.cohort.run import Outcome
+from fseg_jax.cohort.storage import open_storage
+from fseg_jax.cohort.worker import SUFFIXES, segment_slide
+from fseg_jax.encoders.classical import classical
+from fseg_jax.errors import InputError, OutputError
+from fseg_jax.slides.reader import open_slide
+
+
+@pytest.fixture
+def place(finished, tmp_path) -> Path:
+    """A copy of it, to be spoilt."""
+    return shutil.copytree(finished, tmp_path / "out")
+
+
+def fseg(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([str(a) for a in arguments])
+    return exit_.value.code
+
+
+# ------------------------------------------------------------------------------------ what is written
+
+
+def test_everything_is_there_and_nothing_else(finished):
+    names = {f"S-{i:02d}{suffix}" for i in range(4) for suffix in SUFFIXES}
+    tables = {"areas.csv", "failures.csv", "report.html", "cohort.json", "timings", "thumbnails"}
+    assert {path.name for path in finished.iterdir()} == names | tables
+    assert (finished / "failures.csv").read_text() == "slide_id,path,reason\n"
+    with (finished / "areas.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        record = json.loads((finished / f"{row['slide_id']}.json").read_text())
+        assert {name: float(row[name]) for name in record["areas_mm2"]} == record["areas_mm2"]
+    assert [row["site"] for row in rows] == ["Leeds", "Oslo"] * 2
+
+
+def test_records_say_what_made_them_and_not_when(finished):
+    record = json.loads((finished / "S-00.json").read_text())
+    assert len(record["settings_hash"]) == 64 and record["dtype"] == "float32"
+    assert not {"finished", "seconds", "tiles_per_second"} & set(record)
+    timing = json.loads((finished / "timings" / "S-00.json").read_text())
+    assert timing["seconds"]["segmentation"] > 0 and timing["finished"] > "2020"
+
+
+def test_outputs_depend_on_neither_order_nor_run(manifest, codebook, finished, tmp_path):
+    backwards = InProcess(lambda slides: slides[::-1])
+    cohort(manifest, tmp_path / "out", codebook, backwards)
+    assert backwards.ran[0] == "S-03"
+    assert contents(tmp_path / "out") == contents(finished)
+
+
+# ------------------------------------------------------------------------------------ resuming
+
+
+def test_what_is_done_is_not_done_again(manifest, codebook, place):
+    (place / "S-02.json").unlink()
+    before = contents(place)
+    engine = InProcess()
+    summary, told = cohort(manifest, place, codebook, engine)
+    assert engine.ran == ["S-02"] and summary.done == 4
+    assert told[0] == "3 of 4 slides are done, 1 to do"
+    assert before.items() < contents(place).items()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mode": "assign", "concepts": 5},
+        {"mpp": 2.0},
+        {"tile": 96},
+        {"halo": 0.125},
+        {"resize": "nearest"},
+        {"tissue": "all"},
+        {"features": "float32"},
+        {"seed": 1},
+    ],
+)
+def test_other_settings_are_named_and_refused(manifest, codebook, place, changes):
+    before = contents(place, without=())
+    with pytest.raises(InputError) as caught:
+        cohort(manifest, place, codebook, changes=changes)
+    said = str(caught.value)
+    assert "\n" not in said and "S-00, S-01, S-02, S-03;" in said and "--redo" in said
+    assert next(iter(changes)) in said
+    assert contents(place, without=()) == before
+
+
+def test_other_settings_are_run_again_when_asked(manifest, codebook, place, tmp_path):
+    (place / "S-03.json").unlink()
+    engine = InProcess()
+    summary, told = cohort(manifest, place, codebook, engine, redo=True, changes={"resize": "nearest"})
+    assert engine.ran == [f"S-{i:02d}" for i in range(4)] and summary.done == 4
+    assert "S-00, S-01, S-02: run with other settings; run again" in told
+    cohort(manifest, tmp_path / "fresh", codebook, changes={"resize": "nearest"})
+    assert contents(place) == contents(tmp_path / "fresh")
+
+
+def test_an_interrupted_redo_goes_on_where_it_is_asked_to(manifest, codebook, place):
+    def third(slides):
+        yield from slides[:2]
+        raise KeyboardInterrupt
+
+    changes = {"resize": "nearest"}
+    with pytest.raises(KeyboardInterrupt):
+        cohort(manifest, place, codebook, InProcess(third), redo=True, changes=changes)
+    engine = InProcess()
+    summary, _ = cohort(manifest, place, codebook, engine, changes=changes)
+    assert engine.ran == [] and summary.other == ["S-02", "S-03"] and summary.done == 2
+    assert "2 left as they are, from other settings" in summary.line("out")
+    cohort(manifest, place, codebook, engine, redo=True, changes=changes)
+    assert engine.ran == ["S-02", "S-03"]
+
+
+def test_batch_and_threads_are_no_settings(manifest, codebook, place):
+    engine = InProcess()
+    cohort(manifest, place, codebook, engine, changes={"batch": 2, "threads": 1})
+    assert engine.ran == []
+
+
+def test_a_slides_own_mpp_and_tissue_count(manifest, codebook, place, tmp_path):
+    rows = [line.split(",") for line in manifest.read_text().splitlines()[1:]]
+    changed = [(i, str(manifest.parent / p), "0.9" if i == "S-03" else "", s) for i, p, _, s in rows]
+    summary, _ = cohort(write_manifest(tmp_path / "m.csv", changed), place, codebook)
+    assert summary.other == ["S-03"]
+    with (tmp_path / "t.csv").open("w") as file:
+        file.write("slide_id,path,tissue\n")
+        mask = tmp_path / "mask.png"
+        Image.fromarray(np.full((10, 10), 255, np.uint8)).save(mask)
+        file.writelines(f"{i},{manifest.parent / p},{mask if i == 'S-01' else ''}\n" for i, p, *_ in rows)
+    assert cohort(tmp_path / "t.csv", place, codebook, redo=True)[0].done == 4
+    before = (place / "S-01.json").read_bytes()
+    values = np.full((10, 10), 255, np.uint8)
+    values[5:] = 0
+    Image.fromarray(values).save(mask)  # the same name, and another mask
+    assert cohort(tmp_path / "t.csv", place, codebook)[0].other == ["S-01"]
+    cohort(tmp_path / "t.csv", place, codebook, redo=True)
+    assert (place / "S-01.json").read_bytes() != before
+
+
+def test_results_of_fseg_segment_are_not_taken_for_a_cohorts(manifest, codebook, tmp_path):
+    job = job_for(tmp_path, codebook)
+    with open_slide(manifest.parent / "s00.tif") as slide:
+        slide.name = "S-00"
+        segment_slide(slide, tmp_path, classical(), job.codebook, job.settings)
+    summary, _ = cohort(manifest, tmp_path, codebook)
+    assert summary.other == ["S-00"] and summary.done == 3
+
+
+# ------------------------------------------------------------------------------------ failures
+
+
+@pytest.fixture
+def flawed(manifest, tmp_path) -> Path:
+    """Seven slides, of which one is damaged, one no slide, and one without a resolution."""
+    folder = tmp_path / "flawed"
+    shutil.copytree(manifest.parent, folder)
+    cut = (folder / "s01.tif").read_bytes()
+    (folder / "damaged.tif").write_bytes(cut[: len(cut) // 2])
+    (folder / "none.svs").write_text("this is no slide\n" * 50)
+    Image.fromarray(pictures.immunohistochemistry()[:192, :192]).save(folder / "plain.png")
+    rows = [line.split(",") for line in manifest.read_text().splitlines()[1:]]
+    bad = [("damaged", "damaged.tif"), ("unreadable", "none.svs"), ("no-mpp", "plain.png")]
+    for at, (name, path) in zip((1, 3, 5), bad, strict=True):
+        rows.insert(at, [name, path, "", ""])
+    return write_manifest(folder / "manifest.csv", rows)
+
+
+def test_failures_have_a_reason_each_and_the_rest_goes_on(flawed, codebook, finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ("cohort", flawed, "-o", out, "--encoder", "classical", "--codebook", codebook, "--tile", 128)
+    assert fseg(*arguments, "--batch", 4) == 1
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last == f"fseg: 4 of 7 slides done, 3 failed ({out}/failures.csv says why)"
+    with (out / "failures.csv").open() as file:
+        reasons = {row["slide_id"]: row["reason"] for row in csv.DictReader(file)}
+    assert list(reasons) == ["damaged", "no-mpp", "unreadable"]
+    assert "no resolution (mpp) in the file" in reasons["no-mpp"]
+    assert "damaged.tif" in reasons["damaged"] and "none.svs" in reasons["unreadable"]
+    good = contents(finished)
+    here = contents(out)
+    assert {
+        n: h for n, h in here.items() if n.startswith("S-") and ".json" not in n and ".zarr" not in n
+    } == {n: h for n, h in good.items() if n.startswith("S-") and ".json" not in n and ".zarr" not in n}
+    # What is mended is run, and its failure forgotten.
+    shutil.copy(flawed.parent / "s01.tif", flawed.parent / "damaged.tif")
+    assert fseg(*arguments, "--batch", 4) == 1
+    assert "5 of 7 slides done, 2 failed" in capsys.readouterr().out
+    assert {p.name for p in (out / "failures").iterdir()} == {"no-mpp.json", "unreadable.json"}
+
+
+def test_a_slide_of_other_settings_that_fails_is_in_no_table(manifest, codebook, place, monkeypatch):
+    lay_out = run.worker.lay_out
+
+    def broken(slide, *rest):
+        if slide.name == "S-01":
+            raise InputError("it is gone")
+        return lay_out(slide, *rest)
+
+    monkeypatch.setattr(run.worker, "lay_out", broken)
+    summary, _ = cohort(manifest, place, codebook, redo=True, changes={"resize": "nearest"})
+    assert summary.failed == {"S-01": "it is gone"} and (place / "S-01.json").exists()
+    assert "S-01" not in (place / "areas.csv").read_text()
+    assert "S-01" in (place / "failures.csv").read_text()
+
+
+def crash(job, slide, **_):
+    """``run_slide``, but the third slide takes its process with it."""
+    if slide.slide_id == "S-02":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome(slide.slide_id, "done")
+
+
+def serve_crashing(connection, environment, job):
+    engines.run_slide = crash
+    engines._serve(connection, environment, job)
+
+
+def test_a_worker_that_dies_is_one_slides_failure(manifest, codebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "_serve", serve_crashing)
+    with Local(2) as engine:
+        summary, _ = cohort(manifest, tmp_path / "out", codebook, engine)
+    assert summary.failed == {"S-02": "its worker process died (SIGKILL, out of memory?)"}
+    assert "S-02" in (tmp_path / "out" / "failures.csv").read_text()
+    assert not multiprocessing.active_children()
+
+
+def test_an_error_of_the_program_is_one_slides_failure(manifest, codebook, tmp_path, monkeypatch):
+    segment = run.worker.segment
+
+    def broken(plan, *rest):
+        if plan.name == "S-01":
+            raise ZeroDivisionError("division by zero")
+        if plan.name == "S-02":
+            raise MemoryError
+        return segment(plan, *rest)
+
+    monkeypatch.setattr(run.worker, "segment", broken)
+    summary, _ = cohort(manifest, tmp_path / "out", codebook)
+    assert summary.failed["S-01"] == "ZeroDivisionError: division by zero"
+    assert summary.failed["S-02"].startswith("out of memory") and summary.done == 2
+
+
+def test_an_encoder_that_cannot_be_loaded_ends_the_run(manifest, tmp_path, capsys):
+    weights = tmp_path / "w.safetensors"
+    arguments = ("cohort", manifest, "-o", tmp_path / "out", "--encoder", "resnet50", "--weights", weights)
+    assert fseg(*arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", ["4/4", "-1/2", "1", "a/b", "0/0"])
+def test_shards_that_there_are_not(manifest, tmp_path, given, capsys):
+    assert fseg("cohort", manifest, "-o", tmp_path / "out", "--shard", given) == 2
+    assert "counted from 0" in capsys.readouterr().err
+
+
+def test_a_slide_may_not_be_called_as_a_table(manifest, codebook, tmp_path):
+    row = ("areas", str(manifest.parent / "s00.tif"), "", "")
+    with pytest.raises(InputError, match="slide_id 'areas'"):
+        cohort(write_manifest(tmp_path / "m.csv", [row]), tmp_path / "out", codebook)
+
+
+# ------------------------------------------------------------------------------------ storage that fails
+
+
+class Full:
+    """Stands in for a function that finds no room on the disk, from the n-th call on."""
+
+    def __init__(self, function, calls):
+        self.function, self.left = function, calls
+
+    def __call__(self, *arguments, **options):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(28, "No space left on device")
+        return self.function(*arguments, **options)
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_a_full_disk_stops_the_run_in_one_line(manifest, codebook, tmp_path, monkeypatch, calls):
+    # Three a slide: where it is made, and where its thumbnail and its timings are.
+    monkeypatch.setattr(publish.tempfile, "mkdtemp", Full(publish.tempfile.mkdtemp, 3 * calls + 1))
+    engine = InProcess()
+    with pytest.raises(OutputError, match="No space left on device") as caught:
+        cohort(manifest, tmp_path / "out", codebook, engine)
+    assert "\n" not in str(caught.value) and len(engine.ran) == calls + 1
+    records = [p for p in (tmp_path / "out").glob("S-*.json")]
+    assert len(records) == calls
+    monkeypatch.undo()
+    summary, _ = cohort(manifest, tmp_path / "out", codebook)
+    assert summary.done == 4
+
+
+def test_a_read_only_place_is_one_line(manifest, codebook, tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(publish.tempfile, "mkdtemp", refuse)
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match="Read-only file system"):
+        cohort(manifest, out, codebook)
+    assert not out.exists()
+    out.write_text("a file")
+    assert fseg("cohort", manifest, "-o", out, "--encoder", "classical") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(out) in err
+
+
+def test_a_disk_that_is_full_for_labels_leaves_no_record(manifest, codebook, tmp_path, monkeypatch):
+    """Where tensorstore writes, the error is its own."""
+    from fseg_jax.outputs import labels
+
+    class Store:
+        def __getitem__(self, _):
+            return self
+
+        def write(self, _):
+            return self
+
+        def result(self):
+            raise ValueError("RESOURCE_EXHAUSTED: Failed to write [OS error 28: No space left on device]")
+
+    create = labels.LabelWriter._create
+    monkeypatch.setattr(
+        labels.LabelWriter,
+        "_create",
+        lambda self, i, shape: labels._Level(
+            Store(), shape, self._dtype, create(self, i, shape).store.shape[0]
+        ),
+    )
+    with pytest.raises(OutputError, match="RESOURCE_EXHAUSTED") as caught:
+        cohort(manifest, tmp_path / "out", codebook)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["cohort.json"]
+
+
+# ------------------------------------------------------------------------ killed runs, several runs
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_living_one_makes_is_not(tmp_path):
+    for name in ("a", "a.b", "c"):
+        (tmp_path / f".{name}.claim").touch()
+        (tmp_path / f".{name}.abcd_123.partial" / "x").mkdir(parents=True)
+    (tmp_path / ".mine").mkdir()
+    with partial_folder("c", tmp_path) as living:
+        sweep(tmp_path)
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {".mine", ".c.claim", living.name}
+        with pytest.raises(BusyError, match="another run"), partial_folder("c", tmp_path):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == [".mine"]
+
+
+def test_without_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(publish.fcntl, "flock", no_locks)
+    for name, age in (("new", 0), ("old", 2 * 86400)):
+        folder = tmp_path / f".a.{name}_5678.partial"
+        folder.mkdir()
+        os.utime(folder, (time.time() - age,) * 2)
+    with partial_folder("a", tmp_path) as folder:
+        assert {p.name for p in tmp_path.iterdir()} == {".a.new_5678.partial", folder.name}
+
+
+def test_a_claim_is_waited_for(tmp_path):
+    order = []
+
+    def second():
+        with partial_folder("a", tmp_path, wait=True):
+            order.append("second")
+
+    with partial_folder("a", tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"] and list(tmp_path.iterdir()) == []
+
+
+def test_a_slide_that_another_run_is_at_is_left_to_it(manifest, codebook, finished, tmp_path):
+    """It is asked for again when all others are done, and then it is there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with (out / ".S-01.claim").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        class Engine(InProcess):
+            def run(self, job, slides, wait_for_others):
+                if wait_for_others:  # the other run has finished
+                    for path in finished.glob("S-01*"):
+                        copy = shutil.copytree if path.is_dir() else shutil.copy
+                        copy(path, out / path.name)
+                    fcntl.flock(held, fcntl.LOCK_UN)
+                yield from super().run(job, slides, wait_for_others)
+
+        engine = Engine()
+        summary, told = cohort(manifest, out, codebook, engine)
+    assert engine.ran == [f"S-{i:02d}" for i in range(4)] + ["S-01"]
+    assert summary.done == 4 and told[-1].endswith("S-01: done by another run")
+
+
+def test_a_run_ends_where_another_begins_with_other_settings(manifest, codebook, tmp_path):
+    def another(slides):
+        yield slides[0]
+        job = job_for(tmp_path / "out", codebook, resize="nearest")
+        run.agree(open_storage(job.out), job, classical().card, run._Survey(set(), []), redo=True)
+        yield from slides[1:]
+
+    with pytest.raises(OutputError, match="another run has begun there with other settings"):
+        cohort(manifest, tmp_path / "out", codebook, InProcess(another))
+    assert [p.name for p in (tmp_path / "out").glob("S-*.json")] == ["S-00.json"]
+
+
+def start(manifest: Path, out: Path, codebook: Path, *options: object, log: Path | None = None):
+    """``fseg cohort`` as a process group of its own."""
+    arguments = [
+        manifest,
+        "-o",
+        out,
+        "--encoder",
+        "classical",
+        "--codebook",
+        codebook,
+        "--tile",
+        128,
+        *options,
+    ]
+    command = [sys.executable, "-m", "fseg_jax", "cohort", *map(str, arguments), "--batch", "4"]
+    stream = log.open("ab") if log else subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def test_killed_again_and_again_the_results_are_the_same(manifest, codebook, finished, tmp_path):
+    """Three times here, once when a slide is half-done; thirty times in the long test."""
+    out = tmp_path / "out"
+    for begun in (1, 2, 3):
+        process = start(manifest, out, codebook)
+        until(
+            lambda begun=begun: (
+                len(list(out.glob(".S-*.partial/*"))) or len(list(out.glob("S-*.json"))) >= begun
+            )
+        )
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert start(manifest, out, codebook).wait(120) == 0
+    assert contents(out) == contents(finished)
+
+
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_an_interruption_is_quick_and_leaves_nothing_half_done(manifest, codebook, tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(manifest, out, codebook, log=log)
+    until(lambda: list(out.glob("S-*.json")))
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(30) == 130
+    assert "interrupted" in log.read_text()
+    assert not list(out.rglob(".*"))
+    for path in out.glob("S-*.json"):
+        assert all((out / f"{path.stem}{suffix}").exists() for suffix in SUFFIXES)
+
+
+def test_a_worker_ends_with_the_one_who_started_it(manifest, codebook, tmp_path):
+    """Only the program is killed: its worker stops at the next tile, and lets go of its slide."""
+    out = tmp_path / "out"
+    process = start(manifest, out, codebook)
+    until(lambda: list(out.glob("S-*.json")))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    def gone():
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    until(gone, 30)
+
+
+def test_two_shards_and_a_whole_run_together(manifest, codebook, finished, tmp_path):
+    """All at once on one place: no slide twice, none left out, and the same results."""
+    out, logs = tmp_path / "out", [tmp_path / f"log{i}" for i in range(3)]
+    options = [("--shard", "0/2"), ("--shard", "1/2"), ()]
+    running = [start(manifest, out, codebook, *o, log=log) for o, log in zip(options, logs, strict=True)]
+    assert [process.wait(240) for process in running] == [0, 0, 0]
+    assert contents(out) == contents(finished)
+    lines = [line for log in logs for line in log.read_text().splitlines() if line.startswith("[")]
+    made = [line for line in lines if line.endswith(" s")]
+    assert sorted(line.split()[1].rstrip(":") for line in made) == [f"S-{i:02d}" for i in range(4)]
+    assert "S-01" not in logs[0].read_text() and "S-00" not in logs[1].read_text()
+    page = (out / "report.html").read_text()
+    assert all(f"S-{i:02d}" in page for i in range(4))
+
+
+# ------------------------------------------------------------------------------------------ the issue's own
+
+
+@pytest.fixture(scope="session")
+def sixty(data, tmp_path_factory) -> Path:
+    """Sixty slides of 384 pixels cut from a real one."""
+    with open_slide(data / "slides" / "CMU-1-Small-Region.svs") as slide:
+        image = slide.read(0, 0, slide.height, slide.width, slide.mpp)
+        mpp = slide.mpp
+    return write_slides(tmp_path_factory.mktemp("sixty"), image, 60, 384, mpp)
+
+
+@pytest.mark.long
+def test_sixty_slides_killed_thirty_times(sixty, codebook, tmp_path):
+    log = tmp_path / "log"
+    began = time.monotonic()
+    assert start(sixty, tmp_path / "undisturbed", codebook, log=log).wait(900) == 0
+    took = time.monotonic() - began
+    rng = random.Random(0)
+    out, kills, half_done, resumed_at = tmp_path / "out", 0, 0, []
+    while kills < 30:
+        process = start(sixty, out, codebook, log=log)
+        # As long as a run takes to begin, and then as long as thirty runs have for sixty slides.
+        time.sleep(rng.uniform(0, 12 + took / 30))
+        if process.poll() is not None:
+            (random_record := rng.choice(sorted(out.glob("S-*.json")))).unlink()
+            print("all done: again without", random_record.name)
+            continue
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        half_done += bool(list(out.glob(".S-*.partial")))
+        resumed_at.append(len(list(out.glob("S-*.json"))))
+    assert start(sixty, out, codebook, log=log).wait(900) == 0
+    print(
+        f"undisturbed in {took:.0f} s; {half_done} of 30 kills met a half-done slide; "
+        f"slides done at each: {resumed_at}"
+    )
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.long
+def test_sixty_slides_of_which_three_fail(sixty, codebook, tmp_path):
+    folder = tmp_path / "slides"
+    shutil.copytree(sixty.parent, folder)
+    cut = (folder / "s10.tif").read_bytes()
+    (folder / "s10.tif").write_bytes(cut[: len(cut) // 2])
+    (folder / "s20.tif").write_text("this is no slide\n" * 50)
+    with Image.open(folder / "s30.tif") as image:
+        image.save(folder / "plain.png")
+    text = (folder / "manifest.csv").read_text().replace("s30.tif", "plain.png")
+    (folder / "manifest.csv").write_text(text)
+    log = tmp_path / "log"
+    assert start(folder / "manifest.csv", tmp_path / "out", codebook, log=log).wait(900) == 1
+    last = log.read_text().strip().splitlines()[-1]
+    print(last)
+    assert "57 of 60 slides done, 3 failed" in last
+    with (tmp_path / "out" / "failures.csv").open() as file:
+        failures = list(csv.DictReader(file))
+    print(failures)
+    assert [row["slide_id"] for row in failures] == ["S-10", "S-20", "S-30"]
+    assert len(list((tmp_path / "out").glob("S-*.json"))) == 57

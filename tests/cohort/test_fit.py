@@ -1,0 +1,147 @@
+"""``fseg fit``: the same tiles whatever the order, features that are reused, and a codebook with its card."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorstore as ts
+from PIL import Image
+
+from fseg_jax.cli import main
+from fseg_jax.codebook import load_all
+from fseg_jax.cohort.manifest import load_manifest
+from fseg_jax.cohort.tile_features import (
+    FeatureSettings,
+    StoredRows,
+    draw_tiles,
+    prepare_folder,
+    sample_cohort,
+)
+from fseg_jax.encoders.classical import classical
+from fseg_jax.errors import InputError
+from fseg_jax.slides.reader import open_slide
+
+SETTINGS = FeatureSettings(tiles=3, tile=64, tissue="all")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    """Five slides of noise of several colours, 192 × 256, at 1 µm per pixel."""
+    folder = tmp_path_factory.mktemp("cohort")
+    r = np.random.default_rng(0)
+    lines = ["slide_id,path,mpp,site,split"]
+    for i in range(5):
+        colour = r.integers(60, 200, 3)
+        pixels = np.clip(colour + r.normal(0, 5 + 10 * i, (192, 256, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        lines.append(f"s{i},{i}.png,1.0,{'AB'[i % 2]},{'train' if i < 4 else 'test'}")
+    (folder / "slides.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    return int(end.value.code or 0)
+
+
+def test_order_and_workers_do_not_change_what_is_sampled(cohort, tmp_path):
+    slides, encoder = load_manifest(cohort / "slides.csv"), classical()
+    sample_cohort(slides, tmp_path / "one", encoder, SETTINGS)
+    for share in ((1, 2), (0, 2)):
+        other = replace(SETTINGS, batch=2, threads=1)
+        sample_cohort(slides[::-1], tmp_path / "two", encoder, other, shard=share)
+    one, two = (StoredRows(tmp_path / name, [s.slide_id for s in slides]) for name in ("one", "two"))
+    assert one.shape == (15, encoder.card.channels)
+    np.testing.assert_array_equal(one[slice(0, 15)], two[slice(0, 15)])
+    np.testing.assert_array_equal(one[slice(2, 7)], one[slice(0, 15)][2:7])
+    assert len(one[slice(4, 4)]) == 0
+
+
+def test_rows_are_the_means_of_the_encoders_features(cohort, tmp_path):
+    slides, encoder = load_manifest(cohort / "slides.csv")[:1], classical()
+    sample_cohort(slides, tmp_path / "f", encoder, SETTINGS)
+    rows = StoredRows(tmp_path / "f", ["s0"])
+    with open_slide(slides[0].path, 1.0) as slide:
+        boxes = draw_tiles(slide, "s0", 64, SETTINGS, "all")
+        tiles = np.stack([slide.read(int(y), int(x), 64, 64, 1.0) for y, x in boxes])
+    features = np.asarray(encoder(jnp.asarray(tiles))).mean((1, 2))
+    np.testing.assert_allclose(rows[slice(0, 3)], features, rtol=2e-3, atol=1e-3)
+    store = {"driver": "zarr3", "kvstore": f"file://{tmp_path}/f/slides/s0/features.zarr/"}
+    np.testing.assert_array_equal(ts.open(store).result().read().result(), rows[slice(0, 3)])
+    small = np.asarray(Image.fromarray(tiles[2]).resize((96, 96), Image.Resampling.BOX), float)
+    assert abs(small - rows.pictures(np.array([2]))[0]).mean() < 12  # JPEG
+
+
+def test_other_settings_are_refused(cohort, tmp_path):
+    encoder = classical()
+    prepare_folder(tmp_path / "f", encoder.card, SETTINGS, 5)
+    with pytest.raises(InputError, match=r"made with other settings .*tiles 3 there, 4 here"):
+        prepare_folder(tmp_path / "f", encoder.card, replace(SETTINGS, tiles=4), 5)
+    with pytest.raises(InputError, match="something else than a folder of features"):
+        prepare_folder(cohort, encoder.card, SETTINGS, 5)
+    slides = load_manifest(cohort / "slides.csv")
+    sample_cohort(slides[:1], tmp_path / "f", encoder, SETTINGS)
+    with pytest.raises(InputError, match="sampled when the manifest said"):
+        sample_cohort([replace(slides[0], mpp=0.5)], tmp_path / "f", encoder, SETTINGS)
+
+
+def test_fit_from_the_command_line_and_again_without_the_slides(cohort, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for path in cohort.iterdir():
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "in" / "2.png").write_bytes(b"broken")
+    book = tmp_path / "book.safetensors"
+    common = (tmp_path / "in" / "slides.csv", "--features", tmp_path / "f", "--tile", 64, "--no-tissue")
+    assert run("fit", *common, "-o", book, "--k", 2, 4, "--restarts", 1, "--split", "train") == 1
+    said = capsys.readouterr().err
+    assert "1 of 4 slides failed" in said.splitlines()[-1]
+    assert (tmp_path / "f" / "failures.csv").read_text().splitlines()[1].startswith("s2,")
+    books = load_all(book)
+    assert sorted(books) == [2, 4]
+    assert books[4].provenance.encoder == "classical" and books[4].provenance.mpp == 1.0
+    numbers = json.loads((tmp_path / "book.card" / "card.json").read_text())
+    counts = numbers["of_k"][1]["counts"]
+    assert counts == sorted(counts, reverse=True) and sum(counts) == numbers["rows"] == 36
+    assert numbers["slides"] == 3 and numbers["failed"] == 1
+    assert run("fit", *common, "-o", book, "--k", 2) == 2  # it exists
+
+    for slide in (tmp_path / "in").glob("[013].png"):
+        slide.write_bytes(b"gone")  # what was sampled is not opened again
+    good = tmp_path / "in" / "good.csv"
+    lines = (tmp_path / "in" / "slides.csv").read_text().splitlines()
+    good.write_text("\n".join([lines[0], lines[1], lines[2], lines[4]]) + "\n")
+    again = (good, *common[1:], "-o", tmp_path / "again.safetensors", "--restarts", 1)
+    assert run("fit", *again, "--k", 2, 4) == 0
+    for k, other in load_all(tmp_path / "again.safetensors").items():
+        np.testing.assert_allclose(other.centers, books[k].centers, atol=1e-5)
+
+
+def test_tokens_are_drawn_from_tiles_and_framed(cohort, tmp_path):
+    slides, encoder = load_manifest(cohort / "slides.csv")[:2], classical()
+    sample_cohort(slides, tmp_path / "f", encoder, replace(SETTINGS, on="tokens"))
+    rows = StoredRows(tmp_path / "f", ["s0", "s1"])
+    assert rows.shape[0] == 2 * 3 * 4
+    (picture,) = rows.pictures(np.array([5]), encoder.card.stride / 64)
+    assert (picture == (0, 240, 220)).all(-1).sum() > 20
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--tile", 63), "must be a multiple of classical's stride"),
+        (("--k", 5000), "have 60 tiles; choose fewer clusters"),
+        (("--split", "val"), "no slide of the split 'val'"),
+        (("--shard", "2/2"), "give i/n with i from 0"),
+        (("-o", "book.txt"), "ends in .safetensors"),
+    ],
+)
+def test_a_users_mistakes(cohort, tmp_path, capsys, monkeypatch, extra, message):
+    monkeypatch.chdir(tmp_path)
+    given = ("-o", tmp_path / "b.safetensors", "--features", tmp_path / "f", "--no-tissue", "--tile", 64)
+    assert run("fit", cohort / "slides.csv", *given, *extra) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "b.safetensors").exists()

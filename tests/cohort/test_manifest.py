@@ -1,0 +1,151 @@
+"""Manifests: what they may look like, and what is said of those that are wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fseg_jax.cohort import manifest
+from fseg_jax.cohort.manifest import ManifestSlide, load_manifest, select_split
+from fseg_jax.errors import InputError
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    (tmp_path / "scans").mkdir()
+    for name in ("a.png", "b.jpg"):
+        Image.fromarray(np.full((40, 50, 3), 200, np.uint8)).save(tmp_path / "scans" / name)
+    (tmp_path / "scans" / "notes.txt").write_text("not a slide")
+    (tmp_path / "scans" / ".hidden.png").write_text("not either")
+    return tmp_path
+
+
+def write(folder: Path, *lines: str, name: str = "slides.csv") -> Path:
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_is_read_relative_to_itself(slides, separator):
+    lines = (
+        "slide_id,path,mpp,tissue,site,split",
+        "",
+        "A,scans/a.png,0.5,all,Leeds,train",
+        "B,scans/b.jpg,,,,",
+    )
+    path = write(slides, *(line.replace(",", separator) for line in lines))
+    assert load_manifest(path) == (
+        ManifestSlide("A", slides / "scans/a.png", 0.5, "all", "Leeds", "train", 3),
+        ManifestSlide("B", slides / "scans/b.jpg", line=4),
+    )
+
+
+def test_what_spreadsheets_write_is_read(slides):
+    path = slides / "slides.csv"
+    path.write_bytes(
+        '\ufeffSlide_ID, Path ,site\r\n"A, first",scans/a.png,"two\r\nlines"\r\nB,scans/b.jpg,\r\n'.encode()
+    )
+    first, second = load_manifest(path)
+    assert (first.slide_id, first.site, first.line) == ("A, first", "two\r\nlines", 2)
+    assert second.line == 4
+
+
+def test_a_folder_and_a_glob_name_slides_by_their_files(slides):
+    assert [s.slide_id for s in load_manifest(slides / "scans")] == ["a", "b"]
+    assert [s.path.name for s in load_manifest(f"{slides}/**/*.png")] == ["a.png"]
+    (slides / "scans" / "a.jpg").write_bytes((slides / "scans" / "b.jpg").read_bytes())
+    with pytest.raises(InputError, match=r"a\.png: the slide_id 'a' is also that of .*a\.jpg"):
+        load_manifest(slides / "scans")
+
+
+def test_every_problem_is_listed_with_its_line(slides):
+    path = write(
+        slides,
+        "slide_id,path,mpp,tissue",
+        "A,scans/a.png,0.5,",
+        "a,scans/b.jpg,,",
+        "../B,scans/b.jpg,,",
+        "C,scans/none.png,abc,nomask.png",
+        "D,s3://bucket/d.svs,,",
+        "E,scans/a.png",
+        ",,nan,",
+    )
+    with pytest.raises(InputError) as error:
+        load_manifest(path)
+    first, *rest = str(error.value).split("\n")
+    assert first == f"{path}: 10 problems; nothing was started"
+    assert [int(line.split()[1].rstrip(":")) for line in rest] == [3, 4, 5, 5, 5, 6, 7, 8, 8, 8]
+    for line, text in (
+        (3, "'a' is also that of line 2"),
+        (4, "names files"),
+        (5, "mpp abc"),
+        (5, "path scans/none.png: no such file"),
+        (6, "mount the bucket"),
+        (7, "2 cells, but the header has 4"),
+        (8, "no slide_id"),
+        (8, "no path"),
+    ):
+        assert any(said.startswith(f"  line {line}: ") and text in said for said in rest), (line, text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("slide_id,file\nA,a.png\n", "no column path in its first line"),
+        ("slide_id,path\n", "no slides, only a header"),
+        ("", "no column slide_id and no column path"),
+        ("slide_id,path,path\nA,a,b\n", "two columns are called path"),
+        ('slide_id,path\n"A,a.png\n', "is not CSV"),
+    ],
+)
+def test_tables_that_are_none(tmp_path, content, message):
+    path = tmp_path / "slides.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_manifest(path)
+
+
+def test_bytes_that_are_not_utf8_are_placed(tmp_path):
+    path = tmp_path / "slides.csv"
+    path.write_bytes(b"slide_id,path\nA,a.png\nB,\xe9.png\n")
+    with pytest.raises(InputError, match=r"line 3 is not UTF-8"):
+        load_manifest(path)
+
+
+def test_the_sample_check_opens_headers(slides):
+    (slides / "scans" / "b.jpg").write_bytes(b"\xff\xd8\xff broken")
+    path = write(slides, "slide_id,path,mpp", "A,scans/a.png,", "B,scans/b.jpg,0.5")
+    assert len(load_manifest(path)) == 2
+    with pytest.raises(InputError) as error:
+        load_manifest(path, sample_check=True)
+    first, no_mpp, broken = str(error.value).split("\n")
+    assert "2 problems" in first
+    assert no_mpp.startswith("  line 2: ") and "give it in the column mpp" in no_mpp
+    assert broken.startswith("  line 3: ")
+    assert "--mpp-override" not in str(error.value)
+
+
+def test_splits(slides):
+    path = write(slides, "slide_id,path,split", "A,scans/a.png,train", "B,scans/b.jpg,test")
+    lines = load_manifest(path)
+    assert [s.slide_id for s in select_split(lines, "train", path)] == ["A"]
+    assert select_split(lines, None, path) == lines
+    with pytest.raises(InputError, match=r"no slide of the split 'val'; it has test, train"):
+        select_split(lines, "val", path)
+
+
+@pytest.mark.parametrize("name", ["nothing.csv", "*.nothing"])
+def test_nothing_there(tmp_path, name):
+    with pytest.raises(InputError, match=r"no such file|matches no file"):
+        load_manifest(tmp_path / name)
+
+
+def test_a_manifest_in_a_bucket(slides, monkeypatch):
+    content = f"slide_id,path\nA,{slides}/scans/a.png\nB,scans/b.jpg\n"
+    monkeypatch.setattr(manifest, "read_bytes", lambda location: content.encode())
+    with pytest.raises(
+        InputError, match=r"line 3: path scans/b.jpg: in a manifest of a bucket, paths must be absolute"
+    ):
+        load_manifest("s3://bucket/slides.csv")

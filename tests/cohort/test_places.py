@@ -1,0 +1,356 @@
+"""Results in a bucket, features that are kept, and the report, each on a cohort of a few slides."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cohorts import InProcess, cohort, contents, write_codebook
+
+from fseg_jax import cli
+from fseg_jax.cohort import run, storage
+from fseg_jax.cohort.manifest import load_manifest
+from fseg_jax.cohort.storage import open_storage
+from fseg_jax.encoders.classical import classical
+from fseg_jax.errors import InputError, OutputError
+from fseg_jax.outputs import report
+
+
+def fseg(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([str(a) for a in arguments])
+    return exit_.value.code
+
+
+# ------------------------------------------------------------------------------------------------ buckets
+
+
+def fetched(bucket: str, prefix: str, to: Path) -> Path:
+    """A place in a bucket, as a client that is not ours reads it."""
+    import boto3
+
+    client = boto3.client("s3")
+    pages = client.get_paginator("list_objects_v2").paginate(
+        Bucket=bucket.removeprefix("s3://"), Prefix=prefix
+    )
+    for item in (item for page in pages for item in page.get("Contents", [])):
+        path = to / item["Key"].removeprefix(prefix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        client.download_file(bucket.removeprefix("s3://"), item["Key"], str(path))
+    return to
+
+
+def test_a_bucket_holds_what_a_folder_does(manifest, codebook, finished, bucket, tmp_path):
+    place = f"{bucket}/some/cohort"
+    open_storage(f"{bucket}/some").write("manifest.csv", absolute(manifest))
+    summary, _ = cohort(f"{bucket}/some/manifest.csv", place, codebook)
+    assert summary.done == 4
+    assert contents(fetched(bucket, "some/cohort/", tmp_path / "a")) == contents(finished)
+    engine = InProcess()
+    cohort(manifest, place, codebook, engine)
+    assert engine.ran == []
+    with pytest.raises(InputError, match="resize was bilinear"):
+        cohort(manifest, place, codebook, changes={"resize": "nearest"})
+    # Fewer shards than before: none of the old labels may stay.
+    changes = {"tissue": "all", "mpp": 2.0}
+    assert cohort(manifest, place, codebook, engine, redo=True, changes=changes)[0].done == 4
+    cohort(manifest, tmp_path / "fresh", codebook, changes=changes)
+    assert contents(fetched(bucket, "some/cohort/", tmp_path / "b")) == contents(tmp_path / "fresh")
+
+
+def absolute(manifest: Path) -> bytes:
+    """A manifest that may lie anywhere."""
+    head, *lines = manifest.read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    return "\n".join([head, *(",".join([c[0], str(manifest.parent / c[1]), *c[2:]]) for c in cells)]).encode()
+
+
+def test_only_one_of_two_creates_a_key(bucket, tmp_path):
+    for place in (open_storage(bucket), open_storage(str(tmp_path / "new"))):
+        assert place.create("a.json", b"first") and not place.create("a.json", b"second")
+        assert place.read("a.json") == b"first" and place.read("b.json") is None
+        place.write("failures/x.json", b"1")
+        place.write("failures/x.json", b"2")
+        place.write("other/y.json", b"3")
+        assert place.names("failures") == ["failures/x.json"]
+        assert place.read_all(["failures/x.json", "other/y.json", "z"]) == {
+            "failures/x.json": b"2",
+            "other/y.json": b"3",
+        }
+        place.delete("failures/x.json")
+        place.delete("failures/x.json")
+        assert place.names("failures") == []
+
+
+def test_a_record_is_the_last_to_come_and_the_first_to_go(bucket, tmp_path, monkeypatch):
+    place = open_storage(bucket)
+    folder = tmp_path / "a.ome.zarr" / "0" / "c"
+    folder.mkdir(parents=True)
+    (folder / "0").write_bytes(b"chunk")
+    (tmp_path / "a.ome.zarr" / "zarr.json").write_bytes(b"{}")
+    (tmp_path / "a.json").write_bytes(b"record")
+    asked = []
+
+    class Told:
+        def __init__(self, store):
+            self.store = store
+
+        def write(self, key, data):
+            asked.append((key, data is not None))
+            return self.store.write(key, data)
+
+        def delete_range(self, keys):
+            return self.store.delete_range(keys)
+
+    monkeypatch.setattr(place, "_store", Told(place._store))
+    place.publish(tmp_path, ["a.json", "a.ome.zarr"])
+    written = [key for key, there in asked if there]
+    assert asked[0] == ("a.json", False)
+    assert written == ["a.ome.zarr/0/c/0", "a.ome.zarr/zarr.json", "a.json"]
+
+
+def test_a_bucket_that_refuses_is_one_line(manifest, codebook, bucket, monkeypatch, capsys):
+    for place, says in ((f"{bucket}-none/out", "NoSuchBucket"), ("s3:///out", "")):
+        with pytest.raises(OutputError, match=says) as caught:
+            cohort(manifest, place, codebook)
+        assert "\n" not in str(caught.value) and place.rpartition("/")[0] in str(caught.value)
+    impatient = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
+    monkeypatch.setattr(storage, "_CONTEXT", storage.ts.Context({"s3_request_retries": impatient}))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(OutputError, match="connect") as caught:
+        cohort(manifest, f"{bucket}/out", codebook)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_that_refuses_half_way_stops_the_run(manifest, codebook, bucket, monkeypatch):
+    import boto3
+
+    def and_then_none(slides):
+        yield slides[0]
+        client = boto3.client("s3")
+        keys = client.list_objects_v2(Bucket="cohorts")["Contents"]
+        records = [
+            key["Key"] for key in keys if key["Key"].startswith("out/S-") and key["Key"].endswith(".json")
+        ]
+        assert "out/S-00.json" in records
+        client.delete_objects(Bucket="cohorts", Delete={"Objects": [{"Key": k["Key"]} for k in keys]})
+        client.delete_bucket(Bucket="cohorts")
+        yield from slides[1:]
+
+    engine = InProcess(and_then_none)
+    with pytest.raises(OutputError):
+        cohort(manifest, f"{bucket}/out", codebook, engine)
+    assert engine.ran == ["S-00", "S-01"]
+
+
+# ------------------------------------------------------------------------------------------------ features
+
+
+@pytest.fixture(scope="module")
+def kept(manifest, codebook, tmp_path_factory) -> Path:
+    """A place where features are kept; and the slides are gone."""
+    place = tmp_path_factory.mktemp("kept") / "out"
+    _, told = cohort(manifest, place, codebook, kept={"keep_features": True})
+    # 2 × 2 tiles of 8 × 8 tokens of 20 channels a slide, two bytes each
+    assert "features to keep: 41 kB at most, if all of the slides were tissue; zstd makes it less" in told
+    return place
+
+
+def test_keeping_features_changes_no_result(kept, finished):
+    without = {name: h for name, h in contents(kept).items() if ".features.zarr/" not in name}
+    assert without == contents(finished)
+
+
+def test_features_are_bfloat16_and_the_encoders(kept, manifest):
+    import ml_dtypes
+
+    from fseg_jax.cohort.worker import Settings, encoded, lay_out
+    from fseg_jax.outputs.rows import open_rows
+    from fseg_jax.slides.reader import open_slide
+
+    rows, beside, made = open_rows(open_storage(str(kept)).spec("S-01.features.zarr"), "tokens", ("tiles",))
+    tokens = rows.read().result()
+    assert tokens.dtype == ml_dtypes.bfloat16 and made["encoder"]["name"] == "classical"
+    settings = Settings(tile=128, batch=2)
+    with open_slide(manifest.parent / "s01.tif") as slide:
+        plan = lay_out(slide, classical().card, settings, None)
+        assert beside["tiles"].tolist() == [list(tile) for tile in plan.tiles()]
+        tokens_of = encoded(slide, plan, classical(), settings)
+        exact = np.concatenate([np.asarray(A)[: len(t)] for t, A in tokens_of(plan.tiles())])
+    np.testing.assert_array_equal(tokens, exact.astype(ml_dtypes.bfloat16))
+    metadata = json.loads((kept / "S-01.features.zarr" / "tokens" / "zarr.json").read_text())
+    assert metadata["data_type"] == "bfloat16" and metadata["codecs"][-1]["name"] == "zstd"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mode": "assign", "concepts": 5}, {"resize": "nearest"}, {"k": 3, "codebook": None}],
+    ids=["other centres", "assign", "nearest", "fitted on the slide"],
+)
+def test_features_give_what_the_slides_give(kept, manifest, tmp_path, monkeypatch, changes):
+    """All outputs, byte by byte, with another codebook; slides and encoder are not touched."""
+    changes = dict(changes)
+    book = changes.pop("codebook", write_codebook(tmp_path / "other.safetensors", k=6, seed=1))
+    cohort(manifest, tmp_path / "full", book, changes=changes)
+    for name in ("open_slide", "loaded_encoder"):
+        monkeypatch.setattr(run, name, None)
+    summary, _ = cohort(manifest, tmp_path / "again", book, changes=changes, kept={"features": str(kept)})
+    assert summary.done == 4 and not summary.failed
+    assert contents(tmp_path / "again") == contents(tmp_path / "full")
+
+
+def test_features_from_the_command_line(kept, manifest, finished, codebook, tmp_path, capsys):
+    """On a manifest of slides that are gone."""
+    gone = tmp_path / "manifest.csv"
+    shutil.copy(manifest, gone)
+    arguments = ("cohort", gone, "-o", tmp_path / "out", "--codebook", codebook, "--features", kept)
+    assert fseg(*arguments, "--batch", 4) == 0
+    assert contents(tmp_path / "out") == contents(finished)
+    capsys.readouterr()
+    assert fseg(*arguments, "--tile", 256) == 2
+    assert "--tile: the features have that already" in capsys.readouterr().err
+    assert fseg(*arguments[:-1], tmp_path / "nowhere") == 2
+    assert "no cohort is there" in capsys.readouterr().err
+
+
+def test_features_that_are_not_there_or_of_other_settings_fail_their_slide(
+    kept, manifest, codebook, tmp_path
+):
+    place = shutil.copytree(kept, tmp_path / "kept")
+    shutil.rmtree(place / "S-00.features.zarr")
+    group = place / "S-01.features.zarr" / "zarr.json"
+    group.write_text(group.read_text().replace('"features_hash": "', '"features_hash": "x'))
+    (place / "S-02.features.zarr" / "tokens" / "c" / "0" / "0" / "0" / "0").write_bytes(b"damaged")
+    run._kept_with.cache_clear()
+    summary, _ = cohort(manifest, tmp_path / "out", codebook, kept={"features": str(place)})
+    assert summary.done == 1
+    assert "no finished features" in summary.failed["S-00"]
+    assert "kept with other settings" in summary.failed["S-01"]
+    assert "damaged" in summary.failed["S-02"]
+
+
+def test_features_that_are_missing_are_made_on_resuming(kept, manifest, codebook, tmp_path):
+    place = shutil.copytree(kept, tmp_path / "out")
+    shutil.rmtree(place / "S-03.features.zarr")
+    engine = InProcess()
+    cohort(manifest, place, codebook, engine, kept={"keep_features": True})
+    assert engine.ran == ["S-03"] and contents(place) == contents(kept)
+
+
+# ------------------------------------------------------------------------------------------------ the report
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no chromium")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def test_the_report_in_a_browser(manifest, codebook, finished, browser, tmp_path):
+    """It opens from a file, asks for nothing, sorts, filters, and shows what the tables say."""
+    place = shutil.copytree(finished, tmp_path / "out")
+    failures = {"slide_id": "B<1>", "path": "b.svs", "reason": "b.svs: no <b>resolution</b>"}
+    open_storage(str(place)).write("failures/B1.json", json.dumps(failures).encode())
+    slides = load_manifest(manifest)
+    from cohorts import job_for
+
+    run.conclude(open_storage(str(place)), job_for(place, codebook), classical().card, slides, whole=True)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    problems, asked = [], []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"file://{place / 'report.html'}")
+    assert problems == [] and [url for url in asked if not url.startswith("data:")] == [page.url]
+    assert page.locator("#failures td").all_text_contents() == ["B<1>", "b.svs: no <b>resolution</b>"]
+
+    def column(at: int) -> list[str]:
+        return page.locator(f"#slides tbody tr td:nth-child({at})").all_text_contents()
+
+    assert column(2) == ["S-00", "S-01", "S-02", "S-03"] and column(3) == ["Leeds", "Oslo"] * 2
+    image = page.locator("#slides img").first
+    assert image.evaluate("e => e.complete && e.naturalWidth") == 2 * report.SIDE + 4
+    records = [json.loads((place / f"S-{i:02d}.json").read_text()) for i in range(4)]
+    areas = [record["areas_mm2"]["cluster 2"] for record in records]
+    heading = page.get_by_role("button", name="cluster 2")
+    at = 1 + page.locator("#slides th").all_text_contents().index("cluster 2")
+    heading.click()
+    assert column(at) == [f"{area:.3f}" for area in sorted(areas, reverse=True)]
+    assert page.locator(f"#slides th:nth-child({at})").get_attribute("aria-sort") == "descending"
+    heading.click()
+    assert column(at) == [f"{area:.3f}" for area in sorted(areas)]
+    page.locator("#find").fill("oslo")
+    assert sorted(column(2)) == ["S-01", "S-03"]
+    page.locator("#find").fill("")
+    shares = [record["areas_mm2"]["cluster 1"] / record["tissue_mm2"] for record in records]
+    page.locator("#slides th button").first.click()
+    page.locator("#map").hover(position={"x": 5, "y": 15})
+    assert page.locator("#tip").text_content().startswith(f"S-00, cluster 1: {100 * shares[0]:.1f} %")
+    page.close()
+
+
+def test_a_large_cohorts_pictures_fit_into_the_page(monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 255, (80, 164, 3)).astype(np.uint8)
+    picture = report._jpeg(report.Image.fromarray(noise))
+    monkeypatch.setattr(report, "_BYTES", 20 * len(picture))
+    import base64
+
+    fitting = report._fitting([picture] * 50 + [None])
+    assert sum(len(base64.b64decode(p)) for p in fitting) <= 20 * len(picture) and fitting[-1] == ""
+    assert fitting[0] and report._fitting([picture]) == [base64.b64encode(picture).decode()]
+
+
+# ------------------------------------------------------------------------------------------------ Ray
+
+
+@pytest.mark.long
+def test_a_ray_cluster_of_which_a_node_is_killed(data, codebook, tmp_path):
+    """Twelve slides on two nodes, one of which dies half-way: all are done."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    from cohorts import job_for, write_slides
+    from ray.cluster_utils import Cluster
+
+    from fseg_jax.cohort.engines import Ray
+    from fseg_jax.cohort.run import run_cohort
+    from fseg_jax.slides.reader import open_slide
+
+    with open_slide(data / "slides" / "CMU-1-Small-Region.svs") as slide:
+        image = slide.read(0, 0, slide.height, slide.width, slide.mpp)
+        manifest = write_slides(tmp_path / "slides", image, 12, 384, slide.mpp)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    doomed = cluster.add_node(num_cpus=1)
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if line.startswith("[4/"):
+            cluster.remove_node(doomed, allow_graceful=False)
+            told.append("a node is killed")
+
+    try:
+        with Ray(cluster.address, 1) as engine:
+            assert ray.cluster_resources()["CPU"] == 2
+            job = job_for(tmp_path / "out", codebook)
+            summary = run_cohort(load_manifest(manifest), job, engine, tell=tell)
+    finally:
+        cluster.shutdown()
+    print("\n".join(told))
+    assert summary.done == 12 and not summary.failed and "a node is killed" in told
+    cohort(manifest, tmp_path / "here", codebook)
+    assert contents(tmp_path / "out") == contents(tmp_path / "here")
+
+
+def test_ray_that_is_not_there_is_one_line(manifest, tmp_path, capsys):
+    pytest.importorskip("ray", reason="ray is not installed")
+    arguments = ("cohort", manifest, "-o", tmp_path / "out", "--engine", "ray")
+    assert fseg(*arguments, "--ray-address", "127.0.0.1:9") == 2
+    err = capsys.readouterr().err
+    assert err.count("fseg: error:") == 1 and "no Ray cluster answers" in err

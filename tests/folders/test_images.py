@@ -1,0 +1,99 @@
+"""Images of every kind as RGB, resized once, kept by their content."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fseg_jax.downloads import cache_folder
+from fseg_jax.errors import InputError
+from fseg_jax.folders import images
+from fseg_jax.folders.images import find_images, read_image, resized
+
+
+def save(path, pixels, **more):
+    Image.fromarray(pixels).save(path, **more)
+    return path
+
+
+@pytest.fixture
+def colours():
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+
+
+def test_colour_grey_palette_transparent_and_sixteen_bits(tmp_path, colours):
+    np.testing.assert_array_equal(read_image(save(tmp_path / "c.png", colours)), colours)
+    grey = read_image(save(tmp_path / "g.png", colours[..., 0]))
+    np.testing.assert_array_equal(grey, np.repeat(colours[..., :1], 3, -1))
+    clear = np.dstack([colours, np.full((20, 30), 255, np.uint8)])
+    clear[:10, :, 3] = 0
+    seen = read_image(save(tmp_path / "a.png", clear))
+    np.testing.assert_array_equal(seen[10:], colours[10:])
+    assert (seen[:10] == 0).all()
+    deep = (np.arange(600).reshape(20, 30) * 10).astype(np.uint16)
+    found = read_image(save(tmp_path / "d.tif", deep))
+    assert found.min() == 0 and found.max() == 255 and found.shape == (20, 30, 3)
+    Image.fromarray(colours).convert("P").save(tmp_path / "p.png")
+    assert read_image(tmp_path / "p.png").shape == (20, 30, 3)
+
+
+def test_a_camera_that_was_turned_is_heeded(tmp_path, colours):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "t.png", colours, exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "t.png"), np.rot90(colours, -1))
+
+
+def test_unreadable_images_are_left_out_and_named(tmp_path, colours, caplog):
+    good = save(tmp_path / "a.png", colours)
+    cut = tmp_path / "b.png"
+    cut.write_bytes(good.read_bytes()[:200])
+    text = tmp_path / "c.jpg"
+    text.write_text("no image")
+    read = resized([good, cut, text], 16)
+    assert read.files == (good,) and read.images.shape == (1, 16, 16, 3)
+    assert [path for path, _ in read.unreadable] == [cut, text]
+    assert "b.png" in caplog.text and "c.jpg" in caplog.text
+    for path in (cut, text):
+        with pytest.raises(InputError, match="cannot be read as an image") as error:
+            read_image(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="none of the 2 images can be read"):
+        resized([cut, text], 16)
+
+
+def test_resized_once_by_content_and_again_when_it_changes(tmp_path, colours, monkeypatch):
+    path = save(tmp_path / "a.png", colours)
+    first = resized([path], 16)
+    assert len(list((cache_folder() / "images" / "16").glob("*.npy"))) == 1
+    moved = path.rename(tmp_path / "moved.png")
+    decoded = []
+    monkeypatch.setattr(images, "read_image", lambda p: decoded.append(p) or read_image(p))
+    np.testing.assert_array_equal(resized([moved], 16).images, first.images)
+    assert not decoded
+    resized([moved], 24)
+    save(moved, 255 - colours)
+    assert (resized([moved], 16).images != first.images).any()
+    assert decoded == [moved, moved]
+
+
+def test_a_damaged_cache_is_made_again(tmp_path, colours):
+    path = save(tmp_path / "a.png", colours)
+    first = resized([path], 16).images
+    (kept,) = (cache_folder() / "images" / "16").glob("*.npy")
+    kept.write_bytes(b"broken")
+    np.testing.assert_array_equal(resized([path], 16).images, first)
+    assert np.load(kept).shape == (16, 16, 3)
+
+
+def test_folders_are_read_in_order_without_what_is_hidden(tmp_path, colours):
+    for name in ("b.png", "a.JPG", "sub/c.png", ".hidden/d.png", ".e.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png", "c.png"]
+    for folder, message in ((tmp_path / "none", "no such folder"), (tmp_path / ".hidden", None)):
+        if message:
+            with pytest.raises(InputError, match=message):
+                find_images(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no image"):
+        find_images(tmp_path / "empty")

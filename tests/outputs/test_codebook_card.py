@@ -1,0 +1,68 @@
+"""A codebook's card: its warnings, and that what it writes can be read."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+from PIL import Image
+
+from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_card
+
+
+def found(centers, labels, slides, sites):
+    ids = [f"s{i}" for i in range(len(sites))]
+    return {(w.cluster, w.kind) for w in find_warnings(centers, labels, slides, ids, sites)}
+
+
+def test_what_to_distrust():
+    r = np.random.default_rng(0)
+    centers = r.normal(size=(5, 8)).astype(np.float32)
+    centers[4] = centers[3] + 1e-4
+    slides = r.integers(0, 4, 2000)
+    sites = ["Leeds", "Leeds", "Bath", "Oslo"]
+    labels = r.integers(0, 5, 2000)
+    assert found(centers, labels, slides, sites) == {(4, "collapsed"), (5, "collapsed")}
+    labels[slides == 3] = 0  # the first cluster is mostly of one slide …
+    labels[(labels == 0) & (slides != 3)] = 1
+    assert {(1, "slide"), (1, "site")} <= found(centers, labels, slides, sites)
+    assert (1, "site") not in found(centers, labels, slides, ["Leeds"] * 4)  # there is only one
+    assert (1, "site") not in found(centers, labels, slides, [""] * 4)  # nobody said
+    labels[labels == 2] = 1
+    assert (3, "collapsed") in found(centers, labels, slides, sites)
+
+
+def test_a_site_that_has_nearly_all_is_no_warning():
+    slides = np.repeat([0, 1], [1900, 100])
+    labels = np.random.default_rng(0).integers(0, 2, 2000)
+    assert found(np.eye(2, dtype=np.float32), labels, slides, ["A", "B"]) == set()
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("src", "href") and value]
+
+
+def test_the_card_is_complete_and_replaces_an_older_one(tmp_path):
+    tile = np.full((96, 96, 3), (200, 30, 90), np.uint8)
+    of_k = KCard(2, 12.5, 3, np.array([30, 10]), [[tile] * 8, [tile]], [["a"] * 8, ["<b>"]], [])
+    card = Card("co<hort", "tiles", 40, 2, 1, {"encoder": "x<y"}, [of_k])
+    folder = tmp_path / "c.card"
+    write_card(folder, card)
+    (folder / "left.txt").write_text("over")
+    write_card(folder, card)
+    assert sorted(p.name for p in folder.iterdir()) == ["card.json", "index.html", "inertia.png", "k2.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["c.card"]
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert "<b>" not in text.replace("<b>Look", "") and "co&lt;hort" in text and "x&lt;y" in text
+    links = Links()
+    links.feed(text)
+    assert {"inertia.png", "k2.png"} <= set(links.found)
+    assert all((folder / link).exists() for link in links.found if not link.startswith("#"))
+    numbers = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    assert numbers["of_k"][0]["counts"] == [30, 10]
+    sheet = np.asarray(Image.open(folder / "k2.png").convert("RGB"))
+    assert (sheet == tile[0, 0]).all(-1).sum() == 9 * 96 * 96  # every picture is on the sheet, whole

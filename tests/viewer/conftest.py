@@ -1,0 +1,85 @@
+"""A small slide, embedded and segmented, and the page's server over it."""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data as pictures
+
+from fseg_jax import open_slide, segment_slide
+from fseg_jax.cohort.patches import PatchSettings, embed_slide
+from fseg_jax.cohort.seeds import SeedSettings
+from fseg_jax.cohort.worker import Settings
+from fseg_jax.encoders.classical import classical
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """``tissue.png``, 512 × 384 pixels of 1 µm with a band of glass, and ``out/`` with all of its outputs."""
+    folder = tmp_path_factory.mktemp("viewed")
+    image = pictures.immunohistochemistry()[:384].copy()
+    image[230:340] = 244
+    Image.fromarray(image).save(folder / "tissue.png")
+    with open_slide(folder / "tissue.png", 1.0) as slide:
+        embed_slide(slide, folder / "out", classical(), PatchSettings(patch=64, mpp=1.0))
+        segment_slide(slide, folder / "out", classical(), settings=Settings(k=3, tile=128, mpp=1.0))
+    rng = np.random.default_rng(0)
+    # A map of its own: UMAP is another test's.
+    from fseg_jax.outputs.embeddings import open_embeddings
+    from fseg_jax.viewer import projection
+
+    embedded = open_embeddings(folder / "out" / "tissue.embeddings.zarr")
+    Y = rng.normal(size=(len(embedded.centers), 3)).astype(np.float32)
+    projection.write_projection(folder / "out", "tissue", embedded, Y)
+    return folder
+
+
+@pytest.fixture
+def out(made, tmp_path) -> Path:
+    """A copy of the outputs that a test may change."""
+    shutil.copytree(made / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def in_loop() -> Iterator[Callable]:
+    """Runs functions in an asyncio loop that runs beside the test."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def run(function: Callable, *arguments: object) -> object:
+        async def call() -> object:
+            result = function(*arguments)
+            return await result if asyncio.iscoroutine(result) else result
+
+        return asyncio.run_coroutine_threadsafe(call(), loop).result(60)
+
+    try:
+        yield run
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+@pytest.fixture
+def served(out, in_loop) -> Iterator[str]:
+    """The address of a server over ``out``, secret included."""
+    from fseg_jax.viewer.server import Folder, Server
+
+    def begin() -> tuple[Folder, Server]:
+        folder = Folder(out, None, SeedSettings())
+        folder.open("tissue")
+        server = Server(folder, "tissue", 0)
+        server.start()
+        return folder, server
+
+    folder, server = in_loop(begin)
+    yield server.url
+    in_loop(server.stop)
+    in_loop(folder.close)

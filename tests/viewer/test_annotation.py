@@ -1,0 +1,89 @@
+"""What is placed, undone and kept: its file is one that others read."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fseg_jax.cohort.seeds import read_seeds
+from fseg_jax.errors import InputError
+from fseg_jax.viewer.annotation import Annotation, History, Seed, checked, load, save
+
+TWO = Annotation(("stroma", "Crypt"), (Seed(10.5, 20.25, 1), Seed(300.0, 60.0, 0), Seed(1.0, 2.0, 1)))
+
+
+def test_what_is_saved_is_what_fseg_seed_and_qupath_read(tmp_path):
+    save(tmp_path / "a.geojson", TWO)
+    points, given_, names = read_seeds(tmp_path / "a.geojson", TWO.classes)
+    assert points.tolist() == [[10.5, 20.25], [300, 60], [1, 2]] and given_.tolist() == [1, 0, 1]
+    assert names == TWO.classes and load(tmp_path / "a.geojson") == TWO
+    for feature in json.loads((tmp_path / "a.geojson").read_text())["features"]:  # QuPath's GsonTools
+        assert feature["type"] == "Feature" and feature["geometry"]["type"] == "Point"
+        assert feature["properties"]["objectType"] == "annotation"
+        assert len(feature["properties"]["classification"]["color"]) == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["a.geojson"]
+
+
+def test_classes_without_seeds_are_kept(tmp_path):
+    save(tmp_path / "a.geojson", Annotation(("a", "b", "c")))
+    assert load(tmp_path / "a.geojson") == Annotation(("a", "b", "c"))
+
+
+def test_a_file_that_states_no_classes_is_of_those_expected(tmp_path):
+    point = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}}
+    (tmp_path / "a.geojson").write_text(json.dumps([point | {"properties": {"class": "B"}}]))
+    assert load(tmp_path / "a.geojson", ("a", "b")) == Annotation(("a", "b"), (Seed(1.0, 2.0, 1),))
+    with pytest.raises(InputError, match="of class 'B'; there are negative, positive"):
+        load(tmp_path / "a.geojson")
+
+
+@pytest.mark.parametrize("text", ["{", "3", '{"fseg": 3, "features": []}', '{"type": "FeatureCollection"}'])
+def test_a_damaged_file_is_one_line(tmp_path, text):
+    (tmp_path / "a.geojson").write_text(text)
+    with pytest.raises(InputError, match=r"a\.geojson") as caught:
+        load(tmp_path / "a.geojson")
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_are_renamed_added_and_removed():
+    three = TWO.with_class().renamed(2, "  glass \n slide ")
+    assert three.classes == ("stroma", "Crypt", "glass slide")
+    assert three.without_class(0) == Annotation(
+        ("Crypt", "glass slide"), (Seed(10.5, 20.25, 0), Seed(1.0, 2.0, 0))
+    )
+    for act, says in (
+        (lambda: TWO.without_class(0), "fewest"),
+        (lambda: TWO.renamed(0, "crypt"), "two classes are called"),
+        (lambda: TWO.renamed(0, " "), "no class's name"),
+        (lambda: TWO.renamed(0, "a,b"), "no comma"),
+        (lambda: checked(tuple("abcdefghij")), "10 classes: choose 2 to 9"),
+    ):
+        with pytest.raises(InputError, match=says):
+            act()
+    nine = TWO
+    for _ in range(7):
+        nine = nine.with_class()
+    assert checked(nine.classes) == nine.classes
+    with pytest.raises(InputError, match="the most"):
+        nine.with_class()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(["do", "undo", "redo"]), max_size=40))
+def test_undo_and_redo_are_an_editors(steps):
+    """Against two stacks."""
+    history, past, present, future = History(0), [], 0, []
+    for i, step in enumerate(steps, 1):
+        if step == "do":
+            history.do(i)
+            past, present, future = [*past, present], i, []
+        elif step == "undo":
+            history.undo()
+            if past:
+                past, present, future = past[:-1], past[-1], [present, *future]
+        else:
+            history.redo()
+            if future:
+                past, present, future = [*past, present], future[0], future[1:]
+        assert (history.now, history.can_undo, history.can_redo) == (present, bool(past), bool(future))

@@ -1,0 +1,376 @@
+"""The page in a real browser, over a real slide, served by the program itself."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fseg_jax import open_slide, segment_slide
+from fseg_jax.cohort.patches import PatchSettings, embed_slide
+from fseg_jax.cohort.seeds import read_seeds
+from fseg_jax.cohort.worker import Settings
+from fseg_jax.encoders.classical import classical
+
+pytestmark = pytest.mark.long
+
+NAME, MPP = "CMU-1-Small-Region", 0.499
+DERMIS, EPIDERMIS, KERATIN = ((979, 2379), (1492, 2099)), ((1271, 2215), (1236, 1003)), ((1390, 1560),)
+PATIENCE = 120_000  # ms: machines are busy
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    api = pytest.importorskip("playwright.sync_api")
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if binary is None:
+        pytest.skip("no Chromium here")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=binary, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def embedded(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("real") / "out"
+    with open_slide(data / "slides" / f"{NAME}.svs") as slide:
+        embed_slide(slide, out, classical(), PatchSettings(patch=128))
+        segment_slide(slide, out, classical(), settings=Settings(k=6))
+    pytest.importorskip("umap")
+    subprocess.run([sys.executable, "-m", "fseg_jax.viewer.projection", str(out), NAME], check=True)
+    return out
+
+
+class Program:
+    """``fseg view`` running over a folder."""
+
+    def __init__(self, out: Path) -> None:
+        program = [sys.executable, "-m", "fseg_jax", "view", str(out)]
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment)
+        self.url = self.process.stdout.readline().strip()
+
+    def end(self, how: int) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def program(embedded, tmp_path) -> Iterator[Callable[[], Program]]:
+    """Starts the program over a copy of the outputs; whatever still runs at the end is killed."""
+    shutil.copytree(embedded, tmp_path / "out")
+    running: list[Program] = []
+
+    def start() -> Program:
+        running.append(Program(tmp_path / "out"))
+        return running[-1]
+
+    yield start
+    for one in running:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+class Tab:
+    """A tab with the page, and what a person does in it."""
+
+    def __init__(self, context, url: str) -> None:
+        self.page = context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.asked: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("websocket", lambda socket: self.asked.append(socket.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(url)
+        self.settled()
+
+    def settled(self) -> None:
+        self.page.wait_for_function("() => window.fseg !== undefined", timeout=PATIENCE)
+        self.until("() => !model('status').text.includes('loading')")
+
+    def run(self, code: str, argument: object = None):
+        return self.page.evaluate(self._with_models(code), argument)
+
+    def until(self, code: str) -> None:
+        self.page.wait_for_function(self._with_models(code), timeout=PATIENCE)
+
+    @staticmethod
+    def _with_models(code: str) -> str:
+        """The code with ``model(name)``, ``frame(name)`` (corner and size on the screen), ``mask()``…"""
+        return f"""(argument) => {{
+            const model = (name) => Bokeh.documents[0].get_model_by_name(name)
+            const frame = (name) => {{
+                const view = Bokeh.index.find_one(model(name))
+                const outer = view.el.getBoundingClientRect(), inner = view.frame.bbox
+                return [outer.left + inner.left, outer.top + inner.top, inner.width, inner.height]
+            }}
+            const glyphs = (type) => model('slide').renderers.filter((r) => r.glyph?.type === type)
+            const column = (r, name) => {{
+                const data = r.data_source.data
+                return data.get ? data.get(name) : data[name]
+            }}
+            const mask = () => column(glyphs('Image')[0], 'image')[0]
+            const seeds = () => column(glyphs('Scatter')[0], 'x').length
+            return ({code})(argument)
+        }}"""
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where a level-0 pixel is on the screen."""
+        left, top, width, height, x0, x1, y0, y1 = self.run(
+            "() => [...frame('slide'), model('slide').x_range.start, model('slide').x_range.end,"
+            " model('slide').y_range.start, model('slide').y_range.end]"
+        )
+        return (
+            left + (x * MPP - x0) / (x1 - x0) * width,
+            top + (y1 + y * MPP) / (y1 - y0) * height,
+        )
+
+    def click(self, x: float, y: float) -> None:
+        """Click on a level-0 pixel, and wait until the seed is there."""
+        n = self.run("() => seeds()")
+        self.page.mouse.click(*self.at(x, y))
+        self.until(f"() => seeds() === {n + 1}")
+
+    def key(self, key: str) -> None:
+        self.page.keyboard.press(key)
+
+    def choose(self, key: str) -> None:
+        """Choose a class by its key, and wait until the page shows it."""
+        self.key(key)
+        rows = "model('classes').text.split(\"class='row\").findIndex((row) => row.startsWith(' on'))"
+        self.until(f"() => {rows} === {key}")
+
+    def drag(self, *points: tuple[float, float]) -> None:
+        self.page.mouse.move(*points[0])
+        self.page.mouse.down()
+        for point in points[1:]:
+            self.page.mouse.move(*point, steps=4)
+        self.page.mouse.up()
+
+    def view(self) -> list[float]:
+        return self.run("() => [model('slide').x_range.start, model('slide').x_range.end]")
+
+    def classes_in_mask(self) -> list[int]:
+        return self.run("() => [...new Set(Array.from(mask()))].sort()")
+
+    def pixels(self, j: int) -> int:
+        return self.run(f"() => Array.from(mask()).filter((v) => v === {j}).length")
+
+    def picture(self) -> np.ndarray:
+        left, top, width, height = self.run("() => frame('slide')")
+        clip = {"x": left, "y": top, "width": width, "height": height}
+        return np.asarray(Image.open(BytesIO(self.page.screenshot(clip=clip))).convert("RGB")).astype(int)
+
+
+@pytest.fixture
+def context(browser) -> Iterator:
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+    yield context
+    context.close()
+
+
+def kept(out: Path) -> list[dict]:
+    return json.loads((out / f"{NAME}.seeds.geojson").read_text())["features"]
+
+
+def test_a_session(program, context, tmp_path):
+    out = tmp_path / "out"
+    first = program()
+    tab = Tab(context, first.url)
+    page = tab.page
+    # The slide is there: stained tissue and glass, not an empty canvas.
+    page.wait_for_timeout(2000)
+    shown = tab.picture()
+    assert shown.std() > 25 and (shown[..., 0] - shown[..., 1] > 40).mean() > 0.05
+    ratio = tab.run(
+        "() => { const [, , w, h] = frame('slide'); const s = model('slide');"
+        " return (s.x_range.end - s.x_range.start) / w / ((s.y_range.end - s.y_range.start) / h) }"
+    )
+    assert ratio == pytest.approx(1, abs=1e-3)
+
+    # Pan, by key and by mouse; zoom.
+    start = tab.view()
+    tab.key("ArrowRight")
+    assert tab.view()[0] > start[0] and np.diff(tab.view())[0] == pytest.approx(np.diff(start)[0])
+    x, y = tab.at(1100, 1500)
+    tab.drag((x, y), (x + 80, y + 10))
+    assert tab.view()[0] < start[0] + 0.12 * np.diff(start)[0] - 30
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -240)
+    tab.until(f"() => model('slide').x_range.end - model('slide').x_range.start < {0.9 * np.diff(start)[0]}")
+    tab.key("f")
+    tab.until(f"() => Math.abs(model('slide').x_range.start - {start[0]}) < 1")
+
+    # Seeds of two classes, then of a third.
+    tab.choose("1")
+    for point in DERMIS:
+        tab.click(*point)
+    tab.choose("2")
+    for point in EPIDERMIS:
+        tab.click(*point)
+    tab.until("() => [1, 2].every((j) => mask().includes(j))")
+    two = tab.pixels(2)
+    tab.page.get_by_text("+ Class").click()
+    tab.until("() => model('classes').text.includes('class 3')")
+    tab.choose("3")
+    for point in KERATIN:
+        tab.click(*point)
+    tab.until("() => mask().includes(3)")
+    assert tab.classes_in_mask() == [0, 1, 2, 3] and tab.pixels(2) != two
+    assert tab.run("() => /<b>[01]\\.\\d\\d<.b>/.test(model('score').text)")
+    assert tab.run("() => (model('strip').text.match(/<img/g) ?? []).length") >= 8
+    points, given, _ = read_seeds(out / f"{NAME}.seeds.geojson", ("negative", "positive", "class 3"))
+    assert np.abs(points - [*DERMIS, *EPIDERMIS, *KERATIN]).max() < 8 and given.tolist() == [0, 0, 1, 1, 2]
+    box = page.locator("input[placeholder='name of the class']")
+    box.fill("keratin")
+    box.press("Enter")
+    tab.until("() => model('classes').text.includes('keratin')")
+    box.evaluate("(element) => element.blur()")
+
+    # Undo and redo, by keys; a brush stroke is one step.
+    tab.key("b")
+    x, y = tab.at(1150, 1300)
+    tab.drag((x, y), (x, y + 40), (x, y + 80))
+    tab.until("() => seeds() > 6")
+    tab.key("z")
+    tab.until("() => seeds() === 5")
+    tab.key("z")
+    tab.until("() => model('classes').text.includes('class 3')")
+    tab.key("Shift+Z")
+    tab.until("() => model('classes').text.includes('keratin')")
+    tab.key("y")
+    tab.until("() => seeds() > 6")
+    tab.key("z")
+    tab.until("() => seeds() === 5")
+
+    # Erase one, and take it back.
+    tab.key("e")
+    page.mouse.click(*tab.at(*KERATIN[0]))
+    tab.until("() => seeds() === 4")
+    tab.key("z")
+    tab.until("() => seeds() === 5")
+
+    # Lasso: in the map, then on the slide; each fades the other.
+    tab.until("() => Number.isFinite(column(model('scatter').renderers[0], 'u')[0])")
+    tab.key("l")
+    left, top, width, height = tab.run("() => frame('scatter')")
+    corners = ((0.02, 0.02), (0.6, 0.02), (0.6, 0.98), (0.02, 0.98), (0.02, 0.05))
+    before = tab.picture()
+    tab.drag(*((left + fx * width, top + fy * height) for fx, fy in corners))
+    tab.until("() => model('chosen').text.includes('chosen')")
+    chosen = tab.run("() => model('scatter').renderers[0].data_source.selected.indices.length")
+    assert 0 < chosen < 717
+    tab.until("() => glyphs('ImageRGBA')[1].visible")
+    page.wait_for_timeout(1500)
+    assert (tab.picture().mean(-1) - before.mean(-1) > 30).mean() > 0.01  # what is not chosen fades
+    tab.key("Escape")
+    tab.until("() => model('scatter').renderers[0].data_source.selected.indices.length === 0")
+    tab.drag(*(tab.at(*p) for p in ((900, 800), (1500, 800), (1500, 1500), (900, 1500), (900, 820))))
+    tab.until("() => model('scatter').renderers[0].data_source.selected.indices.length > 20")
+    tab.key("Escape")
+
+    # Layers: the clusters, one of them off; and the map over the slide.
+    page.get_by_text("F-SEG clusters").click()
+    with page.expect_response(lambda r: "/labels/" in r.url and r.url.endswith("hide=2")):
+        page.locator(".cluster").nth(1).click()
+    tab.run("() => { model('map_as').value = 'UMAP: mosaic' }")
+
+    # Exports.
+    for label, suffix in (("QuPath", ".sic.geojson"), ("Mask", ".sic.ome.zarr"), ("Seeds", ".seeds.geojson")):
+        with page.expect_download(timeout=PATIENCE) as download:
+            page.get_by_role("button", name=label, exact=True).click()
+        assert (out / f"{NAME}{suffix}").exists()
+        got = Path(download.value.path()).read_bytes()
+        if suffix.endswith("geojson"):
+            assert got == (out / f"{NAME}{suffix}").read_bytes()
+        else:
+            assert got[:2] == b"PK"
+    outlines = json.loads((out / f"{NAME}.sic.geojson").read_text())["features"]
+    assert {f["properties"]["name"] for f in outlines} == {"negative", "positive", "keratin"}
+
+    # All is found again: on reloading, and when the program is started anew.
+    tab.key("m")
+    page.mouse.move(*tab.at(1271, 2215))
+    page.mouse.wheel(0, -200)
+    page.wait_for_timeout(1500)
+    left_at = tab.view()
+
+    def all_there(tab: Tab) -> None:
+        tab.until("() => seeds() === 5 && mask().includes(3)")
+        assert tab.run("() => model('classes').text.includes('keratin')")
+        np.testing.assert_allclose(tab.view(), left_at, atol=1)
+        state = tab.run(
+            "() => [model('layer_on').active.length, model('map_as').value, model('slide').renderers"
+            ".filter((r) => r.tile_source).map((r) => r.tile_source.url).join()]"
+        )
+        assert state[:2] == [1, "UMAP: mosaic"] and state[2].endswith("hide=2")
+
+    page.reload()
+    tab.settled()
+    all_there(tab)
+    assert first.end(signal.SIGTERM) == 0
+    second = program()
+    all_there(Tab(context, second.url))
+    hosts = {urlsplit(url).hostname for url in tab.asked if not url.startswith(("data:", "blob:"))}
+    assert hosts == {"127.0.0.1"} and any("/tile/" in url for url in tab.asked)
+    assert tab.errors == []
+
+
+def test_two_tabs_and_a_kill(program, context, browser, tmp_path):
+    """What one tab does the other shows; what was shown when the program was killed is there afterwards."""
+    out = tmp_path / "out"
+    running = program()
+    one, two = Tab(context, running.url), Tab(context, running.url)
+    for i, (x, y) in enumerate((*DERMIS, *EPIDERMIS)):
+        tab, other = (one, two) if i % 2 else (two, one)
+        tab.page.bring_to_front()
+        tab.choose("1" if i < 2 else "2")
+        tab.click(x, y)
+        other.until(f"() => seeds() === {i + 1}")
+    two.key("z")
+    one.until("() => seeds() === 3")
+    one.page.bring_to_front()
+    one.choose("2")
+    one.click(*EPIDERMIS[1])
+    two.until("() => seeds() === 4 && mask().includes(2)")
+    names = [f["properties"]["classification"]["name"] for f in kept(out)]
+    assert names == ["negative", "negative", "positive", "positive"]
+    for x, y in ((1200, 1100), (1210, 1300), (1180, 1500)):
+        one.page.mouse.click(*one.at(x, y))  # not waited for
+    one.until("() => seeds() > 5")
+    shown = one.run("() => seeds()")
+    running.end(signal.SIGKILL)
+    assert len(kept(out)) >= shown
+    again = Tab(context, program().url)
+    again.until(f"() => seeds() === {len(kept(out))} && mask().includes(2)")
+
+    stranger = browser.new_context().new_page()
+    address = urlsplit(again.page.url)
+    assert stranger.goto(f"http://{address.netloc}/").status == 403
+    stranger.context.close()
+
+
+def test_a_slide_that_was_moved_is_shown_small(program, context, tmp_path):
+    out = tmp_path / "out"
+    for path in (out / f"{NAME}.embeddings.json", out / f"{NAME}.embeddings.zarr" / "zarr.json"):
+        path.write_text(path.read_text().replace(f"{NAME}.svs", "gone.svs"))
+    (out / f"{NAME}.umap.npz").unlink(missing_ok=True)
+    tab = Tab(context, program().url)
+    tab.until("() => model('status').text.includes('--slides FOLDER')")
+    time.sleep(2)
+    assert tab.picture().std() > 25

@@ -1,0 +1,121 @@
+"""Tiles against the files they are cut from, and masks against the mask that is written."""
+
+import shutil
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fseg_jax import open_slide
+from fseg_jax.cohort.seeds import vote
+from fseg_jax.errors import InputError
+from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
+from fseg_jax.outputs.labels import open_labels
+from fseg_jax.viewer.mask import MaskPainter
+from fseg_jax.viewer.picture import CANVAS, TILE, LabelLayer, Picture, open_picture
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(data))).astype(int)
+
+
+@pytest.fixture
+def picture(made):
+    with open_slide(made / "tissue.png", 1.0) as slide:
+        yield Picture(slide, (384, 512), 1.0, np.asarray(Image.open(made / "tissue.png").resize((64, 48))))
+
+
+def test_the_finest_tiles_are_the_slides_pixels(made, picture):
+    image = np.asarray(Image.open(made / "tissue.png")).astype(int)
+    assert picture.deepest == 0 and picture.span == TILE
+    tile = decoded(picture.tile(0, 0, 0))
+    assert tile.shape == (TILE, TILE, 3)
+    assert abs(tile[:384] - image).mean() < 3 and abs(tile[390:] - CANVAS).max() < 8
+    quarter = decoded(picture.tile(1, 1, 0))  # columns 256…512, enlarged twice
+    smaller = quarter.reshape(256, 2, 256, 2, 3).mean((1, 3))
+    assert abs(smaller - image[:256, 256:]).mean() < 4
+
+
+def test_coarse_tiles_come_from_the_thumbnail(made):
+    thumbnail = np.zeros((48, 64, 3), np.uint8)
+    thumbnail[:, 32:] = 200
+    with open_slide(made / "tissue.png", 1.0) as slide:
+        box = Picture(slide, (384, 512), 1.0, thumbnail).box(0, 0, 24, 32, 16.0)
+    assert (box[:, :14] == 0).all() and (box[:, 18:] == 200).all()
+
+
+def test_a_patch_is_where_it_lies(made, picture):
+    image = np.asarray(Image.open(made / "tissue.png")).astype(int)
+    assert abs(decoded(picture.patch(96, 160, 64, 64)) - image[64:128, 128:192]).mean() < 4
+
+
+def test_a_slide_that_was_moved(made, tmp_path):
+    record = {"path": "/nowhere/tissue.png", "height": 384, "width": 512, "mpp": 1.0}
+    stored = np.asarray(Image.open(made / "tissue.png"))
+    away = tmp_path / "out"
+    away.mkdir()
+    fallen = open_picture(record, away, None, stored)
+    assert fallen.slide is None and "--slides FOLDER" in fallen.notice and "\n" not in fallen.notice
+    assert abs(decoded(fallen.tile(0, 0, 0))[:384] - stored.astype(int)).mean() < 3
+    with pytest.raises(InputError, match=r"not where it was .*--slides"):
+        open_picture(record, away, None, None)
+    with pytest.raises(InputError, match=r"holds no tissue\.png"):
+        open_picture(record, away, tmp_path, stored)
+    found = open_picture(record, away, made, stored)
+    assert found.slide is not None and not found.notice
+    found.close()
+    shutil.copy(made / "tissue.png", tmp_path / "tissue.png")  # beside the outputs
+    beside = open_picture(record, away, None, stored)
+    assert beside.slide is not None
+    beside.close()
+    with pytest.raises(InputError, match="512 × 384 pixels, the slide that was embedded 500 × 384"):
+        open_picture(record | {"width": 500}, away, made, stored)
+
+
+def test_label_tiles_are_the_pyramids_labels(made):
+    labels = open_labels(made / "out" / "tissue.ome.zarr")
+    whole = labels.levels[0].read().result()
+    layer = LabelLayer(labels, TILE * 1.0)
+    tile = decoded(layer.tile(0, 0, 0, frozenset()))
+    table = np.concatenate([np.zeros((1, 3), int), labels.colours])
+    assert (tile[:384, ..., 3] == np.where(whole > 0, 255, 0)).all() and (tile[384:, :, 3] == 0).all()
+    assert (tile[:384][whole > 0][:, :3] == table[whole[whole > 0]]).all()
+    hidden = decoded(layer.tile(0, 0, 0, frozenset({2})))
+    assert (hidden[:384, ..., 3] > 0).sum() == ((whole > 0) & (whole != 2)).sum()
+    quarter = decoded(layer.tile(1, 1, 0, frozenset()))  # each pixel four times
+    assert (quarter[::2, ::2, 3][:256] == tile[:256, 256:, 3]).all()
+    assert decoded(layer.tile(3, 7, 7, frozenset())).max() == 0
+    assert layer.shares().sum() == pytest.approx(1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(4, 12), st.integers(2, 4))
+def test_the_mask_on_the_page_is_the_one_that_is_written(seed, step, side, k):
+    rng = np.random.default_rng(seed)
+    step = min(step, side)
+    height, width = (int(v) for v in rng.integers(side, 5 * side, 2))
+    rows, columns = (1 + -(-(size - side) // step) for size in (height, width))
+    grid = np.argwhere(rng.random((rows, columns)) < 0.8).astype(np.int32)
+    if not len(grid):
+        return
+    labels, soft = rng.integers(0, k, len(grid)), rng.dirichlet(np.ones(k), len(grid))
+    parameters = {"step": step, "patch": side, "mpp": 1.0}
+    made = {"parameters": parameters, "height": height, "width": width, "tissue_mpp": 1.0}
+    tissue = np.ones((height, width), bool)
+    tissue[height // 2 :, : width // 3] = False
+    embedded = Embeddings(None, grid * 1.0, grid, tissue, np.zeros((1, 1, 3), np.uint8), made)
+    written = np.concatenate(list(vote(embedded, labels, soft)))
+    assert (MaskPainter(embedded).paint(labels, soft) == written).all()
+
+
+def test_a_large_slides_mask_is_reduced(made):
+    embedded = open_embeddings(made / "out" / "tissue.embeddings.zarr")
+    large = dict(embedded.provenance, height=384 * 20, width=512 * 20)
+    parameters = dict(large["parameters"], step=32 * 20, patch=64 * 20)
+    painter = MaskPainter(embedded._replace(provenance=large | {"parameters": parameters}))
+    n = len(embedded.centers)
+    mask = painter.paint(np.zeros(n, int), np.ones((n, 2)) / 2)
+    assert mask.shape == (1152, 1536) and painter.mpp == pytest.approx(20 * 512 / 1536)

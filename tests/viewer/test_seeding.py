@@ -1,0 +1,256 @@
+"""Live seeding without a browser: what is placed is kept, and labels what the file would."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fseg_jax.cohort.seeds import SeedSettings, seed_slide
+from fseg_jax.errors import InputError
+from fseg_jax.methods import sic
+from fseg_jax.outputs.labels import open_labels
+from fseg_jax.viewer.annotation import Annotation, Seed, load
+from fseg_jax.viewer.opened import Opened, slide_names
+from fseg_jax.viewer.seeding import Seeding
+
+STROMA, CRYPT = np.array([[300.0, 60.0]]), np.array([[100.0, 150.0]])
+
+
+def seeded(out, script, settings=None):
+    """Run a script on a ``Seeding`` in a loop, as the server does."""
+
+    async def run():
+        seeding = Seeding(out, "tissue", settings or SeedSettings(), lambda: None)
+        await seeding.load()
+        try:
+            return await script(seeding)
+        finally:
+            seeding.close()
+
+    return asyncio.run(run())
+
+
+async def settled(seeding):
+    while seeding._task is not None and not seeding._task.done():
+        await asyncio.sleep(0.005)
+
+
+def test_clicks_are_clustered_kept_and_undone(out):
+    kept = out / "tissue.seeds.geojson"
+
+    async def script(seeding):
+        seeding.place(STROMA, 0)
+        assert load(kept).seeds == (Seed(300.0, 60.0, 0),)  # at once
+        seeding.place(CRYPT, 1)
+        await settled(seeding)
+        first = seeding.result
+        assert (
+            first.annotation == seeding.now and first.score == 1 and set(np.unique(first.mask)) == {0, 1, 2}
+        )
+        assert first.mask[60, 300] == 1 and first.mask[150, 100] == 2 and (first.mask[270:310] == 0).all()
+        seeding.undo()
+        assert load(kept).seeds == seeding.now.seeds and len(seeding.now.seeds) == 1
+        seeding.redo()
+        await settled(seeding)
+        assert (seeding.result.mask == first.mask).all()
+        seeding.rename(1, "crypt")
+        assert load(kept).classes == ("negative", "crypt")
+        assert seeding.erase(STROMA + 3, 10) == 1 and seeding.erase(STROMA, 10) == 0
+        await settled(seeding)
+        assert load(kept).counts() == [0, 1]
+
+    seeded(out, script)
+
+
+def test_the_page_labels_as_the_file_does(out):
+    async def script(seeding):
+        seeding.choose(hard=True, smooth=True)
+        seeding.place(np.concatenate([STROMA, STROMA + 40]), 0)
+        seeding.place(CRYPT, 1)
+        await settled(seeding)
+        record = await seeding.export(anndata=False)
+        return seeding.result, record
+
+    result, record = seeded(out, script)
+    assert record["score"] == result.score and record["parameters"]["hard"] and record["parameters"]["smooth"]
+    assert list(record["patches"].values()) == np.bincount(result.labels, minlength=2).tolist()
+    mask = open_labels(out / "tissue.sic.ome.zarr").levels[0].read().result()
+    assert (mask == result.mask).all()
+    again = seed_slide(
+        out,
+        out / "tissue.seeds.geojson",
+        SeedSettings(("negative", "positive"), hard=True, smooth=True),
+        overwrite=True,
+    )
+    assert again["areas_mm2"] == record["areas_mm2"]
+
+
+def test_three_classes_and_strokes(out):
+    async def script(seeding):
+        seeding.add_class()
+        seeding.place(STROMA, 0)
+        await settled(seeding)
+        assert seeding.result is None and "another class" in seeding.problem
+        n = seeding.stroke(np.array([[60.0, 150.0], [200.0, 150.0]]), 1)
+        assert 4 <= n <= 6  # patches every 32 pixels
+        seeding.stroke(np.array([[400.0, 20.0], [400.0, 20.0]]), 2)
+        await settled(seeding)
+        assert seeding.result.soft.shape[1] == 3 and set(np.unique(seeding.result.mask)) == {0, 1, 2, 3}
+        certain, least = seeding.certain(1, 4), seeding.uncertain(4)
+        assert (seeding.result.labels[certain] == 1).all() and set(certain).isdisjoint(least)
+        centers = seeding.embedded.centers[least]
+        away = np.abs(centers[:, None] - centers[None]).max(-1) + 1e9 * np.eye(len(least))
+        assert away.min() >= 64  # none on another
+        seeding.undo()
+        seeding.undo()
+        assert len(seeding.now.seeds) == 1  # a stroke is one step
+        seeding.remove_class(2)
+        assert seeding.now.classes == ("negative", "positive")
+
+    seeded(out, script)
+
+
+def test_clicks_compile_nothing(out):
+    async def script(seeding):
+        seeding.place(STROMA, 0)
+        seeding.place(CRYPT, 1)
+        await settled(seeding)
+        compiled = sic._lloyd._cache_size(), sic._means._cache_size()
+        for i in range(6):
+            seeding.place(STROMA + 12 * i, i % 2)
+            await settled(seeding)
+        assert (sic._lloyd._cache_size(), sic._means._cache_size()) == compiled
+
+    seeded(out, script)
+
+
+@pytest.mark.parametrize(
+    ("point", "says"),
+    [
+        ((512, 5), "no seed there"),
+        ((-1, 5), "no seed there"),
+        ((100, 290), "no seed there"),
+        ((np.nan, 5), "no"),
+    ],
+)
+def test_seeds_where_no_patch_is_are_refused(out, point, says):
+    async def script(seeding):
+        assert seeding.place(np.array([point], float), 0) == 0
+        assert says in seeding.problem and seeding.now == Annotation()
+        assert not (out / "tissue.seeds.geojson").exists()
+
+    seeded(out, script)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not valid JSON"),
+        ('{"seeds": [{"x": 1, "y": 2, "class": "Tumor"}]}', "of class 'Tumor'"),
+        ('{"seeds": [{"x": 512, "y": 2, "class": "positive"}]}', "outside the slide"),
+        ('{"seeds": [{"x": 100, "y": 290, "class": "positive"}]}', "on no embedded patch"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_changes_nothing(out, tmp_path, text, says):
+    (tmp_path / "bad.json").write_text(text)
+
+    async def script(seeding):
+        seeding.place(STROMA, 0)
+        before = seeding.now
+        seeding.load_file(tmp_path / "bad.json")
+        assert says in seeding.problem and "\n" not in seeding.problem and seeding.now == before
+
+    seeded(out, script)
+    (out / "tissue.seeds.geojson").unlink()
+
+    async def begin(seeding):
+        with pytest.raises(InputError, match=says):
+            seeding.begin_with(tmp_path / "bad.json")
+        assert not (out / "tissue.seeds.geojson").exists()
+
+    seeded(out, begin)
+
+
+def test_the_server_does_not_start_on_damaged_seeds(out):
+    (out / "tissue.seeds.geojson").write_text("{")
+    with pytest.raises(InputError, match=r"tissue\.seeds\.geojson: not valid JSON"):
+        Opened(out, "tissue", None, SeedSettings())
+    (out / "tissue.seeds.geojson").unlink()
+    opened = Opened(out, "tissue", None, SeedSettings())  # and the lock was given back
+    with pytest.raises(InputError, match="open in another fseg view"):
+        Opened(out, "tissue", None, SeedSettings())
+    opened.close()
+
+
+def test_seeds_on_a_full_disk_are_refused_not_lost(out, monkeypatch):
+    from fseg_jax.errors import OutputError
+    from fseg_jax.viewer import seeding as module
+
+    async def script(seeding):
+        seeding.place(STROMA, 0)
+
+        def full(*_):
+            raise OutputError("out: cannot be written (No space left on device)")
+
+        monkeypatch.setattr(module, "save", full)
+        seeding.place(CRYPT, 1)
+        assert "No space left" in seeding.problem and len(seeding.now.seeds) == 1
+
+    seeded(out, script)
+    assert len(load(out / "tissue.seeds.geojson").seeds) == 1
+
+
+def test_saved_classes_are_not_renamed_by_accident(out):
+    async def script(seeding):
+        seeding.place(STROMA, 0)
+
+    seeded(out, script, SeedSettings(("stroma", "crypt")))
+    assert seeded(out, _classes) == ("stroma", "crypt")
+    with pytest.raises(InputError, match="has seeds of stroma, crypt"):
+        Seeding(out, "tissue", SeedSettings(("a", "b")), lambda: None)
+
+
+async def _classes(seeding):
+    return seeding.now.classes
+
+
+def test_folders_without_slides(tmp_path, out):
+    assert slide_names(out) == ["tissue"]
+    with pytest.raises(InputError, match="no such folder"):
+        slide_names(tmp_path / "none")
+    with pytest.raises(InputError, match="holds no slide to look at"):
+        slide_names(tmp_path)
+
+
+def test_killing_the_program_loses_no_seed(out):
+    """SIGKILL in the middle of placing seeds as fast as it can: what it said was placed is there, whole."""
+    program = f"""
+import asyncio, numpy as np, sys
+from pathlib import Path
+from fseg_jax.cohort.seeds import SeedSettings
+from fseg_jax.viewer.seeding import Seeding
+async def main():
+    seeding = Seeding(Path({str(out)!r}), "tissue", SeedSettings(), lambda: None)
+    for i in range(100000):
+        seeding.place(np.array([[20.0 + i % 400, 60.0]]), i % 2)
+        print(len(seeding.now.seeds), flush=True)
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        told = 0
+        until = None
+        for line in process.stdout:
+            told = int(line)
+            until = until or time.monotonic() + 0.4
+            if told >= 30 and time.monotonic() > until:
+                process.kill()
+                break
+        for line in process.stdout:
+            told = int(line)
+    kept = json.loads((out / "tissue.seeds.geojson").read_text())["features"]
+    assert told <= len(kept) <= told + 1
+    assert len(load(out / "tissue.seeds.geojson").seeds) == len(kept)

@@ -1,0 +1,73 @@
+"""``python -m weights_convert.make_grad_cam_fixtures FOLDER``: maps by ``pytorch_grad_cam``, as tests without
+torch read them.
+
+A fixture holds a small network of timm's with random weights (``weights/KEY``, under timm's names), images
+(``input``), the class asked of each (``classes``) and the maps of every layer (``METHOD/LAYER``, under our
+names); its metadata say our configuration. Needs torch, timm and grad-cam.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock, patch
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from fseg_jax.encoders.architectures import description
+from fseg_jax.encoders.efficientnet import EfficientNetConfig
+from fseg_jax.encoders.resnet import ResNetConfig
+from weights_convert.make_fixtures import fixtures
+from weights_convert.references import published, scatter, stages
+
+# Grad-CAM++ is defined after a ReLU, which ends a residual block and not an MBConv block.
+NETWORKS = {
+    "efficientnet_same": ("GradCAM",),
+    "resnet_basic_classifier": ("GradCAM", "GradCAMPlusPlus"),
+}
+IMAGES = (2, 40, 48)
+# The library adds 1e-6 to Grad-CAM++'s denominator, which holds the square of the gradient: logits of a scale
+# at which that is nothing.
+LOGITS = 100
+
+
+def main(folder: Path) -> None:
+    """Write every fixture into a folder."""
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = fixtures()
+    # grad-cam imports torchvision for things that are not used here, and which there is no CPU build of.
+    absent = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+    with patch.dict(sys.modules, {name: MagicMock() for name in absent}):
+        library: Any = importlib.import_module("pytorch_grad_cam")
+        targets: Any = importlib.import_module("pytorch_grad_cam.utils.model_targets")
+    for seed, (name, methods) in enumerate(NETWORKS.items()):
+        module, config, _, _ = known[name]
+        assert isinstance(config, EfficientNetConfig | ResNetConfig)
+        classifier: Any = scatter(module, seed).get_classifier()  # type: ignore[operator]
+        with torch.no_grad():
+            classifier.weight *= LOGITS
+        x = np.random.default_rng(seed).standard_normal((*IMAGES, 3)).astype(np.float16)
+        images = torch.from_numpy(x).float().permute(0, 3, 1, 2)
+        with torch.no_grad():
+            order = module(images).argsort(1, descending=True).numpy()
+        # The first class of one image, the second of the other: at the last layers few others have a map.
+        classes = order[np.arange(len(x)), np.arange(len(x))].astype(np.int32)
+        wanted = [targets.ClassifierOutputTarget(int(index)) for index in classes]
+        tensors = {f"weights/{key}": value for key, value in published(module).items()}
+        tensors |= {"input": x, "classes": classes}
+        for method in methods:
+            for layer, submodule in stages(module).items():
+                with getattr(library, method)(module, [submodule]) as cam:
+                    maps = cam(images, wanted)
+                tensors[f"{method}/{layer}"] = maps[:, ::2, ::2]  # every other pixel, for the file's size
+        path = folder / f"{name}.safetensors"
+        contiguous = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+        save_file(contiguous, path, {"config": description(config)})
+        path.chmod(0o644)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
