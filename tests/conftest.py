@@ -14,7 +14,6 @@ _HOOK = install_import_hook(
     [
         "fseg_jax.nmf",
         "fseg_jax.kmeans",
-        "fseg_jax.kmeans_stream",
         "fseg_jax.codebook",
         "fseg_jax.methods",
         "fseg_jax.encoders",

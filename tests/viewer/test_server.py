@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -170,7 +171,8 @@ def test_mistakes_are_one_line(out, tmp_path, capsys):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("fseg_jax.cli.view.find_spec", lambda name: None)
+    # The package's attribute of that name is the command.
+    monkeypatch.setattr(sys.modules["fseg_jax.cli.view"], "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs the package bokeh: pip install 'fseg-jax\[view\]'"):
         check_packages()
 
