@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from skimage import data as pictures
@@ -25,7 +26,7 @@ def test_it_is_here_and_says_what_it_is():
 
 
 def test_features_of_tissue():
-    image = pictures.immunohistochemistry()[None]
+    image = jnp.asarray(pictures.immunohistochemistry()[None])
     features = np.asarray(load_encoder("he-small")(image))
     assert features.shape == (1, 32, 32, 276) and features.min() >= 0
     assert np.isfinite(features).all() and (features.std((0, 1, 2)) > 0).mean() > 0.9
