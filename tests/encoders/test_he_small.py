@@ -34,9 +34,8 @@ def test_features_of_tissue():
     trunk, stains = (part.var((0, 1, 2)).sum() for part in (features[..., :256], features[..., 256:]))
     assert 0.1 < stains / (trunk + stains) < 0.9
     own = np.asarray(classical()(image))
-    np.testing.assert_allclose(
-        features[..., 256:] / own, (features[0, 0, 0, 256] / own[0, 0, 0, 0]), rtol=1e-3
-    )
+    gain = features[..., 256:].max() / own.max()
+    np.testing.assert_allclose(features[..., 256:], gain * own, rtol=1e-3, atol=1e-4)
 
 
 def test_its_codebooks_are_its_own():
