@@ -56,7 +56,8 @@ def test_a_codebook_is_imported_shown_and_used(slide, tmp_path, capsys):
     assert fseg("codebook", "show", target) == 0
     assert "20 channels" in capsys.readouterr().out
     out = tmp_path / "out"
-    assert fseg("segment", slide, "-o", out, "--codebook", target, "--mode", "assign", "--concepts", 5) == 0
+    own = ("--codebook", target, "--encoder", "classical", "--mode", "assign", "--concepts", 5)
+    assert fseg("segment", slide, "-o", out, *own) == 0
     assert json.loads((out / "small.json").read_text())["codebook"]["encoder"] == "classical"
 
 
@@ -118,9 +119,9 @@ def bad(tmp_path_factory, slide) -> Path:
         (["{slide}", "--k", "100000"], "tokens of tissue"),
         (
             ["{slide}", "--codebook", "{bad}/narrow.safetensors"],
-            "7 wide, the features of the encoder 'classical' 20",
+            "7 wide, the features of the encoder 'he-small' 276",
         ),
-        (["{slide}", "--codebook", "{bad}/other.safetensors"], "'uni', not with 'classical'"),
+        (["{slide}", "--codebook", "{bad}/other.safetensors"], "'uni', not with 'he-small'"),
         (["{slide}", "--codebook", "{bad}/other.safetensors", "--k", "4"], "it holds k = 3"),
         (["{slide}", "--codebook", "{bad}/none.safetensors"], "no such codebook"),
         (["{slide}", "--tissue", "{bad}/none.png"], "no such file"),

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import re
 import signal
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +21,7 @@ from fseg_jax.errors import InputError
 
 _SPAWN = multiprocessing.get_context("spawn")  # never fork once jax or tensorstore is loaded
 _STOPPING = 30  # seconds that a worker has to clear away what it was at
+_PATIENCE = 10  # seconds for a cluster to answer
 _RETRIES = 3  # of a slide whose worker on a cluster died
 
 
@@ -110,6 +113,7 @@ class Local:
             process.terminate()
             raise
         if isinstance(ready, str):
+            ours.close()  # it waits for slides
             process.join()
             raise InputError(ready)
         return _Worker(process, ours, ready)
@@ -187,8 +191,10 @@ class Ray:
             raise InputError("--engine ray needs the package ray: pip install 'fseg-jax[ray]'") from None
         self._ray: Any = ray
         try:
+            if match := re.fullmatch(r"([^/:]+):(\d+)", address):  # Ray itself would try for minutes
+                socket.create_connection((match[1], int(match[2])), timeout=_PATIENCE).close()
             self._ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             said = " ".join(str(error).split())[:200]
             raise InputError(f"--ray-address {address}: no Ray cluster answers there ({said})") from None
         gpus = 1 if self._ray.cluster_resources().get("GPU") else 0

@@ -135,7 +135,9 @@ class Bucket:
             if nothing.state == "value":
                 return False
             written = self._store.write(key, data, if_equal=nothing.stamp.generation).result()
-            return bool(written.generation)
+        if not written.generation and self.read(key) is None:
+            self.write(key, data)  # nobody was quicker: it is refused, and this says why
+        return bool(written.generation)
 
     def delete(self, key: str) -> None:
         with _told(f"{self.url}/{key}"):

@@ -470,11 +470,11 @@ def test_killed_again_and_again_the_results_are_the_same(manifest, codebook, fin
         )
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert start(manifest, out, codebook).wait(120) == 0
+    assert start(manifest, out, codebook).wait(600) == 0
     assert contents(out) == contents(finished)
 
 
-def until(true, seconds=60):
+def until(true, seconds=600):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -486,7 +486,7 @@ def test_an_interruption_is_quick_and_leaves_nothing_half_done(manifest, codeboo
     process = start(manifest, out, codebook, log=log)
     until(lambda: list(out.glob("S-*.json")))
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(30) == 130
+    assert process.wait(300) == 130
     assert "interrupted" in log.read_text()
     assert not list(out.rglob(".*"))
     for path in out.glob("S-*.json"):
@@ -508,7 +508,7 @@ def test_a_worker_ends_with_the_one_who_started_it(manifest, codebook, tmp_path)
             return True
         return False
 
-    until(gone, 30)
+    until(gone)
 
 
 def test_two_shards_and_a_whole_run_together(manifest, codebook, finished, tmp_path):
@@ -516,7 +516,7 @@ def test_two_shards_and_a_whole_run_together(manifest, codebook, finished, tmp_p
     out, logs = tmp_path / "out", [tmp_path / f"log{i}" for i in range(3)]
     options = [("--shard", "0/2"), ("--shard", "1/2"), ()]
     running = [start(manifest, out, codebook, *o, log=log) for o, log in zip(options, logs, strict=True)]
-    assert [process.wait(240) for process in running] == [0, 0, 0]
+    assert [process.wait(600) for process in running] == [0, 0, 0]
     assert contents(out) == contents(finished)
     lines = [line for log in logs for line in log.read_text().splitlines() if line.startswith("[")]
     made = [line for line in lines if line.endswith(" s")]
@@ -540,31 +540,31 @@ def sixty(data, tmp_path_factory) -> Path:
 
 @pytest.mark.long
 def test_sixty_slides_killed_thirty_times(sixty, codebook, tmp_path):
-    log = tmp_path / "log"
-    began = time.monotonic()
-    assert start(sixty, tmp_path / "undisturbed", codebook, log=log).wait(900) == 0
-    took = time.monotonic() - began
+    log, undisturbed, out = tmp_path / "log", tmp_path / "undisturbed", tmp_path / "out"
+    assert start(sixty, undisturbed, codebook, log=log).wait(3600) == 0
+    timings = [json.loads(path.read_text()) for path in (undisturbed / "timings").iterdir()]
+    slowest = max(sum(timing["seconds"].values()) for timing in timings)  # the first, which compiles
     rng = random.Random(0)
-    out, kills, half_done, resumed_at = tmp_path / "out", 0, 0, []
-    while kills < 30:
+    half_done, done = 0, []
+    while len(done) < 30:
+        left = set(out.glob(".S-*.partial"))
         process = start(sixty, out, codebook, log=log)
-        # As long as a run takes to begin, and then as long as thirty runs have for sixty slides.
-        time.sleep(rng.uniform(0, 12 + took / 30))
+        # A moment of the work, not of Python's start: from the first slide's beginning on.
+        while process.poll() is None and not set(out.glob(".S-*.partial")) - left:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1.5 * slowest))
         if process.poll() is not None:
-            (random_record := rng.choice(sorted(out.glob("S-*.json")))).unlink()
-            print("all done: again without", random_record.name)
+            assert process.returncode == 0
+            rng.choice(sorted(out.glob("S-*.json"))).unlink()
             continue
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        kills += 1
         half_done += bool(list(out.glob(".S-*.partial")))
-        resumed_at.append(len(list(out.glob("S-*.json"))))
-    assert start(sixty, out, codebook, log=log).wait(900) == 0
-    print(
-        f"undisturbed in {took:.0f} s; {half_done} of 30 kills met a half-done slide; "
-        f"slides done at each: {resumed_at}"
-    )
-    assert contents(out) == contents(tmp_path / "undisturbed")
+        done.append(len(list(out.glob("S-*.json"))))
+    assert start(sixty, out, codebook, log=log).wait(3600) == 0
+    print(f"{half_done} of 30 kills met a half-done slide; slides done at each: {done}")
+    assert half_done >= 10 and max(done) > 0
+    assert contents(out) == contents(undisturbed)
 
 
 @pytest.mark.long
@@ -579,7 +579,7 @@ def test_sixty_slides_of_which_three_fail(sixty, codebook, tmp_path):
     text = (folder / "manifest.csv").read_text().replace("s30.tif", "plain.png")
     (folder / "manifest.csv").write_text(text)
     log = tmp_path / "log"
-    assert start(folder / "manifest.csv", tmp_path / "out", codebook, log=log).wait(900) == 1
+    assert start(folder / "manifest.csv", tmp_path / "out", codebook, log=log).wait(3600) == 1
     last = log.read_text().strip().splitlines()[-1]
     print(last)
     assert "57 of 60 slides done, 3 failed" in last

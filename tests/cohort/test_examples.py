@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "cohort"
 
 def asked(arguments: list[str]) -> dict:
     """What the command line makes of arguments."""
-    return cohort.make_context("cohort", arguments).params
+    return cohort.make_context("cohort", list(arguments)).params
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from stand_in import StandIn, running
 
 from fseg_jax import cli
 from fseg_jax.downloads import cache_folder
-from fseg_jax.encoders import catalog, encoder, hub, listing, load, weights_file
+from fseg_jax.encoders import catalog, encoder, hub, listing, load
 from fseg_jax.encoders.load import load_encoder, load_network, status
 from fseg_jax.encoders.resnet import ResNetConfig
 from fseg_jax.encoders.rows import IMAGENET, Row, normalised, vit_row
@@ -407,7 +407,7 @@ def full(*_: object, **__: object) -> None:
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(lab, published, monkeypatch):
-    monkeypatch.setattr(weights_file.os, "fsync", full)
+    monkeypatch.setattr("fseg_jax.atomic.os.fsync", full)
     assert "No space left on device" in one_line(lambda: load_encoder("tiny", weights=published))
     assert "No space left on device" in one_line(lambda: load_encoder("tiny"))
     assert kept() == []

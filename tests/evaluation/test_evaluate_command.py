@@ -104,13 +104,15 @@ def test_help_names_both(capsys):
 def test_weights_are_given_to_the_encoder_they_are_for(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        load, "load_encoder", lambda name, weights, dtype: asked.append((name, weights, dtype)) or name
+        load,
+        "load_encoder",
+        lambda name, weights, dtype, last: asked.append((name, weights, dtype, last)) or name,
     )
     assert load_encoders(("a", "b", "a"), ("b=w=1.safetensors",), "float32") == ["a", "b"]
-    assert asked == [("a", None, "float32"), ("b", Path("w=1.safetensors"), "float32")]
+    assert asked == [("a", None, "float32", False), ("b", Path("w=1.safetensors"), "float32", False)]
     asked.clear()
-    load_encoders(("a",), ("x=y.safetensors",), "bfloat16")
-    assert asked == [("a", Path("x=y.safetensors"), "bfloat16")]
+    load_encoders(("a",), ("x=y.safetensors",), "bfloat16", last=True)
+    assert asked == [("a", Path("x=y.safetensors"), "bfloat16", True)]
     with pytest.raises(InputError, match=r"--weights w\.pt: say whose, a or b: NAME=FILE"):
         load_encoders(("a", "b"), ("w.pt",), "float32")
     with pytest.raises(InputError, match=r"a has w\.pt already"):

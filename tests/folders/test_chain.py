@@ -278,7 +278,7 @@ def test_the_runs_are_repeated_on_a_dataset(folder, tmp_path, capsys):
     run = tmp_path / "own.py"
     run.write_text(
         "from fseg_jax.evaluation.cam_runs import Run\n"
-        "RUN = Run('own', 'tiles', k=5, layer='blocks.1', lower=0.3, upper=None, labelled=6)\n"
+        "RUN = Run('own', 'tiles', k=5, layer='top', lower=0.3, upper=None, labelled=6)\n"
     )
     small = ("--size", 32, "--epochs", 1, "--training-batch", 8, "--validation", 4)
     given = ("cam", "reproduce", folder / "pairs", "-o", tmp_path / "out", "--run", run, *small)

@@ -59,7 +59,7 @@ def test_interrupted_embeddings_are_none(tmp_path):
     writer = write(tmp_path / "a", parts=(1000,))
     with pytest.raises(InputError, match="not finished embeddings"):
         open_embeddings(tmp_path / "a")
-    with pytest.raises(ValueError, match="1000 of 1500 patches"):
+    with pytest.raises(ValueError, match="1000 of 1500 rows"):
         writer.close()
     with pytest.raises(InputError, match="exists already"):
         write(tmp_path / "a")

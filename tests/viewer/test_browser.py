@@ -209,7 +209,7 @@ def test_a_session(program, context, tmp_path):
     assert tab.view()[0] > start[0] and np.diff(tab.view())[0] == pytest.approx(np.diff(start)[0])
     x, y = tab.at(1100, 1500)
     tab.drag((x, y), (x + 80, y + 10))
-    assert tab.view()[0] < start[0] + 0.12 * np.diff(start)[0] - 30
+    tab.until(f"() => model('slide').x_range.start < {start[0] + 0.12 * np.diff(start)[0] - 30}")
     page.mouse.move(x, y)
     page.mouse.wheel(0, -240)
     tab.until(f"() => model('slide').x_range.end - model('slide').x_range.start < {0.9 * np.diff(start)[0]}")
