@@ -458,6 +458,7 @@ def start(manifest: Path, out: Path, codebook: Path, *options: object, log: Path
     return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
 
 
+@pytest.mark.long
 def test_killed_again_and_again_the_results_are_the_same(manifest, codebook, finished, tmp_path):
     """Three times here, once when a slide is half-done; thirty times in the long test."""
     out = tmp_path / "out"
@@ -493,6 +494,7 @@ def test_an_interruption_is_quick_and_leaves_nothing_half_done(manifest, codeboo
         assert all((out / f"{path.stem}{suffix}").exists() for suffix in SUFFIXES)
 
 
+@pytest.mark.long
 def test_a_worker_ends_with_the_one_who_started_it(manifest, codebook, tmp_path):
     """Only the program is killed: its worker stops at the next tile, and lets go of its slide."""
     out = tmp_path / "out"
@@ -511,6 +513,7 @@ def test_a_worker_ends_with_the_one_who_started_it(manifest, codebook, tmp_path)
     until(gone)
 
 
+@pytest.mark.long
 def test_two_shards_and_a_whole_run_together(manifest, codebook, finished, tmp_path):
     """All at once on one place: no slide twice, none left out, and the same results."""
     out, logs = tmp_path / "out", [tmp_path / f"log{i}" for i in range(3)]

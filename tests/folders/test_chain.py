@@ -274,6 +274,7 @@ def test_the_chain_from_the_command_line(folder, tmp_path, capsys):
     assert capsys.readouterr().out == table.read_text() and "centre disc" in table.read_text()
 
 
+@pytest.mark.long
 def test_the_runs_are_repeated_on_a_dataset(folder, tmp_path, capsys):
     run = tmp_path / "own.py"
     run.write_text(
