@@ -102,7 +102,7 @@ def test_fit_from_the_command_line_and_again_without_the_slides(cohort, tmp_path
     assert (tmp_path / "f" / "failures.csv").read_text().splitlines()[1].startswith("s2,")
     books = load_all(book)
     assert sorted(books) == [2, 4]
-    assert books[4].provenance.encoder == "classical" and books[4].provenance.mpp == 1.0
+    assert books[4].provenance.encoder == "he-small" and books[4].provenance.mpp == 1.0
     numbers = json.loads((tmp_path / "book.card" / "card.json").read_text())
     counts = numbers["of_k"][1]["counts"]
     assert counts == sorted(counts, reverse=True) and sum(counts) == numbers["rows"] == 36
@@ -132,7 +132,7 @@ def test_tokens_are_drawn_from_tiles_and_framed(cohort, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--tile", 63), "must be a multiple of classical's stride"),
+        (("--tile", 63), "must be a multiple of he-small's stride"),
         (("--k", 5000), "have 60 tiles; choose fewer clusters"),
         (("--split", "val"), "no slide of the split 'val'"),
         (("--shard", "2/2"), "give i/n with i from 0"),
