@@ -46,7 +46,8 @@ def main(folder: Path) -> None:
     for seed, (name, methods) in enumerate(NETWORKS.items()):
         module, config, _, _ = known[name]
         assert isinstance(config, EfficientNetConfig | ResNetConfig)
-        classifier: Any = scatter(module, seed).get_classifier()  # type: ignore[operator]
+        scattered: Any = scatter(module, seed)
+        classifier = scattered.get_classifier()
         with torch.no_grad():
             classifier.weight *= LOGITS
         x = np.random.default_rng(seed).standard_normal((*IMAGES, 3)).astype(np.float16)

@@ -9,6 +9,7 @@ from fseg_jax.cli.options import (
     batching_options,
     output_option,
     overwrite_option,
+    patch_options,
     seed_option,
     together,
     verbose_option,
@@ -161,16 +162,7 @@ def _fseg(
 @click.option(
     "--runs", type=click.IntRange(1), default=5, show_default=True, help="Random choices of the seeds."
 )
-@click.option(
-    "--patch", type=click.IntRange(1), default=256, show_default=True, help="Side of a patch, pixels."
-)
-@click.option("--overlap", type=float, default=0.5, show_default=True, help="Of neighbouring patches.")
-@click.option(
-    "--mpp", type=float, default=0.5, show_default=True, metavar="µM", help="Work at this resolution."
-)
-@click.option(
-    "--min-tissue", type=float, default=0.25, show_default=True, help="Share of a patch that must be tissue."
-)
+@patch_options
 @click.option("--no-tissue", is_flag=True, help="Take everything, glass too.")
 @click.option("--mpp-override", type=float, metavar="µM", help="The slides' µm per pixel, whatever they say.")
 @together(dtype_option, batching_options, seed_option, overwrite_option, verbose_option)

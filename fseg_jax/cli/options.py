@@ -101,6 +101,22 @@ tiling_options = together(
         help="Overlap on each side, of the tile (1/16).",
     ),
 )
+patch_options = together(
+    click.option(
+        "--patch", type=click.IntRange(1), default=256, show_default=True, help="Side of a patch, pixels."
+    ),
+    click.option("--overlap", type=float, default=0.5, show_default=True, help="Of neighbouring patches."),
+    click.option(
+        "--mpp", type=float, default=0.5, show_default=True, metavar="µM", help="Work at this resolution."
+    ),
+    click.option(
+        "--min-tissue",
+        type=float,
+        default=0.25,
+        show_default=True,
+        help="Share of a patch that must be tissue.",
+    ),
+)
 batching_options = together(
     click.option(
         "--batch",

@@ -11,6 +11,7 @@ from fseg_jax.cli.options import (
     encoder_options,
     output_option,
     overwrite_option,
+    patch_options,
     seed_option,
     tissue_setting,
     together,
@@ -24,16 +25,7 @@ from fseg_jax.terminal import bars, log, tell
 @click.command()
 @click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SLIDE...")
 @together(output_option, encoder_options)
-@click.option(
-    "--patch", type=click.IntRange(1), default=256, show_default=True, help="Side of a patch, pixels."
-)
-@click.option("--overlap", type=float, default=0.5, show_default=True, help="Of neighbouring patches.")
-@click.option(
-    "--mpp", type=float, default=0.5, show_default=True, metavar="µM", help="Work at this resolution."
-)
-@click.option(
-    "--min-tissue", type=float, default=0.25, show_default=True, help="Share of a patch that must be tissue."
-)
+@patch_options
 @together(where_options)
 @click.option(
     "--store",

@@ -269,8 +269,7 @@ def card_of(job: Job) -> EncoderCard:
     if job.features is None:
         return loaded_encoder(job.encoder, job.weights, job.dtype).card
     try:
-        said = _kept_with(job.features)["encoder"]
-        return EncoderCard(**{**said, "mean": tuple(said["mean"]), "std": tuple(said["std"])})
+        return EncoderCard.from_json(_kept_with(job.features)["encoder"])
     except (LookupError, TypeError):
         raise InputError(f"{job.features}/{AGREED}: damaged; run with --keep-features again") from None
 

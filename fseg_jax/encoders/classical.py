@@ -33,15 +33,16 @@ MAX_DENSITY = (1.2, 0.9)  # optical density of the last bin's centre: haematoxyl
 STAINS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]])
 
 
-def _unmixing() -> Float[np.ndarray, "3 2"]:
-    """OD @ this = (haematoxylin, eosin): the first two columns of the inverse of the unit stain vectors."""
+def _basis() -> Float[np.ndarray, "3 3"]:
+    """Unit rows, in optical density: haematoxylin, eosin, and what neither explains."""
     stains = STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)
     residual = np.cross(stains[0], stains[1])
-    basis = np.vstack([stains, residual / np.linalg.norm(residual)])
-    return np.linalg.inv(basis)[:, :2].astype(np.float32)
+    return np.vstack([stains, residual / np.linalg.norm(residual)])
 
 
-UNMIXING = _unmixing()
+BASIS = _basis()
+# OD @ this = (haematoxylin, eosin).
+UNMIXING = np.linalg.inv(BASIS)[:, :2].astype(np.float32)
 
 
 def _pool(x: Float[Array, "b H W c"], side: int) -> Float[Array, "b h w c"]:

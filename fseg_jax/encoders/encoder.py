@@ -35,6 +35,11 @@ class EncoderCard:
     citation: str
     weights_hash: str
 
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> "EncoderCard":
+        """A card as JSON kept it; LookupError or TypeError for what is none."""
+        return cls(**{**said, "mean": tuple(said["mean"]), "std": tuple(said["std"])})
+
 
 @runtime_checkable
 class Encoder(Protocol):

@@ -93,9 +93,7 @@ def load_trained(name: str | Path, *, dtype: str = "float32") -> JaxEncoder:
     path = shipped(str(name)) if str(name).lower() in SHIPPED else Path(name)
     loaded = weights_file.load(path, dtype=DTYPES[dtype])
     try:
-        fields = json.loads(loaded.metadata["card"])
-        fields |= {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])}
-        card = EncoderCard(**fields)
+        card = EncoderCard.from_json(json.loads(loaded.metadata["card"]))
         gains = Gains(**json.loads(loaded.metadata["gains"]))
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(

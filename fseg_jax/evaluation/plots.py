@@ -86,9 +86,9 @@ def write_matching(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
                     axis.set_ylabel("Macro F1")
                 if line == len(encoders) - 1:
                     axis.set_xlabel("Clusters k")
-        figure.legend(*_once(axes[0, 0]), loc="outside lower center", ncols=3, columnspacing=1.6)
+        figure.legend(*legend_once(axes[0, 0]), loc="outside lower center", ncols=3, columnspacing=1.6)
         figure.suptitle(f"{dataset.name}: matching", x=0.01, ha="left", fontsize=10)
-        _save(figure, out, "figure_matching")
+        save_figure(figure, out, "figure_matching")
 
 
 def write_probing(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
@@ -141,11 +141,11 @@ def write_probing(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
         left.set_ylim(0, 1)
         for axis in (left, right):
             axis.tick_params(axis="x", length=0)
-        figure.legend(*_once(left), loc="outside lower center", ncols=min(len(series), 4))
+        figure.legend(*legend_once(left), loc="outside lower center", ncols=min(len(series), 4))
         figure.suptitle(
             f"{dataset.name}: linear probing of {rows[0].k} concepts a tile", x=0.01, ha="left", fontsize=10
         )
-        _save(figure, out, "figure_probing")
+        save_figure(figure, out, "figure_probing")
 
 
 def _look(mode: str, centres: str) -> dict[str, Any]:
@@ -181,12 +181,12 @@ def _bars(axis: Any, values: "list[Row | float | None]", j: int, bars: int, **lo
         )
 
 
-def _once(axis: Any) -> tuple[list, list]:
+def legend_once(axis: Any) -> tuple[list, list]:
     found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     return list(found.values()), list(found)
 
 
-def _save(figure: "Figure", out: Path, name: str) -> None:
+def save_figure(figure: "Figure", out: Path, name: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)

@@ -15,8 +15,8 @@ import numpy as np
 from fseg_jax.atomic import replacing
 from fseg_jax.cohort.publish import made_with
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.evaluation.plots import OKABE_ITO, _once, _save, style
-from fseg_jax.evaluation.tables import _table
+from fseg_jax.evaluation.plots import OKABE_ITO, legend_once, save_figure, style
+from fseg_jax.evaluation.tables import markdown_table
 
 if TYPE_CHECKING:
     from fseg_jax.evaluation.sic import Moments, Row, Setting, Trial
@@ -140,7 +140,7 @@ def _markdown(
     ]
     positive = _pm(rows[0].everything_positive)
     lines.append(["everything positive", "", positive, positive, "", "", ""])
-    text += _table(head, lines)
+    text += markdown_table(head, lines)
     short = sorted(
         {
             f"{t.slide} ({min(t.negative, t.positive)} for {t.clicks})"
@@ -229,6 +229,6 @@ def _draw(out: Path, dataset: str, rows: "Sequence[Row]", trials: "Sequence[Tria
         right.set_xlim(0.8 * smallest, 1.05)
         right.set_xlabel("Positive patches of the slide")
         right.set_title(f"By tumour size, {clicks[-1]} clicks, best of {runs}")
-        figure.legend(*_once(left), loc="outside lower center", ncols=min(4, len(encoders) + 2))
+        figure.legend(*legend_once(left), loc="outside lower center", ncols=min(4, len(encoders) + 2))
         figure.suptitle(f"{dataset}: seeded iterative clustering", x=0.01, ha="left", fontsize=10)
-        _save(figure, out, "figure_sic")
+        save_figure(figure, out, "figure_sic")

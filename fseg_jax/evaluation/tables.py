@@ -150,7 +150,7 @@ def _markdown(dataset: Dataset, rows: "list[Row]") -> str:
             "IoU",
             "ARI",
         ]
-        text += _table(
+        text += markdown_table(
             [*head, "MI", "F1 above no factorization", *names], [_matched_cells(r) for r in matched]
         )
     if probed:
@@ -163,7 +163,7 @@ def _markdown(dataset: Dataset, rows: "list[Row]") -> str:
             "",
         ]
         head = ["encoder", "concepts a tile", "class weights", "threshold", "pairs", "F1", "IoU", "ARI", "MI"]
-        text += _table([*head, *names], [_probed_cells(dataset, r) for r in probed])
+        text += markdown_table([*head, *names], [_probed_cells(dataset, r) for r in probed])
     return "\n".join(text) + "\n"
 
 
@@ -195,7 +195,7 @@ def _verdict(rows: "list[Row]") -> list[str]:
         "",
         "F1 above that of no factorization; *better* and *worse* where the 95 % interval leaves out 0:",
         "",
-        *_table(head, lines),
+        *markdown_table(head, lines),
     ]
 
 
@@ -243,7 +243,7 @@ def _each_f1(row: "Row") -> list[str]:
     return [ABSENT if own is None else f"{own.f1:.3f}" for own in row.scores.categories]
 
 
-def _table(head: list[str], lines: list[list[str]]) -> list[str]:
+def markdown_table(head: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines)]
 
 

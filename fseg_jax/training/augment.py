@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Key
 
 from fseg_jax.arrays import Array, Images
-from fseg_jax.encoders.classical import STAINS
+from fseg_jax.encoders import classical
 
 
 class Strength(NamedTuple):
@@ -27,13 +27,7 @@ class Strength(NamedTuple):
     grey: float = 0.05
 
 
-def _basis() -> Float[np.ndarray, "3 3"]:
-    stains = STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)
-    residual = np.cross(stains[0], stains[1])
-    return np.vstack([stains, residual / np.linalg.norm(residual)]).astype(np.float32)
-
-
-BASIS = _basis()  # unit rows: haematoxylin, eosin, what neither explains
+BASIS = classical.BASIS.astype(np.float32)
 _UNMIX = np.linalg.inv(BASIS).astype(np.float32)
 
 
