@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from fseg_jax.arrays import Centres, Key
 from fseg_jax.errors import InputError
 
-SLAB = 8192  # points a pass holds distances for
+SLAB = 1024  # points a pass holds distances for: what a processor keeps in its cache
 
 
 class KMeansResult(NamedTuple):
@@ -47,8 +47,10 @@ def fit(
     tolerance: float = 1e-4,
     spherical: bool = False,
     restarts: int = 1,
+    start: Centres | np.ndarray | None = None,
 ) -> KMeansResult:
-    """Cluster points into k by Lloyd's iteration from k-means++ centres: of ``restarts``, the best.
+    """Cluster points into k by Lloyd's iteration from k-means++ centres: of ``restarts``, the best; or from
+    the centres of ``start (k, c)``.
 
     ``X (n, c)`` float, n ≥ k. It stops when the centres' squared shifts sum to at most ``tolerance`` × the
     mean variance of a channel (scikit-learn's rule), after ``max_iterations`` at the latest. A cluster that
@@ -66,8 +68,13 @@ def fit(
         raise InputError("k-means: the points hold a NaN or an infinity; look at the encoder's features")
     X = X.astype(jnp.promote_types(X.dtype, jnp.float32))
     keys = [key, *(jax.random.fold_in(key, i) for i in range(1, restarts))]
-    results = [_fit(X, each, k, max_iterations, tolerance, spherical) for each in keys]
-    return min(results, key=lambda result: float(result.inertia)) if restarts > 1 else results[0]
+    if start is not None:
+        start = jnp.asarray(start, X.dtype)
+        if start.shape != (k, X.shape[1]):
+            raise InputError(f"first centres of shape {start.shape}: give (k, c) = ({k}, {X.shape[1]})")
+        keys = keys[:1]  # which is then not used
+    results = [_fit(X, each, k, max_iterations, tolerance, spherical, start) for each in keys]
+    return min(results, key=lambda result: float(result.inertia)) if len(results) > 1 else results[0]
 
 
 @partial(jax.jit, static_argnames=("k", "max_iterations", "spherical"))
@@ -78,9 +85,11 @@ def _fit(
     max_iterations: int,
     tolerance: float | Float[Array, ""],
     spherical: bool = False,
+    start: Centres | None = None,
 ) -> KMeansResult:
     if spherical:
         X = _unit(X)
+        start = None if start is None else _unit(start)
     mean = jnp.mean(X, axis=0, keepdims=True)
     X = X - mean  # distances by expansion lose less when the points lie around the origin
     threshold = tolerance * jnp.mean(jnp.var(X, axis=0))
@@ -92,14 +101,15 @@ def _fit(
             moved = _unit(moved + mean) - mean
         return i + 1, moved, jnp.sum((moved - centers) ** 2)
 
-    centers = plus_plus(X, k, key)
+    centers = plus_plus(X, k, key) if start is None else start - mean
     i, centers, _ = jax.lax.while_loop(
         lambda state: (state[0] < max_iterations) & (state[2] > threshold),
         body,
         (0, centers, jnp.asarray(jnp.inf, X.dtype)),
     )
-    last = _assign(X, centers)
-    return KMeansResult(centers + mean, last.labels, jnp.sum(last.distances), jnp.asarray(i))
+    labels = _assign(X, centers).labels
+    inertia = jnp.sum((X - centers[labels]) ** 2)  # not by expansion: exact
+    return KMeansResult(centers + mean, labels, inertia, jnp.asarray(i))
 
 
 def _unit(X: Float[Array, "n c"]) -> Float[Array, "n c"]:
@@ -125,18 +135,22 @@ def _assign(X: Float[Array, "n c"], centers: Centres) -> _Pass:
     k = centers.shape[0]
     slab = min(SLAB, n)
     slabs = -(-n // slab)
-    squares = jnp.sum(centers * centers, axis=1)[None]
+    squares = jnp.sum(centers * centers, axis=1)[:, None]
+    cluster = jnp.arange(k, dtype=jnp.int32)[:, None]
 
     def one(sums: tuple, start: Array) -> tuple:
         # The last slab is moved back to end with the data; what it shares with the one before is masked out.
         begin = jnp.minimum(start, n - slab)
         x = jax.lax.dynamic_slice(X, (begin, 0), (slab, c))
         fresh = begin + jnp.arange(slab) >= start
-        products = jnp.matmul(x, centers.T, precision="highest")
-        labels = jnp.argmin(squares - 2 * products, axis=1).astype(jnp.int32)
-        member = jax.nn.one_hot(labels, k, dtype=X.dtype) * fresh[:, None]
-        distances = jnp.sum((x - centers[labels]) ** 2, axis=1)
-        sums = (sums[0] + jnp.matmul(member.T, x, precision="highest"), sums[1] + jnp.sum(member, axis=0))
+        # Clusters along the first axis: the minimum over them, and what is first there, are whole vectors'.
+        scores = squares - 2 * jnp.matmul(centers, x.T, precision="highest")
+        least = jnp.min(scores, axis=0, keepdims=True)
+        labels = jnp.min(jnp.where(scores == least, cluster, k), axis=0)
+        labels = jnp.minimum(labels, k - 1)
+        distances = jnp.maximum(jnp.sum(x * x, axis=1) + least[0], 0)
+        parts = _sums(x, jnp.where(fresh, labels, k), k)
+        sums = (sums[0] + parts[0], sums[1] + parts[1])
         return sums, (labels, distances)
 
     start = jnp.arange(slabs) * slab
@@ -150,6 +164,23 @@ def _assign(X: Float[Array, "n c"], centers: Centres) -> _Pass:
         return jnp.concatenate([x[:-1].reshape(-1), x[-1, slab - tail :]])
 
     return _Pass(join(each[0]), join(each[1]), *totals)
+
+
+def _sums(
+    x: Float[Array, "n c"], labels: Int[Array, " n"], k: int
+) -> tuple[Float[Array, "k c"], Float[Array, " k"]]:
+    """The sums and the numbers of the points of each cluster; a label of k counts for none."""
+
+    def one_by_one(x: Array, labels: Array) -> tuple[Array, Array]:
+        ones = jnp.ones(len(x), x.dtype)
+        return jax.ops.segment_sum(x, labels, k), jax.ops.segment_sum(ones, labels, k)
+
+    def product(x: Array, labels: Array) -> tuple[Array, Array]:
+        member = (jnp.arange(k)[:, None] == labels[None]).astype(x.dtype)
+        return jnp.matmul(member, x, precision="highest"), jnp.sum(member, axis=1)
+
+    # Elsewhere points are added in any order, and the last bits would change from run to run.
+    return jax.lax.platform_dependent(x, labels, cpu=one_by_one, default=product)
 
 
 @partial(jax.jit, static_argnames="k")

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.arrays import Concepts, Key, Tokens, Weights
 from fseg_jax.errors import InputError
+from fseg_jax.nnls import active_set, conjugate_gradients, packed, unfinished
 
 Scalar = float | Float[Array, ""]
 
@@ -32,12 +33,14 @@ class NMFResult(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------ H fixed
 
+LIMITS = {"active set": 500, "cg": 500, "mu": 2000}  # iterations
+
 
 def solve_weights(
     A: Tokens,
     H: Float[Array, "*shared k c"],
     *,
-    method: str = "cg",
+    method: str = "active set",
     tolerance: float = 3e-6,
     max_iterations: int | None = None,
 ) -> Weights:
@@ -46,22 +49,22 @@ def solve_weights(
     The channels are summed away first: with the Gram G = H·Hᵀ and N = A·Hᵀ no iteration touches them again.
 
     ``A (…, n, c)``, ``H (k, c)`` shared or ``(…, k, c)`` one a problem, both non-negative floats; returns
-    ``W (…, n, k)``. ``method``: ``"cg"``, conjugate gradients on the face of the positive weights with
-    projected expansion (Dostál's MPRGP with the projected step of Kružík et al. 2020), exact up to
-    ``tolerance``, the projected gradient relative to N; or ``"mu"``, multiplicative updates (Lee & Seung
-    2001), which are slower. At most ``max_iterations`` are made (500, and 2000 for ``"mu"``). Zero tokens
-    and zero concepts get zero weights.
+    ``W (…, n, k)``. ``method``: ``"active set"``, Lawson & Hanson's for all tokens in step, with conjugate
+    gradients for what that leaves; ``"cg"``, conjugate gradients alone; both exact up to ``tolerance``, the
+    projected gradient relative to N (``fseg_jax/nnls.py``); or ``"mu"``, multiplicative updates (Lee & Seung
+    2001), which are slower. At most ``max_iterations`` are made of the last two (500, and 2000 for
+    ``"mu"``). Zero tokens and zero concepts get zero weights.
     """
-    if method not in ("cg", "mu"):
-        raise InputError(f"NMF method {method!r}: choose 'cg' or 'mu'")
-    limit = max_iterations or {"cg": 500, "mu": 2000}[method]
+    if method not in LIMITS:
+        raise InputError(f"NMF method {method!r}: choose {', '.join(map(repr, LIMITS))}")
+    limit = max_iterations or LIMITS[method]
     if H.ndim == 2:  # all tokens share H: one problem with many rows, so that the products are large
         tokens = A.reshape(-1, A.shape[-1])
         return _solve(tokens, H, method, tolerance, limit).reshape(*A.shape[:-1], H.shape[0])
     batch = jnp.broadcast_shapes(A.shape[:-2], H.shape[:-2])
     A = jnp.broadcast_to(A, batch + A.shape[-2:]).reshape(-1, *A.shape[-2:])
     H = jnp.broadcast_to(H, batch + H.shape[-2:]).reshape(-1, *H.shape[-2:])
-    W = jax.vmap(lambda a, h: _solve(a, h, method, tolerance, limit))(A, H)
+    W = jax.lax.map(lambda problem: _solve(*problem, method, tolerance, limit), (A, H))
     return W.reshape(*batch, *W.shape[-2:])
 
 
@@ -76,62 +79,19 @@ def _solve(
     unit = H / jnp.where(norm > 0, norm, 1)
     G = jnp.matmul(unit, unit.T, precision="highest")
     N = jnp.matmul(A.astype(dtype), unit.T, precision="highest")
-    solve = _conjugate_gradients if method == "cg" else _multiplicative_weights
-    W = solve(G, N, tolerance, max_iterations)
+    if method == "mu":
+        W = _multiplicative_weights(G, N, tolerance, max_iterations)
+    elif method == "cg":
+        W = conjugate_gradients(G, N, tolerance, max_iterations, jnp.zeros_like(N))
+    else:
+        W = active_set(G, N, tolerance / 3)
+
+        def finish(rows: Int[Array, " m"]) -> Array:
+            return conjugate_gradients(G, N[rows], tolerance, max_iterations, W[rows])
+
+        W = packed(finish, unfinished(G, N, W, tolerance), min(len(N), 64), W)
     norm = norm.T
     return jnp.where(norm > 0, W / jnp.where(norm > 0, norm, 1), 0)
-
-
-def _conjugate_gradients(
-    G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar, max_iterations: int
-) -> Float[Array, "n k"]:
-    """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N, all rows at once and each at its own pace."""
-
-    def dot(a: Array, b: Array) -> Array:
-        return jnp.sum(a * b, axis=1, keepdims=True)
-
-    def split(w: Array, g: Array) -> tuple[Array, Array]:
-        """The free gradient, where w may move, and the chopped one, which would lift a weight off zero."""
-        return jnp.where(w > 0, g, 0), jnp.where(w > 0, 0, jnp.minimum(g, 0))
-
-    step = 1.0 / jnp.maximum(jnp.max(jnp.sum(jnp.abs(G), axis=1)), 1e-30)  # 1 / ‖G‖∞ ≤ 1 / ‖G‖₂
-    epsilon = jnp.finfo(N.dtype)
-    target = (tolerance * jnp.linalg.norm(N, axis=1, keepdims=True)) ** 2
-
-    def going(w: Array, g: Array) -> Array:
-        free, chopped = split(w, g)
-        return dot(free, free) + dot(chopped, chopped) > target
-
-    def body(state: tuple) -> tuple:
-        i, w, g, p, _ = state
-        free, chopped = split(w, g)
-        # Proportional: more is to be gained on the face than by leaving it.
-        on_face = dot(chopped, chopped) <= dot(jnp.minimum(free, w / step), free)
-        d = jnp.where(on_face, p, chopped)
-        Gd = jnp.matmul(d, G, precision="highest")
-        # Along concepts that are all but equal dᵀ·G·d is rounding, of either sign: it is kept off zero.
-        dGd = jnp.maximum(dot(d, Gd), epsilon.eps * dot(d, d) + epsilon.tiny)
-        alpha = dot(g, d) / dGd
-        moved = w - alpha * d
-        # A step that leaves the orthant is projected back, which frees or fixes many weights at once.
-        inside = jnp.all(moved >= 0, axis=1, keepdims=True)
-        w_new = jnp.maximum(moved, 0)
-        g_new = jnp.matmul(w_new, G, precision="highest") - N
-        free_new, _ = split(w_new, g_new)
-        conjugate = jnp.where(on_face & inside, dot(free_new, Gd) / dGd, 0)
-        p_new = free_new - conjugate * p
-        live = going(w, g)
-        w, g, p = (jnp.where(live, new, old) for new, old in ((w_new, w), (g_new, g), (p_new, p)))
-        return i + 1, w, g, p, jnp.any(going(w, g))
-
-    w = jnp.zeros_like(N)
-    g = -N
-    _, w, _, _, _ = jax.lax.while_loop(
-        lambda state: (state[0] < max_iterations) & state[4],
-        body,
-        (0, w, g, split(w, g)[0], jnp.any(going(w, g))),
-    )
-    return w
 
 
 def _multiplicative_weights(

@@ -216,7 +216,7 @@ def test_nothing_recompiles_for_the_same_shapes():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda A: nmf.solve_weights(A, A, method="als"), "choose 'cg' or 'mu'"),
+        (lambda A: nmf.solve_weights(A, A, method="als"), "choose 'active set', 'cg', 'mu'"),
         (lambda A: nmf.factorize(A, 0, key=KEY), "at least one concept"),
         (lambda A: nmf.factorize(A, 2, key=KEY, method="als"), "choose 'hals' or 'mu'"),
         (lambda A: nmf.factorize(A, 2, key=KEY, start="ones"), "choose 'random' or 'nndsvd'"),
