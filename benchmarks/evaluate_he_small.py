@@ -5,13 +5,13 @@
 Beside it stand a network of the same shape that was not trained (its norms' statistics are of the training
 images), the classical encoder, and, in every table, tokens without factorization. The data: the held-out
 cases of EBHI-Seg (gland or not; every third image of the other cases teaches the matching), and BCSS (tumour
-or not), of which nothing was trained on, cut into squares of 128 µm. Results go to
+or not), of which nothing was trained on: three regions of three patients, cut into squares of 128 µm; two
+regions teach centres and matching, the third is tested, and the three tests are pooled. Results go to
 ``benchmarks/results/he_small_*``.
 """
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 from dataclasses import replace
@@ -24,19 +24,22 @@ from PIL import Image
 
 from benchmarks.he_small_manifest import main as write_manifest
 from fseg_jax.cohort.manifest import load_manifest
+from fseg_jax.cohort.publish import made_with
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.trained import calibrated, load_trained, save_trained
+from fseg_jax.evaluation import metrics
 from fseg_jax.evaluation.datasets import Dataset, open_dataset
-from fseg_jax.evaluation.experiment import evaluate
+from fseg_jax.evaluation.experiment import Row, difference, evaluate
+from fseg_jax.evaluation.tables import MODE_NAMES, markdown_table
 from fseg_jax.slides.reader import open_slide
 from fseg_jax.training.simclr import TRUNK, Settings, trainer
 from fseg_jax.training.views import Geometry, chances, draw, fields_of
 
 RESULTS = Path(__file__).parent / "results"
 K, STARTS = (32, 64), 3
-STAINS = 1.0  # as he-small was made
+STAINS = 0.5  # as he-small was made
 SQUARE = 512  # pixels of BCSS, at 0.25 µm
 CALIBRATION = 30  # steps without learning, after which a running statistic is 96 % of these images'
 
@@ -61,27 +64,34 @@ def untrained(like: Encoder, folder: Path) -> Encoder:
     return load_trained(path)
 
 
-def bcss_squares(source: Path, out: Path) -> Path:
-    """BCSS's regions as squares, each its own case."""
-    for name in ("images", "masks"):
-        (out / name).mkdir(parents=True)
-    for image in sorted((source / "images").glob("*.jpg")):
-        mask = next((source / "masks").glob(f"{image.stem}.*"))
-        with Image.open(image) as picture, Image.open(mask) as truth:
-            pixels, labels = np.asarray(picture.convert("RGB")), np.asarray(truth.convert("L"))
-        for y in range(0, pixels.shape[0] - SQUARE + 1, SQUARE):
-            for x in range(0, pixels.shape[1] - SQUARE + 1, SQUARE):
-                part = np.s_[y : y + SQUARE, x : x + SQUARE]
-                name = f"{image.stem}-{y}-{x}.png"
-                Image.fromarray(pixels[part]).save(out / "images" / name)
-                Image.fromarray(np.where(labels[part] > 127, 255, 0).astype(np.uint8)).save(
-                    out / "masks" / name
-                )
-    (out / "dataset.yaml").write_text(
-        "name: BCSS in squares\nmpp: 0.25\n"
-        "categories: [{name: other, value: 0}, {name: tumour, value: 255}]\n"
-    )
-    return out
+def bcss_squares(source: Path, out: Path) -> list[Dataset]:
+    """BCSS's regions as squares, each its own case: a dataset for each region that is tested.
+
+    Those that teach overlap by half, so that there are more of them than centres.
+    """
+    regions = sorted((source / "images").glob("*.jpg"))
+    datasets = []
+    for tested in regions:
+        folder = out / tested.stem
+        for name in ("images", "masks"):
+            (folder / name).mkdir(parents=True)
+        for image in regions:
+            mask = next((source / "masks").glob(f"{image.stem}.*"))
+            with Image.open(image) as picture, Image.open(mask) as truth:
+                pixels, labels = np.asarray(picture.convert("RGB")), np.asarray(truth.convert("L"))
+            step = SQUARE if image == tested else SQUARE // 2
+            for y in range(0, pixels.shape[0] - SQUARE + 1, step):
+                for x in range(0, pixels.shape[1] - SQUARE + 1, step):
+                    part, name = np.s_[y : y + SQUARE, x : x + SQUARE], f"{image.stem}-{y}-{x}.png"
+                    Image.fromarray(pixels[part]).save(folder / "images" / name, compress_level=1)
+                    tumour = np.where(labels[part] > 127, 255, 0).astype(np.uint8)
+                    Image.fromarray(tumour).save(folder / "masks" / name)
+        (folder / "dataset.yaml").write_text(
+            f"name: BCSS, region {tested.stem}\nmpp: 0.25\ntest: '^{tested.stem}-'\n"
+            "categories: [{name: other, value: 0}, {name: tumour, value: 255}]\n"
+        )
+        datasets.append(open_dataset(folder))
+    return datasets
 
 
 def thinned(dataset: Dataset) -> Dataset:
@@ -91,40 +101,99 @@ def thinned(dataset: Dataset) -> Dataset:
     return replace(dataset, items=tuple(dataset.items[n] for n in kept), pixels=dataset.pixels[kept])
 
 
+def table(folds: list[list[Row]], names: list[str]) -> list[dict]:
+    """Every segmentation of every encoder, its tests pooled over the folds, and how far the first encoder is
+    above the others."""
+
+    def key(row: Row) -> tuple:
+        return row.encoder, row.k, MODE_NAMES[row.mode], row.centres, row.protocol
+
+    pooled = {
+        key(row): np.concatenate([next(r for r in rows if key(r) == key(row)).matrices for rows in folds], 1)
+        for row in folds[0]
+    }
+    lines = []
+    for (encoder, *how), matrices in pooled.items():
+        line = dict(
+            zip(("encoder", "k", "segmentation", "centres of", "protocol"), (encoder, *how), strict=True)
+        )
+        each = metrics.macro_f1(matrices.sum(1))
+        line |= {
+            "f1": float(each.mean()),
+            "interval": metrics.bootstrap(metrics.macro_f1, matrices),
+            "spread over starts": float(each.std(ddof=1)),
+        }
+        if encoder == names[0]:
+            for other in names[1:]:
+                line[f"above {other}"] = difference(matrices, pooled[other, *how], seed=0)
+        lines.append(line)
+    return lines
+
+
+def told(title: str, text: str, lines: list[dict], names: list[str]) -> str:
+    """The table for people."""
+
+    def cells(line: dict) -> list[str]:
+        low, high = line["interval"]
+        out = [str(line[name]) for name in ("encoder", "k", "segmentation", "centres of")]
+        out += ["balanced" if line["protocol"].startswith("balanced") else "plain"]
+        out += [f"{line['f1']:.3f} [{low:.3f}, {high:.3f}]", f"{line['spread over starts']:.3f}"]
+        for other in names[1:]:
+            above = line.get(f"above {other}")
+            out.append(f"{above[0]:+.3f} [{above[1].low:+.3f}, {above[1].high:+.3f}]" if above else "")
+        return out
+
+    head = ["encoder", "k", "segmentation", "centres of", "matching", "macro F1", "±"]
+    head += [f"{names[0]} above {other}" for other in names[1:]]
+    return "\n".join([f"# {title}", "", text, "", *markdown_table(head, [cells(line) for line in lines]), ""])
+
+
 def main(name: str = "he-small", *chosen: str) -> None:
     data = Path(os.environ["FSEG_DATA"]).resolve()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         ours = load_encoder(name)
         encoders = [ours, untrained(ours, folder), classical()]
-        datasets = {
-            "bcss": bcss_squares(data / "bcss_tumour", folder / "bcss"),
-            "ebhi": data / "ebhi",
-        }
-        for short in chosen or tuple(datasets):
-            path = datasets[short]
-            out = folder / f"out-{short}"
-            protocols = ("matching", "balanced matching")
-            dataset = open_dataset(path)
-            if short == "ebhi":
-                dataset = thinned(dataset)
-            evaluate(
-                dataset,
-                encoders,
-                out=out,
-                k=K,
-                modes=("fixed",),
-                protocols=protocols,
-                starts=STARTS,
-                report=lambda phase, done, total: (
-                    print(f"{phase}: {done}/{total}", flush=True) if done == total else None
-                ),
+        names = [encoder.card.name for encoder in encoders]
+        for short in chosen or ("bcss", "ebhi"):
+            if short == "bcss":
+                datasets = bcss_squares(data / "bcss_tumour", folder / "bcss")
+                title = "BCSS, tumour or not, one region tested by what two others teach"
+            else:
+                datasets = [thinned(open_dataset(data / "ebhi"))]
+                title = "EBHI-Seg, gland or not, held-out cases"
+            folds = [
+                evaluate(
+                    dataset,
+                    encoders,
+                    out=folder / f"out-{short}-{fold}",
+                    k=K,
+                    modes=("fixed",),
+                    protocols=("matching", "balanced matching"),
+                    starts=STARTS,
+                    panels=0,
+                    report=lambda phase, done, total: (
+                        print(f"{phase}: {done}/{total}", flush=True) if done == total else None
+                    ),
+                )
+                for fold, dataset in enumerate(datasets)
+            ]
+            lines = table(folds, names)
+            tested = [item for dataset in datasets for item in dataset.items if item.split == "test"]
+            text = (
+                f"`python -m benchmarks.evaluate_he_small {name} {short}`: {len(tested)} test images of "
+                f"{len({item.case for item in tested})} cases, {STARTS} starts of k-means. Brackets: 95 % "
+                "bootstrap intervals over the cases, those of differences of the same resampled cases; ±: "
+                "standard deviation over the starts."
             )
-            for kind in ("md", "csv", "json"):
-                for file in out.glob(f"*.{kind}"):
-                    shutil.copyfile(file, RESULTS / f"he_small_{short}_{file.name}")
-            print((out / "results.md").read_text())
-        print(json.dumps({"device": jax.devices()[0].device_kind, "encoder": ours.card.weights_hash}))
+            if short == "bcss":
+                text += " A case is a square: three patients say little about others."
+            page = told(title, text, lines, names)
+            (RESULTS / f"he_small_{short}.md").write_text(page)
+            record = {**made_with(), "device": jax.devices()[0].device_kind, "rows": lines}
+            record |= {"encoders": {e.card.name: e.card.weights_hash for e in encoders}}
+            (RESULTS / f"he_small_{short}.json").write_text(json.dumps(record, indent=1) + "\n")
+            print(page)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from fseg_jax.methods import fseg
 
 PROTOCOLS = ("matching", "balanced matching", "probing", "balanced probing")
 STARTS = 3
+COLOUR = "classical"  # the encoder that every other is held against
 TOKENS = 50_000  # that centres of tokens are fitted on, at most
 
 
@@ -45,7 +46,8 @@ class Row(NamedTuple):
     ``mode``: fixed, assign, nearest, or concepts (of the probe). ``centres``: of tiles, of tokens, or none.
     ``learnt_on``: the split that matching or probe was learnt on. ``scores`` are of the pixels of all images
     and all starts pooled, but ``f1`` and ``iou`` are means over the starts, with intervals over cases.
-    ``gain`` is the F1 above that of *nearest*, same centres, k and protocol.
+    ``gain`` is the F1 above that of *nearest*, same centres, k and protocol; ``above_colour`` that above
+    *colour only*, same everything else. ``matrices``: confusion of each start and test case.
     """
 
     encoder: str
@@ -69,11 +71,14 @@ class Row(NamedTuple):
     mutual_information: float
     gain: float | None
     gain_interval: Interval | None
+    above_colour: float | None
+    above_colour_interval: Interval | None
     unseen_clusters: float | None
     unseen_pixels: float | None
     pairs: tuple[int, ...] | None
     scores: Scores
     confusion: list[list[int]]
+    matrices: Int[np.ndarray, "starts cases n n"]
 
 
 class Setting(NamedTuple):
@@ -146,7 +151,7 @@ def evaluate(
         (out / "evaluation.json").unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be written to ({error.strerror})") from error
-    if all(encoder.card.name != "classical" for encoder in encoders):
+    if all(encoder.card.name != COLOUR for encoder in encoders):
         encoders = [*encoders, classical()]
     from fseg_jax.evaluation import panels as pictures
     from fseg_jax.evaluation import plots, tables
@@ -159,6 +164,13 @@ def evaluate(
             rows += _Sweep(dataset, encoded, setting, report).rows()
             if number == 0 and panels:
                 pictures.write_panels(out / "panels", dataset, encoded, setting)
+    colour = {_segmentation(row): row.matrices for row in rows if row.encoder == COLOUR and row.chosen}
+    rows = [
+        _above_colour(row, colour[_segmentation(row)], seed)
+        if row.encoder != COLOUR and row.chosen and _segmentation(row) in colour
+        else row
+        for row in rows
+    ]
     tables.write(out, dataset, rows)
     plots.write_matching(out, dataset, rows)
     plots.write_probing(out, dataset, rows)
@@ -266,10 +278,8 @@ class _Sweep:
             for learnt_on in ("train", "test") if self.setting.same_split else ("train",):
                 bar: np.ndarray | None = None
                 for mode, made in trials.items():
-                    row, confusions = self._row(
-                        made, mode, centres, k, protocol, learnt_on=learnt_on, bar=bar
-                    )
-                    bar = confusions if bar is None else bar
+                    row = self._row(made, mode, centres, k, protocol, learnt_on=learnt_on, bar=bar)
+                    bar = row.matrices if bar is None else bar
                     rows.append(row)
         return rows
 
@@ -294,7 +304,7 @@ class _Sweep:
             trial = _Trial(
                 counts.named(self.encoded, self.concepts, names, self.items, self.n), np.arange(self.n)
             )
-            row, _ = self._row([trial], "concepts", "none", self.setting.concepts, protocol)
+            row = self._row([trial], "concepts", "none", self.setting.concepts, protocol)
             rows.append(row._replace(threshold=threshold, pairs=tuple(pairs.per_category.tolist())))
         best = max(range(len(rows)), key=lambda i: rows[i].f1_train, default=None)
         return [row._replace(chosen=i == best) for i, row in enumerate(rows)]
@@ -311,9 +321,8 @@ class _Sweep:
         *,
         learnt_on: str = "train",
         bar: np.ndarray | None = None,
-    ) -> tuple[Row, np.ndarray]:
-        """Judge one segmentation: its row, and its confusion matrices (starts, cases, n, n) on the test
-        split, against which ``bar``, those of *nearest*, are held."""
+    ) -> Row:
+        """Judge one segmentation on the test split, beside ``bar``, the matrices of *nearest*."""
         balanced, learn = protocol.startswith("balanced"), self.train == (learnt_on == "train")
         confusions, tables, images, trains, unseen = [], [], [], [], []
         for trial in trials:
@@ -334,11 +343,8 @@ class _Sweep:
         judged = metrics.scores(pooled.sum(0))
         assert judged is not None  # the test split has annotated pixels
         seed = self.setting.seed
-        gain = gain_interval = None
-        if bar is not None:
-            gain = float(each.mean() - metrics.macro_f1(bar.sum(1)).mean())
-            gain_interval = metrics.bootstrap(_difference, np.stack([matrices, bar], 2), seed=seed)
-        row = Row(
+        gain, gain_interval = (None, None) if bar is None else difference(matrices, bar, seed=seed)
+        return Row(
             encoder=self.encoded.card.name,
             mode=mode,
             centres=centres,
@@ -360,13 +366,15 @@ class _Sweep:
             mutual_information=float(metrics.mutual_information(contingency.sum(1)).mean()),
             gain=gain,
             gain_interval=gain_interval,
+            above_colour=None,
+            above_colour_interval=None,
             unseen_clusters=float(np.mean([u for u, _ in unseen])) if unseen else None,
             unseen_pixels=float(np.mean([p for _, p in unseen])) if unseen else None,
             pairs=None,
             scores=judged,
             confusion=pooled.sum(0).tolist(),
+            matrices=matrices,
         )
-        return row, matrices
 
     def _by_case(self, of_image: np.ndarray) -> np.ndarray:
         summed = np.zeros((self.case.max() + 1, *of_image.shape[1:]), np.int64)
@@ -374,9 +382,27 @@ class _Sweep:
         return summed
 
 
-def _difference(pairs: np.ndarray) -> np.ndarray:
-    f1 = metrics.macro_f1(pairs)
-    return f1[..., 0] - f1[..., 1]
+def difference(
+    ours: Int[np.ndarray, "starts cases n n"], theirs: Int[np.ndarray, "starts cases n n"], *, seed: int
+) -> tuple[float, Interval | None]:
+    """How much higher the macro F1 of one segmentation is than another's, and its 95 % interval over the
+    cases, which are the same for both."""
+
+    def of_pairs(pairs: np.ndarray) -> np.ndarray:
+        f1 = metrics.macro_f1(pairs)
+        return f1[..., 0] - f1[..., 1]
+
+    pairs = np.stack([ours, theirs], 2)
+    return float(of_pairs(pairs.sum(1)).mean()), metrics.bootstrap(of_pairs, pairs, seed=seed)
+
+
+def _segmentation(row: Row) -> tuple:
+    return row.mode, row.centres, row.k, row.protocol, row.learnt_on
+
+
+def _above_colour(row: Row, colour: np.ndarray, seed: int) -> Row:
+    above, interval = difference(row.matrices, colour, seed=seed)
+    return row._replace(above_colour=above, above_colour_interval=interval)
 
 
 def fit_centres(encoded: Encoded, k: int, centres: str, seed: int, start: int) -> Centres:

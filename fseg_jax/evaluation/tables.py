@@ -104,6 +104,8 @@ def _line(dataset: Dataset, row: "Row") -> dict[str, str]:
         "mutual_information": _number(row.mutual_information),
         "gain_over_nearest": _number(row.gain),
         **_bounds("gain", row.gain_interval),
+        "f1_above_colour_only": _number(row.above_colour),
+        **_bounds("f1_above_colour_only", row.above_colour_interval),
         "unseen_clusters": _number(row.unseen_clusters),
         "unseen_pixels": _number(row.unseen_pixels),
     }
@@ -124,7 +126,8 @@ def _markdown(dataset: Dataset, rows: "list[Row]") -> str:
         f"Learnt on {images['train']} images of {cases['train']} cases, tested on {images['test']} of "
         f"{cases['test']}; no case is on both sides. Brackets: 95 % bootstrap interval over the test cases; "
         "±: standard deviation over k-means starts. F1 and IoU are averages over the categories that the "
-        "test split has. Precision, recall, accuracy and every other number are in the CSV.",
+        "test split has. *Colour only* is the encoder classical. Precision, recall, accuracy and every other "
+        "number are in the CSV.",
         "",
         "| category | " + " | ".join(dataset.categories) + " |",
         "|---|" + "---:|" * len(dataset.categories),
@@ -151,7 +154,8 @@ def _markdown(dataset: Dataset, rows: "list[Row]") -> str:
             "ARI",
         ]
         text += markdown_table(
-            [*head, "MI", "F1 above no factorization", *names], [_matched_cells(r) for r in matched]
+            [*head, "MI", "F1 above no factorization", "F1 above colour only", *names],
+            [_matched_cells(r) for r in matched],
         )
     if probed:
         text += [
@@ -163,7 +167,9 @@ def _markdown(dataset: Dataset, rows: "list[Row]") -> str:
             "",
         ]
         head = ["encoder", "concepts a tile", "class weights", "threshold", "pairs", "F1", "IoU", "ARI", "MI"]
-        text += markdown_table([*head, *names], [_probed_cells(dataset, r) for r in probed])
+        text += markdown_table(
+            [*head, "F1 above colour only", *names], [_probed_cells(dataset, r) for r in probed]
+        )
     return "\n".join(text) + "\n"
 
 
@@ -219,6 +225,7 @@ def _matched_cells(row: "Row") -> list[str]:
         _with(row.ari, row.ari_interval),
         f"{row.mutual_information:.3f}",
         "" if row.gain is None else _with(row.gain, row.gain_interval, "+.3f"),
+        _above_colour(row),
         *_each_f1(row),
     ]
 
@@ -235,8 +242,13 @@ def _probed_cells(dataset: Dataset, row: "Row") -> list[str]:
         _with(row.iou, row.iou_interval),
         _with(row.ari, row.ari_interval),
         f"{row.mutual_information:.3f}",
+        _above_colour(row),
         *_each_f1(row),
     ]
+
+
+def _above_colour(row: "Row") -> str:
+    return "" if row.above_colour is None else _with(row.above_colour, row.above_colour_interval, "+.3f")
 
 
 def _each_f1(row: "Row") -> list[str]:

@@ -32,7 +32,7 @@ def test_features_of_tissue():
     assert np.isfinite(features).all() and (features.std((0, 1, 2)) > 0).mean() > 0.9
     # Both parts count: neither the trunk's channels nor the stains' hold all of the deviation.
     trunk, stains = (part.var((0, 1, 2)).sum() for part in (features[..., :256], features[..., 256:]))
-    assert 0.1 < stains / (trunk + stains) < 0.9
+    assert 0.03 < stains / (trunk + stains) < 0.5
     own = np.asarray(classical()(image))
     gain = features[..., 256:].max() / own.max()
     np.testing.assert_allclose(features[..., 256:], gain * own, rtol=1e-3, atol=1e-4)
