@@ -7,7 +7,8 @@ Nothing here needs the slide itself. A file of seeds is JSON in level-0 pixels, 
 
 or GeoJSON as QuPath exports point annotations: a FeatureCollection, a list of features or one, each a Point
 or MultiPoint with its class in ``properties.classification.name`` (or ``properties.class``). Classes are
-matched without regard to case.
+matched without regard to case. The seeds that ``fseg view`` keeps and exports are such a FeatureCollection,
+with the classes' names beside it, as ``"fseg": {"classes": ["normal", "tumour"]}``.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -178,14 +179,19 @@ def _embedded(out: Path, slide: str | None) -> str:
     return slide or names[0]
 
 
-def read_seeds(
-    path: Path, classes: tuple[str, ...] | None = None
-) -> tuple[Float[np.ndarray, "m 2"], Int[np.ndarray, " m"], tuple[str, ...]]:
-    """Read seeds from JSON or GeoJSON: points (x, y) in level-0 pixels, their classes 0, 1…, and the names.
+class SeedFile(NamedTuple):
+    """What a file of seeds says: points (x, y) in level-0 pixels and the name of each one's class.
 
-    Raises ``InputError`` where the file is neither, a seed is no point of a class that there is, or none is
-    there.
+    ``classes`` are those that there are, the negative one first; None where the file does not say.
     """
+
+    points: Float[np.ndarray, "m 2"]
+    names: list[str]
+    classes: tuple[str, ...] | None
+
+
+def read_seed_file(path: Path) -> SeedFile:
+    """Read seeds, or none, from JSON or GeoJSON. Raises ``InputError`` where the file is neither."""
     try:
         content = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
@@ -195,22 +201,40 @@ def read_seeds(
     try:
         if isinstance(content, dict) and "seeds" in content:
             found = [([s["x"], s["y"]], s["class"]) for s in content["seeds"]]
-            classes = classes or tuple(content.get("classes") or ()) or None
+            stated = content.get("classes")
         else:
             found = list(_points(content, path))
+            stated = content["fseg"]["classes"] if isinstance(content, dict) and "fseg" in content else None
         points = np.array([xy[:2] for xy, _ in found], np.float64).reshape(-1, 2)
-        given = [str(name).strip() for _, name in found]
+        names = [str(name).strip() for _, name in found]
+        if not isinstance(stated, list | None):
+            raise TypeError("classes are no list")
+        classes = tuple(str(c).strip() for c in stated) if stated else None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(
             f"{path}: not a file of seeds ({type(error).__name__}: {one_line(error)}); "
             "each needs x, y and class"
         ) from None
-    if not found:
+    return SeedFile(points, names, classes)
+
+
+def read_seeds(
+    path: Path, classes: tuple[str, ...] | None = None
+) -> tuple[Float[np.ndarray, "m 2"], Int[np.ndarray, " m"], tuple[str, ...]]:
+    """Read seeds from a file: points (x, y) in level-0 pixels, their classes 0, 1…, and the classes' names.
+
+    The names are ``classes``, or what the file states, or ``negative`` and ``positive``. Raises
+    ``InputError`` as ``read_seed_file`` does, where a seed is of no class that there is, and where none is
+    there.
+    """
+    points, given, stated = read_seed_file(path)
+    if not given:
         raise InputError(f"{path}: holds no seeds")
-    names = tuple(str(c).strip() for c in classes or CLASSES)
+    names = tuple(c.strip() for c in classes or stated or CLASSES)
     numbers = {c.lower(): j for j, c in enumerate(names)}
     if len(names) < 2 or len(numbers) < len(names) or "" in numbers:
-        raise InputError(f"classes {', '.join(names)}: at least two, all different, are needed")
+        whose = "--classes" if classes else path
+        raise InputError(f"{whose}: classes {', '.join(names)}: at least two, all different, are needed")
     for (x, y), name in zip(points, given, strict=True):
         if name.lower() not in numbers:
             raise InputError(

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -178,7 +177,7 @@ def try_seeds(
         y = draw_seeds(truth, clicks, slide, run, seed)
         found = sic.fit(X, y, key=jax.random.fold_in(jax.random.key(seed), run))
         f1.append(sic.f1(truth.astype(int), np.asarray(found.labels)))
-        one_pass.append(sic.f1(truth.astype(int), seeded_kmeans(X, y)))
+        one_pass.append(sic.f1(truth.astype(int), sic.seeded_kmeans(X, y)))
         score.append(found.score)
         cuts.append(found.iterations)
     return Trial(
@@ -205,17 +204,6 @@ def draw_seeds(
     for j in (0, 1):
         y[rng.permutation(np.flatnonzero(truth == j))[:clicks]] = j
     return y
-
-
-def seeded_kmeans(X: Float[jax.Array | np.ndarray, "n q"], y: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """One pass: the clustering that Algorithm 1 begins with, of all patches, from the means of the seeds."""
-    X, seeds = jnp.asarray(X, jnp.float32), jnp.asarray(y)
-    everything, free = jnp.ones(len(y), bool), jnp.full(len(y), -1, jnp.int32)
-    start = sic._seeded_start(X, everything, seeds, jax.random.key(0), 2)
-    labels = np.asarray(sic._lloyd(X, everything, *start, free).labels)
-    given = y >= 0
-    # As in the algorithm: a cluster may lose its seeds to the other.
-    return labels if sic.f1(y[given], labels[given]) >= sic.f1(y[given], 1 - labels[given]) else 1 - labels
 
 
 def summarise(trials: Sequence[Trial]) -> list[Row]:

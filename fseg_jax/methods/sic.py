@@ -256,6 +256,22 @@ def fit(
     return SICResult(out, best, tuple(scores), iterations, soft_best if soft else None)
 
 
+def seeded_kmeans(
+    X: Float[Array | np.ndarray, "n q"], y: Int[Array | np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """One pass: the clustering in two that Algorithm 1 begins with, of all patches, and none after it.
+
+    ``X (n, q)`` and ``y (n,)`` as for ``fit``, seeds of both classes among them → labels (n,), int32. As in
+    the algorithm, positive is the cluster that agrees better with the seeds.
+    """
+    X, y = jnp.asarray(X, jnp.float32), np.asarray(y, np.int32)
+    everything, free = jnp.ones(len(y), bool), jnp.full(len(y), -1, jnp.int32)
+    start = _seeded_start(X, everything, jnp.asarray(y), jax.random.key(0), 2)
+    labels = np.asarray(_lloyd(X, everything, *start, free).labels)
+    given = y >= 0
+    return labels if f1(y[given], labels[given]) >= f1(y[given], 1 - labels[given]) else 1 - labels
+
+
 def _seeded_start(
     X: Float[Array, "n q"], member: Bool[Array, " n"], y: Int[Array, " n"], key: Key, classes: int
 ) -> tuple[Centres, Bool[Array, " k"]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fseg_jax.atomic import replacing
-from fseg_jax.cohort.seeds import CLASSES, read_seeds
+from fseg_jax.cohort.seeds import CLASSES, read_seed_file, read_seeds
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.colours import palette
 
@@ -138,15 +138,13 @@ def load(path: Path, otherwise: tuple[str, ...] | None = None) -> Annotation:
     ``positive``. Raises ``InputError`` as ``read_seeds`` does; but no seeds at all are fine where classes are
     stated.
     """
-    stated = None
+    file = read_seed_file(path)
+    names: tuple[str, ...] = file.classes or ()
+    seeds: tuple[Seed, ...] = ()
+    if file.names or not names:
+        points, given, names = read_seeds(path, file.classes or otherwise)
+        seeds = tuple(Seed(float(x), float(y), int(j)) for (x, y), j in zip(points, given, strict=True))
     try:
-        content = json.loads(path.read_text("utf-8-sig"))
-        found = content["fseg"]["classes"] if "fseg" in content else content.get("classes")
-        stated = tuple(map(str, found)) if found else None
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        content = {}  # read_seeds says what is wrong, or that nothing is
-    if stated and [] in (content.get("features"), content.get("seeds")):
-        return Annotation(checked(stated))
-    points, given, names = read_seeds(path, stated or otherwise)
-    seeds = tuple(Seed(float(x), float(y), int(j)) for (x, y), j in zip(points, given, strict=True))
-    return Annotation(checked(names), seeds)
+        return Annotation(checked(names), seeds)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -45,25 +45,30 @@ def clusters(labels: LabelPyramid, shares: np.ndarray, hidden: set[int]) -> str:
     return f"<div class='clusters'>{''.join(rows)}</div><div class='all'>show {both}</div>"
 
 
-def classes(now: Annotation, result: Result | None, active: int) -> str:
-    """A row for each class: its key, colour, name, seeds, and share of the result."""
+def classes(now: Annotation, result: Result | None, active: int, unseen: set[int]) -> str:
+    """A row for each class: its key, colour (which shows and hides it), name, seeds, share of the result."""
     shares = result.shares if result is not None and len(result.shares) == len(now.classes) else None
     colours = palette(len(now.classes))
     rows = []
     for j, (name, count) in enumerate(zip(now.classes, now.counts(), strict=True)):
         share = "–" if shares is None else f"{shares[j]:.1%}"
-        on = " on" if j == active else ""
+        on = (" on" if j == active else "") + (" off" if j in unseen else "")
         rows.append(
             f"<div class='row{on}' onclick='fseg.send(\"class\",{j})'><kbd>{j + 1}</kbd>"
-            f"<i style='background:{hexed(colours[j])}'></i><span>{escape(name)}</span>"
+            f"<i style='background:{hexed(colours[j])}' title='show or hide it in the result' "
+            f"onclick='event.stopPropagation(); fseg.send(\"see\",{j})'></i><span>{escape(name)}</span>"
             f"<span>{_count(count)}</span><span>{share}</span></div>"
         )
     return "".join(rows)
 
 
 def score(result: Result | None, seeds: int, scores: Sequence[float]) -> str:
-    said = "–" if result is None else f"{result.score:.2f}"
-    return f"<div class='score'><b>{said}</b><small>F1 of {_count(seeds)}</small>{_line(scores)}</div>"
+    if result is None:
+        return (
+            "<div class='score'><b class='none'>F1</b><small>of the seeds, when some are placed</small></div>"
+        )
+    said = f"<b>{result.score:.2f}</b><small>F1 of {_count(seeds)}</small>"
+    return f"<div class='score'>{said}{_line(scores)}</div>"
 
 
 def strips(seeding: Seeding, url: Callable[[int], str], active: int, count: int) -> str:

@@ -57,13 +57,18 @@ for (const p of ["inner_width", "inner_height"]) slide.connect(slide.properties[
 for (const layer of tiles) layer.connect(layer.properties.visible.change, resettle)
 mode()
 resettle()
-// Browsers frame what has the keyboard; the slide has it whenever it is clicked.
-for (const name of ["slide", "scatter"]) {
-  const model = command.document.get_model_by_name(name)
-  const element = model && Bokeh.index.find_one(model)?.canvas_view?.events_el
-  if (element) element.style.outline = "none"
-}
+// To Bokeh a second click within 300 ms, wherever it is, is no click, and neither is one held for longer; nor
+// does what is held for longer drag. Here every click is a seed, and every drag a drag.
+const gestures = Bokeh.index.find_one(slide).canvas_view.ui_event_bus.ui_gestures.constructor
+gestures.doubletap_threshold = 0
+gestures.press_threshold = 2 ** 31 - 1
+// Browsers frame what has the keyboard; a figure has it whenever it is clicked.
+window.addEventListener("focusin", (event) => {
+  const target = event.composedPath()[0]
+  if (target.classList.contains("bk-events")) target.style.outline = "none"
+})
 
+const choose = (i) => { if (i < tools.length) modes.active = i } // a slide that is only looked at has one mode
 const typing = (target) => {
   if (target.isContentEditable || target.tagName === "TEXTAREA" || target.tagName === "SELECT") return true
   return target.tagName === "INPUT" && !["checkbox", "radio", "button", "range"].includes(target.type)
@@ -72,8 +77,7 @@ const keys = {
   ArrowLeft: () => shift(-0.12, 0), ArrowRight: () => shift(0.12, 0),
   ArrowUp: () => shift(0, -0.12), ArrowDown: () => shift(0, 0.12),
   "+": () => zoom(1 / 1.5), "=": () => zoom(1 / 1.5), "-": () => zoom(1.5), f: fit,
-  m: () => { modes.active = 0 }, b: () => { modes.active = 1 }, e: () => { modes.active = 2 },
-  l: () => { modes.active = 3 }, y: () => send("redo"), Escape: () => send("unselect"),
+  m: () => choose(0), b: () => choose(1), e: () => choose(2), l: () => choose(3), y: () => send("redo"), Escape: () => send("unselect"),
 }
 window.addEventListener("keydown", (event) => {
   const target = event.composedPath()[0]
@@ -82,7 +86,7 @@ window.addEventListener("keydown", (event) => {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key
   if (key === "z") send(event.shiftKey ? "redo" : "undo")
   else if (event.ctrlKey || event.metaKey) return
-  else if (/^[1-9]$/.test(key)) { if (modes.active > 1) modes.active = 0; send("class", Number(key) - 1) }
+  else if (/^[1-9]$/.test(key)) { if (modes.active > 1) choose(0); send("class", Number(key) - 1) }
   else if (key in keys) keys[key]()
   else return
   event.preventDefault()

@@ -12,6 +12,7 @@ from bokeh.models import ColumnDataSource, LassoSelectTool, WheelZoomTool
 from bokeh.plotting import figure
 
 from fseg_jax.outputs.colours import palette
+from fseg_jax.viewer.picture import CANVAS
 from fseg_jax.viewer.projection import colours as map_colours
 from fseg_jax.viewer.seeding import Seeding
 
@@ -27,7 +28,7 @@ class Patches:
     ``um`` is the slide's (height, width) in µm. Coordinates are µm, y downwards negative.
     """
 
-    def __init__(self, slide: Any, seeding: Seeding, um: tuple[float, float], how: str, alpha: float) -> None:
+    def __init__(self, slide: Any, seeding: Seeding, um: tuple[float, float], how: str) -> None:
         self._seeding = seeding
         self.count = n = len(seeding.embedded.centers)
         y, x = (seeding.embedded.centers * seeding.mpp).T
@@ -55,7 +56,7 @@ class Patches:
         blank = {"image": [np.zeros(self._shape, np.uint32)]}
         self._mosaic_source, self._veil_source = ColumnDataSource(blank), ColumnDataSource(dict(blank))
         self.mosaic = slide.image_rgba(
-            image="image", source=self._mosaic_source, global_alpha=alpha, visible=how == SHOWN_AS[1], **box
+            image="image", source=self._mosaic_source, visible=how == SHOWN_AS[1], **box
         )
         self.dots = slide.circle(
             "x",
@@ -63,19 +64,28 @@ class Patches:
             radius=0.36 * cell,
             source=self.source,
             fill_color="umap",
-            fill_alpha=alpha,
             line_color=None,
             nonselection_fill_alpha=0.06,
             visible=how == SHOWN_AS[2],
         )
         self._veil = slide.image_rgba(image="image", source=self._veil_source, visible=False, **box)
+        # Patches reach over the slide's edge, and what lies around it hides that.
+        (height, width), over = um, 2 * seeding.side * seeding.mpp
+        slide.quad(
+            left=[-over, width, -over, -over],
+            right=[0, width + over, width + over, width + over],
+            bottom=[-height - over, -height - over, 0, -height - over],
+            top=[over, over, over, -height],
+            color="#{:02x}{:02x}{:02x}".format(*CANVAS),
+            line_color=None,
+        )
         self.scatter = self._map()
 
     def _map(self) -> Any:
         lasso, wheel = LassoSelectTool(continuous=False), WheelZoomTool()
         scatter = figure(
             width=338,
-            height=210,
+            height=196,
             tools=[lasso, wheel],
             active_drag=lasso,
             active_scroll=wheel,

@@ -10,7 +10,6 @@ import planted
 import pytest
 import tifffile
 from PIL import Image
-from sklearn.cluster import KMeans
 from sklearn.metrics import f1_score
 
 from fseg_jax.cohort.patches import PatchSettings
@@ -88,17 +87,6 @@ def test_a_class_with_fewer_patches_than_seeds_gives_all_it_has():
     truth = np.arange(20) < 2
     y = sic.draw_seeds(truth, 5, "slide", 0, 0)
     assert (y[:2] == 1).all() and (y == 0).sum() == 5
-
-
-def test_one_pass_is_seeded_kmeans():
-    rng = np.random.default_rng(0)
-    # As many patches and channels as the slides below have: the programs are compiled once.
-    X = (rng.normal(size=(49, 3)) + 2 * (np.arange(49) < 15)[:, None]).astype(np.float32)
-    y = np.full(49, -1, np.int32)
-    y[[3, 8, 11, 20, 40]] = [1, 1, 1, 0, 0]
-    start = np.stack([X[y == j].mean(0) for j in (0, 1)])
-    theirs = KMeans(2, init=start, n_init=1).fit(X).labels_
-    assert (sic.seeded_kmeans(X, y) == theirs).all()
 
 
 def test_scores_are_scikit_learns(monkeypatch):

@@ -76,6 +76,17 @@ def test_labels_are_those_of_scikit_learn_from_the_same_start():
     np.testing.assert_allclose(ours.score, 1)
 
 
+def test_one_pass_is_scikit_learns_from_the_means_of_the_seeds():
+    X, tissue = planted(0.3, 7)
+    y = seeds_of(N, {int(p): int(tissue[p] == 2) for p in (3, 50, 700, *np.flatnonzero(tissue == 2)[:2])})
+    start = np.stack([X[y == j].mean(0) for j in (0, 1)])
+    theirs = KMeans(2, init=start, n_init=1).fit(X).labels_
+    assert (sic.seeded_kmeans(X, y) == theirs).all()
+    # The positive cluster has lost its seed to the other, and the other's is there: they change names.
+    X = np.array([[0.0]] * 30 + [[10.0]] * 30 + [[7.0]], np.float32)
+    assert sic.seeded_kmeans(X, seeds_of(61, {30: 0, 60: 1})).tolist() == [0] * 30 + [1] * 31
+
+
 def test_the_best_labels_are_returned_not_the_last():
     """Two tumours under the same class: cutting it loses one of them."""
     rng = np.random.default_rng(0)

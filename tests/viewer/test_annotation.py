@@ -15,7 +15,7 @@ TWO = Annotation(("stroma", "Crypt"), (Seed(10.5, 20.25, 1), Seed(300.0, 60.0, 0
 
 def test_what_is_saved_is_what_fseg_seed_and_qupath_read(tmp_path):
     save(tmp_path / "a.geojson", TWO)
-    points, given_, names = read_seeds(tmp_path / "a.geojson", TWO.classes)
+    points, given_, names = read_seeds(tmp_path / "a.geojson")
     assert points.tolist() == [[10.5, 20.25], [300, 60], [1, 2]] and given_.tolist() == [1, 0, 1]
     assert names == TWO.classes and load(tmp_path / "a.geojson") == TWO
     for feature in json.loads((tmp_path / "a.geojson").read_text())["features"]:  # QuPath's GsonTools
@@ -38,7 +38,16 @@ def test_a_file_that_states_no_classes_is_of_those_expected(tmp_path):
         load(tmp_path / "a.geojson")
 
 
-@pytest.mark.parametrize("text", ["{", "3", '{"fseg": 3, "features": []}', '{"type": "FeatureCollection"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "3",
+        '{"fseg": 3, "features": []}',
+        '{"type": "FeatureCollection"}',
+        '{"classes": ["a,b", "c"], "seeds": []}',
+    ],
+)
 def test_a_damaged_file_is_one_line(tmp_path, text):
     (tmp_path / "a.geojson").write_text(text)
     with pytest.raises(InputError, match=r"a\.geojson") as caught:

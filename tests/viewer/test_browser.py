@@ -210,6 +210,14 @@ def test_a_session(program, context, tmp_path):
     x, y = tab.at(1100, 1500)
     tab.drag((x, y), (x + 80, y + 10))
     tab.until(f"() => model('slide').x_range.start < {start[0] + 0.12 * np.diff(start)[0] - 30}")
+    # A hand that rests before it drags.
+    before = tab.view()
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.wait_for_timeout(600)
+    page.mouse.move(x - 60, y, steps=4)
+    page.mouse.up()
+    tab.until(f"() => model('slide').x_range.start > {before[0] + 30}")
     page.mouse.move(x, y)
     page.mouse.wheel(0, -240)
     tab.until(f"() => model('slide').x_range.end - model('slide').x_range.start < {0.9 * np.diff(start)[0]}")
@@ -234,7 +242,8 @@ def test_a_session(program, context, tmp_path):
     assert tab.classes_in_mask() == [0, 1, 2, 3] and tab.pixels(2) != two
     assert tab.run("() => /<b>[01]\\.\\d\\d<.b>/.test(model('score').text)")
     assert tab.run("() => (model('strip').text.match(/<img/g) ?? []).length") >= 8
-    points, given, _ = read_seeds(out / f"{NAME}.seeds.geojson", ("negative", "positive", "class 3"))
+    points, given, names = read_seeds(out / f"{NAME}.seeds.geojson")
+    assert names == ("negative", "positive", "class 3")
     assert np.abs(points - [*DERMIS, *EPIDERMIS, *KERATIN]).max() < 8 and given.tolist() == [0, 0, 1, 1, 2]
     box = page.locator("input[placeholder='name of the class']")
     box.fill("keratin")
@@ -284,6 +293,16 @@ def test_a_session(program, context, tmp_path):
     tab.until("() => model('scatter').renderers[0].data_source.selected.indices.length > 20")
     tab.key("Escape")
 
+    # A class's colour shows it and hides it.
+    before = tab.picture()
+    page.locator(".row i").nth(1).click()
+    tab.until("() => model('classes').text.includes('row off')")
+    page.wait_for_timeout(1500)
+    changed = (np.abs(tab.picture() - before).max(-1) > 20).mean()
+    assert changed > 0.01
+    page.locator(".row i").nth(1).click()
+    tab.until("() => !model('classes').text.includes('row off')")
+
     # Layers: the clusters, one of them off; and the map over the slide.
     page.get_by_text("F-SEG clusters").click()
     with page.expect_response(lambda r: "/labels/" in r.url and r.url.endswith("hide=2")):
@@ -291,17 +310,38 @@ def test_a_session(program, context, tmp_path):
     tab.run("() => { model('map_as').value = 'UMAP: mosaic' }")
 
     # Exports.
-    for label, suffix in (("QuPath", ".sic.geojson"), ("Mask", ".sic.ome.zarr"), ("Seeds", ".seeds.geojson")):
+    for label, suffix in (
+        ("QuPath", ".sic.geojson"),
+        ("Mask", ".sic.ome.zarr"),
+        ("AnnData", ".sic.h5ad"),
+        ("Seeds", ".seeds.geojson"),
+    ):
         with page.expect_download(timeout=PATIENCE) as download:
             page.get_by_role("button", name=label, exact=True).click()
         assert (out / f"{NAME}{suffix}").exists()
         got = Path(download.value.path()).read_bytes()
-        if suffix.endswith("geojson"):
-            assert got == (out / f"{NAME}{suffix}").read_bytes()
-        else:
+        if suffix.endswith("zarr"):
             assert got[:2] == b"PK"
+        else:
+            assert got == (out / f"{NAME}{suffix}").read_bytes()
     outlines = json.loads((out / f"{NAME}.sic.geojson").read_text())["features"]
     assert {f["properties"]["name"] for f in outlines} == {"negative", "positive", "keratin"}
+
+    # A file of seeds is loaded, twice, and undone; one that is none is one line.
+    saved = (out / f"{NAME}.seeds.geojson").read_bytes()
+    tab.key("e")
+    page.mouse.click(*tab.at(*DERMIS[0]))
+    tab.until("() => seeds() === 4")
+    for _ in range(2):
+        sent = {"name": "seeds.geojson", "mimeType": "application/json", "buffer": saved}
+        page.locator("input[type=file]").set_input_files(sent)
+        tab.until("() => seeds() === 5")
+        tab.key("z")
+        tab.until("() => seeds() === 4")
+    page.locator("input[type=file]").set_input_files({**sent, "buffer": b"{"})
+    tab.until("() => model('status').text.includes('seeds.geojson: not valid JSON')")
+    tab.key("z")
+    tab.until("() => seeds() === 5")
 
     # All is found again: on reloading, and when the program is started anew.
     tab.key("m")
@@ -350,9 +390,13 @@ def test_two_tabs_and_a_kill(program, context, browser, tmp_path):
     two.until("() => seeds() === 4 && mask().includes(2)")
     names = [f["properties"]["classification"]["name"] for f in kept(out)]
     assert names == ["negative", "negative", "positive", "positive"]
-    for x, y in ((1200, 1100), (1210, 1300), (1180, 1500)):
-        one.page.mouse.click(*one.at(x, y))  # not waited for
-    one.until("() => seeds() > 5")
+    for points in (((1200, 1100), (1210, 1300), (1180, 1500)), ((1100, 1200), (1110, 1400), (1080, 1600))):
+        n = one.run("() => seeds()")
+        for place in [one.at(*point) for point in points]:
+            one.page.mouse.click(*place)  # as fast as may be, and none of them lost
+        one.until(f"() => seeds() >= {n + 1}")
+        if n == 4:
+            one.until("() => seeds() === 7")
     shown = one.run("() => seeds()")
     running.end(signal.SIGKILL)
     assert len(kept(out)) >= shown
@@ -374,3 +418,17 @@ def test_a_slide_that_was_moved_is_shown_small(program, context, tmp_path):
     tab.until("() => model('status').text.includes('--slides FOLDER')")
     time.sleep(2)
     assert tab.picture().std() > 25
+
+
+def test_a_slide_that_is_only_segmented(program, context, tmp_path):
+    for path in (tmp_path / "out").glob(f"{NAME}.embeddings.*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    tab = Tab(context, program().url)
+    assert tab.run("() => model('layer_on').active.length") == 1
+    start = tab.view()
+    for key in ("b", "l", "3", "z", "Escape", "ArrowRight"):
+        tab.key(key)
+    assert tab.view()[0] > start[0]
+    with tab.page.expect_response(lambda r: "/labels/" in r.url and r.url.endswith("hide=1,2,3,4,5,6")):
+        tab.page.get_by_text("none", exact=True).click()
+    assert tab.errors == []

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from fseg_jax import cli
 from fseg_jax.cohort.seeds import SeedSettings, seed_slide
 from fseg_jax.errors import InputError
 from fseg_jax.methods import sic
@@ -87,6 +88,40 @@ def test_the_page_labels_as_the_file_does(out):
         overwrite=True,
     )
     assert again["areas_mm2"] == record["areas_mm2"]
+
+
+def test_a_file_of_the_pages_is_used_by_fseg_seed_with_its_classes(out, tmp_path, capsys):
+    async def script(seeding):
+        seeding.add_class()
+        seeding.add_class()
+        for j, name in enumerate(("stroma", "Crypt", "glass", "none of them")):
+            seeding.rename(j, name)
+        seeding.place(STROMA, 0)
+        seeding.place(CRYPT, 1)
+        seeding.place(np.array([[400.0, 20.0]]), 2)
+        return seeding.now
+
+    now = seeded(out, script)
+    sent = tmp_path / "from a colleague.geojson"  # downloaded, and sent on
+    sent.write_bytes((out / "tissue.seeds.geojson").read_bytes())
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["seed", str(out), str(sent)])
+    assert ended.value.code == 0
+    record = json.loads((out / "tissue.sic.json").read_text())
+    assert record["parameters"]["classes"] == ["stroma", "Crypt", "glass", "none of them"]
+    assert record["seeds"]["points"] == {"stroma": 1, "Crypt": 1, "glass": 1, "none of them": 0}
+    (out / "tissue.seeds.geojson").unlink()
+
+    async def begin(seeding):
+        seeding.begin_with(sent)
+        return seeding.now
+
+    assert seeded(out, begin) == now
+    # Who names other classes is told of the first seed that is of none of them.
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["seed", str(out), str(sent), "--classes", "stroma,crypt", "--overwrite"])
+    assert ended.value.code == 2
+    assert "of class 'glass'; there are stroma, crypt" in capsys.readouterr().err
 
 
 def test_three_classes_and_strokes(out):
@@ -231,6 +266,7 @@ def test_killing_the_program_loses_no_seed(out):
     program = f"""
 import asyncio, numpy as np, sys
 from pathlib import Path
+from fseg_jax import cli
 from fseg_jax.cohort.seeds import SeedSettings
 from fseg_jax.viewer.seeding import Seeding
 async def main():
