@@ -41,7 +41,7 @@ features_option = click.option(
     default="lire",
     show_default=True,
     metavar="NAME",
-    help="What images are clustered by: LIRE's four, or an encoder's, averaged.",
+    help="What images are clustered by: LIRE's four, lire-even (on one scale), or an encoder's, averaged.",
 )
 method_option = click.option(
     "--method",
@@ -156,7 +156,8 @@ def train(
         )
     if record["held_out_accuracy"] is not None:
         click.echo(
-            f"accuracy {record['held_out_accuracy']:.3f} on {sum(record['held_out'].values())} images held "
+            f"accuracy {record['held_out_accuracy']:.3f}, balanced over the classes "
+            f"{record['held_out_balanced_accuracy']:.3f}, on {sum(record['held_out'].values())} images held "
             f"out, after epoch {record['epoch_kept']}"
         )
     click.echo(output / WEIGHTS)
@@ -190,6 +191,7 @@ def train(
 @click.option(
     "--tiles", type=click.IntRange(1), default=1, show_default=True, help="Cut an image into N × N first."
 )
+@click.option("--whole", is_flag=True, help="Map it in one piece, as large as its tiles, not each tile.")
 @click.option("--reject", is_flag=True, help="No mask where the classifier does not see the class.")
 @click.option("--largest", type=click.IntRange(1), metavar="N", help="Keep the N largest pieces.")
 @click.option("--fill-holes", is_flag=True, help="Fill the holes of masks.")

@@ -42,7 +42,7 @@ from fseg_jax.training.classifier_file import Classifier, load_classifier
 
 RUNS = ("1", "2", "3", "4", "5")
 POSITIVE, NEGATIVE = "polyp", "non-polyp"
-SLIVER = 0.01  # a tile of which less is masked, but not nothing, counts as neither class and is never given
+SLIVER = 0.05  # a tile of which less is masked, but not nothing, counts as neither class and is never given
 
 
 def choose_thresholds(
@@ -124,11 +124,11 @@ def reproduce(
     for run in runs:
         source = run.source if negatives is not None else "tiles"
         images = (
-            _tiles(run, parts, out, setting.seed)
+            labelled_tiles(run, parts, out, setting.seed)
             if source == "tiles"
             else _whole(run, parts, negatives, unlabelled, setting.seed)
         )
-        home = out / f"{source}-k{run.k}"
+        home = out / f"{source}-k{run.k}-to-{run.wanted}"
         made = _classifier(run, images, home, setting, overwrite, report)
         rows, speed = _masks(run, source, parts, load_classifier(home), out, setting, overwrite, report)
         results.append(RunResult(run, source, rows, speed, *made))
@@ -143,9 +143,10 @@ class Images(NamedTuple):
     truth: Int[np.ndarray, " n"]
 
 
-def _tiles(run: Run, parts: Split, out: Path, seed: int) -> Images:
-    """Cut images into tiles, in ``tiles/``; label 100 + 100 of those of the development images (§2)."""
-    folder, n = out / "tiles", run.cuts
+def labelled_tiles(run: Run, parts: Split, out: Path, seed: int) -> Images:
+    """Cut images into tiles, in ``tiles-2x2/``; label 100 + 100 of those of the development images (§2)."""
+    n = run.cuts
+    folder = out / f"tiles-{n}x{n}"
     folder.mkdir(parents=True, exist_ok=True)
     files, truth, held = [], [], []
     for pair in (*parts.development, *parts.validation):
@@ -266,21 +267,24 @@ def _masks(
         if truth.shape != image.shape[:2]:
             raise InputError(f"{pair.mask}: has not the size of its image")
     rows = []
-    for method in dict.fromkeys(("grad-cam", *setting.methods)):
-        mapper = Mapper(classifier, replace(paper, method=method))
+    # The paper's way, and then each method; of tiles, in one piece.
+    ways = [("grad-cam", False), *((method, tiles > 1) for method in setting.methods)]
+    chooses_by = [(read_image(pair.image), read_mask(pair.mask)) for pair in parts.validation]
+    for method, whole in dict.fromkeys(ways):
+        mapper = Mapper(classifier, replace(paper, method=method, whole=whole))
         maps = []
         for number, image in enumerate(images, 1):
             maps.append(mapper(image)[0])
             if report:
                 report(f"run {run.name}: {method}", number, len(images))
-        if method == "grad-cam":
-            rows.append(MethodRow(run.name, method, paper.band, False, _score(maps, truths, paper.band)))
+        if (method, whole) == ways[0]:
+            scores = _score(maps, truths, paper.band)
+            rows.append(MethodRow(run.name, method, whole, paper.band, False, scores))
         if method in setting.methods:
             band, _ = cam.choose_band(
-                [mapper(read_image(pair.image))[0] for pair in parts.validation],
-                [read_mask(pair.mask) for pair in parts.validation],
+                [mapper(image)[0] for image, _ in chooses_by], [truth for _, truth in chooses_by]
             )
-            rows.append(MethodRow(run.name, method, band, True, _score(maps, truths, band)))
+            rows.append(MethodRow(run.name, method, whole, band, True, _score(maps, truths, band)))
     speed = throughput(Mapper(classifier, paper), images)
     home = out / f"run-{run.name}"
     done = home / "masks.json"

@@ -51,10 +51,12 @@ class Speed(NamedTuple):
 
 
 class MethodRow(NamedTuple):
-    """One way to masks of a run: the method, the thresholds and how they came to be, the scores."""
+    """One way to masks of a run: the method, whether images were mapped in one piece, the thresholds and
+    whether they were chosen, the scores."""
 
     run: str
     method: str
+    whole: bool
     thresholds: cam.Band
     chosen: bool
     scores: MaskScores

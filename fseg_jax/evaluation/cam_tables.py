@@ -79,7 +79,7 @@ def tables(
             upper = "" if row.thresholds.upper is None else f" to {row.thresholds.upper:g}"
             lines.append(
                 [
-                    f"#{r.run.name} {row.method}",
+                    f"#{r.run.name} {row.method}{', one piece' if row.whole else ''}",
                     f"{row.thresholds.lower:g}{upper}",
                     "chosen" if row.chosen else "the run's",
                     *(f"{row.scores.mean[i]:.4f}" for i in (1, 2, 4, 5)),
@@ -129,7 +129,10 @@ def tables(
                 str(labelled),
                 str(r.propagation["rounds"]),
                 "" if r.spread_right is None else f"{r.spread_right:.3f}",
-                "" if r.training["held_out_accuracy"] is None else f"{r.training['held_out_accuracy']:.3f}",
+                *(
+                    "" if (a := r.training[f"held_out_{what}"]) is None else f"{a:.3f}"
+                    for what in ("accuracy", "balanced_accuracy")
+                ),
                 f"{commonest:.3f}",
                 str(sum(counts.values())),
                 str(r.training["epoch_kept"]),
@@ -146,7 +149,8 @@ def tables(
                 "rounds",
                 "of the joined right",
                 "held-out accuracy",
-                "of the commoner class",
+                "balanced",
+                "share of the commoner class",
                 "held out",
                 "epoch kept",
             ],

@@ -16,6 +16,7 @@ from fseg_jax.folders.record import fresh, make_folder, write_record
 from fseg_jax.methods import cam
 
 FEATURES = "lire"
+EVENLY = "lire-even"
 FEATURE_SIDE = 256  # pixels, of the images that LIRE's features are taken of
 HELD_OUT = 60  # images, §2
 _BATCH = 16
@@ -25,8 +26,9 @@ _BATCH = 16
 class PropagationSettings:
     """How labels spread: ``methods.cam.propagate`` says what each does.
 
-    ``features`` is "lire" or the name of an encoder, whose features are averaged over the image;
-    ``held_out`` labelled images are set aside for the classifier's evaluation, and spread nothing.
+    ``features`` is "lire" (as in the paper), "lire-even" (each of the four on one scale) or the name of an
+    encoder, whose features are averaged over the image; ``held_out`` labelled images are set aside for the
+    classifier's evaluation, and spread nothing.
     """
 
     k: int = 200
@@ -135,8 +137,8 @@ def _features(
     images: Labelled, name: str, report: Report | None
 ) -> tuple[Float[np.ndarray, "n c"], Labelled]:
     """What images are clustered by, and those that can be read."""
-    if name == FEATURES:
-        from fseg_jax.methods.global_features import global_features
+    if name in (FEATURES, EVENLY):
+        from fseg_jax.methods.global_features import evenly_scaled, global_features
 
         side, describe = FEATURE_SIDE, lambda batch: global_features(batch)
     else:
@@ -152,7 +154,8 @@ def _features(
         X.append(np.asarray(describe(jnp.asarray(_padded(part, _BATCH))))[: len(part)])
         if report:
             report("describe images", begin + len(part), len(read.images))
-    return np.concatenate(X), images
+    found = np.concatenate(X)
+    return evenly_scaled(found) if name == EVENLY else found, images
 
 
 def _padded(images: np.ndarray, batch: int) -> np.ndarray:

@@ -29,8 +29,9 @@ class MaskSettings:
     """How masks are made: ``methods.cam`` says what each does.
 
     ``layer``: a layer's name; ``tiles``: an image is cut into so many × so many, each of them mapped and
-    scaled by itself (the paper's run 1: 2); ``reject``: nothing is masked where the classifier says that an
-    image, or a tile, is not of the class; ``of_class``: None for the last.
+    scaled by itself (the paper's run 1: 2); ``whole``: they are not cut apart, but an image is mapped in one
+    piece, as large as its tiles together, and scaled once; ``reject``: nothing is masked where the classifier
+    says that an image, or a tile, is not of the class; ``of_class``: None for the last.
     """
 
     layer: str = "blocks.14"
@@ -38,6 +39,7 @@ class MaskSettings:
     lower: float = 0.4
     upper: float | None = 0.7
     tiles: int = 1
+    whole: bool = False
     reject: bool = False
     largest: int | None = None
     fill_holes: bool = False
@@ -73,17 +75,19 @@ class Mapper:
     def __call__(self, image: np.ndarray) -> tuple[Float[np.ndarray, "height width"], float]:
         """The map in [0, 1] at the image's size, and the probability of the class (the highest of its
         tiles)."""
-        n = self.settings.tiles
+        n, size = self.settings.tiles, self.size
         height, width = image.shape[:2]
         if min(height, width) < n:
             raise InputError(f"an image of {width} × {height} pixels cannot be cut into {n} × {n} tiles")
+        if self.settings.whole:
+            n, size = 1, n * size
         rows, columns = (np.linspace(0, side, n + 1).round().astype(int) for side in (height, width))
         boxes = [
             (slice(rows[i], rows[i + 1]), slice(columns[j], columns[j + 1]))
             for i in range(n)
             for j in range(n)
         ]
-        found = self._maps(jnp.asarray(np.stack([resize_image(image[box], self.size) for box in boxes])))
+        found = self._maps(jnp.asarray(np.stack([resize_image(image[box], size) for box in boxes])))
         maps = np.asarray(found.maps)
         chances = np.asarray(jax.nn.sigmoid(self.sign * found.logits[:, self.logit]))
         heat = np.zeros((height, width), np.float32)

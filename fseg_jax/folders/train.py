@@ -92,10 +92,14 @@ def train_folder(
                 "accuracy": f"{epoch.accuracy:.4f}",
                 "held_out_loss": f"{score.loss:.6f}" if score else "",
                 "held_out_accuracy": f"{score.accuracy:.4f}" if score else "",
+                "held_out_balanced": f"{score.balanced:.4f}" if score else "",
                 "kept": "yes" if keep else "",
             }
         )
-        said = {"held_out_accuracy": score.accuracy if score else None}
+        said = {
+            "held_out_accuracy": score.accuracy if score else None,
+            "held_out_balanced_accuracy": score.balanced if score else None,
+        }
         if keep:
             write_classifier(out / WEIGHTS, trainer, state, images.classes, **said)
         if epoch.number % KEEP_EVERY == 0:
@@ -108,7 +112,7 @@ def train_folder(
             epoch.number,
             epoch.loss,
             epoch.accuracy,
-            f", held out {score.accuracy:.3f}" if score else "",
+            f", held out {score.accuracy:.3f}, balanced {score.balanced:.3f}" if score else "",
         )
         if report:
             report("epochs", epoch.number, settings.epochs)
@@ -124,6 +128,7 @@ def train_folder(
             "unreadable": [str(path) for path, _ in read.unreadable],
             "epoch_kept": int(str(kept["epoch"])),
             "held_out_accuracy": _float(kept["held_out_accuracy"]),
+            "held_out_balanced_accuracy": _float(kept["held_out_balanced"]),
             "held_out_accuracy_of_the_last_epoch": _float(history[-1]["held_out_accuracy"]),
         },
         started,

@@ -97,6 +97,17 @@ def global_features(images: Batch) -> Float[Array, "b 226"]:
     return jnp.concatenate(parts, axis=1)
 
 
+def evenly_scaled(X: Float[np.ndarray, "n 226"]) -> Float[np.ndarray, "n 226"]:
+    """Divide each of the four features by its deviation over images, so that none outweighs the others.
+
+    The paper does not: there Tamura's counts and the colours decide alone. A feature that is the same for all
+    images stays as it is.
+    """
+    deviations = [float(np.sqrt(X[:, where].var(0).sum())) for where in SLICES]
+    counts = [where.stop - where.start for where in SLICES]
+    return X / np.repeat([d or 1.0 for d in deviations], counts).astype(X.dtype)
+
+
 @jax.jit
 def edge_histogram(images: Batch) -> Float[Array, "b 80"]:
     """Count the edges of five kinds in each of 4 × 4 parts, in the eight steps of MPEG-7 (§8.3 of

@@ -174,6 +174,9 @@ def test_tiles_rejection_and_the_other_class(trained, folder):
     tiled, _ = Mapper(trained, replace(base, tiles=2))(image)
     quarter, _ = Mapper(trained, base)(image[:32, :32])
     np.testing.assert_allclose(tiled[:32, :32], quarter, atol=1e-4)
+    one_piece, _ = Mapper(trained, replace(base, tiles=2, whole=True))(image)
+    twice, _ = Mapper(trained._replace(size=2 * trained.size), base)(image)
+    np.testing.assert_array_equal(one_piece, twice)
     rejected, _ = Mapper(trained, replace(base, reject=True))(image)
     assert (rejected == (whole if chance >= 0.5 else 0)).all()
     with pytest.raises(InputError, match="cannot be cut into 2"):
@@ -249,6 +252,12 @@ def test_deep_features_of_an_encoder(folder, tmp_path):
     assert found.record["settings"]["features"] == "classical" and found.record["rounds"] > 0
 
 
+def test_features_on_one_scale(folder, tmp_path):
+    read = read_labels(folder / "images")
+    found = propagate_folder(read, tmp_path / "a", PropagationSettings(k=6, features="lire-even"))
+    assert found.record["settings"]["features"] == "lire-even" and found.record["rounds"] > 0
+
+
 def test_no_more_images_than_asked_for(folder, tmp_path):
     images = read_labels(folder / "images")
     record = train_folder(images, tmp_path, replace(QUICK, epochs=1), most=7, held_out=4)
@@ -290,16 +299,17 @@ def test_the_runs_are_repeated_on_a_dataset(folder, tmp_path, capsys):
     split = result["split"]
     assert [len(split[part]) for part in ("development", "validation", "test")] == [10, 4, 4]
     assert not set(split["test"]) & (set(split["development"]) | set(split["validation"]))
-    assert [(row["method"], row["chosen"]) for row in result["runs"][0]["rows"]] == [
-        ("grad-cam", False),
-        ("grad-cam", True),
-        ("grad-cam++", True),
-        ("concepts", True),
+    assert [(row["method"], row["whole"], row["chosen"]) for row in result["runs"][0]["rows"]] == [
+        ("grad-cam", False, False),
+        ("grad-cam", False, True),
+        ("grad-cam", True, True),
+        ("grad-cam++", True, True),
+        ("concepts", True, True),
     ]
     assert result["runs"][0]["propagation"]["given"] == {"non-polyp": 6, "polyp": 6}
-    weights = (tmp_path / "out" / "tiles-k5" / "classifier.safetensors").stat().st_mtime_ns
+    weights = (tmp_path / "out" / "tiles-k5-to-1000" / "classifier.safetensors").stat().st_mtime_ns
     assert fseg(*given) == 0  # what is done is not done again
-    assert (tmp_path / "out" / "tiles-k5" / "classifier.safetensors").stat().st_mtime_ns == weights
+    assert (tmp_path / "out" / "tiles-k5-to-1000" / "classifier.safetensors").stat().st_mtime_ns == weights
     assert fseg(*given, "--epochs", 2) == 2
     assert "made with other settings" in capsys.readouterr().err
 

@@ -14,6 +14,7 @@ from fseg_jax.methods.global_features import (
     SLICES,
     color_histogram,
     edge_histogram,
+    evenly_scaled,
     global_features,
     luminance_layout,
     tamura,
@@ -296,3 +297,15 @@ def test_sizes_that_make_no_sense_are_named(shape, says):
     for function in (global_features, edge_histogram, tamura, luminance_layout, color_histogram):
         with pytest.raises(InputError, match=says):
             function(images)
+
+
+def test_evenly_scaled_features_deviate_alike_and_keep_their_numbers_proportions():
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(30, COUNT)) * rng.uniform(1, 500, COUNT)).astype(np.float32)
+    X[:, SLICES.luminance_layout] = 7
+    found = evenly_scaled(X)
+    deviations = [np.sqrt(found[:, where].var(0).sum()) for where in SLICES]
+    np.testing.assert_allclose(deviations, [1, 1, 0, 1], atol=1e-5)
+    np.testing.assert_array_equal(found[:, SLICES.luminance_layout], 7)
+    ratio = found[:, SLICES.tamura] / X[:, SLICES.tamura]
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)

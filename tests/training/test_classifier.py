@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, log_loss
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 
 from fseg_jax.encoders.efficientnet import EfficientNetConfig, efficientnet
 from fseg_jax.errors import InputError
@@ -58,8 +58,8 @@ def test_learns_and_is_kept_where_the_accuracy_rises():
     best = -1.0
     for number, (_, epoch, keep) in enumerate(epochs, 1):
         assert epoch.number == number
-        assert keep == (epoch.held_out.accuracy > best)
-        best = max(best, epoch.held_out.accuracy)
+        assert keep == (epoch.held_out.balanced > best)
+        best = max(best, epoch.held_out.balanced)
     assert best == 1.0
     assert epochs[-1][1].loss < 0.7 * epochs[0][1].loss
 
@@ -147,6 +147,38 @@ def test_the_score_is_scikit_learns():
     assert score.loss == pytest.approx(log_loss(labels, chance), rel=1e-5)
     np.testing.assert_array_equal(score.confusion, confusion_matrix(labels, logits[:, 0] > 0))
     assert score.accuracy == pytest.approx((labels == (logits[:, 0] > 0)).mean())
+    assert score.balanced == pytest.approx(balanced_accuracy_score(labels, logits[:, 0] > 0))
+
+
+def test_statistics_are_those_of_the_batches_not_of_a_lagging_average():
+    data = squares(20)
+    trainer = classifier.trainer(replace(SETTINGS, epochs=1), 2)
+    begin = trainer.begin._replace(statistics=jax.tree.map(lambda s: s + 50.0, trainer.begin.statistics))
+    state, *_ = trainer.epoch(begin, data)
+    stem = trainer.network(state).stem
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.key(0), 0), 20))
+    means, variances = [], []
+    for part in order.reshape(2, 10):
+        y = np.asarray(stem.conv(classifier.normalise(data.images[part])))
+        means.append(y.mean((0, 1, 2)))
+        variances.append(y.var((0, 1, 2)))
+    np.testing.assert_allclose(stem.norm.mean[...], np.mean(means, 0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stem.norm.var[...], np.mean(variances, 0), rtol=1e-3)
+
+
+def test_what_is_kept_is_not_a_network_that_says_the_commoner_class():
+    """32 images learnt by heart are right when the network evaluates, and the commoner class alone is not
+    kept."""
+    data, held = squares(32), squares(32, seed=1)
+    commoner = np.r_[np.flatnonzero(held.labels == 1), np.flatnonzero(held.labels == 0)[:4]]
+    held = LabelledImages(held.images[commoner], held.labels[commoner])
+    says_it = classifier.evaluate(lambda images: np.ones((len(images), 1), np.float32), held)
+    assert says_it.accuracy == 0.8 and says_it.balanced == 0.5
+    _, epochs = run(replace(SETTINGS, epochs=8), data, held)
+    kept = [epoch for _, epoch, keep in epochs if keep]
+    assert [e.held_out.balanced for e in kept] == sorted({e.held_out.balanced for e in kept})
+    _, epochs = run(replace(SETTINGS, epochs=8), data, data)
+    assert epochs[-1][1].held_out.accuracy == 1.0
 
 
 def test_turned_images_are_the_eight_symmetries():
