@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.arrays import Concepts, Key, Tokens, Weights
 from fseg_jax.errors import InputError
-from fseg_jax.nnls import active_set, conjugate_gradients, packed, unfinished
+from fseg_jax.nnls import active_set, conjugate_gradients, unfinished
+from fseg_jax.packing import packed
 
 Scalar = float | Float[Array, ""]
 

@@ -11,12 +11,13 @@ G has a unit diagonal (a zero concept's row is zero). Tokens lie along the last 
 arrays, so that all its small sums run over whole vectors.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from fseg_jax.packing import packed
 
 Scalar = float | Float[Array, ""]
 
@@ -65,20 +66,6 @@ def active_set(G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar
         return _spread(ended.w, ended.concept, k).T
 
     return packed(second, rest, pack, _spread(at.w, at.concept, k).T)
-
-
-def packed(
-    f: Callable, rest: Bool[Array, " n"], size: int, result: Float[Array, "n k"]
-) -> Float[Array, "n k"]:
-    """The result with ``f(rows)`` in place of the rows that are in ``rest``, ``size`` rows at a time."""
-    order, total, n = jnp.argsort(~rest, stable=True), jnp.sum(rest), rest.shape[0]
-
-    def body(state: tuple) -> tuple:
-        done, result = state
-        rows = jax.lax.dynamic_slice(order, (jnp.minimum(done, n - size),), (size,))
-        return done + size, result.at[rows].set(f(rows))
-
-    return jax.lax.while_loop(lambda state: state[0] < total, body, (0, result))[1]
 
 
 def _nothing(slots: int, n: int, dtype: jnp.dtype) -> Slots:

@@ -32,10 +32,12 @@ from fseg_jax.arrays import Centres, Features, Key
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
+from fseg_jax.packing import packed
 
 CONCEPTS = 20  # of mode "assign", a tile: the authors' default
 MODES = ("fixed", "assign")
 RESIZES = ("bilinear", "nearest")
+FEW, MANY = 4, 16  # clusters interpolated between four tokens: by all cells; by those that need more
 
 
 def segment(
@@ -155,29 +157,69 @@ def block_labels(
     if resize == "nearest":
         labels = (jnp.argmax(W[:, 1:-1, 1:-1], axis=-1) + 1).astype(dtype)
         return jnp.repeat(jnp.repeat(labels, stride, axis=1), stride, axis=2)
+    W = jnp.moveaxis(W, -1, 0)
+    corners = jnp.stack([W[:, :, :-1, :-1], W[:, :, :-1, 1:], W[:, :, 1:, :-1], W[:, :, 1:, 1:]])
+    _, _, b, p, q = corners.shape
+    labels = _cells(corners.reshape(4, k, -1), stride).reshape(b, p, q, stride, stride)
+    labels = jnp.swapaxes(labels, 2, 3).reshape(b, p * stride, q * stride).astype(dtype)
+    begin = (stride + 1) // 2  # half tokens of the frame
+    return labels[:, begin : begin + (p - 1) * stride, begin : begin + (q - 1) * stride]
+
+
+def _cells(corners: Float[Array, "4 k n"], stride: int) -> Int[Array, "n pixels"]:
+    """The labels 1…k of the pixels between four tokens' centres, from the weights at those (top left, top
+    right, bottom left, bottom right), interpolated: of n such cells.
+
+    A cluster can only have the largest weight at a pixel if its largest corner is at least the largest of all
+    clusters' smallest corners. Few can: of 64 clusters two or three, so that few are interpolated.
+    """
+    _, k, n = corners.shape
+    most = jnp.max(corners, axis=0)
+    bar = jnp.max(jnp.min(corners, axis=0), axis=0, keepdims=True)
+    cluster = jnp.arange(k)[:, None]
+
+    def first(here: Bool[Array, "k n"]) -> Int[Array, "1 n"]:
+        return jnp.min(jnp.where(here, cluster, k), axis=0, keepdims=True)
+
+    # Where no weight is positive at all corners, those that are zero at each tie: the first stands for them.
+    can_win = (most > bar) | ((most == bar) & ((bar != 0) | (cluster == first(most >= bar))))
+    count = jnp.sum(can_win, axis=0)
     # How far the pixels from one token's centre up to the next one's lie between the two.
-    fraction = (jnp.arange(stride, dtype=W.dtype) + (0.5 if stride % 2 == 0 else 0.0)) / stride
+    t = (jnp.arange(stride, dtype=corners.dtype) + (0.5 if stride % 2 == 0 else 0.0)) / stride
 
-    def stretch(x: Float[Array, "b n m"]) -> Float[Array, "b n2 m"]:
-        """Interpolate along the middle axis, then cut the half tokens of the frame off."""
-        low, high = x[:, :-1, None], x[:, 1:, None]
-        t = fraction.reshape(1, 1, -1, 1)
-        full = (low * (1 - t) + high * t).reshape(x.shape[0], -1, x.shape[2])
-        begin = (stride + 1) // 2
-        return full[:, begin : begin + (x.shape[1] - 2) * stride]
+    def best(of: Int[Array, " m"] | None, candidates: int) -> Int[Array, "m pixels"]:
+        here = (lambda x: x) if of is None else (lambda x: x[..., of])
+        can, own = here(can_win), here(corners)
+        down, across = t.reshape(1, -1, 1), t.reshape(1, 1, -1)
+        largest = jnp.full((can.shape[1], stride, stride), -jnp.inf, corners.dtype)
+        label = jnp.zeros(largest.shape, jnp.int32)
+        j = jnp.full((1, can.shape[1]), -1)
 
-    def cluster(state: tuple, w: Float[Array, "b p q"]) -> tuple:
-        best, label, j = state
-        rows = stretch(w)
-        value = jnp.swapaxes(stretch(jnp.swapaxes(rows, 1, 2)), 1, 2)
-        better = value > best
-        return (jnp.where(better, value, best), jnp.where(better, j, label), j + 1), None
+        def step(state: tuple) -> tuple:
+            largest, label, j = state
+            j = jnp.min(jnp.where(can & (cluster > j), cluster, k), axis=0, keepdims=True)
+            at = jnp.take_along_axis(own, jnp.minimum(j, k - 1)[None], axis=1)[:, 0]
+            at = jnp.where(j < k, at, -jnp.inf)
+            a, b, c, d = (corner.reshape(-1, 1, 1) for corner in at)
+            left, right = a * (1 - down) + c * down, b * (1 - down) + d * down
+            value = left * (1 - across) + right * across
+            better = value > largest
+            j3 = j.reshape(-1, 1, 1)
+            return jnp.where(better, value, largest), jnp.where(better, j3, label), j
 
-    b, p, q, _ = W.shape
-    shape = (b, (p - 2) * stride, (q - 2) * stride)
-    state = (jnp.full(shape, -jnp.inf, W.dtype), jnp.zeros(shape, dtype), jnp.asarray(1, dtype))
-    (_, labels, _), _ = jax.lax.scan(cluster, state, jnp.moveaxis(W, -1, 0))
-    return labels
+        state = (largest, label, j)
+        if candidates <= FEW:
+            for _ in range(candidates):
+                state = step(state)
+        else:
+            state = jax.lax.fori_loop(0, candidates, lambda _, state: step(state), state)
+        return state[1].reshape(-1, stride * stride) + 1
+
+    size = min(n, max(n // 16, 64))
+    few, many = min(FEW, k), min(MANY, k)
+    labels = best(None, few)
+    labels = packed(lambda of: best(of, many), (count > few) & (count <= many), size, labels)
+    return packed(lambda of: best(of, k), count > many, min(n, 64), labels)
 
 
 # --------------------------------------------------------------------------------- neighbouring tiles,

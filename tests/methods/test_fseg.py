@@ -248,3 +248,25 @@ def test_segmenting_compiles_once():
     fseg.segment(image + 9, classical(), book, seed=5)
     assert [f._cache_size() for f in (fseg._tile_weights, fseg.block_labels)] == sizes
     assert jax.config.jax_numpy_rank_promotion == "raise"
+
+
+@pytest.mark.parametrize("k", [1, 4, 40, 300])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "zero", "ties"])
+def test_labels_are_those_of_all_clusters_interpolated(k: int, kind: str) -> None:
+    """Leaving out the clusters that cannot win changes no pixel, ties and tokens without weights included."""
+    r = np.random.default_rng(k)
+    W = r.random((2, 5, 6, k), np.float32)
+    W *= r.random(W.shape) < {"sparse": 0.2}.get(kind, 1)
+    W[:, : {"zero": 3}.get(kind, 0)] = 0
+    W = np.round(2 * W) if kind == "ties" else W
+    stride = 4  # a power of two: what ties does so in any arithmetic
+    t = (np.arange(stride, dtype=np.float32) + 0.5) / stride
+
+    def stretch(x: np.ndarray, axis: int) -> np.ndarray:
+        x = np.moveaxis(x, axis, -1)[..., None]
+        between = x[..., :-1, :] * (1 - t) + x[..., 1:, :] * t
+        return np.moveaxis(between.reshape(*x.shape[:-2], -1), -1, axis)
+
+    cut = stretch(stretch(W, 1), 2)[:, 2:-2, 2:-2]
+    labels = np.asarray(fseg.block_labels(jnp.asarray(W), stride))
+    np.testing.assert_array_equal(labels, cut.argmax(-1) + 1)
