@@ -3,12 +3,14 @@
     python benchmarks/kmeans_scale.py --folder SCRATCH
 
 The points are a planted mixture: 16 groups, each of which divides in two, four times over, so that every k
-has its own planted centres; float16, non-negative, shuffled. They are written to a Zarr array on disk
-(4.5 GB), which ``fseg_jax.kmeans_stream`` reads as it goes. scikit-learn's MiniBatchKMeans is given every
-point once, in batches; faiss the points that it would draw by itself, 256 a centre, 25 iterations. Each one's
-inertia is that of its centres on all the points, in float32. Times are of clustering alone: wall clock, and
-CPU seconds of this process, which is what to compare where the machine is shared. Memory is the peak of the
-process up to the end of our fit. Needs scikit-learn, faiss-cpu and psutil.
+has its own planted centres; float16, non-negative, shuffled. Points also scatter along the last division, so
+that its two halves run into each other: one point in 44 lies beyond the middle. Values below 0 become 0,
+which alone takes 2 of the 256 planted centres a tenth of the way to the next and more (0.12). Points are
+written to a Zarr array on disk (4.5 GB), which ``fseg_jax.kmeans_stream`` reads as it goes. scikit-learn's
+MiniBatchKMeans is given every point once, in batches; faiss the points that it would draw by itself, 256 a
+centre, 25 iterations. Each one's inertia is that of its centres on all the points, in float32. Times are of
+clustering alone: wall clock, and CPU seconds of this process, which is what to compare where the machine is
+shared. Memory is the peak of the process up to the end of our fit. Needs scikit-learn, faiss-cpu and psutil.
 """
 
 import argparse
@@ -34,10 +36,12 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import MiniBatchKMeans
 
 from fseg_jax import kmeans_stream
+from fseg_jax.kmeans_pass import Points
 
 KS = (16, 32, 64, 128, 256)
 OFFSETS = (0.5, 0.32, 0.25, 0.2, 0.16)  # a channel's, of each division
-NOISE = 0.12
+NOISE = 0.12  # a channel's, of each point
+SPREAD = 0.5  # of the way from the middle of the last division to its halves' centres, along it
 CHUNK = 8192
 EPOCHS = 1
 
@@ -53,8 +57,8 @@ class Stored:
         return self._store[rows].read().result()
 
 
-def plant(channels: int, rng: np.random.Generator) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """The planted centres of each k, and the shares of the 256."""
+def plant(channels: int, rng: np.random.Generator) -> tuple[dict[int, np.ndarray], np.ndarray, np.ndarray]:
+    """The planted centres of each k, the shares of the 256, and their last division."""
     centers = 2 + OFFSETS[0] * rng.standard_normal((16, channels))
     for offset in OFFSETS[1:]:
         step = offset * rng.standard_normal(centers.shape)
@@ -66,13 +70,13 @@ def plant(channels: int, rng: np.random.Generator) -> tuple[dict[int, np.ndarray
         group = shares.reshape(k, -1)
         parts = centers.reshape(k, -1, channels)
         planted[k] = (group[..., None] * parts).sum(1) / group.sum(1)[:, None]
-    return planted, shares
+    return planted, shares, np.repeat(step, 2, axis=0)
 
 
 def make(folder: Path, n: int, channels: int) -> tuple[Stored, dict[int, np.ndarray]]:
     rng = np.random.default_rng(0)
-    planted, shares = plant(channels, rng)
-    leaves = planted[256].astype(np.float32)
+    planted, shares, last = plant(channels, rng)
+    leaves, last = planted[256].astype(np.float32), last.astype(np.float32)
     done = folder / "points" / "done"
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder / 'points'}/"}}
     if done.exists():
@@ -97,7 +101,9 @@ def make(folder: Path, n: int, channels: int) -> tuple[Stored, dict[int, np.ndar
         m = min(CHUNK, n - start)
         X = rng.standard_normal((m, channels), np.float32)
         X *= NOISE
-        X += leaves[rng.choice(len(leaves), m, p=shares)]
+        leaf = rng.choice(len(leaves), m, p=shares)
+        X += leaves[leaf]
+        X += SPREAD * rng.standard_normal((m, 1), np.float32) * last[leaf]
         store[start : start + m].write(np.maximum(X, 0).astype(np.float16)).result()
     done.touch()
     return Stored(store), planted
@@ -200,12 +206,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         theirs[name], their_time[name] = timed(partial(run, rows))
         print(f"{name}: {their_time[name]}", flush=True)
     # Their inertia on all the points, as ours is taken.
-    whole = kmeans_stream._Run(
-        rows,
-        kmeans_stream._layout(rows.shape[0], jax.devices()),
-        planted[16].mean(0).astype(np.float32),
-        False,
-    )
+    whole = Points(rows, jax.devices(), planted[16].mean(0).astype(np.float32), spherical=False)
     judged = {}
     for name, centers in {**theirs, "planted": planted}.items():
         _, distances = whole.assign({k: c.astype(np.float32) for k, c in centers.items()}, KS)

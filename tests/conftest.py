@@ -13,7 +13,10 @@ from jaxtyping import install_import_hook
 _HOOK = install_import_hook(
     [
         "fseg_jax.nmf",
+        "fseg_jax.nnls",
         "fseg_jax.kmeans",
+        "fseg_jax.kmeans_pass",
+        "fseg_jax.kmeans_stream",
         "fseg_jax.codebook",
         "fseg_jax.methods",
         "fseg_jax.encoders",

@@ -12,8 +12,9 @@ import pytest
 from scipy.cluster import hierarchy
 from sklearn.cluster import KMeans
 
-from fseg_jax import kmeans_stream
+from fseg_jax import kmeans_pass, kmeans_stream
 from fseg_jax.errors import InputError
+from fseg_jax.kmeans_pass import Points
 
 KEY = jax.random.key(0)
 
@@ -67,7 +68,7 @@ def test_spherical_ignores_lengths_and_keeps_to_the_sphere():
 
 def test_mini_batches_come_close(fitted, monkeypatch):
     X, results = fitted
-    monkeypatch.setattr(kmeans_stream, "BATCH", 1024)
+    monkeypatch.setattr(kmeans_pass, "BATCH", 1024)
     result = kmeans_stream.fit(X, (16,), key=KEY, algorithm="minibatch", restarts=1)[16]
     assert result.inertia <= results[16].inertia * 1.02
     assert result.iterations <= kmeans_stream.MINI_BATCH_PASSES
@@ -77,9 +78,9 @@ def test_an_empty_cluster_takes_a_far_point():
     X = np.zeros((600, 2), np.float32)
     X[:, 0] = np.random.default_rng(0).normal(size=600)
     X[400] = (0, 50)
-    run = kmeans_stream._Run(X, kmeans_stream._layout(600, jax.devices()[:1]), np.zeros(2, np.float32), False)
+    points = Points(X, jax.devices()[:1], np.zeros(2, np.float32), spherical=False)
     start = {2: np.array([[0, 0], [900, 900]], np.float32)}  # the second has no points
-    moved = kmeans_stream._moved(run, run.totals(start, [2]), start)
+    moved = kmeans_stream._moved(points, points.totals(start, [2]), start)
     np.testing.assert_array_equal(moved[2][1], X[400])
 
 

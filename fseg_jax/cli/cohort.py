@@ -1,6 +1,5 @@
 """``fseg cohort``."""
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import click
 
 from fseg_jax.cli.options import (
+    Shard,
     batching_options,
     encoder_options,
     method_options,
@@ -26,17 +26,6 @@ _OF_FEATURES = (
     *("encoder", "weights", "dtype", "mpp", "tile", "halo", "no_tissue"),
     *("keep_features", "sample_check"),
 )
-
-
-def _shard(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int]:
-    """``i/n`` as two numbers."""
-    if value is None:
-        return 0, 1
-    match = re.fullmatch(r"(\d+)/(\d+)", value)
-    i, n = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not i < n:
-        raise InputError(f"--shard {value}: give i/n, counted from 0: 0/4, 1/4, 2/4 and 3/4 are all of four")
-    return i, n
 
 
 @click.command()
@@ -70,8 +59,9 @@ def _shard(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @click.option(
     "--shard",
+    type=Shard(),
+    default="0/1",
     metavar="i/n",
-    callback=_shard,
     help="Do every n-th slide from the i-th on, counted from 0; other processes do the rest.",
 )
 @click.option("--redo", is_flag=True, help="Run slides again that were run with other settings.")
@@ -111,8 +101,9 @@ def cohort(
     log(verbose)
     from fseg_jax.codebook import Codebook
     from fseg_jax.cohort.engines import Local, Ray
+    from fseg_jax.cohort.job import Job, from_features
     from fseg_jax.cohort.manifest import load_manifest, select_split
-    from fseg_jax.cohort.run import Job, from_features, run_cohort
+    from fseg_jax.cohort.run import run_cohort
     from fseg_jax.cohort.worker import Settings
     from fseg_jax.methods import fseg
 

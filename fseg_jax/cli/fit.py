@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fseg_jax.cli.options import (
+    Shard,
     batching_options,
     encoder_options,
     overwrite_option,
@@ -17,20 +18,6 @@ from fseg_jax.cli.options import (
 )
 from fseg_jax.errors import InputError
 from fseg_jax.terminal import Several, heed, log
-
-
-class Shard(click.ParamType):
-    """``i/n``, i from 0: the i-th of n shares."""
-
-    name = "i/n"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        part, _, of = str(value).partition("/")
-        if not (part.isdecimal() and of.isdecimal() and int(part) < int(of)):
-            self.fail(f"{value!r}: give i/n with i from 0 to n - 1, as 0/8", param, ctx)
-        return int(part), int(of)
 
 
 @click.command(cls=Several)
@@ -106,7 +93,12 @@ class Shard(click.ParamType):
     "--mpp-override", type=float, metavar="µM", help="µm per pixel of the slides that the manifest leaves."
 )
 @click.option("--sample-check", is_flag=True, help="Open every slide's header before anything starts.")
-@click.option("--shard", type=Shard(), help="Only sample the i-th of n shares of the slides; fit nothing.")
+@click.option(
+    "--shard",
+    type=Shard(),
+    metavar="i/n",
+    help="Only sample every n-th slide from the i-th on, counted from 0; fit nothing.",
+)
 @click.option(
     "--distributed",
     is_flag=True,

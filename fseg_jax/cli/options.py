@@ -18,6 +18,21 @@ def together(*decorators: Callable) -> Callable:
     return apply
 
 
+class Shard(click.ParamType):
+    """``i/n`` as two numbers: the share that is every n-th slide from the i-th on."""
+
+    name = "i/n"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        i, _, n = str(value).partition("/")
+        if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+            said = "give i/n, counted from 0: 0/4, 1/4, 2/4 and 3/4 are all of four"
+            self.fail(f"{value}: {said}", param, ctx)
+        return int(i), int(n)
+
+
 output_option = click.option(
     "-o",
     "--output",

@@ -14,8 +14,9 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from fseg_jax.cohort.job import Job, card_of
 from fseg_jax.cohort.manifest import ManifestSlide
-from fseg_jax.cohort.run import Job, Outcome, card_of, run_slide
+from fseg_jax.cohort.run import Outcome, run_slide
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 

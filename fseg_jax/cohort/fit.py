@@ -105,10 +105,15 @@ def fit_cohort(
         shard=(jax.process_index(), processes),
         report=sampling,
     )
-    _meet("sampled")
     lines = {slide.slide_id: slide for slide in slides}
+    failures = _of_all(failures)
+    failures = {name: failures[name] for name in lines if name in failures}
     there = [name for name in lines if (folder / "slides" / name / "slide.json").exists()]
-    failures |= {name: "failed in another process" for name in lines if name not in {*there, *failures}}
+    if unseen := lines.keys() - {*there, *failures}:
+        raise InputError(
+            f"{folder}: holds nothing of {min(unseen)}, which another process has sampled; give --features "
+            "on a disk that all hosts share"
+        )
     first = jax.process_index() == 0
     if first:
         write_failures(folder, failures)
@@ -159,10 +164,7 @@ def fit_cohort(
                 slides=len(there),
                 failed=len(failures),
                 settings={
-                    **{
-                        name: made[name]
-                        for name in ("encoder", "layer", "mpp", "tile", "tiles", "on", "dtype")
-                    },
+                    **{name: made[name] for name in STATED},
                     "algorithm": settings.algorithm,
                     "spherical": settings.spherical,
                     "restarts": settings.restarts,
@@ -173,14 +175,21 @@ def fit_cohort(
             ),
         )
         save_all(path, books)
-    _meet("written")
+    if processes > 1:
+        multihost_utils.sync_global_devices("fseg-fit-written")
     return FitOutcome(books, len(there), failures, card_folder(path))
 
 
-def _meet(name: str) -> None:
-    """Wait for every process of the job to come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"fseg-fit-{name}")
+def _of_all(failures: dict[str, str]) -> dict[str, str]:
+    """The failures of every process of the job, once all of them come here."""
+    if jax.process_count() == 1:
+        return failures
+    said = np.frombuffer(json.dumps(failures).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(said)))
+    padded = np.pad(said, (0, int(lengths.max()) - len(said)))
+    everyones = np.asarray(multihost_utils.process_allgather(padded))
+    told = (json.loads(one[:length].tobytes()) for one, length in zip(everyones, lengths, strict=True))
+    return {name: reason for one in told for name, reason in one.items()}
 
 
 def _by_size(result: kmeans_stream.StreamResult) -> kmeans_stream.StreamResult:

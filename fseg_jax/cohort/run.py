@@ -11,26 +11,33 @@ gives slides to an engine (``engines.py``) and keeps the books.
 """
 
 import csv
-import hashlib
 import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from fseg_jax.codebook import Codebook
 from fseg_jax.cohort import features, worker
+from fseg_jax.cohort.job import (
+    AGREED,
+    Job,
+    agreed_hash,
+    card_of,
+    depends_on,
+    features_hash,
+    loaded_encoder,
+    of_all,
+    settings_hash,
+    settings_of,
+)
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.publish import BusyError, Clock
 from fseg_jax.cohort.storage import Storage, open_storage
-from fseg_jax.cohort.worker import SUFFIXES, Report, Settings
-from fseg_jax.encoders.encoder import Encoder, EncoderCard
-from fseg_jax.encoders.load import load_encoder
+from fseg_jax.cohort.worker import SUFFIXES, Report
+from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.outputs import report as reports
 from fseg_jax.slides.formats import one_line
@@ -38,39 +45,8 @@ from fseg_jax.slides.reader import open_slide
 
 _log = logging.getLogger(__name__)
 
-AGREED = "cohort.json"
 _RESERVED = ("cohort", "areas", "failures")  # their tables would be taken for a slide's
 _NAMED = 5  # slides named in a message
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all slides of a run have in common; it travels to workers on other machines.
-
-    ``keep_features`` keeps every slide's token features beside its results. ``features`` is a place where an
-    earlier run kept them: slides are then segmented from there, and neither they nor the encoder are opened.
-    """
-
-    out: str
-    encoder: str
-    settings: Settings
-    weights: str | None = None
-    dtype: str = "float32"
-    codebook: Codebook | None = None
-    keep_features: bool = False
-    features: str | None = None
-
-
-def from_features(job: Job) -> Job:
-    """The same job with what its features were made with, as their place says."""
-    made = _kept_with(str(job.features))
-    try:
-        settings, encoder = made["settings"], made["encoder"]["name"]
-        given = {name: settings[name] for name in ("mpp", "tile", "halo", "tissue", "mpp_override")}
-        own = replace(job.settings, **given)
-        return replace(job, encoder=encoder, dtype=settings["dtype"], settings=own)
-    except (LookupError, TypeError):
-        raise InputError(f"{job.features}/{AGREED}: damaged; run with --keep-features again") from None
 
 
 class Outcome(NamedTuple):
@@ -258,34 +234,6 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, report:
     return Outcome(name, "done", seconds=sum(timing["seconds"].values()))
 
 
-@lru_cache(maxsize=1)
-def loaded_encoder(name: str, weights: str | None, dtype: str) -> Encoder:
-    """The encoder, loaded once a process."""
-    return load_encoder(name, weights=weights, dtype=dtype)
-
-
-def card_of(job: Job) -> EncoderCard:
-    """The encoder's card: its own, or as it is kept with its features."""
-    if job.features is None:
-        return loaded_encoder(job.encoder, job.weights, job.dtype).card
-    try:
-        return EncoderCard.from_json(_kept_with(job.features)["encoder"])
-    except (LookupError, TypeError):
-        raise InputError(f"{job.features}/{AGREED}: damaged; run with --keep-features again") from None
-
-
-@lru_cache(maxsize=1)
-def _kept_with(place: str) -> dict[str, Any]:
-    """What the place of kept features says of itself."""
-    data = open_storage(place).read(AGREED)
-    if data is None:
-        raise InputError(f"{place}: no cohort is there; run one with --keep-features first")
-    try:
-        return json.loads(data)
-    except ValueError:
-        raise InputError(f"{place}/{AGREED}: damaged; run with --keep-features again") from None
-
-
 def _is_done(storage: Storage, job: Job, name: str, digest: str, kept_as: str, record: bytes | None) -> bool:
     """Whether a slide's results are there, and its features if they are to be kept."""
     if _hash_in(record) != digest:
@@ -296,68 +244,13 @@ def _is_done(storage: Storage, job: Job, name: str, digest: str, kept_as: str, r
     return _stated(group, "attributes", "fseg", "features_hash") == kept_as
 
 
-# ---------------------------------------------------------------------------------------- settings
-
-
-def settings_of(slide: ManifestSlide, job: Job) -> Settings:
-    """The settings for a slide: the run's, with what the manifest says of it."""
-    own = job.settings
-    mpp = own.mpp_override if slide.mpp is None else slide.mpp
-    return replace(own, tissue=slide.tissue or own.tissue, mpp_override=mpp)
-
-
-def settings_hash(job: Job, card: EncoderCard, settings: Settings) -> str:
-    """SHA-256 of everything that a slide's result depends on, but the slide."""
-    return _digest({**_what(job, card), "tissue": _tissue(settings), "mpp_override": settings.mpp_override})
-
-
-def features_hash(job: Job, card: EncoderCard, settings: Settings) -> str:
-    """SHA-256 of everything that a slide's features depend on, but the slide."""
-    what = _what(job, card)
-    own = {name: what[name] for name in ("encoder", "weights", "layer", "dtype", "mpp", "tile", "halo")}
-    where = {"tissue": _tissue(settings), "mpp_override": settings.mpp_override}
-    return _digest({**own, **where, "format": features.FORMAT, "features": features.DTYPE})
-
-
-def agreed_hash(job: Job, card: EncoderCard) -> str:
-    """SHA-256 of everything that the results of a whole cohort depend on."""
-    return settings_hash(job, card, job.settings)
-
-
-def _what(job: Job, card: EncoderCard) -> dict[str, Any]:
-    settings, book = job.settings, job.codebook
-    return {
-        "format": worker.FORMAT,
-        "encoder": card.name,
-        "weights": card.weights_hash,
-        "layer": card.layer,
-        "dtype": job.dtype,
-        "codebook": book.hash if book else None,
-        "k": book.k if book else settings.k,
-        "mode": settings.mode,
-        "resize": settings.resize,
-        "concepts": settings.concepts if settings.mode == "assign" else None,
-        "mpp": worker.working_mpp(card, settings, book),
-        "tile": settings.tile or card.tile,
-        "halo": settings.halo,
-        "seed": settings.seed,
-        "features": settings.features,
-    }
-
-
-def _tissue(settings: Settings) -> str:
-    if settings.tissue in ("find", "all"):
-        return settings.tissue
-    try:
-        return hashlib.sha256(Path(settings.tissue).read_bytes()).hexdigest()
-    except OSError:
-        return "unreadable"  # its slide fails, and says so
+# ---------------------------------------------------------------------------------------- what is there
 
 
 def agree(storage: Storage, job: Job, card: EncoderCard, before: "_Survey", redo: bool) -> None:
     """See that the place is for these settings, or with ``redo`` make it so."""
-    what = _what(job, card) | {"tissue": _tissue(job.settings), "mpp_override": job.settings.mpp_override}
-    ours = {"settings_hash": _digest(what), "settings": what, "encoder": asdict(card)}
+    what = depends_on(job, card, job.settings)
+    ours = {"settings_hash": agreed_hash(job, card), "settings": what, "encoder": asdict(card)}
     if storage.create(AGREED, _json(ours)):
         return
     try:
@@ -467,7 +360,7 @@ def conclude(
                 for s in slides
             ],
             failures=reasons,
-            settings=_what(job, card),
+            settings=of_all(job, card),
             encoder=asdict(card),
             codebook=asdict(job.codebook.provenance) if job.codebook else None,
         )
@@ -510,10 +403,6 @@ def _bytes(size: float) -> str:
 def _some(names: Sequence[str]) -> str:
     said = ", ".join(names[:_NAMED])
     return said if len(names) <= _NAMED else f"{said} and {len(names) - _NAMED} more"
-
-
-def _digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _json(value: Any) -> bytes:

@@ -10,6 +10,7 @@ What is there is not done again, whoever made it; folders are filled by any numb
 import csv
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -137,7 +138,11 @@ def prepare_folder(folder: Path, card: EncoderCard, settings: FeatureSettings, s
                 f"{folder}: features made with other settings ({said}); choose another --features"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # What another worker, which makes the folder just now, may have put there.
+    begun = re.compile(r"slides|settings\.json|\.settings\.json\..*")
+    if folder.exists() and not (
+        folder.is_dir() and all(begun.fullmatch(held.name) for held in folder.iterdir())
+    ):
         raise InputError(f"{folder}: is something else than a folder of features; choose another --features")
     try:
         (folder / "slides").mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,9 @@ import tifffile
 
 from fseg_jax.codebook import Codebook, Provenance, save_all
 from fseg_jax.cohort import run
+from fseg_jax.cohort.job import Job
 from fseg_jax.cohort.manifest import load_manifest
-from fseg_jax.cohort.run import Job, Summary, run_cohort
+from fseg_jax.cohort.run import Summary, run_cohort
 from fseg_jax.cohort.worker import Settings
 from fseg_jax.encoders.classical import classical
 

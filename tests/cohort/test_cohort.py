@@ -6,12 +6,14 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -276,7 +278,7 @@ def test_an_encoder_that_cannot_be_loaded_ends_the_run(manifest, tmp_path, capsy
 @pytest.mark.parametrize("given", ["4/4", "-1/2", "1", "a/b", "0/0"])
 def test_shards_that_there_are_not(manifest, tmp_path, given, capsys):
     assert fseg("cohort", manifest, "-o", tmp_path / "out", "--shard", given) == 2
-    assert "counted from 0" in capsys.readouterr().err
+    assert f"{given}: give i/n, counted from 0" in capsys.readouterr().err
 
 
 def test_a_slide_may_not_be_called_as_a_table(manifest, codebook, tmp_path):
@@ -357,6 +359,51 @@ def test_a_disk_that_is_full_for_labels_leaves_no_record(manifest, codebook, tmp
         cohort(manifest, tmp_path / "out", codebook)
     assert "\n" not in str(caught.value)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["cohort.json"]
+
+
+ON_A_DISK = """
+mount -t tmpfs -o size=$1k none "$2" || exit 99
+cd "$3"; shift 3
+step() { name=$1; shift; "$@" > $name.out 2> $name.err; echo $? > $name.code; cp -a out $name; }
+step full "$@"
+mount -o remount,size=64m out
+step whole "$@"
+mount -o remount,ro out
+step refused "$@" --redo --resize nearest
+"""
+
+
+@pytest.mark.long
+def test_a_disk_that_is_full_and_then_read_only(manifest, codebook, finished, tmp_path):
+    """A real one, with room for half of the slides: one line, and nothing that looks finished. With more room
+    the run goes on; where nothing may be written, nothing is changed."""
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]).returncode:
+        pytest.skip("no file system can be mounted here, not even for a process of its own")
+    out = tmp_path / "out"
+    out.mkdir()
+    pages = sum(-(-path.stat().st_size // 4096) for path in finished.rglob("S-*") if path.is_file())
+    pages += sum(-(-p.stat().st_size // 4096) for p in finished.glob("S-*.ome.zarr/**/*") if p.is_file())
+    command = [sys.executable, "-m", "fseg_jax", "cohort", manifest, "-o", out, "--codebook", codebook]
+    command += ["--encoder", "classical", "--tile", 128, "--batch", 4]
+    arguments = [pages * 4 // 2, out, tmp_path, *command]
+    subprocess.run(["unshare", "-rm", "bash", "-c", ON_A_DISK, "bash", *map(str, arguments)], check=True)
+
+    def said(step: str) -> tuple[int, str]:
+        return int((tmp_path / f"{step}.code").read_text()), (tmp_path / f"{step}.err").read_text()
+
+    code, line = said("full")
+    assert code == 2 and line.count("\n") == 1 and "No space left on device" in line
+    full = tmp_path / "full"
+    records = sorted(full.glob("S-*.json"))
+    assert 1 <= len(records) < 4 and not list(full.rglob(".*")) and not (full / "report.html").exists()
+    for record in records:
+        held = contents(full), contents(finished)
+        ours, theirs = ({n: h for n, h in of.items() if n.startswith(record.stem)} for of in held)
+        assert ours == theirs and len(ours) > len(SUFFIXES) - 1
+    assert said("whole") == (0, "") and contents(tmp_path / "whole") == contents(finished)
+    code, line = said("refused")
+    assert code == 2 and line.count("\n") == 1 and "Read-only file system" in line
+    assert contents(tmp_path / "refused", without=()) == contents(tmp_path / "whole", without=())
 
 
 # ------------------------------------------------------------------------ killed runs, several runs
@@ -567,7 +614,21 @@ def test_sixty_slides_killed_thirty_times(sixty, codebook, tmp_path):
     assert start(sixty, out, codebook, log=log).wait(3600) == 0
     print(f"{half_done} of 30 kills met a half-done slide; slides done at each: {done}")
     assert half_done >= 10 and max(done) > 0
-    assert contents(out) == contents(undisturbed)
+    compared = contents(undisturbed)
+    assert contents(out) == compared
+    # What is left out of that: when and how fast, and the page that says so. The same slides are timed, by
+    # the same names, and from the same timings comes the same page.
+    for path in (undisturbed / "timings").iterdir():
+        ours, theirs = (json.loads(p.read_text()) for p in (path, out / "timings" / path.name))
+        assert ours.keys() == theirs.keys() and ours["seconds"].keys() == theirs["seconds"].keys()
+    shutil.rmtree(out / "timings")
+    shutil.copytree(undisturbed / "timings", out / "timings")
+    assert start(sixty, out, codebook, log=log).wait(3600) == 0
+    everything = contents(undisturbed, without=())
+    assert contents(out, without=()) == everything
+    kinds = Counter(re.sub(r"^(.*/)?S-\d+", r"\1S-*", name) for name in everything)
+    print(f"{len(compared)} files compared byte by byte, {len(everything) - len(compared)} more of the run:")
+    print(dict(kinds))
 
 
 @pytest.mark.long

@@ -1,6 +1,11 @@
 """``fseg fit``: the same tiles whatever the order, features that are reused, and a codebook with its card."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +125,50 @@ def test_fit_from_the_command_line_and_again_without_the_slides(cohort, tmp_path
         np.testing.assert_allclose(other.centers, books[k].centers, atol=1e-5)
 
 
+@pytest.mark.long
+def test_two_processes_fit_what_one_does(cohort, tmp_path):
+    """``jax.distributed`` on loopback; they share the slides, of which one is broken, and the clustering."""
+    broken = tmp_path / "in"
+    shutil.copytree(cohort, broken)
+    (broken / "3.png").write_bytes(b"broken")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def fit(name: str, *options: str, **variables: str) -> subprocess.Popen:
+        given = (broken / "slides.csv", "-o", tmp_path / f"{name}.safetensors", "--encoder", "classical")
+        given = (*given, "--tile", 64, "--no-tissue", "--k", 2, 4, 16, *options)
+        return subprocess.Popen(
+            [sys.executable, "-m", "fseg_jax", "fit", *map(str, given)],
+            env={**os.environ, "JAX_PLATFORMS": "cpu", **variables},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    running = [fit("one"), *(fit("two", "--distributed", **job, JAX_PROCESS_ID=i) for i in "01")]
+    said = [process.communicate(timeout=600)[1] for process in running]
+    assert [process.returncode for process in running] == [1, 1, 1], said  # for the broken slide
+    assert all("3.png" in text and "1 of 5 slides failed" in text for text in said)  # the second's slide
+    one, two = (load_all(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    for k in (2, 4, 16):
+        np.testing.assert_allclose(two[k].centers, one[k].centers, atol=1e-4)
+        assert two[k].provenance == one[k].provenance
+    features, cards = (
+        [sorted(p.relative_to(tmp_path / f"{name}.{kind}") for p in (tmp_path / f"{name}.{kind}").rglob("*"))
+         for name in ("one", "two")]
+        for kind in ("features", "card")
+    )  # fmt: skip
+    assert features[0] == features[1] and cards[0] == cards[1]
+
+
+def test_a_folder_that_another_worker_has_just_begun_is_taken(tmp_path):
+    (tmp_path / "f" / "slides").mkdir(parents=True)
+    (tmp_path / "f" / ".settings.json.0123abcd.part").touch()
+    prepare_folder(tmp_path / "f", classical().card, SETTINGS, 5)
+    assert (tmp_path / "f" / "settings.json").exists()
+
+
 def test_tokens_are_drawn_from_tiles_and_framed(cohort, tmp_path):
     slides, encoder = load_manifest(cohort / "slides.csv")[:2], classical()
     sample_cohort(slides, tmp_path / "f", encoder, replace(SETTINGS, on="tokens"))
@@ -135,8 +184,10 @@ def test_tokens_are_drawn_from_tiles_and_framed(cohort, tmp_path):
         (("--tile", 63), "must be a multiple of he-small's stride"),
         (("--k", 5000), "have 60 tiles; choose fewer clusters"),
         (("--split", "val"), "no slide of the split 'val'"),
-        (("--shard", "2/2"), "give i/n with i from 0"),
+        (("--shard", "2/2"), "2/2: give i/n, counted from 0"),
         (("-o", "book.txt"), "ends in .safetensors"),
+        (("--distributed",), "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"),
+        (("--distributed", "--shard", "0/2"), "contradict each other"),
     ],
 )
 def test_a_users_mistakes(cohort, tmp_path, capsys, monkeypatch, extra, message):

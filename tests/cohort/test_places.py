@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from cohorts import InProcess, cohort, contents, job_for, write_codebook, write_slides
 
 from fseg_jax import cli
-from fseg_jax.cohort import run, storage
+from fseg_jax.cohort import job, run, storage
 from fseg_jax.cohort.manifest import ManifestSlide, load_manifest
 from fseg_jax.cohort.storage import open_storage
 from fseg_jax.encoders.classical import classical
@@ -193,8 +194,9 @@ def test_features_give_what_the_slides_give(kept, manifest, tmp_path, monkeypatc
     changes = dict(changes)
     book = changes.pop("codebook", write_codebook(tmp_path / "other.safetensors", k=6, seed=1))
     cohort(manifest, tmp_path / "full", book, changes=changes)
-    for name in ("open_slide", "loaded_encoder"):
-        monkeypatch.setattr(run, name, None)
+    monkeypatch.setattr(run, "open_slide", None)
+    for module in (run, job):
+        monkeypatch.setattr(module, "loaded_encoder", None)
     summary, _ = cohort(manifest, tmp_path / "again", book, changes=changes, kept={"features": str(kept)})
     assert summary.done == 4 and not summary.failed
     assert contents(tmp_path / "again") == contents(tmp_path / "full")
@@ -222,7 +224,7 @@ def test_features_that_are_not_there_or_of_other_settings_fail_their_slide(
     group = place / "S-01.features.zarr" / "zarr.json"
     group.write_text(group.read_text().replace('"features_hash": "', '"features_hash": "x'))
     (place / "S-02.features.zarr" / "tokens" / "c" / "0" / "0" / "0" / "0").write_bytes(b"damaged")
-    run._kept_with.cache_clear()
+    job._kept_with.cache_clear()
     summary, _ = cohort(manifest, tmp_path / "out", codebook, kept={"features": str(place)})
     assert summary.done == 1
     assert "no finished features" in summary.failed["S-00"]
@@ -330,14 +332,16 @@ def test_a_ray_cluster_of_which_a_node_is_killed(data, codebook, tmp_path):
     def tell(line: str) -> None:
         told.append(line)
         if line.startswith("[4/"):
+            while len(list((tmp_path / "out").glob(".S-*.partial"))) < 2:  # both nodes are at a slide
+                time.sleep(0.001)
             cluster.remove_node(doomed, allow_graceful=False)
             told.append("a node is killed")
 
     try:
         with Ray(cluster.address, 1) as engine:
             assert ray.cluster_resources()["CPU"] == 2
-            job = job_for(tmp_path / "out", codebook)
-            summary = run_cohort(load_manifest(manifest), job, engine, tell=tell)
+            asked = job_for(tmp_path / "out", codebook)
+            summary = run_cohort(load_manifest(manifest), asked, engine, tell=tell)
     finally:
         cluster.shutdown()
     print("\n".join(told))

@@ -1,0 +1,173 @@
+"""How the benchmarks measure: both sides in turn, medians, the first call apart, and what the machine is."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+REPEATS = 5
+OURS = "fseg_jax"  # what the name of each of our sides begins with
+PACKAGES = (
+    "fseg-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "torch",
+    "timm",
+    "scikit-learn",
+    "faiss-cpu",
+    "torchnmf",
+    "segf",
+    "openslide-python",
+)
+
+
+class Timing(NamedTuple):
+    """Seconds: the median of the repeats, their extremes, and the first call, which compiles."""
+
+    median: float
+    fastest: float
+    slowest: float
+    first: float
+
+
+def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, Timing]:
+    """Time every side once, and then round after round, so that what slows the machine slows all of them."""
+    first = {name: seconds(run) for name, run in sides.items()}
+    rounds = [{name: seconds(run) for name, run in sides.items()} for _ in range(repeats)]
+    timings = {}
+    for name in sides:
+        times = [one[name] for one in rounds]
+        timings[name] = Timing(float(np.median(times)), min(times), max(times), first[name])
+    return timings
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """What a call takes, whatever it returns being ready."""
+    begin = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - begin
+
+
+def row(
+    what: str,
+    unit: str,
+    work: Mapping[str, float] | float,
+    timings: Mapping[str, Timing],
+    *,
+    target: float | None = None,
+    limit: float | None = None,
+    limited_by: str = "",
+    **more: Any,
+) -> dict[str, Any]:
+    """A line of a result: ``work`` a call (of each side, or of all) over its time, our fastest side over the
+    fastest of the peers, and the rate that the machine would allow at most."""
+    each = dict.fromkeys(timings, work) if isinstance(work, int | float) else dict(work)
+    rates = {name: each[name] / timing.median for name, timing in timings.items()}
+    ours = max((name for name in rates if name.startswith(OURS)), key=rates.__getitem__)
+    peer = max((name for name in rates if not name.startswith(OURS)), key=rates.__getitem__, default=None)
+    return {
+        "what": what,
+        "unit": unit,
+        "rates": {name: _short(rate) for name, rate in rates.items()},
+        "seconds": {name: [_short(value) for value in timing] for name, timing in timings.items()},
+        "ours": ours,
+        "peer": peer,
+        "ratio": _short(rates[ours] / rates[peer]) if peer else None,
+        "target": target,
+        "limit": limit and _short(limit),
+        "limited_by": limited_by,
+        "of_limit": _short(rates[ours] / limit) if limit else None,
+        **more,
+    }
+
+
+def save(question: str, rows: list[dict[str, Any]], *, tiny: bool, **more: Any) -> dict[str, Any]:
+    """Print a result and, unless it is of tiny sizes, keep it as ``results/speed_QUESTION.json``."""
+    result = {"question": question, **machine(), **more, "rows": rows}
+    for line in rows:
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in line["rates"].items())
+        ratio = "" if line["ratio"] is None else f"; {line['ratio']:g} × {line['peer']}"
+        print(f"{line['what']}: {rates} {line['unit']}{ratio}", flush=True)
+    if not tiny:
+        text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+        (RESULTS / f"speed_{question}.json").write_text(text, encoding="utf-8")
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on, with what, and when."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=RESULTS, capture_output=True, text=True, check=False
+    )
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": commit.stdout.strip(),
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@cache
+def matrix_rate(dtype: str) -> float:
+    """Operations a second of a large product of operands of a dtype, summed in float32: the limit of what is
+    bound by products."""
+    side = 1536 if jax.default_backend() == "cpu" else 8192
+    a = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    jax.block_until_ready(product(a))
+    return 2 * side**3 / min(seconds(lambda: product(a)) for _ in range(7))
+
+
+@cache
+def memory_rate() -> float:
+    """Bytes a second that are read and written by copying what no cache holds."""
+    a = jnp.ones((64 if jax.default_backend() == "cpu" else 1024) * 1024 * 1024, jnp.float32)
+    copy = jax.jit(lambda a: a + 1)
+    jax.block_until_ready(copy(a))
+    return 2 * a.nbytes / min(seconds(lambda: copy(a)) for _ in range(5))
+
+
+def absent(package: str) -> bool:
+    """Whether a peer is not installed; it is then left out, and told."""
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        print(f"{package} is not installed: left out", flush=True)
+        return True
+    return False
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,0 +1,142 @@
+"""Are the factorizations faster, to the same objective? Tiles of 256 tokens × 1024 channels.
+
+    python -m benchmarks.nmf [--tiny]
+
+*H fixed* (F-SEG §3.2.2), k = 16, 64, 256: beside scikit-learn's coordinate descent as the F-SEG authors'
+``segf`` calls it, a tile at a time, and torchnmf's. *W and H free* (§3.1), k = 8, 16, 32: beside
+scikit-learn's coordinate descent, random start. Objectives and masks are compared on the same tiles in the
+same run; a mismatch is an error.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.decomposition import NMF, non_negative_factorization
+from sklearn.exceptions import ConvergenceWarning
+
+from benchmarks.measure import OURS, REPEATS, absent, interleaved, matrix_rate, row, save
+from fseg_jax import nmf
+
+TOKENS, CHANNELS, TILES = 256, 1024, 64
+TARGETS = {16: 10, 64: 60, 256: 200}
+FREE_TARGET = 4
+SAME_FIXED, SAME_FREE, SAME_MASK = 1e-3, 1e-2, 0.99
+
+
+def tiles(k: int, count: int, tokens: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens (tiles, tokens, channels) that mix some of k concepts, of which many are alike, as those of real
+    codebooks are; and the concepts."""
+    r = np.random.default_rng(k)
+    tissue = r.gamma(0.5, size=(max(k // 8, 2), channels))
+    H = tissue[np.arange(k) % len(tissue)] + 0.5 * r.gamma(0.5, size=(k, channels))
+    W = r.random((count * tokens, k)) * (r.random((count * tokens, k)) < 4 / k)
+    A = (W @ H) * r.gamma(4, 0.25, size=(count * tokens, channels))
+    return A.reshape(count, tokens, channels).astype(np.float32), H.astype(np.float32)
+
+
+def fixed(k: int, count: int, tokens: int, channels: int, repeats: int) -> dict[str, Any]:
+    """H fixed: a batch of tiles for us, a tile at a time for the others, as they work."""
+    A, H = tiles(k, count, tokens, channels)
+    device, centres = jnp.asarray(A), jnp.asarray(H)
+    found: dict[str, np.ndarray] = {}
+
+    def ours() -> jax.Array:
+        return nmf.solve_weights(device, centres)
+
+    def theirs() -> None:
+        W, _, _ = non_negative_factorization(
+            A[0], H=H, n_components=k, update_H=False, random_state=0, max_iter=10_000
+        )
+        found["scikit-learn"] = W
+
+    sides: dict[str, Callable[[], Any]] = {OURS: ours, "scikit-learn cd": theirs}
+    work = {OURS: float(count), "scikit-learn cd": 1.0}
+    if not absent("torchnmf"):
+        import torch
+        import torchnmf.nmf
+
+        torch.set_num_threads(os.cpu_count() or 1)
+
+        def torch_nmf() -> None:
+            V = torch.from_numpy(A[0]) + 1e-9
+            model = torchnmf.nmf.NMF(W=torch.from_numpy(H.T.copy()), H=(tokens, k), trainable_W=False)
+            model.fit(V, beta=2, max_iter=1000, tol=1e-6)
+
+        sides["torchnmf"], work["torchnmf"] = torch_nmf, 1.0
+    timings = interleaved(sides, repeats)
+    W = np.asarray(ours())[0]
+
+    def objective(W: np.ndarray) -> float:
+        return float(((A[0].astype(float) - W.astype(float) @ H.astype(float)) ** 2).sum())
+
+    best = found["scikit-learn"]
+    same = {
+        "objective over scikit-learn's": objective(W) / objective(best),
+        "same mask": float((W.argmax(1) == best.argmax(1)).mean()),
+    }
+    if same["objective over scikit-learn's"] > 1 + SAME_FIXED or same["same mask"] < SAME_MASK:
+        raise SystemExit(f"H fixed, k = {k}: not the same answer: {same}")
+    operations = 2 * tokens * channels * k  # A·Hᵀ; what follows has no channels
+    return row(
+        f"H fixed, k = {k}",
+        "tiles/s",
+        work,
+        timings,
+        target=TARGETS.get(k),
+        limit=matrix_rate("float32") / operations,
+        limited_by="A·Hᵀ in float32",
+        same=same,
+    )
+
+
+def free(k: int, count: int, tokens: int, channels: int, repeats: int) -> dict[str, Any]:
+    """W and H free."""
+    A, _ = tiles(12, count, tokens, channels)
+    device, key = jnp.asarray(A), jax.random.key(0)
+    errors: dict[str, float] = {}
+
+    def ours() -> nmf.NMFResult:
+        return nmf.factorize(device, k, key=key)
+
+    def theirs() -> None:
+        model = NMF(k, init="random", solver="cd", random_state=0).fit(A[0])
+        errors["scikit-learn"] = float(model.reconstruction_err_) ** 2
+
+    name = "scikit-learn cd"
+    timings = interleaved({OURS: ours, name: theirs}, repeats)
+    result = ours()
+    same = {"objective over scikit-learn's": float(result.error[0]) ** 2 / errors["scikit-learn"]}
+    if same["objective over scikit-learn's"] > 1 + SAME_FREE:
+        raise SystemExit(f"W and H free, k = {k}: not the same answer: {same}")
+    iterations = float(np.mean(np.asarray(result.iterations)))
+    operations = 4 * tokens * channels * k * iterations  # A·Hᵀ and Wᵀ·A, each iteration
+    return row(
+        f"W and H free, k = {k}",
+        "tiles/s",
+        {OURS: float(count), name: 1.0},
+        timings,
+        target=FREE_TARGET,
+        limit=matrix_rate("float32") / operations,
+        limited_by=f"A·Hᵀ and Wᵀ·A in float32, {iterations:.0f} iterations",
+        same=same,
+    )
+
+
+@click.command()
+@click.option("--tiny", is_flag=True, help="Sizes that only show that it runs.")
+def main(tiny: bool) -> None:
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    size = (2, 16, 32, 1) if tiny else (TILES, TOKENS, CHANNELS, REPEATS)
+    rows = [fixed(k, *size) for k in ((4,) if tiny else (16, 64, 256))]
+    rows += [free(k, *size) for k in ((2,) if tiny else (8, 16, 32))]
+    save("nmf", rows, tiny=tiny)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Write ``benchmarks/README.md`` and its plot from the results that are there: ``python -m
+benchmarks.readme``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import RESULTS
+from fseg_jax.evaluation.plots import OKABE_ITO, style
+from fseg_jax.evaluation.tables import markdown_table
+
+HERE = Path(__file__).parent
+QUESTIONS = {
+    "encoders": "Encoders: images a second",
+    "nmf": "Factorization: tiles a second",
+    "kmeans": "k-means: 50,000 × 1024",
+    "slide": "A slide, end to end",
+    "startup": "From the command to the first tile",
+    "growth": "What grows with what",
+}
+# What was tried where a row falls short, and what it would take: kept here, beside what is measured.
+NOTES: dict[str, str] = json.loads((HERE / "notes.json").read_text(encoding="utf-8"))
+
+
+def results() -> dict[str, dict[str, Any]]:
+    paths = {question: RESULTS / f"speed_{question}.json" for question in QUESTIONS}
+    return {q: json.loads(path.read_text(encoding="utf-8")) for q, path in paths.items() if path.exists()}
+
+
+def write() -> None:
+    """The page and the plot; questions without a result are left out."""
+    found = results()
+    text = [
+        "# Benchmarks of speed",
+        "",
+        "Made by `python -m benchmarks` (`FSEG_DATA` names the folder of example slides; peers that are not "
+        "installed are left out); every figure is of the committed scripts, the results are in `results/`. "
+        "Both sides do the same work in one process, in turn; rates are of the median of five, compilation "
+        "apart (the first call, in the JSON). Where answers can be compared they are, in the same run, and a "
+        "mismatch is an error. *Limit*: the rate that the machine's measured matrix products (or what is "
+        "named) would allow.",
+        "",
+        "![Ours over the best peer](results/speed.png)",
+    ]
+    for question, result in found.items():
+        text += ["", f"## {QUESTIONS[question]}", "", _where(result), "", *_table(question, result["rows"])]
+        if question in NOTES:
+            text += ["", NOTES[question]]
+    text += [
+        "",
+        "## Elsewhere",
+        "",
+        "[Encoders' parity](results/encoder_parity.md) · [k-means, 2.2 million × 1024]"
+        "(results/kmeans_scale.json) · [a click on 100,000 patches](results/sic_click.json) · "
+        "[evaluations](../docs/he-small.md)",
+        "",
+    ]
+    (HERE / "README.md").write_text("\n".join(text), encoding="utf-8")
+    draw(found)
+
+
+def _where(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return (
+        f"{result['processor'] or result['device']}, {result['cores']} cores; load "
+        f"{result['load_average'][0]} at the end; commit {result['commit']}; Python {result['python']}, "
+        f"{versions}."
+    )
+
+
+def _table(question: str, rows: list[dict[str, Any]]) -> list[str]:
+    if question == "growth":
+        head = ["against", "sizes", "seconds", "peak MB", "time grows with the power", "memory"]
+        return markdown_table(
+            head,
+            [
+                [
+                    row["what"],
+                    " · ".join(f"{size:g}" for size in row["sizes"]),
+                    " · ".join(f"{value:g}" for value in row["wall_s"]),
+                    " · ".join(f"{value:g}" for value in row["peak_mb"]),
+                    f"{row['time_exponent']:.2f}",
+                    f"{row['memory_exponent']:.2f}",
+                ]
+                for row in rows
+            ],
+        )
+    if question == "startup":
+        head = ["what", "seconds", "aim"]
+        return markdown_table(
+            head, [[r["what"], f"{1 / r['rates'][r['ours']]:.2f}", f"{1 / r['limit']:g}"] for r in rows]
+        )
+    head = ["what", "ours", "best peer", "ratio", "to reach", "of the limit"]
+    head += ["overhead"] if question == "slide" else []
+    return markdown_table(head, [_cells(question, row) for row in rows])
+
+
+def _cells(question: str, row: dict[str, Any]) -> list[str]:
+    peer = row["peer"]
+    cells = [
+        row["what"],
+        f"{row['rates'][row['ours']]:.4g} {row['unit']} ({row['ours']})",
+        f"{row['rates'][peer]:.4g} ({peer})" if peer else "",
+        f"**{row['ratio']:.3g} ×**" if peer else "",
+        f"{row['target']:g} ×" + ("" if row["ratio"] >= row["target"] else ": not reached")
+        if peer and row["target"]
+        else "",
+        f"{100 * row['of_limit']:.0f} % of {row['limited_by']}" if row["of_limit"] else "",
+    ]
+    return cells + ([f"{row['overhead']:.2f}"] if question == "slide" else [])
+
+
+def draw(found: dict[str, dict[str, Any]]) -> None:
+    """Bars of ours over the best peer, with what is to be reached."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for result in found.values() for row in result["rows"] if row["ratio"]]
+    if not rows:
+        return
+    with mpl.rc_context(style()):
+        figure = Figure(figsize=(7.2, 0.28 * len(rows) + 0.9), layout="constrained")
+        axis = figure.add_subplot()
+        for y, row in enumerate(rows):
+            reached = row["target"] is None or row["ratio"] >= row["target"]
+            axis.barh(y, row["ratio"], color=OKABE_ITO[2 if reached else 1], height=0.6)
+            axis.text(row["ratio"] * 1.06, y, f"{row['ratio']:.3g}", va="center", fontsize=7)
+            if row["target"]:
+                axis.plot([row["target"]] * 2, [y - 0.4, y + 0.4], color="black", lw=1.2)
+        axis.set_yticks(range(len(rows)), [f"{row['what']}" for row in rows])
+        axis.invert_yaxis()
+        axis.set_xscale("log")
+        axis.axvline(1, color="grey", lw=0.6)
+        axis.set_xlabel("times as fast as the best peer (line: to be reached)")
+        FigureCanvasAgg(figure)
+        figure.savefig(RESULTS / "speed.png", dpi=150)
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,64 @@
+"""How long until something happens? ``fseg --help``, and the first tile of a cold start.
+
+    python -m benchmarks.startup [--tiny]
+
+Each in a process of its own; the first tile with the compilation cache warm: imports, he-small loaded, its
+codebook, one tile of 512 pixels encoded and solved.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from benchmarks.measure import OURS, REPEATS, Timing, row, save
+
+FIRST_TILE = """
+import numpy as np, jax
+import fseg_jax as fseg
+encoder = fseg.load_encoder("he-small")
+H = fseg.Codebook.load("he-small", k=32).centers
+image = np.random.default_rng(0).integers(0, 256, (1, 512, 512, 3), dtype=np.uint8)
+A = encoder(jax.numpy.asarray(image))
+jax.block_until_ready(fseg.nmf.solve_weights(A.reshape(1, -1, A.shape[-1]), jax.numpy.asarray(H)))
+"""
+
+
+def timed(arguments: list[str], environment: dict[str, str], repeats: int) -> Timing:
+    """Wall seconds of a process; the first, which may fill caches, apart."""
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        subprocess.run(arguments, check=True, env=environment, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - begin)
+    later = times[1:]
+    return Timing(float(np.median(later)), min(later), max(later), times[0])
+
+
+@click.command()
+@click.option("--tiny", is_flag=True, help="Once each.")
+def main(tiny: bool) -> None:
+    repeats = 1 if tiny else REPEATS
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": folder,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        help_s = timed([sys.executable, "-m", "fseg_jax", "--help"], environment, repeats)
+        tile_s = timed([sys.executable, "-c", FIRST_TILE], environment, repeats)
+        kept = sum(1 for _ in Path(folder).iterdir())
+    rows = [
+        row("fseg --help", "starts/s", 1, {OURS: help_s}, limit=1 / 0.5, limited_by="0.5 s, the aim"),
+        row("first tile, cache warm", "starts/s", 1, {OURS: tile_s}, limit=1 / 3, limited_by="3 s, the aim"),
+    ]
+    save("startup", rows, tiny=tiny, cached_programs=kept)
+
+
+if __name__ == "__main__":
+    main()

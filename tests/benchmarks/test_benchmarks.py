@@ -1,0 +1,41 @@
+"""The benchmarks of speed run, on sizes that say nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("question", ["nmf", "kmeans", "startup"])
+def test_a_benchmark_runs(question: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()}
+    run = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{question}", "--tiny"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "fseg_jax" in run.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("question", ["slide", "growth"])
+def test_a_benchmark_of_slides_runs(question: str, data: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{question}", "--tiny"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_page_is_of_the_results() -> None:
+    """Every ratio on the page is one of the results beside it."""
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for path in RESULTS.glob("speed_*.json"):
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            assert row["what"] in page
+            if row["ratio"]:
+                assert f"**{row['ratio']:.3g} ×**" in page
