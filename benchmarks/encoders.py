@@ -194,19 +194,16 @@ def trunk(torch: Any) -> Any:
 def main(names: tuple[str, ...], tiny: bool, no_compile: bool) -> None:
     if absent("torch") or absent("timm"):
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for title, peer in PEERS.items():
-        if names and not any(name in title for name in names):
-            continue
-        if tiny and title != "ViT-S/16":
+        if (names and not any(name in title for name in names)) or (tiny and title != "ViT-S/16"):
             continue
         peer = peer._replace(batch=1) if tiny else peer
         rows.append(compare(title, peer, 1 if tiny else REPEATS, compiled=not (tiny or no_compile)))
-    if tiny:
-        rows.append(he_small(1, side=64, batch=1))
-    elif not names or "he-small" in names:
-        rows.append(he_small(REPEATS))
-    save("encoders", rows, tiny=tiny or bool(names))
+        save("encoders", rows, tiny=tiny)  # after each: the largest take minutes
+    if tiny or not names or "he-small" in names:
+        rows.append(he_small(1, side=64, batch=1) if tiny else he_small(REPEATS))
+    save("encoders", rows, tiny=tiny)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -71,14 +71,20 @@ def row(
     target: float | None = None,
     limit: float | None = None,
     limited_by: str = "",
+    unequal: Sequence[str] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """A line of a result: ``work`` a call (of each side, or of all) over its time, our fastest side over the
-    fastest of the peers, and the rate that the machine would allow at most."""
+    """A line of a result, which it prints: ``work`` a call (of each side, or of all) over its time, our
+    fastest side over the fastest of the peers, and the rate that the machine would allow at most. ``unequal``
+    are sides that did not reach the same answer: told, but not raced."""
     each = dict.fromkeys(timings, work) if isinstance(work, int | float) else dict(work)
     rates = {name: each[name] / timing.median for name, timing in timings.items()}
     ours = max((name for name in rates if name.startswith(OURS)), key=rates.__getitem__)
-    peer = max((name for name in rates if not name.startswith(OURS)), key=rates.__getitem__, default=None)
+    peers = [name for name in rates if not name.startswith(OURS) and name not in unequal]
+    peer = max(peers, key=rates.__getitem__, default=None)
+    ratio = _short(rates[ours] / rates[peer]) if peer else None
+    told = ", ".join(f"{name} {_short(rate):g}" for name, rate in rates.items())
+    print(f"{what}: {told} {unit}" + (f"; {ratio:g} × {peer}" if peer else ""), flush=True)
     return {
         "what": what,
         "unit": unit,
@@ -86,22 +92,19 @@ def row(
         "seconds": {name: [_short(value) for value in timing] for name, timing in timings.items()},
         "ours": ours,
         "peer": peer,
-        "ratio": _short(rates[ours] / rates[peer]) if peer else None,
+        "ratio": ratio,
         "target": target,
         "limit": limit and _short(limit),
         "limited_by": limited_by,
+        "unequal": list(unequal),
         "of_limit": _short(rates[ours] / limit) if limit else None,
         **more,
     }
 
 
 def save(question: str, rows: list[dict[str, Any]], *, tiny: bool, **more: Any) -> dict[str, Any]:
-    """Print a result and, unless it is of tiny sizes, keep it as ``results/speed_QUESTION.json``."""
+    """Keep a result, unless it is of tiny sizes, as ``results/speed_QUESTION.json``."""
     result = {"question": question, **machine(), **more, "rows": rows}
-    for line in rows:
-        rates = ", ".join(f"{name} {rate:g}" for name, rate in line["rates"].items())
-        ratio = "" if line["ratio"] is None else f"; {line['ratio']:g} × {line['peer']}"
-        print(f"{line['what']}: {rates} {line['unit']}{ratio}", flush=True)
     if not tiny:
         text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
         (RESULTS / f"speed_{question}.json").write_text(text, encoding="utf-8")

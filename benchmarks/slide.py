@@ -56,9 +56,9 @@ def parts(slide: Any, plan: Plan, encoder: Encoder, H: jax.Array, settings: Sett
     encoder(device[0]).block_until_ready()
     encoding, grids = once(lambda: [encoder(each) for each in device])
     tokens = [grid.reshape(grid.shape[0], -1, grid.shape[-1]) for grid in grids]
-    solve = jax.jit(lambda A: nmf.solve_weights(A, H))
-    solve(tokens[0]).block_until_ready()
-    solving, _ = once(lambda: [solve(A) for A in tokens])
+    solve = jax.jit(nmf.solve_weights)
+    solve(tokens[0], H).block_until_ready()
+    solving, _ = once(lambda: [solve(A, H) for A in tokens])
     return {"decoding": decoding, "encoder": encoding, "solver": solving}
 
 
