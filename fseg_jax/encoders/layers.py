@@ -5,6 +5,7 @@ bfloat16 operands but sum in float32; biases, norms, softmax and everything betw
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +95,9 @@ def _brief(names: Sequence[str]) -> str:
     return ", ".join(shown)
 
 
+MANY_CHANNELS = 256  # from here on the products of a convolution are large enough to be fast by themselves
+
+
 class Conv(nnx.Module):
     """A convolution over (B, H, W, C) with a bias, stored as (height, width, in / groups, out)."""
 
@@ -118,17 +122,49 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
         kernel = self.kernel[...]
-        padding = self.padding if isinstance(self.padding, str) else [(self.padding, self.padding)] * 2
-        y = lax.conv_general_dilated(
-            x.astype(kernel.dtype),
-            kernel,
-            (self.stride, self.stride),
-            padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-            preferred_element_type=jnp.float32,
-        )
+        x = x.astype(kernel.dtype)
+        whole = partial(_convolved, stride=self.stride, padding=self.padding, groups=self.groups)
+        large = kernel.shape[:2] == (1, 1) or kernel.shape[2] >= MANY_CHANNELS
+        if large and kernel.dtype == jnp.bfloat16 and self.groups == 1:
+            products = partial(_products, stride=self.stride, padding=self.padding)
+            y = lax.platform_dependent(x, kernel, cpu=products, default=whole)
+        else:
+            y = whole(x, kernel)
         return y if self.bias is None else y + along_channels(self.bias[...], y)
+
+
+def _convolved(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "y x j o"], stride: int, padding: Padding, groups: int
+) -> Float[Array, "b p q o"]:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding if isinstance(padding, str) else [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _products(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "y x i o"], stride: int, padding: Padding
+) -> Float[Array, "b p q o"]:
+    """A convolution as a sum of shifted products: on a CPU XLA's products of bfloat16 are fast, and its
+    convolutions are not. ResNet-50 takes two thirds of the time."""
+    sides = kernel.shape[:2]
+    if isinstance(padding, str):
+        pads = lax.padtype_to_pads(x.shape[1:3], sides, (stride, stride), padding)
+    else:
+        pads = [(padding, padding)] * 2
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    p, q = ((x.shape[1 + axis] - sides[axis]) // stride + 1 for axis in (0, 1))
+    y = jnp.zeros((x.shape[0], p, q, kernel.shape[3]), jnp.float32)
+    for i in range(sides[0]):
+        for j in range(sides[1]):
+            shifted = x[:, i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride]
+            y += jnp.matmul(shifted, kernel[i, j], preferred_element_type=jnp.float32)
+    return y
 
 
 class Linear(nnx.Module):
