@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("question", ["nmf", "kmeans", "startup"])
+@pytest.mark.parametrize("question", ["nmf", "kmeans", pytest.param("startup", marks=pytest.mark.long)])
 def test_a_benchmark_runs(question: str) -> None:
     kept = RESULTS / f"speed_{question}.json"
     before = kept.read_bytes()
