@@ -8,7 +8,6 @@ random weights on both sides; the maps are compared, and a mismatch is an error.
 """
 
 import importlib
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.measure import OURS, REPEATS, absent, interleaved, matrix_rate, row, save
+from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix_rate, row, save
 from fseg_jax.encoders.catalog import CATALOG
 from fseg_jax.encoders.load import load_encoder
 from weights_convert.convert import network_from
@@ -54,7 +53,7 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
     torch: Any = importlib.import_module("torch")
     references: Any = importlib.import_module("weights_convert.references")
     timm = references.import_timm()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     arguments = dict(peer.arguments)
     if "SwiGLU" in title:
         layers: Any = importlib.import_module("timm.layers")
@@ -66,7 +65,6 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
     sides: dict[str, Callable[[], Any]] = {}
     maps: dict[str, np.ndarray] = {}
     images = jnp.asarray(x)
-    operations = 0.0
     for dtype in ("float32", "bfloat16"):
         network = network_from(state, entry.config, what=peer.row, dtype=jnp.dtype(dtype))
         graphdef, weights = nnx.split(network)
@@ -75,11 +73,11 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
         def grid(weights: Any, x: jax.Array, graphdef: Any = graphdef) -> jax.Array:
             return nnx.merge(graphdef, weights).grid(x, entry.layer)
 
-        costs = grid.lower(weights, images).cost_analysis()
-        operations = float(costs.get("flops", 0.0)) if costs else 0.0
         name = f"{OURS} {dtype}"
         sides[name] = partial(grid, weights, images)
         maps[name] = np.asarray(sides[name]())
+    costs = grid.lower(weights, images).cost_analysis()
+    operations = float(costs.get("flops", 0.0)) if costs else 0.0
     convolutional = peer.row.startswith("resnet")
     if convolutional:  # what is after the map is not to be computed
         module = torch.nn.Sequential(
@@ -134,7 +132,7 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
 def he_small(repeats: int, side: int = 224, batch: int = 8) -> dict[str, Any]:
     """he-small beside the same trunk in torch."""
     torch: Any = importlib.import_module("torch")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     x = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     images = jnp.asarray(x)
     sides: dict[str, Callable[[], Any]] = {}

@@ -32,7 +32,7 @@ from fseg_jax.encoders.trained import calibrated, load_trained, save_trained
 from fseg_jax.evaluation import metrics
 from fseg_jax.evaluation.datasets import Dataset, open_dataset
 from fseg_jax.evaluation.experiment import Row, difference, evaluate
-from fseg_jax.evaluation.tables import MODE_NAMES, markdown_table
+from fseg_jax.evaluation.tables import MODE_NAMES, markdown_table, with_interval
 from fseg_jax.slides.reader import open_slide
 from fseg_jax.training.simclr import TRUNK, Settings, trainer
 from fseg_jax.training.views import Geometry, chances, draw, fields_of
@@ -134,13 +134,12 @@ def told(title: str, text: str, lines: list[dict], names: list[str]) -> str:
     """The table for people."""
 
     def cells(line: dict) -> list[str]:
-        low, high = line["interval"]
         out = [str(line[name]) for name in ("encoder", "k", "segmentation", "centres of")]
         out += ["balanced" if line["protocol"].startswith("balanced") else "plain"]
-        out += [f"{line['f1']:.3f} [{low:.3f}, {high:.3f}]", f"{line['spread over starts']:.3f}"]
+        out += [with_interval(line["f1"], line["interval"]), f"{line['spread over starts']:.3f}"]
         for other in names[1:]:
             above = line.get(f"above {other}")
-            out.append(f"{above[0]:+.3f} [{above[1].low:+.3f}, {above[1].high:+.3f}]" if above else "")
+            out.append(with_interval(above[0], above[1], "+.3f") if above else "")
         return out
 
     head = ["encoder", "k", "segmentation", "centres of", "matching", "macro F1", "±"]

@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from benchmarks.make_slide import made_slide
 from benchmarks.measure import OURS, Timing, row, save
 
 SIDES, CLUSTERS, SLIDES = (5_000, 10_000, 20_000), (16, 64, 256), (4, 8, 16)
@@ -41,12 +42,11 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 def line(what: str, unit: str, sizes: Sequence[float], found: Sequence[tuple[float, float]]) -> dict:
     times, memory = zip(*found, strict=True)
-    last = Timing(times[-1], times[-1], times[-1], times[-1])
     return row(
         what,
         unit,
         float(sizes[-1]),
-        {OURS: last},
+        {OURS: Timing.of(times[-1:], times[-1])},
         sizes=[float(size) for size in sizes],
         wall_s=[round(value, 2) for value in times],
         peak_mb=[round(value) for value in memory],
@@ -64,11 +64,7 @@ def main(tiny: bool) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        made = {}
-        for side in sides:
-            made[side] = folder / f"{side}.tif"
-            make = [sys.executable, "-m", "benchmarks.make_slide", str(source), str(made[side])]
-            subprocess.run([*make, "--side", str(side)], check=True, stdout=subprocess.DEVNULL)
+        made = {side: made_slide(source, folder / f"{side}.tif", side) for side in sides}
 
         def segment(side: int, k: int) -> tuple[float, float]:
             out = ["-o", str(folder / f"out-{side}-{k}"), "--overwrite"]

@@ -6,7 +6,6 @@ Beside scikit-learn (Lloyd, and mini-batch) and faiss, all from the same first c
 the inertia of each is compared in the same run. ``benchmarks/kmeans_scale.py`` has 2.2 million.
 """
 
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from benchmarks.measure import OURS, REPEATS, absent, interleaved, matrix_rate, row, save
+from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix_rate, row, save
 from fseg_jax import kmeans
 
 ROWS, CHANNELS, ITERATIONS = 50_000, 1024, 20
@@ -63,7 +62,7 @@ def compare(k: int, n: int, c: int, repeats: int) -> dict[str, Any]:
     if not absent("faiss-cpu"):
         import faiss
 
-        faiss.omp_set_num_threads(os.cpu_count() or 1)
+        faiss.omp_set_num_threads(cores())
 
         def by_faiss() -> None:
             model = faiss.Kmeans(c, k, niter=ITERATIONS, max_points_per_centroid=n, min_points_per_centroid=1)

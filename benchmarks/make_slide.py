@@ -7,6 +7,8 @@ and shifted by island, inside wavy ellipses. Every pyramid level is that functio
 scale, so no level is ever held in memory and none has to be read back.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -122,6 +124,13 @@ def write_slide(slide: Slide, out: Path, side: int, quality: int = 80) -> None:
                 metadata=None,
             )
     part.replace(out)
+
+
+def made_slide(source: Path, out: Path, side: int) -> Path:
+    """Make a slide in a process of its own, whose memory is then not that of what is measured."""
+    command = [sys.executable, "-m", "benchmarks.make_slide", str(source), str(out), "--side", str(side)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return out
 
 
 def _windows(slide: Slide, step: int) -> list[np.ndarray]:

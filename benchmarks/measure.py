@@ -43,23 +43,33 @@ class Timing(NamedTuple):
     slowest: float
     first: float
 
+    @classmethod
+    def of(cls, times: Sequence[float], first: float) -> "Timing":
+        return cls(float(np.median(times)), min(times), max(times), first)
+
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, Timing]:
     """Time every side once, and then round after round, so that what slows the machine slows all of them."""
     first = {name: seconds(run) for name, run in sides.items()}
     rounds = [{name: seconds(run) for name, run in sides.items()} for _ in range(repeats)]
-    timings = {}
-    for name in sides:
-        times = [one[name] for one in rounds]
-        timings[name] = Timing(float(np.median(times)), min(times), max(times), first[name])
-    return timings
+    return {name: Timing.of([one[name] for one in rounds], first[name]) for name in sides}
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """What a call takes until what it returns is ready, and that."""
+    begin = time.perf_counter()
+    result = jax.block_until_ready(run())
+    return time.perf_counter() - begin, result
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """What a call takes, whatever it returns being ready."""
-    begin = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - begin
+    """What a call takes until what it returns is ready."""
+    return timed(run)[0]
+
+
+def cores() -> int:
+    """How many this process may use: as many threads get all peers."""
+    return len(os.sched_getaffinity(0))
 
 
 def row(
@@ -125,7 +135,7 @@ def machine() -> dict[str, Any]:
     return {
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
         "versions": versions,

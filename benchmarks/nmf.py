@@ -8,7 +8,6 @@ scikit-learn's coordinate descent, random start. Objectives and masks are compar
 same run; a mismatch is an error.
 """
 
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from sklearn.decomposition import NMF, non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning
 
-from benchmarks.measure import OURS, REPEATS, absent, interleaved, matrix_rate, row, save
+from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix_rate, row, save
 from fseg_jax import nmf
 
 TOKENS, CHANNELS, TILES = 256, 1024, 64
@@ -61,7 +60,7 @@ def fixed(k: int, count: int, tokens: int, channels: int, repeats: int) -> dict[
         import torch
         import torchnmf.nmf
 
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(cores())
 
         def torch_nmf() -> None:
             V = torch.from_numpy(A[0]) + 1e-9

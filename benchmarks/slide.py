@@ -12,8 +12,6 @@ The slide is made by ``benchmarks.make_slide``; the second run of each is timed,
 import importlib
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.measure import OURS, Timing, absent, row, save
+from benchmarks.make_slide import made_slide
+from benchmarks.measure import OURS, Timing, absent, cores, row, save, timed
 from fseg_jax import nmf
 from fseg_jax.codebook import Codebook
 from fseg_jax.cohort.worker import Plan, Settings, lay_out, segment_slide
@@ -37,12 +36,6 @@ TARGETS = {64: 3, 256: 20}
 OVERHEAD = 1.10
 
 
-def once(run: Any) -> tuple[float, Any]:
-    begin = time.perf_counter()
-    result = jax.block_until_ready(run())
-    return time.perf_counter() - begin, result
-
-
 def parts(slide: Any, plan: Plan, encoder: Encoder, H: jax.Array, settings: Settings) -> dict[str, float]:
     """Seconds of decoding, encoding and solving all tiles, each alone."""
     boxes = [plan.grid.box(*tile) for tile in plan.tiles()]
@@ -51,14 +44,14 @@ def parts(slide: Any, plan: Plan, encoder: Encoder, H: jax.Array, settings: Sett
     def decode() -> list[np.ndarray]:
         return [images for _, images in read_batches(slide, boxes, plan.mpp, batch=batch, threads=threads)]
 
-    decoding, images = once(decode)
+    decoding, images = timed(decode)
     device = [jnp.asarray(each) for each in images]
     encoder(device[0]).block_until_ready()
-    encoding, grids = once(lambda: [encoder(each) for each in device])
+    encoding, grids = timed(lambda: [encoder(each) for each in device])
     tokens = [grid.reshape(grid.shape[0], -1, grid.shape[-1]) for grid in grids]
     solve = jax.jit(nmf.solve_weights)
     solve(tokens[0], H).block_until_ready()
-    solving, _ = once(lambda: [solve(A, H) for A in tokens])
+    solving, _ = timed(lambda: [solve(A, H) for A in tokens])
     return {"decoding": decoding, "encoder": encoding, "solver": solving}
 
 
@@ -74,14 +67,14 @@ def ours(path: Path, out: Path, encoder: Encoder, k: int) -> dict[str, Any]:
         chosen = np.random.default_rng(0).choice(len(A), k, replace=False)
         H = np.maximum(A[chosen], 1e-3)
         codebook = Codebook(H)
-        first, _ = once(lambda: segment_slide(slide, out / "first", encoder, codebook, settings))
-        whole, _ = once(lambda: segment_slide(slide, out / "second", encoder, codebook, settings))
+        first, _ = timed(lambda: segment_slide(slide, out / "first", encoder, codebook, settings))
+        whole, _ = timed(lambda: segment_slide(slide, out / "second", encoder, codebook, settings))
         alone = parts(slide, plan, encoder, jnp.asarray(H), settings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return {"plan": plan, "H": H, "first": first, "whole": whole, "alone": alone, "peak_mb": round(peak)}
 
 
-def theirs(path: Path, network: Any, plan: Plan, H: np.ndarray, count: int) -> float:
+def theirs(path: Path, network: Any, plan: Plan, H: np.ndarray, count: int) -> Timing:
     """Seconds a tile of the F-SEG authors' class on a network and its layer, fed from OpenSlide, after one to
     warm up."""
     import openslide
@@ -89,7 +82,7 @@ def theirs(path: Path, network: Any, plan: Plan, H: np.ndarray, count: int) -> f
     from PIL import Image
 
     fseg: Any = importlib.import_module("fseg.fseg")  # the distribution segf
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     model = fseg.FSeg(*network)
     slide = openslide.OpenSlide(str(path))
     own = float(slide.properties["openslide.mpp-x"])
@@ -107,7 +100,7 @@ def theirs(path: Path, network: Any, plan: Plan, H: np.ndarray, count: int) -> f
         scaled = ((np.asarray(pixels) / 255 - mean) / std).astype(np.float32)
         model.predict_project_concepts(torch.from_numpy(scaled).permute(2, 0, 1)[None], H.copy())
         times.append(time.perf_counter() - begin)
-    return float(np.median(times[1:]))
+    return Timing.of(times[1:], times[0])
 
 
 def resnet50(folder: Path) -> tuple[Any, Any, Encoder]:
@@ -129,10 +122,7 @@ def main(tiny: bool) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        path = folder / "slide.tif"
-        make = [sys.executable, "-m", "benchmarks.make_slide", str(source), str(path)]
-        side = 1_200 if tiny else SIDE
-        subprocess.run([*make, "--side", str(side)], check=True, stdout=subprocess.DEVNULL)
+        path = made_slide(source, folder / "slide.tif", 1_200 if tiny else SIDE)
         runs: list[tuple[str, int, Encoder, Any]] = []
         peers = [package for package in ("torch", "timm", "segf", "openslide-python") if absent(package)]
         if not peers:
@@ -143,11 +133,11 @@ def main(tiny: bool) -> None:
             found = ours(path, folder / f"out-{number}", encoder, k)
             tiles = len(found["plan"].tiles())
             whole, together = found["whole"], sum(found["alone"].values())
-            timings = {OURS: Timing(whole, whole, whole, found["first"])}
+            timings = {OURS: Timing.of([whole], found["first"])}
             work = {OURS: float(tiles)}
             if peer:
-                each = theirs(path, peer, found["plan"], found["H"], 1 if tiny else PEER_TILES)
-                timings["segf, OpenSlide"] = Timing(each, each, each, each)
+                count = 1 if tiny else PEER_TILES
+                timings["segf, OpenSlide"] = theirs(path, peer, found["plan"], found["H"], count)
                 work["segf, OpenSlide"] = 1.0
             rows.append(
                 row(

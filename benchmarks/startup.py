@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import click
-import numpy as np
 
 from benchmarks.measure import OURS, REPEATS, Timing, row, save
 
@@ -36,8 +35,7 @@ def timed(arguments: list[str], environment: dict[str, str], repeats: int) -> Ti
         begin = time.perf_counter()
         subprocess.run(arguments, check=True, env=environment, stdout=subprocess.DEVNULL)
         times.append(time.perf_counter() - begin)
-    later = times[1:]
-    return Timing(float(np.median(later)), min(later), max(later), times[0])
+    return Timing.of(times[1:], times[0])
 
 
 @click.command()

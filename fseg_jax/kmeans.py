@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fseg_jax.arrays import Centres, Key
+from fseg_jax.axes import smallest, unit
 from fseg_jax.errors import InputError
 
 SLAB = 1024  # points a pass holds distances for: what a processor keeps in its cache
@@ -67,12 +68,11 @@ def fit(
     if not bool(jnp.isfinite(X).all()):
         raise InputError("k-means: the points hold a NaN or an infinity; look at the encoder's features")
     X = X.astype(jnp.promote_types(X.dtype, jnp.float32))
-    keys = [key, *(jax.random.fold_in(key, i) for i in range(1, restarts))]
     if start is not None:
-        start = jnp.asarray(start, X.dtype)
+        start, restarts = jnp.asarray(start, X.dtype), 1  # nothing is drawn
         if start.shape != (k, X.shape[1]):
             raise InputError(f"first centres of shape {start.shape}: give (k, c) = ({k}, {X.shape[1]})")
-        keys = keys[:1]  # which is then not used
+    keys = [key, *(jax.random.fold_in(key, i) for i in range(1, restarts))]
     results = [_fit(X, each, k, max_iterations, tolerance, spherical, start) for each in keys]
     return min(results, key=lambda result: float(result.inertia)) if len(results) > 1 else results[0]
 
@@ -88,8 +88,8 @@ def _fit(
     start: Centres | None = None,
 ) -> KMeansResult:
     if spherical:
-        X = _unit(X)
-        start = None if start is None else _unit(start)
+        X = unit(X)
+        start = None if start is None else unit(start)
     mean = jnp.mean(X, axis=0, keepdims=True)
     X = X - mean  # distances by expansion lose less when the points lie around the origin
     threshold = tolerance * jnp.mean(jnp.var(X, axis=0))
@@ -98,7 +98,7 @@ def _fit(
         i, centers, _ = state
         moved = _move(X, centers, _assign(X, centers))
         if spherical:
-            moved = _unit(moved + mean) - mean
+            moved = unit(moved + mean) - mean
         return i + 1, moved, jnp.sum((moved - centers) ** 2)
 
     centers = plus_plus(X, k, key) if start is None else start - mean
@@ -110,10 +110,6 @@ def _fit(
     labels = _assign(X, centers).labels
     inertia = jnp.sum((X - centers[labels]) ** 2)  # not by expansion: exact
     return KMeansResult(centers + mean, labels, inertia, jnp.asarray(i))
-
-
-def _unit(X: Float[Array, "n c"]) -> Float[Array, "n c"]:
-    return X / jnp.maximum(jnp.linalg.norm(X, axis=1, keepdims=True), 1e-12)
 
 
 def _move(X: Float[Array, "n c"], centers: Centres, now: _Pass) -> Centres:
@@ -136,19 +132,16 @@ def _assign(X: Float[Array, "n c"], centers: Centres) -> _Pass:
     slab = min(SLAB, n)
     slabs = -(-n // slab)
     squares = jnp.sum(centers * centers, axis=1)[:, None]
-    cluster = jnp.arange(k, dtype=jnp.int32)[:, None]
 
     def one(sums: tuple, start: Array) -> tuple:
         # The last slab is moved back to end with the data; what it shares with the one before is masked out.
         begin = jnp.minimum(start, n - slab)
         x = jax.lax.dynamic_slice(X, (begin, 0), (slab, c))
         fresh = begin + jnp.arange(slab) >= start
-        # Clusters along the first axis: the minimum over them, and what is first there, are whole vectors'.
+        # Clusters along the first axis: the smallest over them are whole vectors'.
         scores = squares - 2 * jnp.matmul(centers, x.T, precision="highest")
-        least = jnp.min(scores, axis=0, keepdims=True)
-        labels = jnp.min(jnp.where(scores == least, cluster, k), axis=0)
-        labels = jnp.minimum(labels, k - 1)
-        distances = jnp.maximum(jnp.sum(x * x, axis=1) + least[0], 0)
+        labels, least = smallest(scores, 0)
+        distances = jnp.maximum(jnp.sum(x * x, axis=1) + least, 0)
         parts = _sums(x, jnp.where(fresh, labels, k), k)
         sums = (sums[0] + parts[0], sums[1] + parts[1])
         return sums, (labels, distances)

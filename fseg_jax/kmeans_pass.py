@@ -21,12 +21,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from fseg_jax.axes import smallest, unit
 from fseg_jax.errors import InputError
 
 BATCH = 32_768  # points read at once, and a mini-batch
 SLAB = 8192  # points a device holds distances for, at most
 BLOCK = 256  # points of which one may become an empty cluster's centre
 CANDIDATES = 64  # such points, of each k, kept in a pass
+
+Given = Array | np.ndarray  # of the host, the same for all devices
 
 
 @runtime_checkable
@@ -58,6 +61,15 @@ class _Totals(NamedTuple):
     far: Float[Array, "d s t"]
     where: Int[Array, "d s t"]
     finite: Int[Array, " d"]
+
+
+class _Given(NamedTuple):
+    """What points are compared with: the centres of all k below each other, less the mean; the same on their
+    side; the mean. A product with a transpose made on the device takes a CPU three times as long."""
+
+    centers: Float[Given, "K c"]
+    across: Float[Given, "c K"]
+    mean: Float[Given, " c"]
 
 
 class _Layout(NamedTuple):
@@ -114,7 +126,7 @@ class Points:
         """Assign all points, or those of some batches, to the nearest centres, and add them up."""
         totals, given = self._zeros(ks), self._given(centers, ks)
         for start, stop, X in self._read(range(self.batches) if batches is None else batches):
-            totals = _add(totals, X, start, stop, *given, tuple(ks), self.layout, self.spherical, exact)
+            totals = _add(totals, X, start, stop, given, tuple(ks), self.layout, self.spherical, exact)
         return self._sums(totals, ks)
 
     def assign(
@@ -125,7 +137,7 @@ class Points:
         distances = np.zeros((len(ks), self.n), np.float32)
         given = self._given(centers, ks)
         for start, stop, X in self._read(range(self.batches)):
-            found = _nearest(X, *given, tuple(ks), self.layout, self.spherical)
+            found = _nearest(X, given, tuple(ks), self.layout, self.spherical)
             for out, array in zip((labels, distances), found, strict=True):
                 for shard in array.addressable_shards:
                     begin = start + (shard.index[1].start or 0)
@@ -160,13 +172,9 @@ class Points:
         make = {name: partial(jnp.zeros, *given) for name, given in shapes.items()}
         return _Totals(**{n: jax.jit(f, out_shardings=self.layout.sharded)() for n, f in make.items()})
 
-    def _given(self, centers: dict[int, np.ndarray], ks: Sequence[int]) -> tuple[np.ndarray, ...]:
-        """Centres of all k below each other, less the mean; the same on their side; the mean.
-
-        A product with a transpose made on the device is three times slower on a CPU than one laid out so.
-        """
+    def _given(self, centers: dict[int, np.ndarray], ks: Sequence[int]) -> _Given:
         together = np.concatenate([centers[k] - self.mean for k in ks])
-        return together, np.ascontiguousarray(together.T), self.mean
+        return _Given(together, np.ascontiguousarray(together.T), self.mean)
 
     def _sums(self, totals: _Totals, ks: Sequence[int]) -> dict[int, Sums]:
         whole = jax.tree.map(np.asarray, _gather(totals, self.layout.mesh))
@@ -209,11 +217,6 @@ class Points:
                 yield start, stop, X
 
 
-def unit(X: Float[np.ndarray, "*m c"]) -> Float[np.ndarray, "*m c"]:
-    """Points scaled to length one."""
-    return X / np.maximum(np.linalg.norm(X, axis=-1, keepdims=True), 1e-12)
-
-
 def take(rows: Rows, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m c"]:
     """Some of the points, by their indices, which ascend; float32, in one reading."""
     n, channels = rows.shape
@@ -241,27 +244,16 @@ def _ahead(pool: ThreadPoolExecutor, reads: Iterator[Callable[[], Any]]) -> Iter
 # -------------------------------------------------------------------------------------------- on the devices
 
 
-def _prepared(x: Float[Array, "m c"], mean: Float[Array, " c"], spherical: bool) -> Float[Array, "m c"]:
+def _prepared(x: Float[Array, "m c"], mean: Float[Given, " c"], spherical: bool) -> Float[Array, "m c"]:
     x = x.astype(jnp.float32)
-    if spherical:
-        x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return x - mean[None]
+    return (unit(x) if spherical else x) - mean[None]
 
 
-def _products(a: Array, b: Array, exact: bool) -> Float[Array, "m n"]:
+def _products(a: Array, b: Given, exact: bool) -> Float[Array, "m n"]:
     """a · b with float32 sums, of float32 or of bfloat16."""
     if exact:
         return jnp.matmul(a, b, precision="highest")
     return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
-
-
-def _labelled(scores: Float[Array, "m k"]) -> tuple[Int[Array, " m"], Float[Array, " m"]]:
-    """The column of the smallest of each row, the first of several, and its value: two plain reductions,
-    which a CPU does in vectors, where argmin is one of pairs."""
-    least = jnp.min(scores, axis=1)
-    columns = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
-    at = jnp.where(scores == least[:, None], columns, scores.shape[1])
-    return jnp.minimum(jnp.min(at, axis=1), scores.shape[1] - 1), least  # of NaN no column is the least
 
 
 @partial(jax.jit, static_argnames=("ks", "layout", "spherical", "exact"), donate_argnums=0)
@@ -270,9 +262,7 @@ def _add(
     X: Float[Array, "B c"],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
-    centers: Float[Array, "K c"],
-    across: Float[Array, "c K"],
-    mean: Float[Array, " c"],
+    given: _Given,
     ks: tuple[int, ...],
     layout: _Layout,
     spherical: bool,
@@ -281,22 +271,20 @@ def _add(
     """Add a batch, points ``start`` to ``stop``, to what each device has added up."""
     spread, same = PartitionSpec("rows"), PartitionSpec()
 
-    def local(
-        totals: _Totals, X: Array, start: Array, stop: Array, centers: Array, across: Array, mean: Array
-    ) -> _Totals:
+    def local(totals: _Totals, X: Array, start: Array, stop: Array, given: _Given) -> _Totals:
         sums, counts, inertia, far, where, finite = (part[0] for part in totals)
-        squares = jnp.sum(centers * centers, axis=1)[None]
+        squares = jnp.sum(jnp.square(given.centers), axis=1)[None]
         first = start + jax.lax.axis_index("rows") * layout.each
         for i in range(layout.slabs):
             index = first + i * layout.slab + jnp.arange(layout.slab, dtype=jnp.int32)
             fresh = index < stop
-            x = _prepared(X[i * layout.slab : (i + 1) * layout.slab], mean, spherical)
+            x = _prepared(X[i * layout.slab : (i + 1) * layout.slab], given.mean, spherical)
             x = jnp.where(fresh[:, None], x, 0).astype(jnp.float32 if exact else jnp.bfloat16)
             own = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1)
-            scores = squares - 2 * _products(x, across, exact)
+            scores = squares - 2 * _products(x, given.across, exact)
             members = []
             for j, (k, begin) in enumerate(zip(ks, np.cumsum([0, *ks]).tolist(), strict=False)):
-                labels, least = _labelled(scores[:, begin : begin + k])
+                labels, least = smallest(scores[:, begin : begin + k], 1)
                 labels = jnp.where(fresh, labels, k)  # of no cluster
                 members.append(labels[None] == jnp.arange(k, dtype=jnp.int32)[:, None])
                 distance = jnp.where(fresh, jnp.maximum(own + least, 0), 0).reshape(-1, BLOCK)
@@ -313,8 +301,8 @@ def _add(
         return _Totals(*(part[None] for part in (sums, counts, inertia, far, where, finite)))
 
     return jax.shard_map(
-        local, mesh=layout.mesh, in_specs=(spread, spread, same, same, same, same, same), out_specs=spread
-    )(totals, X, jnp.int32(start), jnp.int32(stop), centers, across, mean)
+        local, mesh=layout.mesh, in_specs=(spread, spread, same, same, same), out_specs=spread
+    )(totals, X, jnp.int32(start), jnp.int32(stop), given)
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -335,9 +323,7 @@ def _gather(totals: _Totals, mesh: Mesh) -> _Totals:
 @partial(jax.jit, static_argnames=("ks", "layout", "spherical"))
 def _nearest(
     X: Float[Array, "B c"],
-    centers: Float[Array, "K c"],
-    across: Float[Array, "c K"],
-    mean: Float[Array, " c"],
+    given: _Given,
     ks: tuple[int, ...],
     layout: _Layout,
     spherical: bool,
@@ -345,23 +331,20 @@ def _nearest(
     """The nearest centre of each point for each k, and the squared distance to it, not by expansion."""
     spread, same = PartitionSpec("rows"), PartitionSpec()
 
-    def local(X: Array, centers: Array, across: Array, mean: Array) -> tuple[Array, Array]:
-        squares = jnp.sum(centers * centers, axis=1)[None]
+    def local(X: Array, given: _Given) -> tuple[Array, Array]:
+        squares = jnp.sum(jnp.square(given.centers), axis=1)[None]
         slabs = []
         for i in range(layout.slabs):
-            x = _prepared(X[i * layout.slab : (i + 1) * layout.slab], mean, spherical)
-            scores = squares - 2 * _products(x, across, True)
+            x = _prepared(X[i * layout.slab : (i + 1) * layout.slab], given.mean, spherical)
+            scores = squares - 2 * _products(x, given.across, True)
             found = []
             for k, begin in zip(ks, np.cumsum([0, *ks]).tolist(), strict=False):
-                labels, _ = _labelled(scores[:, begin : begin + k])
-                found.append((labels, jnp.sum((x - centers[begin : begin + k][labels]) ** 2, axis=1)))
+                labels, _ = smallest(scores[:, begin : begin + k], 1)
+                found.append((labels, jnp.sum((x - given.centers[begin : begin + k][labels]) ** 2, axis=1)))
             slabs.append(tuple(jnp.stack(part) for part in zip(*found, strict=True)))
         labels, distances = (jnp.concatenate(part, axis=1) for part in zip(*slabs, strict=True))
         return labels, distances
 
     return jax.shard_map(
-        local,
-        mesh=layout.mesh,
-        in_specs=(spread, same, same, same),
-        out_specs=PartitionSpec(None, "rows"),
-    )(X, centers, across, mean)
+        local, mesh=layout.mesh, in_specs=(spread, same), out_specs=PartitionSpec(None, "rows")
+    )(X, given)

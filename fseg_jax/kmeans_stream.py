@@ -18,8 +18,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
 from fseg_jax.arrays import Key
+from fseg_jax.axes import unit
 from fseg_jax.errors import InputError
-from fseg_jax.kmeans_pass import Points, Rows, Sums, take, unit
+from fseg_jax.kmeans_pass import Points, Rows, Sums, take
 
 SAMPLE = 32_768  # points that centres start from, or 128 a centre
 LLOYD_PASSES, MINI_BATCH_PASSES, START_PASSES = 100, 5, 50

@@ -90,7 +90,7 @@ def _solve(
         def finish(rows: Int[Array, " m"]) -> Array:
             return conjugate_gradients(G, N[rows], tolerance, max_iterations, W[rows])
 
-        W = packed(finish, unfinished(G, N, W, tolerance), min(len(N), 64), W)
+        W = packed(finish, unfinished(G, N, W, tolerance), W)
     norm = norm.T
     return jnp.where(norm > 0, W / jnp.where(norm > 0, norm, 1), 0)
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from fseg_jax.axes import first
 from fseg_jax.packing import packed
 
 Scalar = float | Float[Array, ""]
@@ -25,10 +26,9 @@ Scalar = float | Float[Array, ""]
 # together, with more slots. On real slides k = 64 leaves a sixth of the tokens to the second, k = 256 half.
 SLOTS, STEPS = 12, 10
 MORE_SLOTS = 24
-PACK = 16  # a second pass is of this part of the tokens at a time
-DEPENDENT = (
-    1e-6  # a concept of which less than this is outside the span of those in use: its weight is rounding
-)
+SHARE = 1 / 16  # of the tokens, a second pass at a time
+# A concept of which less than this is outside the span of those in use: its weight would be rounding.
+DEPENDENT = 1e-6
 
 
 class Slots(NamedTuple):
@@ -52,7 +52,7 @@ def active_set(G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar
     """
     N = N.T
     k, n = N.shape
-    slots, more, pack = min(SLOTS, k), min(MORE_SLOTS, k), min(n, max(n // PACK, 64))
+    slots, more = min(SLOTS, k), min(MORE_SLOTS, k)
     floor = tolerance * jnp.sqrt(jnp.sum(N * N, 0, keepdims=True))
     at = _steps(G, N, floor, _nothing(slots, n, N.dtype), STEPS)
     rest = at.live[0] | (jnp.all(at.use, 0) & (slots < more))
@@ -65,7 +65,7 @@ def active_set(G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar
         ended = _steps(G, N[:, columns], floor[:, columns], began, 4 * more)
         return _spread(ended.w, ended.concept, k).T
 
-    return packed(second, rest, pack, _spread(at.w, at.concept, k).T)
+    return packed(second, rest, _spread(at.w, at.concept, k).T, share=SHARE)
 
 
 def _nothing(slots: int, n: int, dtype: jnp.dtype) -> Slots:
@@ -78,12 +78,6 @@ def _spread(w: Float[Array, "s n"], concept: Int[Array, "s n"], k: int) -> Float
     """The weights in their concepts' places; slots that are not in use hold zeros."""
     tokens = jnp.arange(w.shape[1])[None]
     return jnp.zeros((k, w.shape[1]), w.dtype).at[concept, tokens].add(w, mode="promise_in_bounds")
-
-
-def _first(here: Bool[Array, "m n"]) -> Int[Array, "1 n"]:
-    """The first row that is true, m where none is: two plain reductions, where ``argmax`` is a slow one."""
-    m = here.shape[0]
-    return jnp.min(jnp.where(here, jnp.arange(m)[:, None], m), 0, keepdims=True)
 
 
 def _steps(
@@ -104,14 +98,14 @@ def _steps(
         out = jnp.any(beyond, 0, keepdims=True)
         share = jnp.where(beyond, w / jnp.maximum(w - z, tiny), 2)
         most = jnp.min(share, 0, keepdims=True)
-        leaving = row == _first(share == most)
+        leaving = row == first(share == most, 0)
         w = jnp.where(out, jnp.where(live, jnp.maximum(w + most * (z - w), 0), w), z)
         # In: w is z, and the weight with the steepest gradient is taken in.
         W = _spread(w, concept, k)
         gradient = jnp.where(W > 0, -jnp.inf, N - jnp.matmul(G, W, precision="highest"))
         steepest = jnp.max(gradient, 0, keepdims=True)
-        new = jnp.minimum(_first(gradient == steepest), k - 1)
-        slot = _first(~use)
+        new = jnp.minimum(first(gradient == steepest, 0), k - 1)
+        slot = first(~use, 0)
         entering = row == slot
         # What a slot in or out does to the inverse is of rank one, along the vector v.
         g = G.reshape(-1).at[concept * k + new].get(mode="promise_in_bounds")
@@ -155,14 +149,10 @@ def conjugate_gradients(
 
     step = 1.0 / jnp.maximum(jnp.max(jnp.sum(jnp.abs(G), axis=1)), 1e-30)  # 1 / ‖G‖∞ ≤ 1 / ‖G‖₂
     epsilon = jnp.finfo(N.dtype)
-    target = (tolerance * jnp.linalg.norm(N, axis=1, keepdims=True)) ** 2
-
-    def going(w: Array, g: Array) -> Array:
-        free, chopped = _split(w, g)
-        return dot(free, free) + dot(chopped, chopped) > target
+    target = tolerance**2 * dot(N, N)
 
     def body(state: tuple) -> tuple:
-        i, w, g, p, _ = state
+        i, w, g, p, live = state
         free, chopped = _split(w, g)
         # Proportional: more is to be gained on the face than by leaving it.
         on_face = dot(chopped, chopped) <= dot(jnp.minimum(free, w / step), free)
@@ -179,16 +169,15 @@ def conjugate_gradients(
         free_new, _ = _split(w_new, g_new)
         conjugate = jnp.where(on_face & inside, dot(free_new, Gd) / dGd, 0)
         p_new = free_new - conjugate * p
-        live = going(w, g)
         w, g, p = (jnp.where(live, new, old) for new, old in ((w_new, w), (g_new, g), (p_new, p)))
-        return i + 1, w, g, p, jnp.any(going(w, g))
+        return i + 1, w, g, p, _gap(w, g) > target
 
     w = start
     g = jnp.matmul(w, G, precision="highest") - N
     _, w, _, _, _ = jax.lax.while_loop(
-        lambda state: (state[0] < max_iterations) & state[4],
+        lambda state: (state[0] < max_iterations) & jnp.any(state[4]),
         body,
-        (0, w, g, _split(w, g)[0], jnp.any(going(w, g))),
+        (0, w, g, _split(w, g)[0], _gap(w, g) > target),
     )
     return w
 
@@ -197,8 +186,14 @@ def unfinished(
     G: Float[Array, "k k"], N: Float[Array, "n k"], W: Float[Array, "n k"], tolerance: Scalar
 ) -> Bool[Array, " n"]:
     """Rows whose projected gradient exceeds ``tolerance`` × ‖n‖."""
-    free, chopped = _split(W, jnp.matmul(W, G, precision="highest") - N)
-    return jnp.linalg.norm(free + chopped, axis=1) > tolerance * jnp.linalg.norm(N, axis=1)
+    gap = _gap(W, jnp.matmul(W, G, precision="highest") - N)
+    return (gap > tolerance**2 * jnp.sum(N * N, axis=1, keepdims=True))[:, 0]
+
+
+def _gap(w: Array, g: Array) -> Float[Array, "n 1"]:
+    """The squared norm of each row's projected gradient, zero at its minimum."""
+    free, chopped = _split(w, g)
+    return jnp.sum(free * free + chopped * chopped, axis=1, keepdims=True)
 
 
 def _split(w: Array, g: Array) -> tuple[Array, Array]:

@@ -6,24 +6,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
+LEAST = 64  # rows at a time
+
 
 def packed(
     f: Callable[[Int[Array, " m"]], Shaped[Array, "m *row"]],
     rest: Bool[Array, " n"],
-    size: int,
     result: Shaped[Array, "n *row"],
+    *,
+    share: float = 0.0,
 ) -> Shaped[Array, "n *row"]:
-    """The result with ``f(rows)`` in place of the rows that are in ``rest``, ``size`` rows at a time."""
-    order, total, n = jnp.argsort(~rest, stable=True), jnp.sum(rest), rest.shape[0]
+    """The result with ``f(rows)`` in place of the rows that are in ``rest``: of all rows ``share`` at a time,
+    and ``LEAST`` at the least."""
+    n = rest.shape[0]
+    size = min(n, max(int(n * share), LEAST))
+    order, total = jnp.argsort(~rest, stable=True), jnp.sum(rest)
 
     def body(state: tuple) -> tuple:
         done, result = state
+        # The last part is moved back to end with the rows: what it shares with others comes out the same.
         rows = jax.lax.dynamic_slice(order, (jnp.minimum(done, n - size),), (size,))
-        # The last rows of a part that is not full are done already, or need nothing: f says the same again.
-        return done + size, result.at[rows].set(jnp.where(_like(rest[rows], result), f(rows), result[rows]))
+        return done + size, result.at[jnp.where(rest[rows], rows, n)].set(f(rows), mode="drop")
 
     return jax.lax.while_loop(lambda state: state[0] < total, body, (0, result))[1]
-
-
-def _like(rest: Bool[Array, " m"], result: Array) -> Array:
-    return rest.reshape(-1, *(1,) * (result.ndim - 1))

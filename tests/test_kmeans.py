@@ -21,6 +21,12 @@ def blobs(k: int, n: int = 3000, c: int = 24, spread: float = 0.3) -> tuple[np.n
     return (r.normal(size=(k, c))[truth] + spread * r.normal(size=(n, c))).astype(np.float32), truth
 
 
+def test_a_start_of_another_shape_is_named():
+    X, _ = blobs(8, spread=2.0)
+    with pytest.raises(InputError, match=r"first centres of shape \(7, .*give \(k, c\) = \(8, "):
+        kmeans.fit(X, 8, key=KEY, start=X[:7])
+
+
 @pytest.mark.parametrize("k", [4, 16, 64])
 def test_planted_clusters_are_found(k):
     X, truth = blobs(k)
@@ -31,11 +37,10 @@ def test_planted_clusters_are_found(k):
     assert float(result.inertia) <= theirs.inertia_ * 1.02
 
 
-def test_the_same_start_gives_scikit_learns_centres(monkeypatch):
+def test_the_same_start_gives_scikit_learns_centres():
     X, _ = blobs(8, spread=2.0)
     start = X[:8]
-    monkeypatch.setattr(kmeans, "plus_plus", lambda X, k, key: X[:k])
-    ours = kmeans._fit.__wrapped__(jnp.asarray(X), KEY, 8, 300, 1e-4)
+    ours = kmeans.fit(X, 8, key=KEY, start=start)
     theirs = KMeans(8, init=start, n_init=1, algorithm="lloyd").fit(X)
     np.testing.assert_allclose(ours.centers, theirs.cluster_centers_, atol=2e-3)
     assert (np.asarray(ours.labels) == theirs.labels_).mean() >= 0.999

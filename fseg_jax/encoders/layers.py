@@ -19,6 +19,7 @@ from fseg_jax.errors import InputError
 
 DType = Any
 Padding = int | str
+Pads = tuple[tuple[int, int], ...]  # before and after, of rows and columns
 
 
 class Stage(NamedTuple):
@@ -123,10 +124,15 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
         kernel = self.kernel[...]
         x = x.astype(kernel.dtype)
-        whole = partial(_convolved, stride=self.stride, padding=self.padding, groups=self.groups)
-        large = kernel.shape[:2] == (1, 1) or kernel.shape[2] >= MANY_CHANNELS
+        sides, strides = kernel.shape[:2], (self.stride, self.stride)
+        if isinstance(self.padding, str):
+            pads = tuple(lax.padtype_to_pads(x.shape[1:3], sides, strides, self.padding))
+        else:
+            pads = ((self.padding, self.padding),) * 2
+        whole = partial(_convolved, stride=self.stride, pads=pads, groups=self.groups)
+        large = sides == (1, 1) or kernel.shape[2] >= MANY_CHANNELS
         if large and kernel.dtype == jnp.bfloat16 and self.groups == 1:
-            products = partial(_products, stride=self.stride, padding=self.padding)
+            products = partial(_products, stride=self.stride, pads=pads)
             y = lax.platform_dependent(x, kernel, cpu=products, default=whole)
         else:
             y = whole(x, kernel)
@@ -134,13 +140,13 @@ class Conv(nnx.Module):
 
 
 def _convolved(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "y x j o"], stride: int, padding: Padding, groups: int
+    x: Float[Array, "b h w i"], kernel: Float[Array, "y x j o"], stride: int, pads: Pads, groups: int
 ) -> Float[Array, "b p q o"]:
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        padding if isinstance(padding, str) else [(padding, padding)] * 2,
+        pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
         preferred_element_type=jnp.float32,
@@ -148,15 +154,11 @@ def _convolved(
 
 
 def _products(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "y x i o"], stride: int, padding: Padding
+    x: Float[Array, "b h w i"], kernel: Float[Array, "y x i o"], stride: int, pads: Pads
 ) -> Float[Array, "b p q o"]:
     """A convolution as a sum of shifted products: on a CPU XLA's products of bfloat16 are fast, and its
     convolutions are not. ResNet-50 takes two thirds of the time."""
     sides = kernel.shape[:2]
-    if isinstance(padding, str):
-        pads = lax.padtype_to_pads(x.shape[1:3], sides, (stride, stride), padding)
-    else:
-        pads = [(padding, padding)] * 2
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     p, q = ((x.shape[1 + axis] - sides[axis]) // stride + 1 for axis in (0, 1))
     y = jnp.zeros((x.shape[0], p, q, kernel.shape[3]), jnp.float32)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from fseg_jax import nmf
 from fseg_jax.arrays import Centres, Features, Key
+from fseg_jax.axes import unit
 from fseg_jax.evaluation.datasets import IGNORED
 from fseg_jax.evaluation.features import Encoded, Report
 from fseg_jax.methods import fseg
@@ -35,11 +36,6 @@ def fixed(features: Features, centers: Centres) -> Float[Array, "b h w k"]:
 @jax.jit
 def nearest(features: Features, centers: Centres) -> Float[Array, "b h w k"]:
     """No factorization: each token's cosine similarity with each centre."""
-
-    def unit(x: Array) -> Array:
-        norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-        return x / jnp.where(norm > 0, norm, 1)
-
     return jnp.matmul(unit(features), unit(centers).T, precision="highest")
 
 

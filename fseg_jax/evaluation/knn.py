@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from fseg_jax.axes import unit
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.features import Encoded
 from fseg_jax.evaluation.metrics import macro_f1
@@ -46,5 +47,4 @@ def _tokens(
         labels.append(share[pure].argmax(1))
     X, y = np.concatenate(tokens), np.concatenate(labels)
     kept = np.sort(np.random.default_rng(seed).permutation(len(X))[:MOST])
-    X = X[kept] / np.maximum(np.linalg.norm(X[kept], axis=1, keepdims=True), 1e-12)
-    return X, y[kept]
+    return unit(X[kept]), y[kept]

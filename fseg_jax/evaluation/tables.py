@@ -219,12 +219,12 @@ def _matched_cells(row: "Row") -> list[str]:
         row.centres,
         "balanced" if row.protocol.startswith("balanced") else "plain",
         row.learnt_on,
-        _with(row.f1, row.f1_interval),
+        with_interval(row.f1, row.f1_interval),
         "" if row.f1_spread is None else f"{row.f1_spread:.3f}",
-        _with(row.iou, row.iou_interval),
-        _with(row.ari, row.ari_interval),
+        with_interval(row.iou, row.iou_interval),
+        with_interval(row.ari, row.ari_interval),
         f"{row.mutual_information:.3f}",
-        "" if row.gain is None else _with(row.gain, row.gain_interval, "+.3f"),
+        "" if row.gain is None else with_interval(row.gain, row.gain_interval, "+.3f"),
         _above_colour(row),
         *_each_f1(row),
     ]
@@ -238,9 +238,9 @@ def _probed_cells(dataset: Dataset, row: "Row") -> list[str]:
         "balanced" if row.protocol.startswith("balanced") else "none",
         f"{row.threshold:g}" + (" (chosen)" if row.chosen else ""),
         ", ".join(f"{name} {count}" for name, count in pairs),
-        _with(row.f1, row.f1_interval),
-        _with(row.iou, row.iou_interval),
-        _with(row.ari, row.ari_interval),
+        with_interval(row.f1, row.f1_interval),
+        with_interval(row.iou, row.iou_interval),
+        with_interval(row.ari, row.ari_interval),
         f"{row.mutual_information:.3f}",
         _above_colour(row),
         *_each_f1(row),
@@ -248,7 +248,9 @@ def _probed_cells(dataset: Dataset, row: "Row") -> list[str]:
 
 
 def _above_colour(row: "Row") -> str:
-    return "" if row.above_colour is None else _with(row.above_colour, row.above_colour_interval, "+.3f")
+    return (
+        "" if row.above_colour is None else with_interval(row.above_colour, row.above_colour_interval, "+.3f")
+    )
 
 
 def _each_f1(row: "Row") -> list[str]:
@@ -259,7 +261,8 @@ def markdown_table(head: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines)]
 
 
-def _with(value: float, interval: Interval | None, form: str = ".3f") -> str:
+def with_interval(value: float, interval: Interval | None, form: str = ".3f") -> str:
+    """A value, and in brackets where its bootstrap lies: ``0.706 [0.681, 0.733]``."""
     return f"{value:{form}}" + (f" [{interval.low:{form}}, {interval.high:{form}}]" if interval else "")
 
 

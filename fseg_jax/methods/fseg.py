@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from fseg_jax import nmf
 from fseg_jax.arrays import Centres, Features, Key
+from fseg_jax.axes import first, unit
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
@@ -123,11 +124,6 @@ def _tile_weights(
 
 def name_concepts(H: Float[Array, "*b m c"], centers: Centres) -> Int[Array, "*b m"]:
     """Give every concept the centre of highest cosine similarity (§3.2.1): indices 0…k−1."""
-
-    def unit(x: Array) -> Array:
-        norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-        return x / jnp.where(norm > 0, norm, 1)
-
     cosine = jnp.matmul(unit(H), unit(centers).T, precision="highest")
     return jnp.argmax(cosine, axis=-1).astype(jnp.int32)
 
@@ -173,16 +169,12 @@ def _cells(corners: Float[Array, "4 k n"], stride: int) -> Int[Array, "n pixels"
     A cluster can only have the largest weight at a pixel if its largest corner is at least the largest of all
     clusters' smallest corners. Few can: of 64 clusters two or three, so that few are interpolated.
     """
-    _, k, n = corners.shape
+    k = corners.shape[1]
     most = jnp.max(corners, axis=0)
     bar = jnp.max(jnp.min(corners, axis=0), axis=0, keepdims=True)
     cluster = jnp.arange(k)[:, None]
-
-    def first(here: Bool[Array, "k n"]) -> Int[Array, "1 n"]:
-        return jnp.min(jnp.where(here, cluster, k), axis=0, keepdims=True)
-
     # Where no weight is positive at all corners, those that are zero at each tie: the first stands for them.
-    can_win = (most > bar) | ((most == bar) & ((bar != 0) | (cluster == first(most >= bar))))
+    can_win = (most > bar) | ((most == bar) & ((bar != 0) | (cluster == first(most >= bar, 0))))
     count = jnp.sum(can_win, axis=0)
     # How far the pixels from one token's centre up to the next one's lie between the two.
     t = (jnp.arange(stride, dtype=corners.dtype) + (0.5 if stride % 2 == 0 else 0.0)) / stride
@@ -197,7 +189,7 @@ def _cells(corners: Float[Array, "4 k n"], stride: int) -> Int[Array, "n pixels"
 
         def step(state: tuple) -> tuple:
             largest, label, j = state
-            j = jnp.min(jnp.where(can & (cluster > j), cluster, k), axis=0, keepdims=True)
+            j = first(can & (cluster > j), 0)
             at = jnp.take_along_axis(own, jnp.minimum(j, k - 1)[None], axis=1)[:, 0]
             at = jnp.where(j < k, at, -jnp.inf)
             a, b, c, d = (corner.reshape(-1, 1, 1) for corner in at)
@@ -215,11 +207,10 @@ def _cells(corners: Float[Array, "4 k n"], stride: int) -> Int[Array, "n pixels"
             state = jax.lax.fori_loop(0, candidates, lambda _, state: step(state), state)
         return state[1].reshape(-1, stride * stride) + 1
 
-    size = min(n, max(n // 16, 64))
     few, many = min(FEW, k), min(MANY, k)
     labels = best(None, few)
-    labels = packed(lambda of: best(of, many), (count > few) & (count <= many), size, labels)
-    return packed(lambda of: best(of, k), count > many, min(n, 64), labels)
+    labels = packed(lambda of: best(of, many), (count > few) & (count <= many), labels, share=1 / 16)
+    return packed(lambda of: best(of, k), count > many, labels)
 
 
 # --------------------------------------------------------------------------------- neighbouring tiles,

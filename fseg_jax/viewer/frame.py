@@ -147,7 +147,7 @@ class Frame:
         height, width = self.opened.picture.um
         self.pan, self.lasso = PanTool(), LassoSelectTool(continuous=False, renderers=[])
         wheel = WheelZoomTool()
-        canvas = "#{:02x}{:02x}{:02x}".format(*CANVAS)
+        canvas = markup.hexed(CANVAS)
         self.slide = figure(
             x_range=Range1d(0, width, syncable=False),
             y_range=Range1d(-height, 0, syncable=False),

@@ -12,6 +12,7 @@ from bokeh.models import ColumnDataSource, LassoSelectTool, WheelZoomTool
 from bokeh.plotting import figure
 
 from fseg_jax.outputs.colours import palette
+from fseg_jax.viewer.markup import hexed
 from fseg_jax.viewer.picture import CANVAS
 from fseg_jax.viewer.projection import colours as map_colours
 from fseg_jax.viewer.seeding import Seeding
@@ -76,7 +77,7 @@ class Patches:
             right=[0, width + over, width + over, width + over],
             bottom=[-height - over, -height - over, 0, -height - over],
             top=[over, over, over, -height],
-            color="#{:02x}{:02x}{:02x}".format(*CANVAS),
+            color=hexed(CANVAS),
             line_color=None,
         )
         self.scatter = self._map()
