@@ -124,6 +124,9 @@ def _multiplicative_weights(
 # free
 
 
+FEW = 4  # problems that a CPU solves at once: as many as its cache holds
+
+
 def factorize(
     A: Tokens,
     k: int,
@@ -241,7 +244,10 @@ def _factorize(
         error = jnp.linalg.norm(a - jnp.matmul(w, h, precision="highest"))
         return NMFResult(w, h, error, jnp.asarray(i), converged)
 
-    return jax.vmap(one)(A, W, H)
+    def few(*problems: Array) -> NMFResult:
+        return jax.lax.map(lambda problem: one(*problem), problems, batch_size=FEW)
+
+    return jax.lax.platform_dependent(A, W, H, cpu=few, default=jax.vmap(one))
 
 
 def _sweep(F: Float[Array, "k m"], G: Float[Array, "k k"], N: Float[Array, "k m"]) -> tuple[Array, Array]:
@@ -250,14 +256,14 @@ def _sweep(F: Float[Array, "k m"], G: Float[Array, "k k"], N: Float[Array, "k m"
 
     def row(j: Array, state: tuple) -> tuple:
         F, violation = state
-        f = F[j]
-        gradient = jnp.sum(G[j][:, None] * F, axis=0) - N[j]
-        violation += jnp.sum(jnp.abs(jnp.where(f == 0, jnp.minimum(gradient, 0), gradient)))
-        g = G[j, j]
+        f, g = F[j], G[j, j]
+        gradient = jnp.matmul(G[j][None], F, precision="highest")[0] - N[j]
+        violation += jnp.abs(jnp.where(f == 0, jnp.minimum(gradient, 0), gradient))
         new = jnp.where(g > 0, jnp.maximum(f - gradient / jnp.where(g > 0, g, 1), 0), f)
         return F.at[j].set(new), violation
 
-    return jax.lax.fori_loop(0, F.shape[0], row, (F, jnp.zeros((), F.dtype)))
+    F, violation = jax.lax.fori_loop(0, F.shape[0], row, (F, jnp.zeros_like(F[0])))
+    return F, jnp.sum(violation)
 
 
 def _hals(A: Float[Array, "n c"], Wt: Float[Array, "k n"], H: Float[Array, "k c"]) -> tuple:

@@ -11,6 +11,7 @@ G has a unit diagonal (a zero concept's row is zero). Tokens lie along the last 
 arrays, so that all its small sums run over whole vectors.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,13 +23,21 @@ from fseg_jax.packing import packed
 
 Scalar = float | Float[Array, ""]
 
-# Slots and steps of the first pass, which all tokens take part in; then those that are not done go on, packed
-# together, with more slots. On real slides k = 64 leaves a sixth of the tokens to the second, k = 256 half.
-SLOTS, STEPS = 12, 10
-MORE_SLOTS = 24
-SHARE = 1 / 16  # of the tokens, a second pass at a time
 # A concept of which less than this is outside the span of those in use: its weight would be rounding.
 DEPENDENT = 1e-6
+
+
+class Rung(NamedTuple):
+    """How many slots tokens have for how many steps, and what share of the tokens goes on to it at a time."""
+
+    slots: int
+    steps: int
+    share: float
+
+
+# Few slots and steps first, for all tokens; who is not done goes on, packed together, with more. Of a real
+# slide's tokens a quarter does at k = 64 and three fifths at k = 256, and to the third rung 0.4 and 3 %.
+RUNGS = (Rung(8, 8, 1.0), Rung(14, 8, 1 / 8), Rung(24, 96, 1 / 2))
 
 
 class Slots(NamedTuple):
@@ -47,30 +56,47 @@ def active_set(G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar
     """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N, until no gradient that would lift a weight off
     zero exceeds ``tolerance`` × ‖n‖.
 
-    Rows that want more than ``MORE_SLOTS`` positive weights, or a concept that depends on those in use, are
-    left where they stand: ``unfinished`` finds them.
+    Rows that want more positive weights than the last of ``RUNGS`` has slots, or a concept that depends on
+    those in use, are left where they stand: ``unfinished`` finds them.
     """
     N = N.T
-    k, n = N.shape
-    slots, more = min(SLOTS, k), min(MORE_SLOTS, k)
     floor = tolerance * jnp.sqrt(jnp.sum(N * N, 0, keepdims=True))
-    at = _steps(G, N, floor, _nothing(slots, n, N.dtype), STEPS)
-    rest = at.live[0] | (jnp.all(at.use, 0) & (slots < more))
-
-    def second(columns: Int[Array, " m"]) -> Array:
-        free = ((0, more - slots), (0, 0))
-        w, z, concept, use = (jnp.pad(x[:, columns], free) for x in (at.w, at.z, at.concept, at.use))
-        inverse = jnp.pad(at.inverse[:, :, columns], (free[0], *free))
-        began = Slots(w, z, inverse, concept, use, rest[None, columns])
-        ended = _steps(G, N[:, columns], floor[:, columns], began, 4 * more)
-        return _spread(ended.w, ended.concept, k).T
-
-    return packed(second, rest, _spread(at.w, at.concept, k).T, share=SHARE)
+    return _climb(G, N, floor, _nothing(N.shape[1], N.dtype), RUNGS).T
 
 
-def _nothing(slots: int, n: int, dtype: jnp.dtype) -> Slots:
-    zero = jnp.zeros((slots, n), dtype)
-    inverse = jnp.zeros((slots, slots, n), dtype)
+def _climb(
+    G: Float[Array, "k k"],
+    N: Float[Array, "k n"],
+    floor: Float[Array, "1 n"],
+    began: Slots,
+    rungs: Sequence[Rung],
+) -> Float[Array, "k n"]:
+    """The weights after the first rung's steps, and after those of the next for tokens that are not done."""
+    k, (rung, *higher) = len(G), rungs
+    at = _steps(G, N, floor, _widened(began, min(rung.slots, k)), rung.steps)
+    W = _spread(at.w, at.concept, k)
+    if not higher:
+        return W
+    full = jnp.all(at.use, 0, keepdims=True) & (rung.slots < k)
+    rest = at.live | full
+
+    def on(columns: Int[Array, " m"]) -> Array:
+        picked = Slots(*(x[..., columns] for x in at))._replace(live=rest[:, columns])
+        return _climb(G, N[:, columns], floor[:, columns], picked, higher).T
+
+    return packed(on, rest[0], W.T, share=higher[0].share).T
+
+
+def _widened(slots: Slots, count: int) -> Slots:
+    w, z, inverse, concept, use, live = slots
+    free = ((0, count - len(w)), (0, 0))
+    w, z, concept, use = (jnp.pad(x, free) for x in (w, z, concept, use))
+    return Slots(w, z, jnp.pad(inverse, (free[0], *free)), concept, use, live)
+
+
+def _nothing(n: int, dtype: jnp.dtype) -> Slots:
+    zero = jnp.zeros((0, n), dtype)
+    inverse = jnp.zeros((0, 0, n), dtype)
     return Slots(zero, zero, inverse, zero.astype(jnp.int32), zero.astype(bool), jnp.ones((1, n), bool))
 
 

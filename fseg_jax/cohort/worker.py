@@ -7,16 +7,18 @@ tiles; everything it writes appears under its final name only when all of it is 
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt
+from jaxtyping import Bool, Float, Int, UInt
 
 from fseg_jax import kmeans
 from fseg_jax.codebook import Codebook, Provenance
@@ -36,10 +38,13 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
 FIT_TILES, FIT_TOKENS = 64, 16_384  # of a slide, that its own codebook is fitted on
+AHEAD = 1  # batches that the device works on beside the one that is taken up
+LABELLED = 4  # tiles upsampled at once: a slide's rows are seldom a multiple of many
 FINEST = 4  # times a slide may be enlarged
 FIGURE_SIDE = 1600  # pixels of the overlay's longer side
 
 Tile = tuple[int, int]  # row and column in the grid
+Batch = TypeVar("Batch")
 # From tiles to their features (batch, t, t, c), in batches of one shape; what is over in the last one is 0.
 Tokens = Callable[[list[Tile]], Iterator[tuple[list[Tile], Float[jax.Array, "b t t c"]]]]
 Report = Callable[[str, int, int], None]  # what is being done, how many tiles of it are done, of how many
@@ -168,22 +173,28 @@ def segment(
         writer.append(rows)
     pixels = writer.close()
     clock.lap("segmentation")
-    slide_mpp = plan.slide["mpp"]
-    outlines = write_geojson(
-        folder / f"{name}.geojson", labels_path, slide_mpp=slide_mpp, names=names, colours=colours
-    )
-    write_areas(folder / f"{name}.csv", names, pixels, plan.mpp, colours=colours)
     areas = pixels * plan.mpp**2 * 1e-6
-    write_overlay(
-        folder / f"{name}.png",
-        plan.image,
-        level_for(labels_path, plan.image.shape[0]),
-        names=names,
-        colours=colours,
-        areas_mm2=areas[1:].tolist(),
-        mpp=plan.image_mpp,
-        title=f"{name} · {card.name} · k = {k}",
-    )
+    write_areas(folder / f"{name}.csv", names, pixels, plan.mpp, colours=colours)
+    with ThreadPoolExecutor(1, thread_name_prefix="fseg-outlines") as pool:
+        drawn = pool.submit(
+            write_geojson,
+            folder / f"{name}.geojson",
+            labels_path,
+            slide_mpp=plan.slide["mpp"],
+            names=names,
+            colours=colours,
+        )
+        write_overlay(
+            folder / f"{name}.png",
+            plan.image,
+            level_for(labels_path, plan.image.shape[0]),
+            names=names,
+            colours=colours,
+            areas_mm2=areas[1:].tolist(),
+            mpp=plan.image_mpp,
+            title=f"{name} · {card.name} · k = {k}",
+        )
+        outlines = drawn.result()
     clock.lap("outputs")
     tiles = int(plan.wanted.sum())
     return {
@@ -327,9 +338,15 @@ def _label_rows(
                 held.pop((next_row - 1, column), None)
             next_row += 1
 
+    def solved() -> Iterator[tuple[list[Tile], Float[jax.Array, "b t t k"], Bool[jax.Array, " b"]]]:
+        for here, features in tokens(tiles):
+            yield (
+                here,
+                *fseg.tile_weights(features, centers, key, mode=settings.mode, concepts=settings.concepts),
+            )
+
     report("segmentation", 0, len(tiles))
-    for here, features in tokens(tiles):
-        W, finite = fseg.tile_weights(features, centers, key, mode=settings.mode, concepts=settings.concepts)
+    for here, W, finite in _ahead(solved()):
         for tile, weights, fine in zip(here, np.asarray(W), np.asarray(finite), strict=False):
             if not fine:
                 raise _not_finite(plan, card, tile)
@@ -338,6 +355,16 @@ def _label_rows(
         report("segmentation", done, len(tiles))
         yield from finished()
     yield from finished()
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, with the device at work on the next ones while the host has one in hand."""
+    waiting: deque[Batch] = deque()
+    for batch in batches:
+        waiting.append(batch)
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _label_row(
@@ -356,14 +383,18 @@ def _label_row(
     shape = (-(-grid.height // stride), -(-grid.width // stride))
     # Blocks go to the device in batches of one size, bounded so that k × pixels stays small.
     side = grid.pitch // stride + 2
-    batch = max(1, min(settings.batch, 2**22 // (side * side * k)))
-    for start in range(0, len(columns), batch):
-        here = columns[start : start + batch]
-        blocks = np.zeros((batch, side, side, k), np.float32)
-        for i, column in enumerate(here):
-            blocks[i] = fseg.blend(held, row, int(column), grid.halo // stride, shape)
-        labels = np.asarray(fseg.block_labels(jnp.asarray(blocks), stride, settings.resize))
-        for column, block in zip(here, labels, strict=False):
+    batch = max(1, min(LABELLED, 2**22 // (side * side * k)))
+
+    def labelled() -> Iterator[tuple[Int[np.ndarray, " b"], UInt[jax.Array, "b height width"]]]:
+        for start in range(0, len(columns), batch):
+            here = columns[start : start + batch]
+            blocks = np.zeros((batch, side, side, k), np.float32)
+            for i, column in enumerate(here):
+                blocks[i] = fseg.blend(held, row, int(column), grid.halo // stride, shape)
+            yield here, fseg.block_labels(jnp.asarray(blocks), stride, settings.resize)
+
+    for here, labels in _ahead(labelled()):
+        for column, block in zip(here, np.asarray(labels), strict=False):
             _, x, h, w = grid.core(row, int(column))
             tissue = plan.tissue.crop(top, x, h, w, plan.mpp)
             out[:, x : x + w] = np.where(tissue, block[:h, :w], 0)

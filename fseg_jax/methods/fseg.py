@@ -200,16 +200,17 @@ def _cells(corners: Float[Array, "4 k n"], stride: int) -> Int[Array, "n pixels"
             return jnp.where(better, value, largest), jnp.where(better, j3, label), j
 
         state = (largest, label, j)
-        if candidates <= FEW:
+        if of is None:
             for _ in range(candidates):
                 state = step(state)
         else:
-            state = jax.lax.fori_loop(0, candidates, lambda _, state: step(state), state)
+            most_here = jnp.minimum(jnp.max(count[of]), candidates)
+            state = jax.lax.fori_loop(0, most_here, lambda _, state: step(state), state)
         return state[1].reshape(-1, stride * stride) + 1
 
     few, many = min(FEW, k), min(MANY, k)
     labels = best(None, few)
-    labels = packed(lambda of: best(of, many), (count > few) & (count <= many), labels, share=1 / 16)
+    labels = packed(lambda of: best(of, many), (count > few) & (count <= many), labels, share=1 / 4)
     return packed(lambda of: best(of, k), count > many, labels)
 
 
