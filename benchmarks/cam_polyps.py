@@ -1,8 +1,8 @@
 """How good the CAM method's masks of polyps are, and how fast: tables in results/, with the paper's beside.
 
-    FSEG_DATA=/path/to/data python benchmarks/cam_polyps.py [OUT]     everything
-    FSEG_DATA=/path/to/data python benchmarks/cam_polyps.py speed     the speed alone
-    FSEG_DATA=/path/to/data python benchmarks/cam_polyps.py scales    how features' scales change spreading
+    FSEG_DATA=/path/to/data python -m benchmarks.cam_polyps [OUT]     everything
+    FSEG_DATA=/path/to/data python -m benchmarks.cam_polyps speed     the speed alone
+    FSEG_DATA=/path/to/data python -m benchmarks.cam_polyps scales    how features' scales change spreading
 
 ``$FSEG_DATA/polyps`` holds 240 images of HyperKvasir (Borgli et al. 2020, CC BY 4.0) as images/ and masks/.
 Of the runs of ``fseg cam reproduce`` it makes the first, the last, and one without spreading (``ALONE``),
@@ -26,6 +26,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from benchmarks.examples import examples
 from fseg_jax.encoders.efficientnet import EfficientNet
 from fseg_jax.evaluation.cam import labelled_tiles, load_run, reproduce, split, throughput
 from fseg_jax.evaluation.cam_runs import Reproduction, Run
@@ -301,7 +302,7 @@ def speed(dataset: Path) -> None:
 
 
 if __name__ == "__main__":
-    polyps = Path(os.environ["FSEG_DATA"]) / "polyps"
+    polyps = examples() / "polyps"
     given = sys.argv[1:]
     if given == ["scales"]:
         scales(polyps)

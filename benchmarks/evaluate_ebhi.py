@@ -1,19 +1,20 @@
 """How well F-SEG segments glands in EBHI-Seg, and what the factorization buys: the table in results/.
 
-    FSEG_DATA=/path/to/data python benchmarks/evaluate_ebhi.py [K ...]
+    FSEG_DATA=/path/to/data python -m benchmarks.evaluate_ebhi [K ...]
 
 ``$FSEG_DATA/ebhi`` holds EBHI-Seg (Shi et al. 2023, figshare 21540159, CC BY 4.0) as CLASS/images and
 CLASS/masks. Only the encoders ``he-small`` and ``classical`` need no download, so only they are here; others
 are given to ``fseg evaluate``. No image of the test cases was among those that he-small was trained on.
 """
 
-import os
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import click
+
+from benchmarks.examples import examples
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.evaluation.datasets import open_dataset
@@ -31,6 +32,8 @@ NAMES = {
 }
 
 
+@click.command()
+@click.argument("k", nargs=-1, type=click.IntRange(2))
 def main(k: tuple[int, ...]) -> None:
     started = time.time()
 
@@ -38,13 +41,14 @@ def main(k: tuple[int, ...]) -> None:
         if done == total or phase.startswith("cluster"):
             print(f"{time.time() - started:7.0f} s  {phase}: {done} of {total}", flush=True)
 
-    dataset = open_dataset(Path(os.environ["FSEG_DATA"]) / "ebhi")
+    dataset = open_dataset(examples() / "ebhi")
     with tempfile.TemporaryDirectory() as folder:
         encoders = [load_encoder("he-small"), classical()]
+        k = k or (16, 32, 64, 128, 256)
         evaluate(dataset, encoders, k=k, same_split=True, panels=0, out=Path(folder), report=report)
         for name, kept in NAMES.items():
             shutil.copyfile(Path(folder) / name, RESULTS / kept)
 
 
 if __name__ == "__main__":
-    main(tuple(map(int, sys.argv[1:])) or (16, 32, 64, 128, 256))
+    main()

@@ -11,7 +11,6 @@ regions teach centres and matching, the third is tested, and the three tests are
 """
 
 import json
-import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from benchmarks.examples import examples
 from benchmarks.he_small_manifest import main as write_manifest
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.publish import made_with
@@ -148,7 +148,7 @@ def told(title: str, text: str, lines: list[dict], names: list[str]) -> str:
 
 
 def main(name: str = "he-small", *chosen: str) -> None:
-    data = Path(os.environ["FSEG_DATA"]).resolve()
+    data = examples()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         ours = load_encoder(name)

@@ -11,7 +11,6 @@ one case; so beside the table of all mosaics there is one of those of the cases 
 """
 
 import csv
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from benchmarks.examples import examples
 from benchmarks.make_mosaics import write_mosaics
 from fseg_jax.cli.evaluate import load_encoders, weights_option
 from fseg_jax.evaluation.datasets import open_dataset
@@ -77,7 +77,7 @@ def main(encoders: tuple[str, ...], weights: tuple[str, ...], work: Path | None)
         if not slides.exists():
             part = folder / "ebhi-seg-mosaics.part"
             shutil.rmtree(part, ignore_errors=True)
-            for path in write_mosaics(Path(os.environ["FSEG_DATA"]) / "ebhi", part):
+            for path in write_mosaics(examples() / "ebhi", part):
                 click.echo(path.name)
             part.rename(slides)
         with bars(1) as progress:
@@ -85,7 +85,7 @@ def main(encoders: tuple[str, ...], weights: tuple[str, ...], work: Path | None)
         for name, kept in NAMES.items():
             shutil.copyfile(folder / "out" / name, RESULTS / kept)
         with (RESULTS / NAMES["results.md"]).open("a", encoding="utf-8") as file:
-            file.write(held_out(Path(os.environ["FSEG_DATA"]) / "ebhi", folder / "out" / "slides.csv"))
+            file.write(held_out(examples() / "ebhi", folder / "out" / "slides.csv"))
     click.echo(RESULTS / "sic_mosaics.md")
 
 

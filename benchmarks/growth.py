@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from benchmarks.examples import examples
 from benchmarks.make_slide import made_slide
 from benchmarks.measure import OURS, Timing, row, save
 
@@ -58,7 +59,7 @@ def line(what: str, unit: str, sizes: Sequence[float], found: Sequence[tuple[flo
 @click.command()
 @click.option("--tiny", is_flag=True, help="Sizes that only show that it runs.")
 def main(tiny: bool) -> None:
-    source = Path(os.environ["FSEG_DATA"]) / "slides" / "CMU-1-Small-Region.svs"
+    source = examples() / "slides" / "CMU-1-Small-Region.svs"
     sides, clusters, slides = ((600, 900), (2, 3), (1, 2)) if tiny else (SIDES, CLUSTERS, SLIDES)
     encoder = ("--encoder", "classical") if tiny else ()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -11,10 +11,10 @@ oral fields, which were reduced, by the size of nuclei.
 """
 
 import csv
-import os
 import sys
 from pathlib import Path
 
+from benchmarks.examples import examples
 from fseg_jax.evaluation.datasets import open_dataset
 
 # Site (what is balanced), files, µm per pixel.
@@ -30,7 +30,7 @@ SOURCES = (
 
 
 def main(out: str, every: str = "1") -> None:
-    data = Path(os.environ["FSEG_DATA"]).resolve()
+    data = examples()
     rows = [(site, path, mpp) for site, pattern, mpp in SOURCES for path in sorted(data.glob(pattern))]
     ebhi = open_dataset(data / "ebhi")
     train = [item for item in ebhi.items if item.split == "train"]

@@ -14,7 +14,6 @@ slides in equal ratios, dealt at random. EBHI-Seg does not say its µm per pixel
 tile is a little less than the paper's patch of 256 pixels.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,8 @@ import click
 import numpy as np
 import tifffile
 from PIL import Image
+
+from benchmarks.examples import examples
 
 MALIGNANT = ("Adenocarcinoma", "High-grade_IN")
 BENIGN = ("Normal", "Polyp", "Low-grade_IN", "Serrated_adenoma")
@@ -140,9 +141,7 @@ def _fill(tiles: tuple[Path, ...], size: tuple[int, int], rng: np.random.Generat
 @click.option("--seed", default=0, show_default=True, help="of everything drawn at random")
 def main(out: Path, fewest: int, seed: int) -> None:
     """Write a mosaic slide with its mask to OUT for every case of EBHI-Seg that has both kinds of tile."""
-    if "FSEG_DATA" not in os.environ:
-        raise click.UsageError("FSEG_DATA is not set: it names the folder that holds ebhi/")
-    for path in write_mosaics(Path(os.environ["FSEG_DATA"]) / "ebhi", out, fewest=fewest, seed=seed):
+    for path in write_mosaics(examples() / "ebhi", out, fewest=fewest, seed=seed):
         click.echo(path)
 
 

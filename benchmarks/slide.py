@@ -10,7 +10,6 @@ The slide is made by ``benchmarks.make_slide``; the second run of each is timed,
 """
 
 import importlib
-import os
 import resource
 import tempfile
 import time
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.examples import examples
 from benchmarks.make_slide import made_slide
 from benchmarks.measure import OURS, Timing, absent, cores, row, save, timed
 from fseg_jax import nmf
@@ -118,7 +118,7 @@ def resnet50(folder: Path) -> tuple[Any, Any, Encoder]:
 @click.command()
 @click.option("--tiny", is_flag=True, help="Sizes that only show that it runs.")
 def main(tiny: bool) -> None:
-    source = Path(os.environ["FSEG_DATA"]) / "slides" / "CMU-1-Small-Region.svs"
+    source = examples() / "slides" / "CMU-1-Small-Region.svs"
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
