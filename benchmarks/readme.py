@@ -88,7 +88,7 @@ def _table(question: str, rows: list[dict[str, Any]]) -> list[str]:
     if question == "startup":
         head = ["what", "seconds", "aim"]
         return markdown_table(
-            head, [[r["what"], f"{1 / r['rates'][r['ours']]:.2f}", f"{1 / r['limit']:g}"] for r in rows]
+            head, [[r["what"], f"{1 / r['rates'][r['ours']]:.2f}", f"{1 / r['limit']:.2g}"] for r in rows]
         )
     head = ["what", "ours", "best peer", "ratio", "to reach", "of the limit"]
     head += ["overhead"] if question == "slide" else []
