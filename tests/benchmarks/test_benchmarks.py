@@ -1,6 +1,7 @@
 """The benchmarks of speed run, on sizes that say nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,21 @@ def test_a_benchmark_of_slides_runs(question: str, data: Path) -> None:
         [sys.executable, "-m", f"benchmarks.{question}", "--tiny"], cwd=ROOT, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("given", [{}, {"FSEG_DATA": "/no/such/folder"}], ids=["not set", "not there"])
+@pytest.mark.parametrize("name", ["growth", "evaluate_ebhi"])
+def test_example_data_that_is_not_there_is_said_in_a_line(name: str, given: dict[str, str]) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "FSEG_DATA"} | given
+    run = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("FSEG_DATA=") and len(run.stderr.splitlines()) == 1
 
 
 def test_the_page_is_of_the_results() -> None:
