@@ -120,9 +120,7 @@ def _multiplicative_weights(
     return w
 
 
-# ------------------------------------------------------------------------------------------------ W and H
-# free
-
+# ------------------------------------------------------------------------------------------------ W, H free
 
 FEW = 4  # problems that a CPU solves at once: as many as its cache holds
 

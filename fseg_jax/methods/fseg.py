@@ -214,8 +214,7 @@ def _cells(corners: Float[Array, "4 k n"], stride: int) -> Int[Array, "n pixels"
     return packed(lambda of: best(of, k), count > many, labels)
 
 
-# --------------------------------------------------------------------------------- neighbouring tiles,
-# blended
+# ------------------------------------------------------------------------------ neighbouring tiles, blended
 
 
 def blend(
