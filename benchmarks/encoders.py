@@ -42,6 +42,9 @@ PEERS = {
     "ViT-H/14 SwiGLU": Peer(
         "virchow", "vit_huge_patch14_224", {**VIT, "init_values": 1e-5, "mlp_ratio": 5.3375}, 224, 2
     ),
+    "ViT-g/14 SwiGLU": Peer(
+        "h-optimus-0", "vit_giant_patch14_reg4_dinov2", {**VIT, "init_values": 1e-5}, 224, 2
+    ),
     "ResNet-50 to stride 16": Peer("resnet50", "resnet50", {"num_classes": 0}, 256, 8),
 }
 TARGET = {"cpu": 1.0, "gpu": 1.15}
