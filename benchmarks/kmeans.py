@@ -79,7 +79,7 @@ def compare(k: int, n: int, c: int, repeats: int) -> dict[str, Any]:
     quick = interleaved({"scikit-learn mini-batch": batches}, 1)["scikit-learn mini-batch"]
     same["scikit-learn mini-batch"] = own / inertia(X, centres["scikit-learn mini-batch"])
     return row(
-        f"{ITERATIONS} iterations, k = {k}",
+        f"k-means, {ITERATIONS} iterations, k = {k}",
         "iterations/s",
         ITERATIONS,
         timings,
