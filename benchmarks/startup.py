@@ -10,12 +10,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import click
 
-from benchmarks.measure import OURS, REPEATS, Timing, row, save
+from benchmarks.measure import OURS, REPEATS, interleaved, row, save
 
 FIRST_TILE = """
 import numpy as np, jax
@@ -26,16 +26,6 @@ image = np.random.default_rng(0).integers(0, 256, (1, 512, 512, 3), dtype=np.uin
 A = encoder(jax.numpy.asarray(image))
 jax.block_until_ready(fseg.nmf.solve_weights(A.reshape(1, -1, A.shape[-1]), jax.numpy.asarray(H)))
 """
-
-
-def timed(arguments: list[str], environment: dict[str, str], repeats: int) -> Timing:
-    """Wall seconds of a process; the first, which may fill caches, apart."""
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        subprocess.run(arguments, check=True, env=environment, stdout=subprocess.DEVNULL)
-        times.append(time.perf_counter() - begin)
-    return Timing.of(times[1:], times[0])
 
 
 @click.command()
@@ -50,12 +40,18 @@ def main(tiny: bool) -> None:
             "JAX_COMPILATION_CACHE_DIR": f"{folder}/programs",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        help_s = timed([sys.executable, "-m", "fseg_jax", "--help"], environment, repeats)
-        tile_s = timed([sys.executable, "-c", FIRST_TILE], environment, repeats)
+
+        def start(*arguments: str) -> None:
+            command = [sys.executable, *arguments]
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+        # The first of each, which may fill caches, is apart.
+        help_s = interleaved({OURS: partial(start, "-m", "fseg_jax", "--help")}, repeats)
+        tile_s = interleaved({OURS: partial(start, "-c", FIRST_TILE)}, repeats)
         kept = sum(1 for _ in Path(folder, "programs").iterdir())
     rows = [
-        row("fseg --help", "starts/s", 1, {OURS: help_s}, limit=1 / 0.5, limited_by="0.5 s, the aim"),
-        row("first tile, cache warm", "starts/s", 1, {OURS: tile_s}, limit=1 / 3, limited_by="3 s, the aim"),
+        row("fseg --help", "starts/s", 1, help_s, limit=1 / 0.5, limited_by="0.5 s, the aim"),
+        row("first tile, cache warm", "starts/s", 1, tile_s, limit=1 / 3, limited_by="3 s, the aim"),
     ]
     save("startup", rows, tiny=tiny, cached_programs=kept)
 

@@ -9,10 +9,10 @@ Points are centred first. Products are then of bfloat16 with float32 sums, and w
 beside the spread of the points; or, where asked for, all is in float32.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from fseg_jax.ahead import ahead
 from fseg_jax.axes import smallest, unit
 from fseg_jax.errors import InputError
 
@@ -212,9 +213,9 @@ class Points:
             bounds = [
                 (int(i) * self.layout.rows, min((int(i) + 1) * self.layout.rows, self.n)) for i in order
             ]
-            reads = _ahead(pool, (partial(batch, *bound) for bound in bounds))
+            reads = ahead(pool.submit(batch, *bound) for bound in bounds)
             for (start, stop), X in zip(bounds, reads, strict=True):
-                yield start, stop, X
+                yield start, stop, X.result()
 
 
 def take(rows: Rows, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m c"]:
@@ -223,22 +224,11 @@ def take(rows: Rows, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m c"]:
     out = np.empty((len(chosen), channels), np.float32)
     starts = range(0, n, BATCH)
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-rows") as pool:
-        reads = _ahead(pool, (partial(rows.__getitem__, slice(s, min(s + BATCH, n))) for s in starts))
+        reads = ahead(pool.submit(rows.__getitem__, slice(s, min(s + BATCH, n))) for s in starts)
         for start, part in zip(starts, reads, strict=True):
             low, high = np.searchsorted(chosen, (start, start + BATCH))
-            out[low:high] = part[chosen[low:high] - start]
+            out[low:high] = part.result()[chosen[low:high] - start]
     return out
-
-
-def _ahead(pool: ThreadPoolExecutor, reads: Iterator[Callable[[], Any]]) -> Iterator[Any]:
-    """Results in order, the next one being read while one is used."""
-    waiting: list[Future] = []
-    for read in reads:
-        waiting.append(pool.submit(read))
-        if len(waiting) > 1:
-            yield waiting.pop(0).result()
-    for future in waiting:
-        yield future.result()
 
 
 # -------------------------------------------------------------------------------------------- on the devices

@@ -7,13 +7,12 @@ tiles; everything it writes appears under its final name only when all of it is 
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt
 
 from fseg_jax import kmeans
+from fseg_jax.ahead import ahead
 from fseg_jax.codebook import Codebook, Provenance
 from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with, partial_folder, slide_facts
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
@@ -38,13 +38,11 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
 FIT_TILES, FIT_TOKENS = 64, 16_384  # of a slide, that its own codebook is fitted on
-AHEAD = 1  # batches that the device works on beside the one that is taken up
 LABELLED = 4  # tiles upsampled at once: a slide's rows are seldom a multiple of many
 FINEST = 4  # times a slide may be enlarged
 FIGURE_SIDE = 1600  # pixels of the overlay's longer side
 
 Tile = tuple[int, int]  # row and column in the grid
-Batch = TypeVar("Batch")
 # From tiles to their features (batch, t, t, c), in batches of one shape; what is over in the last one is 0.
 Tokens = Callable[[list[Tile]], Iterator[tuple[list[Tile], Float[jax.Array, "b t t c"]]]]
 Report = Callable[[str, int, int], None]  # what is being done, how many tiles of it are done, of how many
@@ -346,7 +344,7 @@ def _label_rows(
             )
 
     report("segmentation", 0, len(tiles))
-    for here, W, finite in _ahead(solved()):
+    for here, W, finite in ahead(solved()):
         for tile, weights, fine in zip(here, np.asarray(W), np.asarray(finite), strict=False):
             if not fine:
                 raise _not_finite(plan, card, tile)
@@ -355,16 +353,6 @@ def _label_rows(
         report("segmentation", done, len(tiles))
         yield from finished()
     yield from finished()
-
-
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same, with the device at work on the next ones while the host has one in hand."""
-    waiting: deque[Batch] = deque()
-    for batch in batches:
-        waiting.append(batch)
-        if len(waiting) > AHEAD:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _label_row(
@@ -393,7 +381,7 @@ def _label_row(
                 blocks[i] = fseg.blend(held, row, int(column), grid.halo // stride, shape)
             yield here, fseg.block_labels(jnp.asarray(blocks), stride, settings.resize)
 
-    for here, labels in _ahead(labelled()):
+    for here, labels in ahead(labelled()):
         for column, block in zip(here, np.asarray(labels), strict=False):
             _, x, h, w = grid.core(row, int(column))
             tissue = plan.tissue.crop(top, x, h, w, plan.mpp)
