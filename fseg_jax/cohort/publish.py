@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import jax
 
+from fseg_jax.encoders import onednn
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.slides.reader import Slide
 
@@ -170,8 +171,12 @@ def move(folder: Path, paths: Sequence[Path]) -> None:
 
 def made_with() -> dict[str, Any]:
     """The versions of what computes a result, and the device."""
+    versions = {name: version(name) for name in PACKAGES}
+    convolutions = onednn.library()
+    if convolutions is not None:
+        versions["onednn"] = convolutions.version
     return {
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions,
         "device": jax.devices()[0].device_kind,
     }
 

@@ -45,9 +45,15 @@ BASIS = _basis()
 UNMIXING = np.linalg.inv(BASIS)[:, :2].astype(np.float32)
 
 
-def _pool(x: Float[Array, "b H W c"], side: int) -> Float[Array, "b h w c"]:
-    b, height, width, c = x.shape
-    return x.reshape(b, height // side, side, width // side, side, c).mean((2, 4))
+# From the interleaved optical densities of 16 pixels to those of one stain: as a product it takes a tenth of
+# the time on a CPU that taking the colours apart does.
+UNMIXING_ROW = np.stack([np.kron(np.eye(STRIDE, dtype=np.float32), UNMIXING[:, [s]]) for s in (0, 1)])
+
+
+def _pool(x: Float[Array, "*b H W"], side: int) -> Float[Array, "*b h w"]:
+    *batch, height, width = x.shape
+    rows = x.reshape(*batch, height // side, side, width).mean(-2)
+    return rows.reshape(*batch, height // side, width // side, side).mean(-1)
 
 
 def _blur(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -62,9 +68,9 @@ def _blur(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return x
 
 
-def _gradient_energy(x: Float[Array, "b H W s"]) -> Float[Array, "b H W s"]:
+def _gradient_energy(x: Float[Array, "s H W"]) -> Float[Array, "s H W"]:
     """Root of the squared central differences in both directions, edges replicated."""
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
     dy = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
     dx = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
     return jnp.sqrt(dy * dy + dx * dx + 1e-8)
@@ -72,31 +78,34 @@ def _gradient_energy(x: Float[Array, "b H W s"]) -> Float[Array, "b H W s"]:
 
 def stains(x: Float[Array, "b H W 3"]) -> Float[Array, "b H W 2"]:
     """Optical density of haematoxylin and eosin, ≥ 0, of images in [0, 1] (Ruifrok & Johnston 2001)."""
-    density = -jnp.log10(jnp.maximum(x, 1 / 255))
-    return jnp.maximum(density @ UNMIXING, 0)
+    return jnp.maximum(_density(x) @ UNMIXING, 0)
 
 
 def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
     """Encode images in [0, 1] whose sides are multiples of 16: 2 × 8 histogram bins and 2 × 2 gradient
     energies."""
     # One image at a time: what is made of it stays in the cache, and memory does not grow with the batch.
-    return jax.lax.map(lambda image: _image_features(image[None])[0], x)
+    return _blur(jax.lax.map(_image_features, x))
 
 
-def _image_features(x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
-    density = stains(x)
+def _density(x: Float[Array, "*b H W 3"]) -> Float[Array, "*b H W 3"]:
+    return -jnp.log10(jnp.maximum(x, 1 / 255))
+
+
+def _image_features(x: Float[Array, "H W 3"]) -> Float[Array, "h w 20"]:
+    height, width, _ = x.shape
+    interleaved = _density(x).reshape(height, width // STRIDE, 3 * STRIDE)
+    planes = [jnp.matmul(interleaved, row, precision="highest") for row in UNMIXING_ROW]
+    density = jnp.maximum(jnp.stack(planes).reshape(2, height, width), 0)
     # Soft bins: a value shares itself between the two nearest centres, in proportion.
-    position = jnp.minimum(density / jnp.asarray(MAX_DENSITY, jnp.float32).reshape(1, 1, 1, 2), 1) * (
-        BINS - 1
-    )
-    centres = jnp.arange(BINS, dtype=jnp.float32).reshape(1, 1, 1, BINS)
-    histograms = [
-        _pool(jnp.maximum(1 - jnp.abs(position[..., s : s + 1] - centres), 0), STRIDE) for s in (0, 1)
-    ]
+    most = jnp.asarray(MAX_DENSITY, jnp.float32).reshape(2, 1, 1)
+    position = jnp.minimum(density / most, 1) * (BINS - 1)
+    histograms = [_pool(jnp.maximum(1 - jnp.abs(position - centre), 0), STRIDE) for centre in range(BINS)]
     fine = _pool(_gradient_energy(density), STRIDE)
     coarse = _pool(_gradient_energy(_pool(density, 4)), STRIDE // 4)
+    stained = jnp.stack(histograms, axis=1).reshape(2 * BINS, *fine.shape[1:])
     # The energies are brought to the histograms' scale: about 1 in the roughest tissue.
-    return _blur(jnp.concatenate([*histograms, 4 * fine, 4 * coarse], axis=-1))
+    return jnp.moveaxis(jnp.concatenate([stained, 4 * fine, 4 * coarse]), 0, -1)
 
 
 def classical() -> JaxEncoder:

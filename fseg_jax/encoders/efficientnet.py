@@ -15,7 +15,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
 from fseg_jax.encoders.layers import Conv, DType, Linear, Network, Padding, Stage, global_average
@@ -104,36 +103,6 @@ def efficientnet(scale: str, *, tensorflow: bool = False, num_classes: int = 100
     return EfficientNetConfig(width, depth, num_classes=num_classes, dropout=dropout)
 
 
-class Depthwise(Conv):
-    """A convolution of each channel by itself, without a bias.
-
-    On a CPU it is a sum of shifted products: XLA's own grouped convolution, and above all its gradient,
-    takes ten times as long there.
-    """
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
-        return lax.platform_dependent(x, cpu=self._shifted, default=super().__call__)
-
-    def _shifted(self, x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
-        kernel, stride, padding = self.kernel[...], self.stride, self.padding
-        size, steps = kernel.shape[:2], (stride, stride)
-        around = (
-            lax.padtype_to_pads(x.shape[1:3], size, steps, padding)
-            if isinstance(padding, str)
-            else [(padding, padding)] * 2
-        )
-        x = jnp.pad(x.astype(kernel.dtype), ((0, 0), *around, (0, 0)))
-        rows, columns = ((n - k) // stride + 1 for n, k in zip(x.shape[1:3], size, strict=True))
-        total = jnp.zeros((x.shape[0], rows, columns, x.shape[3]), jnp.float32)
-        for i in range(size[0]):
-            for j in range(size[1]):
-                shifted = x[
-                    :, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride
-                ]
-                total = total + shifted * kernel[i, j].reshape(1, 1, 1, -1)
-        return total
-
-
 class ConvNorm(nnx.Module):
     """A convolution without a bias and its batch norm, in float32."""
 
@@ -150,8 +119,7 @@ class ConvNorm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         padding: Padding = "SAME" if config.padding == "same" else (kernel - 1) // 2
-        convolution = Depthwise if groups == channels_in == channels_out else Conv
-        self.conv = convolution(
+        self.conv = Conv(
             channels_in,
             channels_out,
             kernel,

@@ -1,12 +1,12 @@
 """The pieces every network is built of: products with float32 sums, and a network as a chain of named stages.
 
 Precision is decided here, once. With ``dtype=bfloat16`` the kernels are stored in bfloat16 and products take
-bfloat16 operands but sum in float32; biases, norms, softmax and everything between products stay in float32.
+bfloat16 operands but sum in float32; biases, norms, softmax and everything between products stay in float32,
+but for what a convolution is told to round its result to.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,10 @@ from jax import lax
 from jax.nn.initializers import lecun_normal, variance_scaling
 from jaxtyping import Array, Float
 
+from fseg_jax.encoders.convolution import DType, Plan, convolve
 from fseg_jax.errors import InputError
 
-DType = Any
 Padding = int | str
-Pads = tuple[tuple[int, int], ...]  # before and after, of rows and columns
 
 
 class Stage(NamedTuple):
@@ -76,9 +75,9 @@ class Network(nnx.Module):
         return outputs
 
     def grid(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b h w c"]:
-        """The spatial map at a named layer, as it leaves the layer: a ReLU, where the map can be negative, is
-        the caller's."""
-        return self.features_to(x, layer)
+        """The spatial map at a named layer, as it leaves the layer, in float32: a ReLU, where the map can be
+        negative, is the caller's."""
+        return self.features_to(x, layer).astype(jnp.float32)
 
     def __call__(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b c"]:
         """What the network says of each normalised image."""
@@ -96,11 +95,12 @@ def _brief(names: Sequence[str]) -> str:
     return ", ".join(shown)
 
 
-MANY_CHANNELS = 256  # from here on the products of a convolution are large enough to be fast by themselves
-
-
 class Conv(nnx.Module):
-    """A convolution over (B, H, W, C) with a bias, stored as (height, width, in / groups, out)."""
+    """A convolution over (B, H, W, C) with a bias, stored as (height, width, in / groups, out).
+
+    ``rounded`` is what its result is rounded to; not to be more exact than the next convolution reads it
+    saves half of the memory that goes to and fro between them.
+    """
 
     def __init__(
         self,
@@ -113,60 +113,27 @@ class Conv(nnx.Module):
         groups: int = 1,
         bias: bool = True,
         dtype: DType = jnp.float32,
+        rounded: DType = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (kernel, kernel, channels_in // groups, channels_out)
         init = variance_scaling(2.0, "fan_out", "normal")
         self.kernel = nnx.Param(init(rngs.params(), shape, dtype))
         self.bias = nnx.Param(jnp.zeros((channels_out,), jnp.float32)) if bias else None
-        self.stride, self.padding, self.groups = stride, padding, groups
+        self.stride, self.padding, self.groups, self.rounded = stride, padding, groups, jnp.dtype(rounded)
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
+    def __call__(
+        self, x: Float[Array, "b h w i"], add: Float[Array, "b p q o"] | None = None, relu: bool = False
+    ) -> Float[Array, "b p q o"]:
+        """The convolution, plus ``add``, or the positive part of that."""
         kernel = self.kernel[...]
-        x = x.astype(kernel.dtype)
-        sides, strides = kernel.shape[:2], (self.stride, self.stride)
         if isinstance(self.padding, str):
-            pads = tuple(lax.padtype_to_pads(x.shape[1:3], sides, strides, self.padding))
+            strides = (self.stride, self.stride)
+            pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, self.padding))
         else:
             pads = ((self.padding, self.padding),) * 2
-        whole = partial(_convolved, stride=self.stride, pads=pads, groups=self.groups)
-        large = sides == (1, 1) or kernel.shape[2] >= MANY_CHANNELS
-        if large and kernel.dtype == jnp.bfloat16 and self.groups == 1:
-            products = partial(_products, stride=self.stride, pads=pads)
-            y = lax.platform_dependent(x, kernel, cpu=products, default=whole)
-        else:
-            y = whole(x, kernel)
-        return y if self.bias is None else y + along_channels(self.bias[...], y)
-
-
-def _convolved(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "y x j o"], stride: int, pads: Pads, groups: int
-) -> Float[Array, "b p q o"]:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        pads,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _products(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "y x i o"], stride: int, pads: Pads
-) -> Float[Array, "b p q o"]:
-    """A convolution as a sum of shifted products: on a CPU XLA's products of bfloat16 are fast, and its
-    convolutions are not. ResNet-50 takes two thirds of the time."""
-    sides = kernel.shape[:2]
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    p, q = ((x.shape[1 + axis] - sides[axis]) // stride + 1 for axis in (0, 1))
-    y = jnp.zeros((x.shape[0], p, q, kernel.shape[3]), jnp.float32)
-    for i in range(sides[0]):
-        for j in range(sides[1]):
-            shifted = x[:, i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride]
-            y += jnp.matmul(shifted, kernel[i, j], preferred_element_type=jnp.float32)
-    return y
+        bias = None if self.bias is None else self.bias[...]
+        return convolve(x, kernel, bias, add, Plan(self.stride, pads, self.groups, relu, self.rounded))
 
 
 class Linear(nnx.Module):
@@ -219,5 +186,5 @@ def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def global_average(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-    """The mean over the grid."""
-    return x.mean((1, 2))
+    """The mean over the grid, in float32."""
+    return x.astype(jnp.float32).mean((1, 2))
