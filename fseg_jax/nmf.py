@@ -122,6 +122,8 @@ def _multiplicative_weights(
 
 # ------------------------------------------------------------------------------------------------ W, H free
 
+PASSES = 4  # of accelerated HALS over H and over W, for each product with A
+FREE_LIMITS = {"hals": 200, "accelerated": 60, "mu": 200}  # iterations
 FEW = 4  # problems that a CPU solves at once: as many as its cache holds
 
 
@@ -133,25 +135,28 @@ def factorize(
     method: str = "hals",
     start: str | tuple[Float[Array, "*shared n k"], Float[Array, "*shared k c"]] = "random",
     tolerance: float = 1e-4,
-    max_iterations: int = 200,
+    max_iterations: int | None = None,
 ) -> NMFResult:
     """Factorize every matrix of a batch into k non-negative concepts, A ≈ W·H (F-SEG §3.1).
 
     ``A (…, n, c)``, non-negative float. ``method``: ``"hals"``, hierarchical alternating least squares (the
-    coordinate descent of scikit-learn's ``NMF(solver="cd")``, update for update), or ``"mu"``, multiplicative
-    updates. ``start``: ``"random"`` (scikit-learn's: half-normal at the scale of A), ``"nndsvd"`` (Boutsidis
-    & Gallopoulos 2008, its zeros filled with the mean of A), or ``(W, H)``. H is updated before W, as in the
-    authors' code, which factorizes the transpose. Every problem of the batch uses the same ``key``, so that
-    its result does not depend on its place. A problem has converged when the sum of the absolute projected
-    gradients falls under ``tolerance`` × its first value (``"mu"``: when the error falls by less than
-    ``tolerance`` of its first value in an iteration); it then stands still while others go on.
+    coordinate descent of scikit-learn's ``NMF(solver="cd")``, update for update); ``"accelerated"``, the same
+    with four passes over H, then four over W, for each product with A (Gillis & Glineur 2012), which reaches
+    the same error in half the time, by other W and H; or ``"mu"``, multiplicative updates. ``start``:
+    ``"random"`` (scikit-learn's: half-normal at the scale of A), ``"nndsvd"`` (Boutsidis & Gallopoulos 2008,
+    its zeros filled with the mean of A), or ``(W, H)``. H is updated before W, as in the authors' code, which
+    factorizes the transpose. Every problem of the batch uses the same ``key``, so that its result does not
+    depend on its place. A problem has converged when the sum of the absolute projected gradients falls under
+    ``tolerance`` × its first value (``"mu"``: when the error falls by less than ``tolerance`` of its first
+    value in an iteration); it then stands still while others go on. At most ``max_iterations`` are made: 200,
+    or 60 of ``"accelerated"``.
 
     k may exceed the rank: superfluous concepts fade to zero. An all-zero A gives an error of 0 and no NaN.
     """
     if k < 1:
         raise InputError(f"k = {k}: a factorization needs at least one concept")
-    if method not in ("hals", "mu"):
-        raise InputError(f"NMF method {method!r}: choose 'hals' or 'mu'")
+    if method not in FREE_LIMITS:
+        raise InputError(f"NMF method {method!r}: choose {', '.join(map(repr, FREE_LIMITS))}")
     batch, (n, c) = A.shape[:-2], A.shape[-2:]
     A = A.reshape(-1, n, c).astype(jnp.promote_types(A.dtype, jnp.float32))
     if isinstance(start, str):
@@ -161,7 +166,7 @@ def factorize(
     else:
         W = jnp.broadcast_to(start[0].astype(A.dtype), (*batch, n, k)).reshape(-1, n, k)
         H = jnp.broadcast_to(start[1].astype(A.dtype), (*batch, k, c)).reshape(-1, k, c)
-    result = _factorize(A, W, H, method, tolerance, max_iterations)
+    result = _factorize(A, W, H, method, tolerance, max_iterations or FREE_LIMITS[method])
     return NMFResult(*(x.reshape(*batch, *x.shape[1:]) for x in result))
 
 
@@ -210,7 +215,10 @@ def _factorize(
     max_iterations: int,
 ) -> NMFResult:
     def one(a: Array, w: Array, h: Array) -> NMFResult:
-        iterate = partial(_hals if method == "hals" else _multiplicative, a)
+        if method == "mu":
+            iterate = partial(_multiplicative, a)
+        else:  # Aᵀ is laid out once: a product with it then reads what lies side by side
+            iterate = partial(_hals, a, a.T, passes=PASSES if method == "accelerated" else 1)
 
         def body(state: tuple) -> tuple:
             i, wt, h, first, _ = state
@@ -218,7 +226,7 @@ def _factorize(
             first = jnp.where(i == 0, measure, first)
             return i + 1, wt, h, first, measure
 
-        if method == "hals":  # the measure is the violation itself
+        if method != "mu":  # the measure is the violation itself
 
             def going(state: tuple) -> Array:
                 i, _, _, first, measure = state
@@ -248,26 +256,39 @@ def _factorize(
     return jax.lax.platform_dependent(A, W, H, cpu=few, default=jax.vmap(one))
 
 
-def _sweep(F: Float[Array, "k m"], G: Float[Array, "k k"], N: Float[Array, "k m"]) -> tuple[Array, Array]:
-    """One pass of coordinate descent over the rows of F ≥ 0 for min ½ tr(Fᵀ·G·F) − tr(Nᵀ·F), and its
-    violation."""
+def _sweep(
+    F: Float[Array, "k m"], G: Float[Array, "k k"], N: Float[Array, "k m"], passes: int
+) -> tuple[Array, Array]:
+    """Coordinate descent over the rows of F ≥ 0 for min ½ tr(Fᵀ·G·F) − tr(Nᵀ·F), and the violation that its
+    first pass met."""
+    curvature = jnp.diagonal(G)[:, None]
+    scale = jnp.where(curvature > 0, 1 / jnp.where(curvature > 0, curvature, 1), 0)
+    # F_j − (G_j·F − N_j) / G_jj, as one product and one difference; a row without curvature stays.
+    target, step = N * scale, G * scale - jnp.eye(F.shape[0], dtype=G.dtype)
 
-    def row(j: Array, state: tuple) -> tuple:
-        F, violation = state
-        f, g = F[j], G[j, j]
-        gradient = jnp.matmul(G[j][None], F, precision="highest")[0] - N[j]
-        violation += jnp.abs(jnp.where(f == 0, jnp.minimum(gradient, 0), gradient))
-        new = jnp.where(g > 0, jnp.maximum(f - gradient / jnp.where(g > 0, g, 1), 0), f)
-        return F.at[j].set(new), violation
+    def row(i: Array, F: Array) -> Array:
+        j = i % F.shape[0]
+        return F.at[j].set(jnp.maximum(target[j] - jnp.matmul(step[j][None], F, precision="highest")[0], 0))
 
-    F, violation = jax.lax.fori_loop(0, F.shape[0], row, (F, jnp.zeros_like(F[0])))
-    return F, jnp.sum(violation)
-
-
-def _hals(A: Float[Array, "n c"], Wt: Float[Array, "k n"], H: Float[Array, "k c"]) -> tuple:
+    once = jax.lax.fori_loop(0, F.shape[0], row, F)
+    # Row j met the rows before it as they had become, and those after it as they had been.
+    become = jnp.tril(G, -1)
     product = partial(jnp.matmul, precision="highest")
-    H, of_h = _sweep(H, product(Wt, Wt.T), product(Wt, A))
-    Wt, of_w = _sweep(Wt, product(H, H.T), product(H, A.T))
+    gradient = product(become, once) + product(G - become, F) - N
+    violation = jnp.sum(jnp.abs(jnp.where(F == 0, jnp.minimum(gradient, 0), gradient)))
+    return jax.lax.fori_loop(0, (passes - 1) * F.shape[0], row, once), violation
+
+
+def _hals(
+    A: Float[Array, "n c"],
+    At: Float[Array, "c n"],
+    Wt: Float[Array, "k n"],
+    H: Float[Array, "k c"],
+    passes: int,
+) -> tuple:
+    product = partial(jnp.matmul, precision="highest")
+    H, of_h = _sweep(H, product(Wt, Wt.T), product(Wt, A), passes)
+    Wt, of_w = _sweep(Wt, product(H, H.T), product(H, At), passes)
     return Wt, H, of_h + of_w
 
 
