@@ -8,6 +8,7 @@ random weights on both sides; the maps are compared, and a mismatch is an error.
 """
 
 import importlib
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +20,12 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix_rate, row, save
+from fseg_jax.encoders import weights_file
 from fseg_jax.encoders.catalog import CATALOG
+from fseg_jax.encoders.classical import BINS, MAX_DENSITY, STRIDE, UNMIXING, classical
+from fseg_jax.encoders.encoder import EncoderCard, of_network
 from fseg_jax.encoders.load import load_encoder
+from fseg_jax.encoders.trained import shipped
 from weights_convert.convert import network_from
 
 
@@ -94,20 +99,7 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
     pixels = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
     if convolutional:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-    for kind in ("eager", "compiled") if compiled else ("eager",):
-        net = torch.compile(module) if kind == "compiled" else module
-        for dtype in ("float32", "bfloat16"):
-
-            def run(net: Any = net, half: bool = dtype == "bfloat16") -> Any:
-                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    return net(pixels)
-
-            try:
-                run()
-            except Exception as failure:  # no compiler on this machine
-                print(f"torch {kind} {dtype}: {str(failure).splitlines()[0]}", flush=True)
-                continue
-            sides[f"torch {kind} {dtype}"] = run
+    sides |= torch_sides(torch, module, pixels, compiled)
     with torch.inference_mode():
         theirs = module(pixels).float()
     if convolutional:
@@ -132,32 +124,111 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
     )
 
 
-def he_small(repeats: int, side: int = 224, batch: int = 8) -> dict[str, Any]:
-    """he-small beside the same trunk in torch."""
+def he_small(repeats: int, compiled: bool, side: int = 224, batch: int = 8) -> list[dict[str, Any]]:
+    """he-small's trunk beside the same in torch, and all of it beside that and the same stains in torch."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(cores())
-    x = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-    images = jnp.asarray(x)
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+    images = jnp.asarray(pixels)
+    mean, std = load_encoder("he-small").card.mean, load_encoder("he-small").card.std
+    shift, scale = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (mean, std))
+    net, features = trunk(torch).eval().to(memory_format=torch.channels_last), stains(torch)
+
+    def alone(x: Any) -> Any:
+        normal = ((x.permute(0, 3, 1, 2).float() / 255 - shift) / scale).to(memory_format=torch.channels_last)
+        return net(normal)
+
+    def whole(x: Any) -> Any:
+        of_stains = features(x.permute(0, 3, 1, 2).float().contiguous() / 255)
+        return torch.cat([torch.relu(alone(x)).float(), of_stains], dim=1)
+
+    ours = np.asarray(classical()(images)).transpose(0, 3, 1, 2)
+    theirs = features(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().contiguous() / 255)
+    if not np.allclose(ours, theirs.numpy(), atol=1e-4):
+        raise SystemExit(f"not the same stains: {np.abs(ours - theirs.numpy()).max():.3g}")
+    rows = []
+    for title, make, run in (("he-small's trunk", he_trunk, alone), ("he-small", load_encoder, whole)):
+        sides: dict[str, Callable[[], Any]] = {}
+        for dtype in ("float32", "bfloat16"):
+            sides[f"{OURS} {dtype}"] = partial(make("he-small", dtype=dtype), images)
+        sides |= torch_sides(torch, run, torch.from_numpy(pixels), compiled)
+        rows.append(
+            row(
+                f"{title}, {side} px, batch {batch}",
+                "images/s",
+                batch,
+                interleaved(sides, repeats),
+                target=TARGET["gpu" if jax.default_backend() == "gpu" else "cpu"],
+                limit=matrix_rate("bfloat16") / (2 * multiplications(torch, net, side)),
+                limited_by="the trunk's products in bfloat16",
+            )
+        )
+    return rows
+
+
+def he_trunk(name: str, *, dtype: str) -> Callable[[jax.Array], jax.Array]:
+    """The trunk of a shipped encoder."""
+    loaded = weights_file.load(shipped(name), dtype=jnp.dtype(dtype))
+    card = EncoderCard.from_json(json.loads(loaded.metadata["card"]))
+    return of_network(loaded.network, card)
+
+
+def torch_sides(torch: Any, run: Callable, x: Any, compiled: bool) -> dict[str, Callable[[], Any]]:
+    """A function of torch's at each of its settings."""
     sides: dict[str, Callable[[], Any]] = {}
-    for dtype in ("float32", "bfloat16"):
-        encoder = load_encoder("he-small", dtype=dtype)
-        sides[f"{OURS} {dtype}"] = partial(encoder, images)
-    net = trunk(torch).eval().to(memory_format=torch.channels_last)
-    pixels = torch.from_numpy(x).permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
-    for dtype in ("float32", "bfloat16"):
+    for kind in ("eager", "compiled") if compiled else ("eager",):
+        made = torch.compile(run) if kind == "compiled" else run
+        for dtype in ("float32", "bfloat16"):
 
-        def run(half: bool = dtype == "bfloat16") -> Any:
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-                return net(pixels)
+            def one(made: Any = made, half: bool = dtype == "bfloat16") -> Any:
+                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    return made(x)
 
-        sides[f"torch eager {dtype}, the trunk alone"] = run
-    return row(
-        f"he-small, {side} px, batch {batch}",
-        "images/s",
-        batch,
-        interleaved(sides, repeats),
-        target=1.0,
-    )
+            try:
+                one()
+            except Exception as failure:  # no compiler on this machine
+                print(f"torch {kind} {dtype}: {str(failure).splitlines()[0]}", flush=True)
+                continue
+            sides[f"torch {kind} {dtype}"] = one
+    return sides
+
+
+def multiplications(torch: Any, net: Any, side: int) -> int:
+    """Of the convolutions of a network, for one image."""
+    found: list[int] = []
+
+    def count(layer: Any, _: Any, output: Any) -> None:
+        found.append(output[0].numel() * layer.weight[0].numel())
+
+    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    with torch.inference_mode():
+        net(torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    return sum(found)
+
+
+def stains(torch: Any) -> Callable[[Any], Any]:
+    """``classical.features`` in torch, of images (B, 3, H, W) in [0, 1]."""
+    pool, pad = torch.nn.functional.avg_pool2d, torch.nn.functional.pad
+    unmixing, most = torch.tensor(UNMIXING), torch.tensor(MAX_DENSITY).reshape(1, 2, 1, 1)
+
+    def energy(d: Any) -> Any:
+        p = pad(d, (1, 1, 1, 1), mode="replicate")
+        dy, dx = (p[:, :, 2:, 1:-1] - p[:, :, :-2, 1:-1]) / 2, (p[:, :, 1:-1, 2:] - p[:, :, 1:-1, :-2]) / 2
+        return torch.sqrt(dy * dy + dx * dx + 1e-8)
+
+    def features(x: Any) -> Any:
+        density = torch.einsum("bchw,cs->bshw", -torch.log10(x.clamp(min=1 / 255)), unmixing).relu()
+        position = (density / most).clamp(max=1) * (BINS - 1)
+        histograms = [pool((1 - (position - centre).abs()).relu(), STRIDE) for centre in range(BINS)]
+        fine, coarse = pool(energy(density), STRIDE), pool(energy(pool(density, 4)), STRIDE // 4)
+        stained = torch.stack(histograms, 2).flatten(1, 2)
+        out = pad(torch.cat([stained, 4 * fine, 4 * coarse], 1), (1, 1, 1, 1), mode="replicate")
+        out = 0.25 * out[:, :, :-2] + 0.5 * out[:, :, 1:-1] + 0.25 * out[:, :, 2:]
+        return 0.25 * out[..., :-2] + 0.5 * out[..., 1:-1] + 0.25 * out[..., 2:]
+
+    return features
 
 
 def trunk(torch: Any) -> Any:
@@ -203,7 +274,7 @@ def main(names: tuple[str, ...], tiny: bool, no_compile: bool) -> None:
         rows.append(compare(title, peer, 1 if tiny else REPEATS, compiled=not (tiny or no_compile)))
         save("encoders", rows, tiny=tiny)  # after each: the largest take minutes
     if tiny or not names or "he-small" in names:
-        rows.append(he_small(1, side=64, batch=1) if tiny else he_small(REPEATS))
+        rows += he_small(1, False, side=64, batch=1) if tiny else he_small(REPEATS, not no_compile)
     save("encoders", rows, tiny=tiny)
 
 

@@ -1,18 +1,20 @@
 """k-means (Lloyd 1982) seeded by k-means++ (Arthur & Vassilvitskii 2007): the clusters that name F-SEG's
 concepts (§3.2).
 
-No array of points × centres is ever held whole: points are taken in slabs, and assignment and sums are one
-pass.
+No array of points × centres is ever held whole: points are taken in slabs. On a CPU those whose centre cannot
+have changed are left out (``kmeans_bounds.py``).
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fseg_jax import kmeans_bounds
 from fseg_jax.arrays import Centres, Key
 from fseg_jax.axes import smallest, unit
 from fseg_jax.errors import InputError
@@ -27,16 +29,6 @@ class KMeansResult(NamedTuple):
     labels: Int[Array, " n"]
     inertia: Float[Array, ""]
     iterations: Int[Array, ""]
-
-
-class _Pass(NamedTuple):
-    """One assignment of every point: its centre, its squared distance, and the sums that the next centres
-    need."""
-
-    labels: Int[Array, " n"]
-    distances: Float[Array, " n"]
-    sums: Float[Array, "k c"]
-    counts: Float[Array, " k"]
 
 
 def fit(
@@ -65,8 +57,6 @@ def fit(
     if not 1 <= k <= n:
         raise InputError(f"k = {k}: there are {n} points to cluster; choose k between 1 and {n}")
     X = jnp.asarray(X)
-    if not bool(jnp.isfinite(X).all()):
-        raise InputError("k-means: the points hold a NaN or an infinity; look at the encoder's features")
     X = X.astype(jnp.promote_types(X.dtype, jnp.float32))
     if start is not None:
         start, restarts = jnp.asarray(start, X.dtype), 1  # nothing is drawn
@@ -74,7 +64,11 @@ def fit(
             raise InputError(f"first centres of shape {start.shape}: give (k, c) = ({k}, {X.shape[1]})")
     keys = [key, *(jax.random.fold_in(key, i) for i in range(1, restarts))]
     results = [_fit(X, each, k, max_iterations, tolerance, spherical, start) for each in keys]
-    return min(results, key=lambda result: float(result.inertia)) if len(results) > 1 else results[0]
+    best = min(results, key=lambda result: float(result.inertia))
+    # One look at the end: a point that is not finite makes the inertia such.
+    if not np.isfinite(best.inertia) and not bool(jnp.isfinite(X).all()):
+        raise InputError("k-means: the points hold a NaN or an infinity; look at the encoder's features")
+    return best
 
 
 @partial(jax.jit, static_argnames=("k", "max_iterations", "spherical"))
@@ -90,73 +84,116 @@ def _fit(
     if spherical:
         X = unit(X)
         start = None if start is None else unit(start)
+    # Distances by expansion lose less when the points lie around the origin. They are moved slab by slab, in
+    # the cache: a copy of all would take as long as several iterations.
     mean = jnp.mean(X, axis=0, keepdims=True)
-    X = X - mean  # distances by expansion lose less when the points lie around the origin
-    threshold = tolerance * jnp.mean(jnp.var(X, axis=0))
+    _, (squares,) = _by_slabs(X, mean, lambda _, x, *rows: (None, (jnp.sum(x * x, axis=1),)), None)
+    threshold = tolerance * jnp.mean(squares) / X.shape[1]
 
-    def body(state: tuple) -> tuple:
-        i, centers, _ = state
-        moved = _move(X, centers, _assign(X, centers))
-        if spherical:
-            moved = unit(moved + mean) - mean
-        return i + 1, moved, jnp.sum((moved - centers) ** 2)
+    def lloyd(bounded: bool, X: Array, centers: Centres) -> tuple[Array, Centres, Array]:
+        def summed(labels: Array) -> tuple[Array, Array]:
+            return _totals(X, mean, k, lambda x, rows: labels[rows])
 
-    centers = plus_plus(X, k, key) if start is None else start - mean
-    i, centers, _ = jax.lax.while_loop(
-        lambda state: (state[0] < max_iterations) & (state[2] > threshold),
-        body,
-        (0, centers, jnp.asarray(jnp.inf, X.dtype)),
+        def body(state: tuple) -> tuple:
+            i, centers, _, known = state
+            if bounded:
+                known = kmeans_bounds.assign(X, mean, squares, centers, known, summed)
+                totals = known.sums, known.counts
+            else:
+                totals = _totals(X, mean, k, lambda x, rows: _nearest(x, centers)[0])
+            moved = _move(X, mean, squares, centers, *totals)
+            if spherical:
+                moved = unit(moved + mean) - mean
+            shifts = jnp.sum((moved - centers) ** 2, axis=1)
+            if bounded:
+                known = kmeans_bounds.follow(known, jnp.sqrt(shifts))
+            return i + 1, moved, jnp.sum(shifts), known
+
+        known: Any = kmeans_bounds.unknown(len(X), centers) if bounded else None
+        i, centers, _, known = jax.lax.while_loop(
+            lambda state: (state[0] < max_iterations) & (state[2] > threshold),
+            body,
+            (jnp.asarray(0), centers, jnp.asarray(jnp.inf, X.dtype), known),
+        )
+        if bounded:
+            return i, centers, kmeans_bounds.assign(X, mean, squares, centers, known, summed).labels
+        _, (labels,) = _by_slabs(X, mean, lambda _, x, *rows: (None, _nearest(x, centers)[:1]), None)
+        return i, centers, labels
+
+    centers = (plus_plus(X, k, key) if start is None else start) - mean
+    # Elsewhere looking at some of the points takes longer than looking at all.
+    i, centers, labels = jax.lax.platform_dependent(
+        X, centers, cpu=partial(lloyd, True), default=partial(lloyd, False)
     )
-    labels = _assign(X, centers).labels
-    inertia = jnp.sum((X - centers[labels]) ** 2)  # not by expansion: exact
-    return KMeansResult(centers + mean, labels, inertia, jnp.asarray(i))
+
+    def left(inertia: Array, x: Array, rows: Array, fresh: Array) -> tuple:
+        distances = jnp.sum((x - centers[labels[rows]]) ** 2, axis=1)  # not by expansion: exact
+        return inertia + jnp.sum(jnp.where(fresh, distances, 0)), ()
+
+    inertia, _ = _by_slabs(X, mean, left, jnp.zeros((), X.dtype))
+    return KMeansResult(centers + mean, labels, inertia, i)
 
 
-def _move(X: Float[Array, "n c"], centers: Centres, now: _Pass) -> Centres:
+def _move(
+    X: Float[Array, "n c"],
+    mean: Float[Array, "1 c"],
+    squares: Float[Array, " n"],
+    centers: Centres,
+    sums: Float[Array, "k c"],
+    counts: Float[Array, " k"],
+) -> Centres:
     """The mean of each cluster's points; an empty cluster moves onto one of the points farthest from their
     centres."""
-    means = now.sums / jnp.maximum(now.counts, 1)[:, None]
-    empty = now.counts == 0
+    means = sums / jnp.maximum(counts, 1)[:, None]
+    empty = counts == 0
 
-    def reseed(means: Centres) -> Centres:
-        _, farthest = jax.lax.top_k(now.distances, centers.shape[0])
+    def reseed() -> Centres:
+        _, (least,) = _by_slabs(X, mean, lambda _, x, *rows: (None, _nearest(x, centers)[1:]), None)
+        _, farthest = jax.lax.top_k(squares + least, len(centers))
         rank = jnp.cumsum(empty) - 1  # the first empty cluster takes the farthest point, and so on
-        return jnp.where(empty[:, None], X[farthest[jnp.maximum(rank, 0)]], means)
+        return jnp.where(empty[:, None], X[farthest[jnp.maximum(rank, 0)]] - mean, means)
 
-    return jax.lax.cond(jnp.any(empty), reseed, lambda means: means, means)
+    return jax.lax.cond(jnp.any(empty), reseed, lambda: means)
 
 
-def _assign(X: Float[Array, "n c"], centers: Centres) -> _Pass:
+def _totals(
+    X: Float[Array, "n c"], mean: Float[Array, "1 c"], k: int, label: Callable
+) -> tuple[Array, Array]:
+    """What the points of each of k clusters sum to, and their number; ``label(x, rows)`` says whose they
+    are."""
+
+    def one(totals: tuple, x: Array, rows: Array, fresh: Array) -> tuple:
+        parts = _sums(x, jnp.where(fresh, label(x, rows), k), k)
+        return (totals[0] + parts[0], totals[1] + parts[1]), ()
+
+    return _by_slabs(X, mean, one, (jnp.zeros((k, X.shape[1]), X.dtype), jnp.zeros(k, X.dtype)))[0]
+
+
+def _nearest(x: Float[Array, "n c"], centers: Centres) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+    """Each point's nearest centre, and its squared distance less the point's own square."""
+    # Clusters along the first axis: the smallest over them are whole vectors'.
+    squares = jnp.sum(centers * centers, axis=1)[:, None]
+    return smallest(squares - 2 * jnp.matmul(centers, x.T, precision="highest"), 0)
+
+
+def _by_slabs(X: Float[Array, "n c"], mean: Float[Array, "1 c"], one: Callable, carry: Any) -> tuple:
+    """``one(carry, x, rows, fresh)`` over slabs of the points around the origin, and what it said of each
+    point."""
     n, c = X.shape
-    k = centers.shape[0]
     slab = min(SLAB, n)
     slabs = -(-n // slab)
-    squares = jnp.sum(centers * centers, axis=1)[:, None]
 
-    def one(sums: tuple, start: Array) -> tuple:
-        # The last slab is moved back to end with the data; what it shares with the one before is masked out.
+    def step(carry: Any, start: Array) -> tuple:
+        # The last slab is moved back to end with the data; what it shares with the one before is not fresh.
         begin = jnp.minimum(start, n - slab)
-        x = jax.lax.dynamic_slice(X, (begin, 0), (slab, c))
-        fresh = begin + jnp.arange(slab) >= start
-        # Clusters along the first axis: the smallest over them are whole vectors'.
-        scores = squares - 2 * jnp.matmul(centers, x.T, precision="highest")
-        labels, least = smallest(scores, 0)
-        distances = jnp.maximum(jnp.sum(x * x, axis=1) + least, 0)
-        parts = _sums(x, jnp.where(fresh, labels, k), k)
-        sums = (sums[0] + parts[0], sums[1] + parts[1])
-        return sums, (labels, distances)
+        rows = begin + jnp.arange(slab)
+        return one(carry, jax.lax.dynamic_slice(X, (begin, 0), (slab, c)) - mean, rows, rows >= start)
 
-    start = jnp.arange(slabs) * slab
-    zero = (jnp.zeros((k, c), X.dtype), jnp.zeros(k, X.dtype))
     each: tuple
-    totals, each = jax.lax.scan(one, zero, start)
+    carry, each = jax.lax.scan(step, carry, jnp.arange(slabs) * slab)
     # Slabs lie end to end but for the last, whose head repeats what came before.
     tail = n - (slabs - 1) * slab
-
-    def join(x: Array) -> Array:
-        return jnp.concatenate([x[:-1].reshape(-1), x[-1, slab - tail :]])
-
-    return _Pass(join(each[0]), join(each[1]), *totals)
+    return carry, tuple(jnp.concatenate([x[:-1].reshape(-1), x[-1, slab - tail :]]) for x in each)
 
 
 def _sums(
@@ -186,6 +223,8 @@ def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centres:
     """
     n, c = X.shape
     trials = 2 + int(np.log(k))
+    mean = jnp.mean(X, axis=0, keepdims=True)
+    X = X - mean
     squares = jnp.sum(X * X, axis=1)
 
     def distances(points: Float[Array, "t c"]) -> Float[Array, "t n"]:
@@ -204,4 +243,4 @@ def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centres:
     first = X[jax.random.randint(jax.random.fold_in(key, 0), (), 0, n)]
     centers = jnp.zeros((k, c), X.dtype).at[0].set(first)
     centers, _ = jax.lax.fori_loop(1, k, add, (centers, distances(first[None])[0]))
-    return centers
+    return centers + mean
