@@ -23,7 +23,7 @@ from benchmarks.examples import examples
 from benchmarks.make_slide import made_slide
 from benchmarks.measure import OURS, Timing, row, save
 
-SIDES, CLUSTERS, SLIDES = (5_000, 10_000, 20_000), (16, 64, 256), (4, 8, 16)
+SIDES, CLUSTERS, SLIDES = (10_000, 20_000, 40_000), (16, 64, 256), (4, 8, 16)
 
 
 def measured(arguments: Sequence[str]) -> tuple[float, float]:

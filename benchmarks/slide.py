@@ -31,7 +31,7 @@ from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.slides.reader import open_slide, read_batches
 
-TILE, SIDE, MPP, PEER_TILES = 256, 6_000, 1.0, 4
+TILE, SIDE, MPP, PEER_TILES = 256, 12_000, 1.0, 4
 TARGETS = {64: 3, 256: 20}
 OVERHEAD = 1.10
 
