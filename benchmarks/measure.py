@@ -25,6 +25,7 @@ PACKAGES = (
     "jaxlib",
     "flax",
     "numpy",
+    "onednn-cpu-gomp",
     "torch",
     "timm",
     "scikit-learn",
@@ -121,6 +122,18 @@ def save(question: str, rows: list[dict[str, Any]], *, tiny: bool, **more: Any) 
     return result
 
 
+def _commit() -> str:
+    """The code's; what the benchmarks write themselves does not count as a change of it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=RESULTS, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    written = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)benchmarks/README.md")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *written)
+    return git("describe", "--always") + ("-dirty" if changed else "")
+
+
 def machine() -> dict[str, Any]:
     """What was measured on, with what, and when."""
     versions = {}
@@ -129,9 +142,6 @@ def machine() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=RESULTS, capture_output=True, text=True, check=False
-    )
     return {
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
@@ -139,7 +149,7 @@ def machine() -> dict[str, Any]:
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
         "versions": versions,
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
