@@ -19,7 +19,8 @@ from fseg_jax.axes import smallest
 SLAB = 1024  # points looked at together
 FEW = 64  # points that changed, taken together
 MANY = 8  # from one point in so many that changed on, all are summed anew
-SLACK = 1e-4  # relative: what rounding may take from a bound
+SLACK = 1e-4  # relative: what rounding may take from a bound as it follows the centres
+NOISE = 16  # roundings of the squares that a distance is the difference of
 
 
 class Bounds(NamedTuple):
@@ -81,15 +82,15 @@ def assign(
 def _bounds(
     x: Float[Array, "n c"], squares: Float[Array, " n"], centers: Centres
 ) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
-    """Each point's nearest centre, its distance, and that of the next."""
+    """Each point's nearest centre, the most that its distance can be, and the least that of the next."""
     # Clusters along the first axis: the smallest over them are whole vectors'.
     own = jnp.sum(centers * centers, axis=1)[:, None]
     scores = own - 2 * jnp.matmul(centers, x.T, precision="highest")
     labels, least = smallest(scores, 0)
     others = jnp.where(jnp.arange(len(centers))[:, None] == labels[None], jnp.inf, scores)
-    own_distance, next_distance = (
-        jnp.sqrt(jnp.maximum(squares + each, 0)) for each in (least, jnp.min(others, axis=0))
-    )
+    noise = NOISE * jnp.finfo(x.dtype).eps * (squares + jnp.max(own))
+    own_distance = jnp.sqrt(jnp.maximum(squares + least + noise, 0))
+    next_distance = jnp.sqrt(jnp.maximum(squares + jnp.min(others, axis=0) - noise, 0))
     return labels, own_distance, next_distance
 
 

@@ -10,7 +10,8 @@ import ctypes
 import ctypes.util
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files
@@ -71,9 +72,17 @@ class Library(NamedTuple):
     version: str
 
 
-@cache
 def library() -> Library | None:
     """oneDNN, where it is installed: from its wheel, a conda environment or the system."""
+    with _loading:
+        return _loaded()
+
+
+_loading = threading.Lock()
+
+
+@cache
+def _loaded() -> Library | None:
     for path in _places():
         try:
             c = ctypes.CDLL(path)
@@ -148,17 +157,17 @@ class _UnsupportedError(RuntimeError):
 
 class _Convolution(NamedTuple):
     """The library's programs for one convolution, the one that lays out the kernel and the one that does it,
-    with the layouts that they read and write."""
+    with their arguments; ``memories`` are what those point to, in the order of ``_execute``, and ``arranged``
+    and ``scratch`` the sizes of what lives no longer than a call."""
 
     implementation: str
     arrange: c_void_p
+    arranging: Any
     run: c_void_p
-    src: c_void_p
-    plain: c_void_p
-    arranged: c_void_p
-    bias: c_void_p
-    dst: c_void_p
-    scratch: c_void_p
+    running: Any
+    memories: tuple[c_void_p, ...]
+    arranged: int
+    scratch: int
 
 
 @cache
@@ -201,66 +210,93 @@ def _convolution(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: 
     arranged = c_void_p(c.dnnl_primitive_desc_query_md(described, _WEIGHTS, 0))
     scratch = c_void_p(c.dnnl_primitive_desc_query_md(described, _SCRATCHPAD, 0))
     arrange = _made(c.dnnl_reorder_primitive_desc_create, plain, engine, arranged, engine, None)
+    layouts = (src, plain, arranged, bias, dst, scratch)
+    memories = tuple(_made(c.dnnl_memory_create, layout, engine, None) for layout in layouts)
+    image, given, laid_out, offset, result, room = memories
+    arranging = {_SRC: given, _DST: laid_out}
+    running = {_SRC: image, _KERNEL: laid_out, _BIAS: offset, _DST: result, _SCRATCH: room}
     return _Convolution(
         (name.value or b"").decode(),
         _made(c.dnnl_primitive_create, arrange),
+        (_Argument * len(arranging))(*(_Argument(*each) for each in arranging.items())),
         _made(c.dnnl_primitive_create, described),
-        src,
-        plain,
-        arranged,
-        bias,
-        dst,
-        scratch,
+        (_Argument * len(running))(*(_Argument(*each) for each in running.items())),
+        memories,
+        c.dnnl_memory_desc_get_size(arranged),
+        c.dnnl_memory_desc_get_size(scratch),
     )
+
+
+class _Kept(NamedTuple):
+    """A kernel that stays as it is, and what it has been laid out as, by the program that reads it."""
+
+    array: weakref.ref
+    laid_out: dict[int, np.ndarray]
 
 
 # One convolution at a time has all of the library's threads: those of two would wait for each other.
 _turn = threading.Lock()
-_room = np.empty(0, np.uint8)  # for what lives no longer than a call
+_rooms: dict[str, np.ndarray] = {}  # for what lives no longer than a call
+_kept: dict[int, _Kept] = {}  # by address
+
+
+def keep(arrays: Iterable[jax.Array]) -> None:
+    """Promise that none of these is written to while it lives: a kernel among them is laid out but once,
+    which otherwise takes a twentieth of a ResNet's time."""
+    for array in arrays:
+        if array.ndim == 4 and all(device.platform == "cpu" for device in array.devices()):
+            address = array.unsafe_buffer_pointer()
+            _kept[address] = _Kept(weakref.ref(array), {})
+            weakref.finalize(array, _kept.pop, address, None).atexit = False
 
 
 def _execute(operands: list[Operand], result: Operand, numbers: tuple[int, ...]) -> None:
     """What XLA calls: operands are the image, the kernel, the bias and, where something is added, that, which
     the result then lies on."""
-    global _room
     x, kernel, bias, *_ = operands
     made = _convolution(x.shape, kernel.shape, Spec(*numbers), len(operands) == 4)
-    c, engine, stream, _ = _library()
-    weights = -(-c.dnnl_memory_desc_get_size(made.arranged) // ALIGNED) * ALIGNED
-    needed = weights + c.dnnl_memory_desc_get_size(made.scratch) + ALIGNED
     with _turn:
-        if _room.size < needed:
-            _room = np.empty(needed, np.uint8)
-        start = _room.ctypes.data
-        start += -start % ALIGNED
-        memories: list[c_void_p] = []
+        laid_out = _laid_out(kernel.address, made)
+        scratch = _aligned(_room("scratch", made.scratch))
+        _point(made.memories, (x.address, kernel.address, laid_out, bias.address, result.address, scratch))
+        _run(made.run, made.running)
 
-        def memory(layout: c_void_p, address: int) -> c_void_p:
-            memories.append(_made(c.dnnl_memory_create, layout, engine, c_void_p(address)))
-            return memories[-1]
 
-        arranged = memory(made.arranged, start)
-        steps = (
-            (made.arrange, {_SRC: memory(made.plain, kernel.address), _DST: arranged}),
-            (
-                made.run,
-                {
-                    _SRC: memory(made.src, x.address),
-                    _KERNEL: arranged,
-                    _BIAS: memory(made.bias, bias.address),
-                    _DST: memory(made.dst, result.address),
-                    _SCRATCH: memory(made.scratch, start + weights),
-                },
-            ),
-        )
-        try:
-            for program, arguments in steps:
-                packed = (_Argument * len(arguments))(*(_Argument(*each) for each in arguments.items()))
-                _check(c.dnnl_primitive_execute(program, stream, len(arguments), packed))
-            _check(c.dnnl_stream_wait(stream))
-        finally:
-            for each in memories:
-                c.dnnl_memory_destroy(each)
+def _laid_out(kernel: int, made: _Convolution) -> int:
+    """Where the kernel lies as the program reads it."""
+    kept = _kept.get(kernel)
+    array = kept.array() if kept else None
+    lasts = kept is not None and array is not None and not array.is_deleted()
+    rooms = kept.laid_out if kept is not None and lasts else {}
+    program = made.run.value or 0
+    if program not in rooms:
+        room = np.empty(made.arranged + ALIGNED, np.uint8) if lasts else _room("kernel", made.arranged)
+        _point(made.memories[1:3], (kernel, _aligned(room)))
+        _run(made.arrange, made.arranging)
+        rooms[program] = room
+    return _aligned(rooms[program])
+
+
+def _room(name: str, size: int) -> np.ndarray:
+    if name not in _rooms or _rooms[name].size < size + ALIGNED:
+        _rooms[name] = np.empty(size + ALIGNED, np.uint8)
+    return _rooms[name]
+
+
+def _aligned(room: np.ndarray) -> int:
+    address = room.ctypes.data
+    return address + -address % ALIGNED
+
+
+def _point(memories: Sequence[c_void_p], addresses: Sequence[int]) -> None:
+    for memory, address in zip(memories, addresses, strict=True):
+        _check(_library().c.dnnl_memory_set_data_handle(memory, c_void_p(address)))
+
+
+def _run(program: c_void_p, arguments: Any) -> None:
+    c, _, stream, _ = _library()
+    _check(c.dnnl_primitive_execute(program, stream, len(arguments), arguments))
+    _check(c.dnnl_stream_wait(stream))
 
 
 def _library() -> Library:
