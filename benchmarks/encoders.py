@@ -101,6 +101,8 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
     if convolutional:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     sides |= torch_sides(torch, module, pixels, compiled)
+    if convolutional:  # which XLA does not count where they are another library's
+        operations = 2.0 * peer.batch * multiplications(torch, module, peer.side)
     with torch.inference_mode():
         theirs = module(pixels).float()
     if convolutional:
