@@ -15,6 +15,7 @@ _HOOK = install_import_hook(
         "fseg_jax.nmf",
         "fseg_jax.nnls",
         "fseg_jax.kmeans",
+        "fseg_jax.kmeans_bounds",
         "fseg_jax.kmeans_pass",
         "fseg_jax.kmeans_stream",
         "fseg_jax.codebook",
@@ -27,6 +28,18 @@ _HOOK = install_import_hook(
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+MAPS = 30_000  # of the 65,530 parts of memory that Linux lets a process have; each program takes a few
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs() -> Iterator[None]:
+    """Compiled programs are forgotten before there are too many, of which XLA would die."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text().splitlines()) > MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
