@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix_rate, row, save
-from fseg_jax.encoders import onednn, weights_file
+from fseg_jax.encoders import weights_file
 from fseg_jax.encoders.catalog import CATALOG
 from fseg_jax.encoders.classical import BINS, MAX_DENSITY, STRIDE, UNMIXING, classical
 from fseg_jax.encoders.encoder import EncoderCard, of_network
@@ -76,7 +76,6 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
     for dtype in ("float32", "bfloat16"):
         network = network_from(state, entry.config, what=peer.row, dtype=jnp.dtype(dtype))
         graphdef, weights = nnx.split(network)
-        onednn.keep(jax.tree.leaves(weights))  # as every encoder does
 
         @jax.jit
         def grid(weights: Any, x: jax.Array, graphdef: Any = graphdef) -> jax.Array:

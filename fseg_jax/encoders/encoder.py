@@ -12,7 +12,6 @@ from flax import nnx
 from jaxtyping import Float
 
 from fseg_jax.arrays import Array, Features, Images
-from fseg_jax.encoders import onednn
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,6 @@ def of_network(network: nnx.Module, card: EncoderCard) -> JaxEncoder:
     """The encoder that reads a network's grid at the layer of the card."""
     graphdef, state = nnx.split(network)
     leaves, structure = jax.tree.flatten(state)
-    onednn.keep(leaves)
     # Flat leaves: a call passes them on in a third of the time that a tree of them takes.
     return JaxEncoder(card, _apply(graphdef, structure, card.layer), tuple(leaves))
 

@@ -11,8 +11,7 @@ import ctypes.util
 import os
 import sys
 import threading
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files
@@ -240,27 +239,9 @@ def _convolution(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: 
     )
 
 
-class _Kept(NamedTuple):
-    """A kernel that stays as it is, and what it has been laid out as, by the program that reads it."""
-
-    array: weakref.ref
-    laid_out: dict[int, np.ndarray]
-
-
 # One convolution at a time has all of the library's threads: those of two would wait for each other.
 _turn = threading.Lock()
 _rooms: dict[str, np.ndarray] = {}  # for what lives no longer than a call
-_kept: dict[int, _Kept] = {}  # by address
-
-
-def keep(arrays: Iterable[jax.Array]) -> None:
-    """Promise that none of these is written to while it lives: a kernel among them is laid out but once,
-    which otherwise takes a twentieth of a ResNet's time."""
-    for array in arrays:
-        if array.ndim == 4 and all(device.platform == "cpu" for device in array.devices()):
-            address = array.unsafe_buffer_pointer()
-            _kept[address] = _Kept(weakref.ref(array), {})
-            weakref.finalize(array, _kept.pop, address, None).atexit = False
 
 
 def _execute(operands: list[Operand], result: Operand, numbers: tuple[int, ...]) -> None:
@@ -269,41 +250,20 @@ def _execute(operands: list[Operand], result: Operand, numbers: tuple[int, ...])
     x, kernel, bias, *_ = operands
     made = _convolution(x.shape, kernel.shape, Spec(*numbers), len(operands) == 4)
     with _turn:
-        laid_out = _laid_out(kernel.address, made)
-        scratch = _aligned(_room("scratch", made.scratch))
-        _point(made.memories, (x.address, kernel.address, laid_out, bias.address, result.address, scratch))
+        laid_out, scratch = _room("kernel", made.arranged), _room("scratch", made.scratch)
+        places = (x.address, kernel.address, laid_out, bias.address, result.address, scratch)
+        for memory, place in zip(made.memories, places, strict=True):
+            _check(_library().c.dnnl_memory_set_data_handle(memory, c_void_p(place)))
+        _run(made.arrange, made.arranging)
         _run(made.run, made.running)
 
 
-def _laid_out(kernel: int, made: _Convolution) -> int:
-    """Where the kernel lies as the program reads it."""
-    kept = _kept.get(kernel)
-    array = kept.array() if kept else None
-    lasts = kept is not None and array is not None and not array.is_deleted()
-    rooms = kept.laid_out if kept is not None and lasts else {}
-    program = made.run.value or 0
-    if program not in rooms:
-        room = np.empty(made.arranged + ALIGNED, np.uint8) if lasts else _room("kernel", made.arranged)
-        _point(made.memories[1:3], (kernel, _aligned(room)))
-        _run(made.arrange, made.arranging)
-        rooms[program] = room
-    return _aligned(rooms[program])
-
-
-def _room(name: str, size: int) -> np.ndarray:
+def _room(name: str, size: int) -> int:
+    """The address of so many bytes that are only used within a call."""
     if name not in _rooms or _rooms[name].size < size + ALIGNED:
         _rooms[name] = np.empty(size + ALIGNED, np.uint8)
-    return _rooms[name]
-
-
-def _aligned(room: np.ndarray) -> int:
-    address = room.ctypes.data
+    address = _rooms[name].ctypes.data
     return address + -address % ALIGNED
-
-
-def _point(memories: Sequence[c_void_p], addresses: Sequence[int]) -> None:
-    for memory, address in zip(memories, addresses, strict=True):
-        _check(_library().c.dnnl_memory_set_data_handle(memory, c_void_p(address)))
 
 
 def _run(program: c_void_p, arguments: Any) -> None:

@@ -136,38 +136,6 @@ def test_convolutions_of_several_threads_and_batches():
     np.testing.assert_array_equal(apply(batch), np.concatenate(alone))
 
 
-@needs_library
-@pytest.mark.parametrize("delete", [False, True])
-def test_a_kernel_that_is_kept_is_laid_out_once_and_forgotten_with_its_array(monkeypatch, delete):
-    """Others come to lie where it lay."""
-    arranged = []
-    run = onednn._run
-    monkeypatch.setattr(
-        onednn,
-        "_run",
-        lambda program, arguments: (arranged.append(len(arguments) == 2), run(program, arguments)),
-    )
-    x, bias = jnp.ones((1, 5, 5, 16)), jnp.zeros(16)
-    spec = onednn.Spec(1, 0, 0, 0, 0, 0, 0)
-    assert onednn.supports(x.shape, (3, 3, 16, 16), spec, False)
-    convolve = jax.jit(lambda kernel: onednn.convolve(x, kernel, bias, None, spec))
-    places = set()
-    for value in range(20):
-        kernel = jnp.full((3, 3, 16, 16), float(value))
-        onednn.keep([kernel])
-        places.add(kernel.unsafe_buffer_pointer())
-        for _ in range(2):
-            assert (convolve(kernel) == value * 9 * 16).all()
-        if delete:
-            kernel.delete()
-        else:
-            del kernel
-    assert len(places) < 20  # or nothing has been shown
-    assert sum(arranged) == 20
-    if not delete:
-        assert not places & onednn._kept.keys()
-
-
 def test_what_a_foreign_function_raises_is_the_programs_error():
     def fail(operands, result, numbers):
         raise ValueError(f"no {numbers[0]} from {operands[0].shape}")
