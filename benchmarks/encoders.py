@@ -132,8 +132,8 @@ def he_small(repeats: int, compiled: bool, side: int = 224, batch: int = 8) -> l
     torch.set_num_threads(cores())
     pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     images = jnp.asarray(pixels)
-    mean, std = load_encoder("he-small").card.mean, load_encoder("he-small").card.std
-    shift, scale = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (mean, std))
+    card = load_encoder("he-small").card
+    shift, scale = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (card.mean, card.std))
     net, features = trunk(torch).eval().to(memory_format=torch.channels_last), stains(torch)
 
     def alone(x: Any) -> Any:

@@ -171,9 +171,7 @@ def _totals(
 
 def _nearest(x: Float[Array, "n c"], centers: Centres) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """Each point's nearest centre, and its squared distance less the point's own square."""
-    # Clusters along the first axis: the smallest over them are whole vectors'.
-    squares = jnp.sum(centers * centers, axis=1)[:, None]
-    return smallest(squares - 2 * jnp.matmul(centers, x.T, precision="highest"), 0)
+    return smallest(kmeans_bounds.scores(x, centers), 0)
 
 
 def _by_slabs(X: Float[Array, "n c"], mean: Float[Array, "1 c"], one: Callable, carry: Any) -> tuple:

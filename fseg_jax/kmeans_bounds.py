@@ -83,15 +83,21 @@ def _bounds(
     x: Float[Array, "n c"], squares: Float[Array, " n"], centers: Centres
 ) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
     """Each point's nearest centre, the most that its distance can be, and the least that of the next."""
-    # Clusters along the first axis: the smallest over them are whole vectors'.
-    own = jnp.sum(centers * centers, axis=1)[:, None]
-    scores = own - 2 * jnp.matmul(centers, x.T, precision="highest")
-    labels, least = smallest(scores, 0)
-    others = jnp.where(jnp.arange(len(centers))[:, None] == labels[None], jnp.inf, scores)
-    noise = NOISE * jnp.finfo(x.dtype).eps * (squares + jnp.max(own))
+    each = scores(x, centers)
+    labels, least = smallest(each, 0)
+    others = jnp.where(jnp.arange(len(centers))[:, None] == labels[None], jnp.inf, each)
+    noise = NOISE * jnp.finfo(x.dtype).eps * (squares + jnp.max(jnp.sum(centers * centers, axis=1)))
     own_distance = jnp.sqrt(jnp.maximum(squares + least + noise, 0))
     next_distance = jnp.sqrt(jnp.maximum(squares + jnp.min(others, axis=0) - noise, 0))
     return labels, own_distance, next_distance
+
+
+def scores(x: Float[Array, "n c"], centers: Centres) -> Float[Array, "k n"]:
+    """The squared distance of each point to each centre, less the point's own square, which no comparison
+    needs."""
+    # Clusters along the first axis: the smallest over them are whole vectors'.
+    own = jnp.sum(centers * centers, axis=1)[:, None]
+    return own - 2 * jnp.matmul(centers, x.T, precision="highest")
 
 
 def follow(known: Bounds, shifts: Float[Array, " k"]) -> Bounds:
