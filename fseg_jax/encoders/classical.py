@@ -76,11 +76,6 @@ def _gradient_energy(x: Float[Array, "s H W"]) -> Float[Array, "s H W"]:
     return jnp.sqrt(dy * dy + dx * dx + 1e-8)
 
 
-def stains(x: Float[Array, "b H W 3"]) -> Float[Array, "b H W 2"]:
-    """Optical density of haematoxylin and eosin, ≥ 0, of images in [0, 1] (Ruifrok & Johnston 2001)."""
-    return jnp.maximum(_density(x) @ UNMIXING, 0)
-
-
 def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
     """Encode images in [0, 1] whose sides are multiples of 16: 2 × 8 histogram bins and 2 × 2 gradient
     energies."""
@@ -88,13 +83,11 @@ def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 2
     return _blur(jax.lax.map(_image_features, x))
 
 
-def _density(x: Float[Array, "*b H W 3"]) -> Float[Array, "*b H W 3"]:
-    return -jnp.log10(jnp.maximum(x, 1 / 255))
-
-
 def _image_features(x: Float[Array, "H W 3"]) -> Float[Array, "h w 20"]:
     height, width, _ = x.shape
-    interleaved = _density(x).reshape(height, width // STRIDE, 3 * STRIDE)
+    # Optical density of haematoxylin and eosin, ≥ 0 (Ruifrok & Johnston 2001).
+    optical = -jnp.log10(jnp.maximum(x, 1 / 255))
+    interleaved = optical.reshape(height, width // STRIDE, 3 * STRIDE)
     planes = [jnp.matmul(interleaved, row, precision="highest") for row in UNMIXING_ROW]
     density = jnp.maximum(jnp.stack(planes).reshape(2, height, width), 0)
     # Soft bins: a value shares itself between the two nearest centres, in proportion.
