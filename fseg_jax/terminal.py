@@ -25,6 +25,12 @@ def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def stop_once(*_: object) -> None:
+    """Interrupt, and let nothing interrupt what is then cleared away."""
+    if not STOPPED.is_set():
+        stop()
+
+
 def heed() -> None:
     if STOPPED.is_set():
         raise KeyboardInterrupt

@@ -21,7 +21,7 @@ from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
 from fseg_jax.cli.view import view
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import STOPPED, share_the_heap, stop
+from fseg_jax.terminal import STOPPED, share_the_heap, stop, stop_once
 
 
 def run() -> None:
@@ -30,12 +30,18 @@ def run() -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         main()
-    except SystemExit as error:
-        if STOPPED.is_set():  # compiled code still runs in threads, and trips over the interpreter's end
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(130)
-        raise error
+    except (SystemExit, KeyboardInterrupt):
+        if not STOPPED.is_set():
+            raise
+    if STOPPED.is_set():
+        from fseg_jax.cohort.claims import clear_away
+
+        signal.signal(signal.SIGINT, stop_once)
+        signal.signal(signal.SIGTERM, stop_once)
+        clear_away()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)  # compiled code still runs in threads, and trips over the interpreter's end
 
 
 def main(arguments: list[str] | None = None) -> None:

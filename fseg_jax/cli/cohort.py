@@ -104,6 +104,7 @@ def cohort(
     from fseg_jax.cohort.job import Job, from_features
     from fseg_jax.cohort.manifest import load_manifest, select_split
     from fseg_jax.cohort.run import run_cohort
+    from fseg_jax.cohort.storage import open_storage
     from fseg_jax.cohort.worker import Settings
     from fseg_jax.methods import fseg
 
@@ -139,7 +140,11 @@ def cohort(
         sys.stdout.flush()
 
     running = Local(workers) if engine == "local" else Ray(ray_address, settings.threads)
-    with running:
-        summary = run_cohort(slides, job, running, shard=shard, redo=redo, tell=tell)
+    try:
+        with running:
+            summary = run_cohort(slides, job, running, shard=shard, redo=redo, tell=tell)
+    except KeyboardInterrupt:
+        open_storage(job.out).sweep()  # a worker may have died of it: compiled code does not like exceptions
+        raise
     click.echo(f"fseg: {summary.line(output)}")
     return 0 if summary.done == summary.slides else 1

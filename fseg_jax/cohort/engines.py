@@ -46,6 +46,7 @@ class Local:
 
     def __init__(self, workers: int | None = None) -> None:
         self._count = workers
+        self._processes: list[BaseProcess] = []  # all there ever were: an interruption may fall anywhere
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, ManifestSlide]] = {}
         self._places: deque[dict[str, str]] = deque([{}])  # environments of workers that are not running
@@ -56,13 +57,12 @@ class Local:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        workers = [*self._idle, *(worker for worker, _ in self._busy.values())]
-        for worker in workers:
-            worker.process.terminate()  # it clears away what it was at
-        for worker in workers:
-            worker.process.join(_STOPPING)
-            worker.process.kill()
-            worker.connection.close()
+        started = [process for process in self._processes if process.pid is not None]
+        for process in started:
+            process.terminate()  # it clears away what it was at
+        for process in started:
+            process.join(_STOPPING)
+            process.kill()
 
     def describe(self, job: Job) -> EncoderCard:
         first = self._start(job, {})
@@ -103,6 +103,7 @@ class Local:
         ours, theirs = _SPAWN.Pipe()
         process = _SPAWN.Process(target=_serve, args=(theirs, environment, job), name="fseg-worker")
         process.environment = environment  # type: ignore[attr-defined]
+        self._processes.append(process)
         process.start()
         theirs.close()
         try:
@@ -110,9 +111,6 @@ class Local:
         except (EOFError, OSError):
             process.join()
             raise InputError(f"no worker can be started: {_end_of(process)}") from None
-        except BaseException:
-            process.terminate()
-            raise
         if isinstance(ready, str):
             ours.close()  # it waits for slides
             process.join()
@@ -141,11 +139,11 @@ def _end_of(process: BaseProcess) -> str:
 
 def _serve(connection: Connection, environment: dict[str, str], job: Job) -> None:
     """A worker: say what it is, then run slides until the other end is closed."""
-    from fseg_jax.terminal import heed, share_the_heap, stop
+    from fseg_jax.terminal import heed, share_the_heap, stop_once
 
     os.environ.update(environment)  # before jax looks for devices
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop_once)  # the terminal's, and then the program's SIGTERM
+    signal.signal(signal.SIGTERM, stop_once)
     share_the_heap()
     parent = multiprocessing.parent_process()
 
@@ -158,6 +156,7 @@ def _serve(connection: Connection, environment: dict[str, str], job: Job) -> Non
     try:
         connection.send(_described(job))
         while True:
+            heed()
             slide, wait_for_others = connection.recv()
             connection.send(run_slide(job, slide, wait=wait_for_others, report=report))
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with, partial_folder, slide_facts
+from fseg_jax.cohort.claims import partial_folder
+from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with, slide_facts
 from fseg_jax.cohort.worker import FIGURE_SIDE, Report
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError

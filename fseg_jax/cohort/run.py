@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from fseg_jax.cohort import features, worker
+from fseg_jax.cohort.claims import BusyError
 from fseg_jax.cohort.job import (
     AGREED,
     Job,
@@ -34,7 +35,7 @@ from fseg_jax.cohort.job import (
     settings_of,
 )
 from fseg_jax.cohort.manifest import ManifestSlide
-from fseg_jax.cohort.publish import BusyError, Clock
+from fseg_jax.cohort.publish import Clock
 from fseg_jax.cohort.storage import Storage, open_storage
 from fseg_jax.cohort.worker import SUFFIXES, Report
 from fseg_jax.encoders.encoder import EncoderCard

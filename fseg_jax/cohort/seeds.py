@@ -23,7 +23,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
-from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with, partial_folder
+from fseg_jax.cohort.claims import partial_folder
+from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with
 from fseg_jax.cohort.worker import output_paths
 from fseg_jax.errors import InputError
 from fseg_jax.methods import sic

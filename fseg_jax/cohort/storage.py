@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import tensorstore as ts
 
-from fseg_jax.cohort import publish
+from fseg_jax.cohort.claims import partial_folder, sweep
+from fseg_jax.cohort.publish import move
 from fseg_jax.errors import OutputError
 
 _AT_ONCE = 32  # requests to a bucket
@@ -203,13 +204,13 @@ class Folder:
 
     def write(self, key: str, data: bytes) -> None:
         target = self.path / key
-        with publish.partial_folder(target.name, target.parent, wait=True) as folder:
+        with partial_folder(target.name, target.parent, wait=True) as folder:
             (folder / target.name).write_bytes(data)
             (folder / target.name).replace(target)
 
     def create(self, key: str, data: bytes) -> bool:
         target = self.path / key
-        with publish.partial_folder(target.name, target.parent, wait=True) as folder:
+        with partial_folder(target.name, target.parent, wait=True) as folder:
             (folder / target.name).write_bytes(data)
             try:
                 os.link(folder / target.name, target)
@@ -226,17 +227,17 @@ class Folder:
             (self.path / key).unlink(missing_ok=True)
 
     def workplace(self, name: str, *, wait: bool = False) -> AbstractContextManager[Path]:
-        return publish.partial_folder(name, self.path, wait=wait)
+        return partial_folder(name, self.path, wait=wait)
 
     def publish(self, folder: Path, keys: Sequence[str]) -> None:
-        publish.move(folder, [self.path / key for key in keys])
+        move(folder, [self.path / key for key in keys])
 
     def spec(self, key: str) -> dict[str, Any]:
         return {"driver": "file", "path": f"{(self.path / key).absolute()}/"}
 
     def sweep(self) -> None:
         for folder in (self.path, *(path for path in self.path.glob("[!.]*") if path.name in LOGS)):
-            publish.sweep(folder)
+            sweep(folder)
 
 
 LOGS = ("failures", "timings", "thumbnails")  # folders of what is written about slides, a file each

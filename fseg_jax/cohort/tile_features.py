@@ -27,11 +27,13 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from fseg_jax.atomic import replacing
+from fseg_jax.cohort.claims import partial_folder
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.patches import tissue_share
-from fseg_jax.cohort.publish import made_with, partial_folder, slide_facts
+from fseg_jax.cohort.publish import made_with, slide_facts
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.outputs.stored import stored
 from fseg_jax.slides.formats import one_line
 from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
 from fseg_jax.slides.tissue import tissue_of
@@ -394,10 +396,8 @@ def _write(place: Path, X: np.ndarray, strip: Image.Image, record: dict[str, Any
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         }
         store = {"store_data_equal_to_fill_value": True, "create": True, "metadata": metadata}
-        try:
-            ts.open({**_spec(whole), **store}).result().write(X).result()
-        except (ValueError, RuntimeError) as error:
-            raise OutputError(f"{place}: cannot be written ({one_line(error)})") from error
+        (array,) = stored(place, ts.open({**_spec(whole), **store}))
+        stored(place, array.write(X))
         strip.save(whole / "tiles.jpg", quality=QUALITY)
         text = json.dumps(record, ensure_ascii=False, allow_nan=False)
         (whole / "slide.json").write_text(text + "\n", encoding="utf-8")

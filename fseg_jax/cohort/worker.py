@@ -22,7 +22,8 @@ from jaxtyping import Bool, Float, Int, UInt
 from fseg_jax import kmeans
 from fseg_jax.ahead import ahead
 from fseg_jax.codebook import Codebook, Provenance
-from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with, partial_folder, slide_facts
+from fseg_jax.cohort.claims import partial_folder
+from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with, slide_facts
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg

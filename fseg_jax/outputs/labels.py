@@ -6,7 +6,7 @@ Level n is level n − 1 halved by :func:`halve`; the last level fits in one chu
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import tensorstore as ts
 from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.outputs.colours import default_names
+from fseg_jax.outputs.stored import stored
 
 CHUNK = 256
 SHARD = 1024
@@ -162,16 +163,8 @@ class LabelWriter:
             },
             "create": True,
         }
-        store = self._stored(lambda: ts.open(spec).result())
+        (store,) = stored(self._path, ts.open(spec))
         return _Level(store, shape, self._dtype, height)
-
-    def _stored(self, action: Callable[[], Any]) -> Any:
-        """Do what touches the disk; what tensorstore says of a full or read-only one becomes one line."""
-        try:
-            return action()
-        except (OSError, ValueError, RuntimeError) as error:
-            said = " ".join(str(error).split())
-            raise OutputError(f"{self._path}: cannot be written ({said[:300]})") from error
 
     def append(self, rows: np.ndarray) -> None:
         """Add the next full-width rows, top to bottom: unsigned ints (n, W) of labels 0…k, any n."""
@@ -210,8 +203,7 @@ class LabelWriter:
                 )
                 for x in corners[first : first + _WRITES_AT_ONCE]
             ]
-            for future in futures:
-                self._stored(future.result)
+            stored(self._path, *futures)
         level.written += level.filled
         level.filled = 0
         # A band that is not the last has an even number of rows, so no block of four is torn.

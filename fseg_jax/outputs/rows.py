@@ -15,6 +15,7 @@ import tensorstore as ts
 
 from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.outputs.stored import stored
 
 _CHUNK_BYTES = 4 << 20
 
@@ -55,7 +56,7 @@ class RowsWriter:
             if array.ndim == 2 and array.shape[1] <= 4:  # a table, not a picture
                 chunk = (min(65536, array.shape[0]), array.shape[1])
             store = self._create(key, array.shape, array.dtype, chunk)
-            self._stored(store.write(array))
+            stored(self._path, store.write(array))
 
     def _create(self, name: str, shape: tuple[int, ...], dtype: Any, chunk: tuple[int, ...]) -> Any:
         spec = {
@@ -73,14 +74,8 @@ class RowsWriter:
             },
             "create": True,
         }
-        return self._stored(ts.open(spec))
-
-    def _stored(self, future: Any) -> Any:
-        try:
-            return future.result()
-        except (OSError, ValueError, RuntimeError) as error:
-            said = " ".join(str(error).split())
-            raise OutputError(f"{self._path}: cannot be written ({said[:300]})") from error
+        (store,) = stored(self._path, ts.open(spec))
+        return store
 
     def append(self, rows: np.ndarray) -> None:
         """Add the next rows: (m, …), any m."""
@@ -102,7 +97,7 @@ class RowsWriter:
         end = self._written + self._filled
         if end > self._store.shape[0]:
             raise ValueError(f"more than the {self._store.shape[0]} rows of {self._path.name}")
-        self._stored(self._store[self._written : end].write(self._chunk[: self._filled]))
+        stored(self._path, self._store[self._written : end].write(self._chunk[: self._filled]))
         self._written, self._filled = end, 0
 
     def close(self) -> None:

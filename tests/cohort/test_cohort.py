@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,16 @@ from PIL import Image
 from skimage import data as pictures
 
 from fseg_jax import cli
-from fseg_jax.cohort import engines, publish, run
+from fseg_jax.cohort import claims, engines, run
+from fseg_jax.cohort.claims import BusyError, partial_folder, sweep
 from fseg_jax.cohort.engines import Local
-from fseg_jax.cohort.publish import BusyError, partial_folder, sweep
 from fseg_jax.cohort.run import Outcome
 from fseg_jax.cohort.storage import open_storage
 from fseg_jax.cohort.worker import SUFFIXES, segment_slide
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.labels import LabelWriter
 from fseg_jax.slides.reader import open_slide
 
 
@@ -306,7 +309,7 @@ class Full:
 @pytest.mark.parametrize("calls", [0, 1])
 def test_a_full_disk_stops_the_run_in_one_line(manifest, codebook, tmp_path, monkeypatch, calls):
     # Three a slide: where it is made, and where its thumbnail and its timings are.
-    monkeypatch.setattr(publish.tempfile, "mkdtemp", Full(publish.tempfile.mkdtemp, 3 * calls + 1))
+    monkeypatch.setattr(claims.tempfile, "mkdtemp", Full(claims.tempfile.mkdtemp, 3 * calls + 1))
     engine = InProcess()
     with pytest.raises(OutputError, match="No space left on device") as caught:
         cohort(manifest, tmp_path / "out", codebook, engine)
@@ -322,7 +325,7 @@ def test_a_read_only_place_is_one_line(manifest, codebook, tmp_path, monkeypatch
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(publish.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(claims.tempfile, "mkdtemp", refuse)
     out = tmp_path / "out"
     with pytest.raises(OutputError, match="Read-only file system"):
         cohort(manifest, out, codebook)
@@ -427,7 +430,7 @@ def test_without_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(publish.fcntl, "flock", no_locks)
+    monkeypatch.setattr(claims.fcntl, "flock", no_locks)
     for name, age in (("new", 0), ("old", 2 * 86400)):
         folder = tmp_path / f".a.{name}_5678.partial"
         folder.mkdir()
@@ -533,12 +536,53 @@ def test_an_interruption_is_quick_and_leaves_nothing_half_done(manifest, codeboo
     out, log = tmp_path / "out", tmp_path / "log"
     process = start(manifest, out, codebook, log=log)
     until(lambda: list(out.glob("S-*.json")))
-    os.kill(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the worker is told twice
     assert process.wait(300) == 130
     assert "interrupted" in log.read_text()
     assert not list(out.rglob(".*"))
     for path in out.glob("S-*.json"):
         assert all((out / f"{path.stem}{suffix}").exists() for suffix in SUFFIXES)
+
+
+def test_what_is_written_at_an_interruption_does_not_come_back(tmp_path):
+    """tensorstore writes in threads that an interruption does not reach, and makes folders that are gone."""
+    rows = np.random.default_rng(0).integers(0, 9, (2048, 4096)).astype(np.uint8)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    interrupted = 0
+    try:
+        for milliseconds in range(5, 105, 4):
+            with suppress(KeyboardInterrupt), partial_folder("S", tmp_path) as folder:
+                signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
+                settings = {"names": None, "colours": palette(8), "provenance": {}}
+                writer = LabelWriter(folder / "S.ome.zarr", (1 << 16, 4096), 1.0, 8, **settings)
+                for _ in range(32):
+                    writer.append(rows)
+                pytest.fail("it was to be interrupted")
+            interrupted += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    time.sleep(0.3)
+    assert interrupted == 25 and not list(tmp_path.iterdir())
+
+
+def test_an_interruption_of_the_clearing_away_is_made_good_at_the_end(tmp_path, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "new"
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "_remove", interrupted)
+        with pytest.raises(KeyboardInterrupt), partial_folder("S", out) as folder:
+            (folder / "half").touch()
+    assert (folder / "half").exists()
+    claims.clear_away()
+    assert not out.exists()
 
 
 @pytest.mark.long
