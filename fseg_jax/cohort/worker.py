@@ -8,7 +8,7 @@ tiles; everything it writes appears under its final name only when all of it is 
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -234,13 +234,15 @@ def lay_out(slide: Slide, card: EncoderCard, settings: Settings, codebook: Codeb
     grid = make_grid(height, width, card.stride, tile, settings.halo)
     if settings.mode == "assign":
         fseg.check_concepts(settings.concepts, (tile // card.stride) ** 2)
-    tissue = tissue_of(slide, settings.tissue)
+    with ThreadPoolExecutor(1, thread_name_prefix="fseg-picture") as pool:
+        picture = pool.submit(thumbnail, slide, FIGURE_SIDE)
+        tissue = tissue_of(slide, settings.tissue)
     wanted = tiles_with_tissue(grid, tissue.mask, tissue.mpp, mpp)
     if not wanted.any():
         raise InputError(
             f"{slide.path}: no tissue found; --no-tissue segments everything, --tissue FILE says where it is"
         )
-    return Plan(slide.name, slide_facts(slide), mpp, grid, tissue, wanted, *thumbnail(slide, FIGURE_SIDE))
+    return Plan(slide.name, slide_facts(slide), mpp, grid, tissue, wanted, *picture.result())
 
 
 def encoded(slide: Slide, plan: Plan, encoder: Encoder, settings: Settings) -> Tokens:
@@ -319,7 +321,8 @@ def fit_codebook(
 def _label_rows(
     plan: Plan, tokens: Tokens, card: EncoderCard, codebook: Codebook, settings: Settings, report: Report
 ) -> Iterator[UInt[np.ndarray, "n width"]]:
-    """Yield the slide's labels from top to bottom, a row of tiles at a time."""
+    """Yield the slide's labels from top to bottom, a row of tiles at a time: made in a thread, beside the
+    factorization of the rows below."""
     grid = plan.grid
     centers = jnp.asarray(codebook.centers)
     key = jax.random.key(settings.seed)
@@ -327,12 +330,12 @@ def _label_rows(
     held: dict[Tile, Float[np.ndarray, "t t k"]] = {}
     done, next_row = 0, 0
 
-    def finished() -> Iterator[UInt[np.ndarray, "n width"]]:
+    def finished() -> Iterator[Future[UInt[np.ndarray, "n width"]]]:
         """The rows whose tiles, and those of the row below, are all there."""
         nonlocal next_row
         pending = tiles[done][0] if done < len(tiles) else grid.rows + 1
         while next_row < grid.rows and next_row + 1 < pending:
-            yield _label_row(plan, held, next_row, codebook.k, settings)
+            yield pool.submit(_label_row, plan, dict(held), next_row, codebook.k, settings)
             for column in range(grid.columns):
                 held.pop((next_row - 1, column), None)
             next_row += 1
@@ -344,16 +347,22 @@ def _label_rows(
                 *fseg.tile_weights(features, centers, key, mode=settings.mode, concepts=settings.concepts),
             )
 
-    report("segmentation", 0, len(tiles))
-    for here, W, finite in ahead(solved()):
-        for tile, weights, fine in zip(here, np.asarray(W), np.asarray(finite), strict=False):
-            if not fine:
-                raise _not_finite(plan, card, tile)
-            held[tile] = weights
-        done += len(here)
-        report("segmentation", done, len(tiles))
+    def begun() -> Iterator[Future[UInt[np.ndarray, "n width"]]]:
+        nonlocal done
+        report("segmentation", 0, len(tiles))
+        for here, W, finite in ahead(solved()):
+            for tile, weights, fine in zip(here, np.asarray(W), np.asarray(finite), strict=False):
+                if not fine:
+                    raise _not_finite(plan, card, tile)
+                held[tile] = weights
+            done += len(here)
+            report("segmentation", done, len(tiles))
+            yield from finished()
         yield from finished()
-    yield from finished()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="fseg-labels") as pool:
+        for labels in ahead(begun()):
+            yield labels.result()
 
 
 def _label_row(

@@ -38,7 +38,7 @@ from fseg_jax.packing import packed
 CONCEPTS = 20  # of mode "assign", a tile: the authors' default
 MODES = ("fixed", "assign")
 RESIZES = ("bilinear", "nearest")
-FEW, MANY = 4, 16  # clusters interpolated between four tokens: by all cells; by those that need more
+FEW, MANY = 2, 16  # clusters interpolated in a cell between tokens: by all cells; by those that need more
 
 
 def segment(
@@ -154,64 +154,101 @@ def block_labels(
         labels = (jnp.argmax(W[:, 1:-1, 1:-1], axis=-1) + 1).astype(dtype)
         return jnp.repeat(jnp.repeat(labels, stride, axis=1), stride, axis=2)
     W = jnp.moveaxis(W, -1, 0)
-    corners = jnp.stack([W[:, :, :-1, :-1], W[:, :, :-1, 1:], W[:, :, 1:, :-1], W[:, :, 1:, 1:]])
-    _, _, b, p, q = corners.shape
-    labels = _cells(corners.reshape(4, k, -1), stride).reshape(b, p, q, stride, stride)
-    labels = jnp.swapaxes(labels, 2, 3).reshape(b, p * stride, q * stride).astype(dtype)
     begin = (stride + 1) // 2  # half tokens of the frame
-    return labels[:, begin : begin + (p - 1) * stride, begin : begin + (q - 1) * stride]
+    h, w = (stride * (size - 2) for size in W.shape[2:])
+    # How far a pixel lies from one token's centre to the next one's.
+    offset = 0.5 if stride % 2 == 0 else 0.0
+    if stride % 2 == 0:  # in smaller cells far fewer clusters can win
+        W, stride = _halfway(_halfway(W, 2), 3), stride // 2
+    t = (jnp.arange(stride, dtype=W.dtype) + offset) / stride
+    b, p, q = W.shape[1], W.shape[2] - 1, W.shape[3] - 1
+    labels = jnp.swapaxes(_cells(W, t).reshape(b, p, q, stride, stride), 2, 3)
+    labels = labels.reshape(b, p * stride, q * stride).astype(dtype)
+    return labels[:, begin : begin + h, begin : begin + w]
 
 
-def _cells(corners: Float[Array, "4 k n"], stride: int) -> Int[Array, "n pixels"]:
-    """The labels 1…k of the pixels between four tokens' centres, from the weights at those (top left, top
-    right, bottom left, bottom right), interpolated: of n such cells.
+def _halfway(W: Float[Array, "k b p q"], axis: int) -> Float[Array, "k b p2 q2"]:
+    """The weights with those halfway between two neighbours put in between, along one axis."""
+    n = W.shape[axis]
+    before, after = (jax.lax.slice_in_dim(W, i, n - 1 + i, axis=axis) for i in (0, 1))
+    pairs = jnp.stack([before, (before + after) * 0.5], axis + 1)
+    shape = (*W.shape[:axis], 2 * (n - 1), *W.shape[axis + 1 :])
+    last = jax.lax.slice_in_dim(W, n - 1, n, axis=axis)
+    return jnp.concatenate([pairs.reshape(shape), last], axis)
+
+
+def _cells(W: Float[Array, "k b p q"], t: Float[Array, " side"]) -> Int[Array, "n pixels"]:
+    """The labels 1…k of the pixels of the b · (p − 1) · (q − 1) cells that have the weights ``W`` at their
+    corners, interpolated at ``t`` of the way from one corner to the next, down and across.
 
     A cluster can only have the largest weight at a pixel if its largest corner is at least the largest of all
-    clusters' smallest corners. Few can: of 64 clusters two or three, so that few are interpolated.
+    clusters' smallest corners. Few can, so that few are interpolated.
     """
-    k = corners.shape[1]
-    most = jnp.max(corners, axis=0)
-    bar = jnp.max(jnp.min(corners, axis=0), axis=0, keepdims=True)
+    k, _, p, q = W.shape
+    side = len(t)
+    places = jnp.arange(W[0].size).reshape(W.shape[1:])
+    # A cell's corners: top left, top right, bottom left, bottom right.
+    corners = [(y, x) for y in (slice(p - 1), slice(1, p)) for x in (slice(q - 1), slice(1, q))]
+    # Two by two: a CPU takes a reduction of four one entry at a time.
+    a, b, c, d = (W[:, :, y, x].reshape(k, -1) for y, x in corners)
+    most = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+    least = jnp.minimum(jnp.minimum(a, b), jnp.minimum(c, d))
+    bar = jnp.max(least, axis=0, keepdims=True)
     cluster = jnp.arange(k)[:, None]
     # Where no weight is positive at all corners, those that are zero at each tie: the first stands for them.
     can_win = (most > bar) | ((most == bar) & ((bar != 0) | (cluster == first(most >= bar, 0))))
-    count = jnp.sum(can_win, axis=0)
-    # How far the pixels from one token's centre up to the next one's lie between the two.
-    t = (jnp.arange(stride, dtype=corners.dtype) + (0.5 if stride % 2 == 0 else 0.0)) / stride
+    candidates = _words(can_win)
+    count = jnp.sum(jax.lax.population_count(candidates), axis=0).astype(jnp.int32)
 
-    def best(of: Int[Array, " m"] | None, candidates: int) -> Int[Array, "m pixels"]:
-        here = (lambda x: x) if of is None else (lambda x: x[..., of])
-        can, own = here(can_win), here(corners)
+    def best(of: Int[Array, " m"] | None, most_wanted: int) -> Int[Array, "m pixels"]:
+        rest = candidates if of is None else candidates[:, of]
+        at = [places[:, y, x].ravel() for y, x in corners]
+        at = at if of is None else [place[of] for place in at]
         down, across = t.reshape(1, -1, 1), t.reshape(1, 1, -1)
-        largest = jnp.full((can.shape[1], stride, stride), -jnp.inf, corners.dtype)
+        largest = jnp.full((rest.shape[1], side, side), -jnp.inf, W.dtype)
         label = jnp.zeros(largest.shape, jnp.int32)
-        j = jnp.full((1, can.shape[1]), -1)
 
         def step(state: tuple) -> tuple:
-            largest, label, j = state
-            j = first(can & (cluster > j), 0)
-            at = jnp.take_along_axis(own, jnp.minimum(j, k - 1)[None], axis=1)[:, 0]
-            at = jnp.where(j < k, at, -jnp.inf)
-            a, b, c, d = (corner.reshape(-1, 1, 1) for corner in at)
+            largest, label, rest = state
+            j, rest = _next(rest)
+            own = jnp.minimum(j[0], k - 1) * W[0].size
+            values = (jnp.where(j[0] < k, W.ravel()[own + place], -jnp.inf) for place in at)
+            a, b, c, d = (value.reshape(-1, 1, 1) for value in values)
             left, right = a * (1 - down) + c * down, b * (1 - down) + d * down
             value = left * (1 - across) + right * across
             better = value > largest
             j3 = j.reshape(-1, 1, 1)
-            return jnp.where(better, value, largest), jnp.where(better, j3, label), j
+            return jnp.where(better, value, largest), jnp.where(better, j3, label), rest
 
-        state = (largest, label, j)
+        state = (largest, label, rest)
         if of is None:
-            for _ in range(candidates):
+            for _ in range(most_wanted):
                 state = step(state)
         else:
-            most_here = jnp.minimum(jnp.max(count[of]), candidates)
+            most_here = jnp.minimum(jnp.max(count[of]), most_wanted)
             state = jax.lax.fori_loop(0, most_here, lambda _, state: step(state), state)
-        return state[1].reshape(-1, stride * stride) + 1
+        return state[1].reshape(-1, side * side) + 1
 
     few, many = min(FEW, k), min(MANY, k)
     labels = best(None, few)
     labels = packed(lambda of: best(of, many), (count > few) & (count <= many), labels, share=1 / 4)
     return packed(lambda of: best(of, k), count > many, labels)
+
+
+def _words(here: Bool[Array, "k n"]) -> UInt[Array, "words n"]:
+    """The same in bits, 32 of an entry of n to a word: a pass over them reads a 32nd."""
+    k, n = here.shape
+    bits = jnp.pad(here, ((0, -k % 32), (0, 0))).reshape(-1, 32, n).astype(jnp.uint32)
+    return jnp.sum(bits << jnp.arange(32, dtype=jnp.uint32).reshape(1, 32, 1), axis=1, dtype=jnp.uint32)
+
+
+def _next(words: UInt[Array, "words n"]) -> tuple[Int[Array, "1 n"], UInt[Array, "words n"]]:
+    """The place of the lowest bit that is set, past the end where none is, and the words without it."""
+    word = first(words != 0, 0)
+    here = jnp.arange(len(words))[:, None] == word
+    lowest = jnp.max(jnp.where(here, words, 0), axis=0, keepdims=True)
+    bit = lowest & (~lowest + 1)
+    return 32 * word + (31 - jax.lax.clz(bit)).astype(jnp.int32), jnp.where(here, words ^ bit, words)
 
 
 # ------------------------------------------------------------------------------ neighbouring tiles, blended

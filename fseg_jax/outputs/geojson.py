@@ -78,8 +78,8 @@ def write_geojson(
     with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(f'{{"type":"FeatureCollection","fseg":{_json(done)},"features":[')
         separator = "\n"
-        for cluster, polygon in zip(clusters, polygons, strict=True):
-            file.write(separator + _json(_feature(polygon, classes[cluster - 1], slide_mpp)))
+        for feature in _features(clusters, polygons, classes, slide_mpp):
+            file.write(separator + feature)
             separator = ",\n"
         file.write("\n]}\n")
     return {**done, "bytes": Path(path).stat().st_size}
@@ -126,18 +126,20 @@ def _trace(
     labels: np.ndarray, scale: float, extent: Sequence[float], tolerance: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clusters (n,) and their polygons (n,), simplified, in level-0 pixels, rings as RFC 7946 turns them."""
-    clusters, traced = [], []
+    clusters, rings, of_polygon = [], [], [0]
     for geometry, value in rasterio.features.shapes(labels, mask=labels > 0, connectivity=4):
-        rings = geometry["coordinates"]
-        traced.append(shapely.Polygon(rings[0], rings[1:]))
+        rings += geometry["coordinates"]
+        of_polygon.append(len(rings))
         clusters.append(int(value))
-    if not traced:
+    if not clusters:
         return np.zeros(0, int), np.zeros(0, object)
-    # A corner where a third region begins may lie inside a straight edge of another, which must have it too
-    # or would be simplified apart from it. And the last coarse pixel may reach over the edge of the slide.
-    limit = np.array(extent[::-1])
-    polygons = shapely.transform(
-        shapely.segmentize(np.array(traced), 1.0), lambda xy: np.minimum(np.round(xy) * scale, limit)
+    corners = np.concatenate([np.array(ring) for ring in rings]).astype(np.int64)
+    corners, of_ring = _with_junctions(corners, np.cumsum([0, *map(len, rings)]), labels)
+    # The last coarse pixel may reach over the edge of the slide.
+    polygons = shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON,
+        np.minimum(corners * scale, extent[::-1]),
+        (of_ring, np.array(of_polygon)),
     )
     polygons = shapely.coverage_simplify(polygons, tolerance)
     rounded = shapely.transform(polygons, lambda xy: np.round(xy, 1))
@@ -146,26 +148,57 @@ def _trace(
     return np.array(clusters)[order], shapely.orient_polygons(polygons[order])
 
 
-def _feature(polygon: Any, classification: dict[str, Any], slide_mpp: float) -> dict[str, Any]:
-    geometry = {
-        "type": "Polygon",
-        "coordinates": [
-            shapely.get_coordinates(ring).tolist() for ring in (polygon.exterior, *polygon.interiors)
-        ],
-    }
-    return {
-        "type": "Feature",
-        "id": str(uuid.uuid5(_NAMESPACE, classification["name"] + _json(geometry))),
-        "geometry": geometry,
-        "properties": {
+def _with_junctions(
+    corners: np.ndarray, of_ring: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Closed rings along pixel edges, with a corner wherever a third region begins.
+
+    That may be inside a straight edge of a region, which would be simplified apart from its neighbours if it
+    did not have the corner that they have. ``corners`` int (n, 2) of (x, y), ring r those from ``of_ring[r]``
+    to ``of_ring[r + 1]``; returns the same of more.
+    """
+    around = np.pad(labels, 1)
+    across, down = around[:, 1:] != around[:, :-1], around[1:] != around[:-1]
+    edges = across[1:].astype(np.int8) + across[:-1] + down[:, 1:] + down[:, :-1]
+    way = np.zeros_like(corners)
+    way[:-1] = np.diff(corners, axis=0)
+    way[of_ring[1:] - 1] = 0  # from a ring's last corner, which is its first, none goes on
+    steps = np.maximum(np.abs(way).sum(axis=1), 1)
+    begin = np.repeat(np.arange(len(corners)), steps)
+    step = np.arange(len(begin)) - np.repeat(np.cumsum(steps) - steps, steps)
+    points = corners[begin] + np.sign(way)[begin] * step[:, None]
+    kept = (step == 0) | (edges[points[:, 1], points[:, 0]] > 2)
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return points[kept], before[np.concatenate([[0], np.cumsum(steps)])[of_ring]]
+
+
+def _features(
+    clusters: np.ndarray, polygons: np.ndarray, classes: Sequence[dict[str, Any]], slide_mpp: float
+) -> Iterator[str]:
+    """The features' JSON, one by one."""
+    corners, (of_ring, of_polygon) = _ragged(polygons)
+    for n, (cluster, area) in enumerate(zip(clusters, shapely.area(polygons), strict=True)):
+        rings = range(of_polygon[n], of_polygon[n + 1])
+        coordinates = [corners[of_ring[ring] : of_ring[ring + 1]].tolist() for ring in rings]
+        geometry = _json({"type": "Polygon", "coordinates": coordinates})
+        classification = classes[cluster - 1]
+        properties = {
             "objectType": "annotation",
             "name": classification["name"],
             "classification": classification,
             "isLocked": False,
-            "measurements": {"Area µm^2": round(polygon.area * slide_mpp**2, 1)},
-        },
-    }
+            "measurements": {"Area µm^2": round(area * slide_mpp**2, 1)},
+        }
+        name = uuid.uuid5(_NAMESPACE, classification["name"] + geometry)
+        yield f'{{"type":"Feature","id":"{name}","geometry":{geometry},"properties":{_json(properties)}}}'
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+def _ragged(polygons: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The corners of polygons (m, 2), where each ring's begin, and where each polygon's rings do."""
+    if not len(polygons):
+        return np.zeros((0, 2)), (np.zeros(1, int), np.zeros(1, int))
+    _, corners, (of_ring, of_polygon) = shapely.to_ragged_array(polygons)
+    return corners, (of_ring, of_polygon)
+
+
+_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
