@@ -39,7 +39,6 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
 FIT_TILES, FIT_TOKENS = 64, 16_384  # of a slide, that its own codebook is fitted on
-IN_FLIGHT = 2  # batches encoded and factorized beside the one in hand: one's solver leaves cores idle
 LABELLED = 4  # tiles upsampled at once: a slide's rows are seldom a multiple of many
 FINEST = 4  # times a slide may be enlarged
 FIGURE_SIDE = 1600  # pixels of the overlay's longer side
@@ -351,7 +350,7 @@ def _label_rows(
     def begun() -> Iterator[Future[UInt[np.ndarray, "n width"]]]:
         nonlocal done
         report("segmentation", 0, len(tiles))
-        for here, W, finite in ahead(solved(), by=IN_FLIGHT):
+        for here, W, finite in ahead(solved()):
             for tile, weights, fine in zip(here, np.asarray(W), np.asarray(finite), strict=False):
                 if not fine:
                     raise _not_finite(plan, card, tile)
