@@ -19,8 +19,6 @@ from fseg_jax.arrays import Centres, Key
 from fseg_jax.axes import smallest, unit
 from fseg_jax.errors import InputError
 
-SLAB = 1024  # points a pass holds distances for: what a processor keeps in its cache
-
 
 class KMeansResult(NamedTuple):
     """What ``fit`` found: ``inertia`` is the sum of squared distances of the points to their centres."""
@@ -178,7 +176,7 @@ def _by_slabs(X: Float[Array, "n c"], mean: Float[Array, "1 c"], one: Callable, 
     """``one(carry, x, rows, fresh)`` over slabs of the points around the origin, and what it said of each
     point."""
     n, c = X.shape
-    slab = min(SLAB, n)
+    slab = min(kmeans_bounds.SLAB, n)
     slabs = -(-n // slab)
 
     def step(carry: Any, start: Array) -> tuple:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fseg_jax.arrays import Centres
 from fseg_jax.axes import smallest
 
-SLAB = 1024  # points looked at together
+SLAB = 1024  # points looked at together: their distances stay in a processor's cache
 FEW = 64  # points that changed, taken together
 MANY = 8  # from one point in so many that changed on, all are summed anew
 SLACK = 1e-4  # relative: what rounding may take from a bound as it follows the centres

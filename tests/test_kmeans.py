@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from fseg_jax import kmeans
+from fseg_jax import kmeans, kmeans_bounds
 from fseg_jax.errors import InputError
 
 KEY = jax.random.key(0)
@@ -62,7 +62,7 @@ def test_the_result_is_what_it_says(seed, shape):
 def test_slabs_do_not_change_the_result(monkeypatch, slab):
     X, _ = blobs(5, n=1000)
     whole = kmeans.fit(X, 5, key=KEY)
-    monkeypatch.setattr(kmeans, "SLAB", slab)
+    monkeypatch.setattr(kmeans_bounds, "SLAB", slab)
     kmeans._fit.clear_cache()
     slabs = kmeans.fit(X, 5, key=KEY)
     kmeans._fit.clear_cache()

@@ -189,8 +189,8 @@ def _features(
             "isLocked": False,
             "measurements": {"Area µm^2": round(area * slide_mpp**2, 1)},
         }
-        name = uuid.uuid5(_NAMESPACE, classification["name"] + geometry)
-        yield f'{{"type":"Feature","id":"{name}","geometry":{geometry},"properties":{_json(properties)}}}'
+        identity = uuid.uuid5(_NAMESPACE, classification["name"] + geometry)
+        yield f'{{"type":"Feature","id":"{identity}","geometry":{geometry},"properties":{_json(properties)}}}'
 
 
 def _ragged(polygons: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
