@@ -33,7 +33,7 @@ def run() -> None:
     except (SystemExit, KeyboardInterrupt):
         if not STOPPED.is_set():
             raise
-    if STOPPED.is_set():
+    if STOPPED.is_set():  # out here nothing holds on any more to the claims of what was interrupted
         from fseg_jax.cohort.claims import clear_away
 
         signal.signal(signal.SIGINT, stop_once)

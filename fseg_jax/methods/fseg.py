@@ -156,10 +156,10 @@ def block_labels(
     W = jnp.moveaxis(W, -1, 0)
     begin = (stride + 1) // 2  # half tokens of the frame
     h, w = (stride * (size - 2) for size in W.shape[2:])
-    # How far a pixel lies from one token's centre to the next one's.
-    offset = 0.5 if stride % 2 == 0 else 0.0
-    if stride % 2 == 0:  # in smaller cells far fewer clusters can win
-        W, stride = _halfway(_halfway(W, 2), 3), stride // 2
+    offset = 0.0  # of pixels from tokens' centres
+    if stride % 2 == 0:
+        offset = 0.5
+        W, stride = _halfway(_halfway(W, 2), 3), stride // 2  # in smaller cells far fewer clusters can win
     t = (jnp.arange(stride, dtype=W.dtype) + offset) / stride
     b, p, q = W.shape[1], W.shape[2] - 1, W.shape[3] - 1
     labels = jnp.swapaxes(_cells(W, t).reshape(b, p, q, stride, stride), 2, 3)
