@@ -54,7 +54,7 @@ def write_geojson(
     for attempt, min_area in _attempts(pyramid, min_area_um2):
         mpp = pyramid.mpp[attempt]
         if attempt != level:
-            level, labels = attempt, pyramid.levels[attempt].read().result()
+            level, labels = attempt, pyramid.read(attempt)
         labels = merge_small(labels, max(1, round(min_area / mpp**2)))
         if _count_regions(labels) <= _FEATURES:
             tolerance = max(tolerance_um, mpp)

@@ -5,6 +5,7 @@ Level n is level n − 1 halved by :func:`halve`; the last level fits in one chu
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,21 @@ class LabelPyramid(NamedTuple):
     names: tuple[str, ...]
     colours: np.ndarray
     provenance: dict[str, Any]
+    path: Path
+
+    def read(self, level: int, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
+        """Read a box of a level: labels 0…k. Raises InputError where its data are damaged."""
+        try:
+            labels = self.levels[level][rows, columns].read().result()
+        except (OSError, ValueError, RuntimeError) as error:
+            said = " ".join(str(error).split(" [")[0].split())
+            raise InputError(f"{self._damaged(level)} ({said[:200]})") from error
+        if labels.size and labels.max() > len(self.names):
+            raise InputError(f"{self._damaged(level)} (a label {labels.max()} of {len(self.names)})")
+        return labels
+
+    def _damaged(self, level: int) -> str:
+        return f"{self.path}: level {level} is damaged: make the labels again"
 
 
 def label_dtype(k: int) -> np.dtype:
@@ -265,15 +281,16 @@ class LabelWriter:
 
 def level_for(path: str | os.PathLike[str], height: int) -> np.ndarray:
     """The coarsest level of a label pyramid that is as fine as a picture ``height`` pixels high: (h, w)."""
-    levels = open_labels(path).levels
-    fine = [level for level in levels if level.shape[0] >= height] or levels[:1]
-    return fine[-1].read().result()
+    pyramid = open_labels(path)
+    fine = [i for i, level in enumerate(pyramid.levels) if level.shape[0] >= height]
+    return pyramid.read(fine[-1] if fine else 0)
 
 
 def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:
     """Open a finished label pyramid for reading; nothing is read but its metadata.
 
-    Raises InputError where there is none, or one that was never finished.
+    Raises InputError where there is none, one that was never finished, or one whose metadata contradict each
+    other.
     """
     root = Path(path).absolute()
     try:
@@ -281,22 +298,29 @@ def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:
         ome = attributes["ome"]
         datasets = ome["multiscales"][0]["datasets"]
         label = ome["image-label"]
-        colours = {c["label-value"]: c["rgba"][:3] for c in label["colors"]}
-        names = {p["label-value"]: p["class"] for p in label["properties"]}
-        levels = tuple(
+        rgb = {c["label-value"]: c["rgba"][:3] for c in label["colors"]}
+        classes = {p["label-value"]: p["class"] for p in label["properties"]}
+        k = max(rgb)
+        names = tuple(str(classes[i]) for i in range(1, k + 1))
+        colours = np.array([rgb[i] for i in range(1, k + 1)], np.uint8)
+        levels: tuple[Any, ...] = tuple(
             ts.open(
                 {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{root / d['path']}/"}}, read=True
             ).result()
             for d in datasets
         )
         mpp = tuple(float(d["coordinateTransformations"][0]["scale"][0]) for d in datasets)
-    except (OSError, ValueError, LookupError, TypeError):
+        # The sizes follow from the first level's, and a level is never read that is larger than they say.
+        height, width = levels[0].shape
+        shapes = level_shapes((height, width))
+        whole = all(
+            (level.shape, level.dtype.numpy_dtype) == (shape, label_dtype(k))
+            and max(level.chunk_layout.read_chunk.shape) <= CHUNK
+            for level, shape in zip(levels, shapes, strict=True)
+        )
+        counted = len(attributes["fseg"]["pixels"]) == k + 1
+        if not (whole and counted and colours.shape == (k, 3) and all(0 < m < math.inf for m in mpp)):
+            raise ValueError("its metadata contradict each other")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(f"{path} is not a finished label pyramid of fseg") from None
-    k = max(colours)
-    return LabelPyramid(
-        levels,
-        mpp,
-        tuple(names[i] for i in range(1, k + 1)),
-        np.array([colours[i] for i in range(1, k + 1)], np.uint8),
-        attributes.get("fseg", {}),
-    )
+    return LabelPyramid(levels, mpp, names, colours, attributes["fseg"], Path(path))

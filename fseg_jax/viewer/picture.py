@@ -133,13 +133,14 @@ class LabelLayer:
         step = self._span / 2**z / TILE
         mpps = self.labels.mpp
         level = max((i for i, mpp in enumerate(mpps) if mpp <= step * 1.01), default=0)
-        store, scale = self.labels.levels[level], step / mpps[level]
+        shape, scale = self.labels.levels[level].shape, step / mpps[level]
         (top, rows), (left, columns) = (
-            _nearest(i * TILE, scale, size) for i, size in zip((y, x), store.shape, strict=True)
+            _nearest(i * TILE, scale, size) for i, size in zip((y, x), shape, strict=True)
         )
         if not len(rows) or not len(columns):
             return _blank()
-        part = store[top : top + rows[-1] + 1, left : left + columns[-1] + 1].read().result()
+        box = slice(top, top + int(rows[-1]) + 1), slice(left, left + int(columns[-1]) + 1)
+        part = self.labels.read(level, *box)
         if not part.any():
             return _blank()
         table = np.concatenate([np.zeros((1, 4), np.uint8), _opaque(self.labels.colours)])

@@ -213,6 +213,64 @@ def test_nothing_unfinished_looks_finished(tmp_path):
     np.testing.assert_array_equal(open_labels(tmp_path / "s.ome.zarr").levels[0].read().result(), labels)
 
 
+def test_a_damaged_level_is_one_line_that_names_it(tmp_path):
+    labels = smooth_labels((700, 900), 5)
+    write(tmp_path / "s.ome.zarr", labels, 5)
+    pyramid = open_labels(tmp_path / "s.ome.zarr")
+    np.testing.assert_array_equal(pyramid.read(0, slice(100, 300)), labels[100:300])
+    (shard,) = (path for path in (tmp_path / "s.ome.zarr" / "1" / "c").rglob("*") if path.is_file())
+    data = bytearray(shard.read_bytes())
+    data[-2] ^= 0xFF  # of the shard's index, which has a checksum
+    shard.write_bytes(data)
+    with pytest.raises(InputError, match=r"s\.ome\.zarr: level 1 is damaged: make the labels again"):
+        pyramid.read(1)
+    np.testing.assert_array_equal(pyramid.read(0), labels)
+
+
+def test_a_label_that_no_cluster_has_is_damage(tmp_path):
+    write(tmp_path / "s.ome.zarr", smooth_labels((300, 300), 5), 5)
+    level = zarr.open_array(tmp_path / "s.ome.zarr" / "0", mode="r+")
+    level[7, 8] = 6
+    with pytest.raises(InputError, match=r"level 0 is damaged.*a label 6 of 5"):
+        open_labels(tmp_path / "s.ome.zarr").read(0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda a: a.pop("fseg"),
+        lambda a: a["fseg"].update(pixels=[1]),
+        lambda a: a["ome"].pop("image-label"),
+        lambda a: a["ome"]["image-label"].update(colors=["red"]),
+        lambda a: a["ome"]["image-label"]["colors"][2].update(rgba=[300, 0, 0, 255]),
+        lambda a: a["ome"]["image-label"]["properties"].pop(),
+        lambda a: a["ome"]["multiscales"][0]["datasets"].pop(),
+        lambda a: a["ome"]["multiscales"][0]["datasets"][1].update(path="nowhere"),
+        lambda a: a["ome"]["multiscales"][0]["datasets"][1].update(path="0"),
+        lambda a: a["ome"]["multiscales"][0]["datasets"][0].update(
+            coordinateTransformations=[{"scale": [0]}]
+        ),
+    ],
+)
+def test_metadata_that_contradict_each_other_are_refused(tmp_path, wrong):
+    write(tmp_path / "s.ome.zarr", smooth_labels((300, 300), 5), 5)
+    path = tmp_path / "s.ome.zarr" / "zarr.json"
+    group = json.loads(path.read_text())
+    wrong(group["attributes"])
+    path.write_text(json.dumps(group))
+    with pytest.raises(InputError, match="not a finished label pyramid"):
+        open_labels(tmp_path / "s.ome.zarr")
+
+
+def test_a_level_that_states_a_greater_size_than_its_pyramid_is_refused(tmp_path):
+    write(tmp_path / "s.ome.zarr", smooth_labels((300, 300), 5), 5)
+    path = tmp_path / "s.ome.zarr" / "1" / "zarr.json"
+    level = json.loads(path.read_text())
+    path.write_text(json.dumps(level | {"shape": [150_000, 150]}))
+    with pytest.raises(InputError, match="not a finished label pyramid"):
+        open_labels(tmp_path / "s.ome.zarr")
+
+
 @pytest.mark.parametrize(
     "rows",
     [np.zeros((2, 9), np.uint8), np.zeros((2, 10)), np.full((2, 10), 4, np.uint8), np.zeros(10, np.uint8)],
