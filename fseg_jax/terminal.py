@@ -1,22 +1,77 @@
-"""What the commands share with the terminal: progress, logs, messages, signals, options of several values."""
+"""What the commands share with the terminal: the net under all of them, progress, logs, messages, signals,
+options of several values."""
 
 import ctypes
+import io
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import doing, explain
 
 if TYPE_CHECKING:
     from fseg_jax.cohort.worker import Report
 
 STOPPED = threading.Event()
+
+_log = logging.getLogger(__name__)
+
+
+def run_command(command: click.Command, arguments: list[str] | None, name: str) -> int:
+    """Run a command line to its exit code: 0 done, 1 something found wanting, 2 bad input or a fault,
+    130 interrupted. Whatever is raised becomes one line; ``-v`` adds the traceback of a fault."""
+    log(0)
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    running: list[click.Context] = []  # the command that is run, once its line is parsed
+    try:
+        code = command.main(arguments, prog_name=name, standalone_mode=False, obj=running)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+    except click.ClickException as error:
+        click.echo(f"{name}: error: {error.format_message()}", err=True)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"{name}: interrupted; nothing half-written is left", err=True)
+        return 130
+    except SystemExit:
+        raise
+    except BaseException as error:  # what comes of compiled code need not be an Exception
+        options = [option[2:] for p in (running[-1].command.params if running else []) for option in p.opts]
+        click.echo(f"{name}: error: {explain(error, options)}", err=True)
+        _log.info("the traceback:", exc_info=error)
+    return 2
+
+
+def accept_verbose(command: click.Command) -> None:
+    """Give a command, or every command of a group, the option ``-v``."""
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            accept_verbose(each)
+    else:
+        command.params.append(
+            click.Option(
+                ["-v", "--verbose"],
+                count=True,
+                expose_value=False,
+                is_eager=True,
+                callback=_begin,
+                help="Say what is done, and tracebacks of faults; twice for more.",
+            )
+        )
+
+
+def _begin(context: click.Context, _: click.Parameter, verbose: int) -> None:
+    log(verbose)
+    if isinstance(context.obj, list):
+        context.obj.append(context)
 
 
 def stop(*_: object) -> None:
@@ -36,11 +91,17 @@ def heed() -> None:
         raise KeyboardInterrupt
 
 
-def tell(error: InputError, slides: list[Path]) -> None:
-    """Say what is wrong with one slide of several, and go on; of a single one, raise it."""
-    if len(slides) == 1:
-        raise error
-    click.echo(f"fseg: error: {error}", err=True)
+@contextmanager
+def one_of(slides: Sequence[Path], what: str) -> Iterator[None]:
+    """Say what went wrong with one slide of several, whatever it is, and go on; of a single one, raise it."""
+    try:
+        with doing(what):
+            yield
+    except Exception as error:
+        if len(slides) == 1:
+            raise
+        click.echo(f"fseg: error: {explain(error)}", err=True)
+        _log.info("the traceback:", exc_info=error)
 
 
 class Several(click.Command):
@@ -110,6 +171,16 @@ def share_the_heap() -> None:
             ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
 def log(verbose: int) -> None:
+    """Write to stderr what the program says of its work: warnings, with 1 what it does, with 2 all."""
     logging.basicConfig(format="fseg: %(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("fseg_jax").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    logging.getLogger("fseg_jax").setLevel(_LEVELS[min(verbose, 2)])
+
+
+def verbosity() -> int:
+    """What ``log`` was given last, for processes that are to say as much."""
+    level = logging.getLogger("fseg_jax").level
+    return _LEVELS.index(level) if level in _LEVELS else 0

@@ -129,7 +129,7 @@ def bad(tmp_path_factory, slide) -> Path:
         (["{slide}", "--tissue", "x", "--no-tissue"], "contradict"),
         (["{slide}", "{slide}"], "several slides are called 'small'"),
         (["{slide}", "--tile", "100"], "multiples"),
-        (["{slide}", "--halo", "0.9"], "between 0 and 0.25"),
+        (["{slide}", "--halo", "0.9"], "from 0 to 0.25"),
         (["{slide}", "--mpp", "-1"], "mpp"),
         (["{slide}", "--mpp", "0"], "mpp"),
         (["{slide}", "--mpp", "0.001"], "nothing to see"),
@@ -173,6 +173,26 @@ def test_one_bad_slide_does_not_stop_the_others(slide, bad, tmp_path, capsys):
     assert "no tissue found" in err and "cut.tif" in err and "text.svs" in err
     assert "3 of 4 slides failed" in err and err.count("\n") == 4
     assert not (tmp_path / "glass.json").exists()
+
+
+def test_a_fault_with_one_slide_does_not_stop_the_others(slide, tmp_path, monkeypatch, capsys):
+    from fseg_jax.cohort import worker
+
+    (tmp_path / "odd.tif").write_bytes(slide.read_bytes())
+    real = worker.segment_slide
+
+    def fails(opened, *arguments, **options):
+        if opened.name == "odd":
+            raise ZeroDivisionError("by zero")
+        return real(opened, *arguments, **options)
+
+    monkeypatch.setattr(worker, "segment_slide", fails)
+    out = tmp_path / "out"
+    assert fseg("segment", tmp_path / "odd.tif", slide, "-o", out, "--encoder", "classical", "--k", 2) == 2
+    said, err = capsys.readouterr()
+    assert said.strip() == str(out / "small.png")
+    assert f"segmenting {tmp_path / 'odd.tif'}: ZeroDivisionError: by zero; this is a fault" in err
+    assert "1 of 2 slides failed" in err and err.count("\n") == 2
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])

@@ -7,7 +7,7 @@ import click
 import jax.numpy as jnp
 
 from fseg_jax.encoders.catalog import lookup
-from fseg_jax.errors import InputError
+from fseg_jax.terminal import accept_verbose, run_command
 from weights_convert.convert import convert_file
 
 
@@ -20,21 +20,25 @@ from weights_convert.convert import convert_file
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The file to write [NAME.safetensors].")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-def main(name: str, checkpoint: Path | None, out: Path | None, dtype: str) -> None:
+def convert(name: str, checkpoint: Path | None, out: Path | None, dtype: str) -> None:
     """Convert the checkpoint of the encoder NAME (`fseg encoders` lists them)."""
-    try:
-        row = lookup(name)
-        if checkpoint is None:
-            from fseg_jax.encoders.load import fetch_checkpoint
+    row = lookup(name)
+    if checkpoint is None:
+        from fseg_jax.encoders.load import fetch_checkpoint
 
-            checkpoint = fetch_checkpoint(row)
-        out = out or Path(f"{row.name.replace(':', '-')}.safetensors")
-        convert_file(checkpoint, out, row.config, name=row.name, dtype=jnp.dtype(dtype))
-    except InputError as error:
-        print(f"weights_convert: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(out)
+        checkpoint = fetch_checkpoint(row)
+    out = out or Path(f"{row.name.replace(':', '-')}.safetensors")
+    convert_file(checkpoint, out, row.config, name=row.name, dtype=jnp.dtype(dtype))
+    click.echo(out)
+
+
+accept_verbose(convert)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 bad input, 130 interrupted."""
+    sys.exit(run_command(convert, arguments, "weights_convert"))
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m weights_convert")
+    main()

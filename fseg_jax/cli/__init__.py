@@ -20,8 +20,7 @@ from fseg_jax.cli.patches import embed, seed
 from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
 from fseg_jax.cli.view import view
-from fseg_jax.errors import InputError
-from fseg_jax.terminal import STOPPED, share_the_heap, stop, stop_once
+from fseg_jax.terminal import STOPPED, accept_verbose, run_command, share_the_heap, stop, stop_once
 
 
 def run() -> None:
@@ -47,24 +46,7 @@ def run() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 something found wanting, 2 bad input, 130 interrupted."""
     share_the_heap()
-    try:
-        code = cli.main(arguments, prog_name="fseg", standalone_mode=False)
-    except InputError as error:
-        click.echo(f"fseg: error: {error}", err=True)
-        code = 2
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "")
-        code = 2
-    except click.ClickException as error:
-        click.echo(f"fseg: error: {error.format_message()}", err=True)
-        code = 2
-    except MemoryError:
-        click.echo("fseg: error: out of memory: choose a smaller --batch or --tile", err=True)
-        code = 2
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("fseg: interrupted; nothing half-written is left", err=True)
-        code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(run_command(cli, arguments, "fseg"))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -89,3 +71,4 @@ for command in (
     cam,
 ):
     cli.add_command(command)
+accept_verbose(cli)

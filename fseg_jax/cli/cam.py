@@ -5,9 +5,17 @@ from typing import Any
 
 import click
 
-from fseg_jax.cli.options import output_option, overwrite_option, seed_option, together, verbose_option
+from fseg_jax.cli.options import (
+    RATE,
+    SHARE,
+    Whole,
+    output_option,
+    overwrite_option,
+    seed_option,
+    together,
+)
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import Several, bars, log
+from fseg_jax.terminal import Several, bars
 
 labels_options = together(
     click.option(
@@ -20,19 +28,17 @@ labels_options = together(
 )
 training_options = together(
     click.option("--network", default="b1", show_default=True, help="b0 to b7, or small, for CPUs."),
-    click.option(
-        "--size", type=click.IntRange(32), default=224, show_default=True, help="Side of images, pixels."
-    ),
-    click.option("--epochs", type=click.IntRange(1), default=25, show_default=True),
+    click.option("--size", type=Whole(32), default=224, show_default=True, help="Side of images, pixels."),
+    click.option("--epochs", type=Whole(1), default=25, show_default=True),
     click.option(
         "--training-batch",
         "batch",
-        type=click.IntRange(2),
+        type=Whole(2),
         default=16,
         show_default=True,
         help="A step's images.",
     ),
-    click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Adam's."),
+    click.option("--learning-rate", type=RATE, default=1e-3, show_default=True, help="Adam's."),
     click.option("--augment", is_flag=True, help="Turn and mirror images at random."),
     click.option("--start", type=click.Choice(["random", "imagenet"]), default="random", show_default=True),
 )
@@ -60,32 +66,26 @@ def cam() -> None:
 @cam.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @together(output_option, labels_options)
-@click.option("--k", type=click.IntRange(1), default=200, show_default=True, metavar="K", help="Clusters.")
-@click.option(
-    "--wanted", type=click.IntRange(1), default=1000, show_default=True, help="Labelled images to stop at."
-)
+@click.option("--k", type=Whole(1), default=200, show_default=True, metavar="K", help="Clusters.")
+@click.option("--wanted", type=Whole(1), default=1000, show_default=True, help="Labelled images to stop at.")
 @click.option(
     "--purity",
-    type=float,
+    type=SHARE,
     default=1.0,
     show_default=True,
     help="Share of a cluster's labelled images that must agree.",
 )
-@click.option(
-    "--held-out", type=click.IntRange(0), default=60, show_default=True, help="Labelled images set aside."
-)
-@together(features_option, seed_option, overwrite_option, verbose_option)
+@click.option("--held-out", type=Whole(0), default=60, show_default=True, help="Labelled images set aside.")
+@together(features_option, seed_option, overwrite_option)
 def propagate(
     folder: Path,
     output: Path,
     labels: Path | None,
     positive: str | None,
     overwrite: bool,
-    verbose: int,
     **options: Any,
 ) -> None:
     """Spread the labels of a few images in FOLDER over those that look like them."""
-    log(verbose)
     from fseg_jax.folders.labels import read_labels
     from fseg_jax.folders.propagate import PropagationSettings, propagate_folder
 
@@ -110,19 +110,19 @@ def propagate(
 @click.option(
     "--images",
     "most",
-    type=click.IntRange(2),
+    type=Whole(2),
     default=1000,
     show_default=True,
     help="Images to train on, at most.",
 )
 @click.option(
     "--held-out",
-    type=click.IntRange(0),
+    type=Whole(0),
     default=60,
     show_default=True,
     help="Images to evaluate on, unless the labels set some aside.",
 )
-@together(seed_option, overwrite_option, verbose_option)
+@together(seed_option, overwrite_option)
 def train(
     folder: Path,
     output: Path,
@@ -131,11 +131,9 @@ def train(
     most: int,
     held_out: int,
     overwrite: bool,
-    verbose: int,
     **options: Any,
 ) -> None:
     """Train a classifier on FOLDER's labelled images; run again, it goes on where it was."""
-    log(verbose)
     from fseg_jax.folders.labels import read_labels
     from fseg_jax.folders.train import train_folder
     from fseg_jax.training.classifier import Settings
@@ -179,24 +177,22 @@ def train(
     help="Block to read, or stem, top; the paper's are b1's 13, 14, 20, 22 (14, or its place in others).",
 )
 @click.option(
-    "--lower", type=float, default=0.4, show_default=True, help="The mask is above this of the map."
+    "--lower", type=SHARE, default=0.4, show_default=True, help="The mask is above this of the map."
 )
-@click.option("--upper", type=float, help="And below this (0.7, unless --lower is given).")
+@click.option("--upper", type=SHARE, help="And below this (0.7, unless --lower is given).")
 @click.option(
     "--choose",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     help="Choose both on images/ and masks/ in this folder.",
 )
-@click.option(
-    "--tiles", type=click.IntRange(1), default=1, show_default=True, help="Cut an image into N × N first."
-)
+@click.option("--tiles", type=Whole(1), default=1, show_default=True, help="Cut an image into N × N first.")
 @click.option("--whole", is_flag=True, help="Map it in one piece, as large as its tiles, not each tile.")
 @click.option("--reject", is_flag=True, help="No mask where the classifier does not see the class.")
-@click.option("--largest", type=click.IntRange(1), metavar="N", help="Keep the N largest pieces.")
+@click.option("--largest", type=Whole(1), metavar="N", help="Keep the N largest pieces.")
 @click.option("--fill-holes", is_flag=True, help="Fill the holes of masks.")
 @click.option("--class", "of_class", metavar="CLASS", help="Which class to find (the last).")
-@together(seed_option, overwrite_option, verbose_option)
+@together(seed_option, overwrite_option)
 @click.pass_context
 def segment(
     context: click.Context,
@@ -208,11 +204,9 @@ def segment(
     upper: float | None,
     lower: float,
     overwrite: bool,
-    verbose: int,
     **options: Any,
 ) -> int:
     """Segment the images of a folder: masks, pictures with heat maps, a table."""
-    log(verbose)
     from fseg_jax.evaluation.cam import choose_thresholds
     from fseg_jax.folders.images import find_images
     from fseg_jax.folders.segment import MaskSettings, segment_files
@@ -281,12 +275,12 @@ def evaluate(masks: Path, truth: Path, output: Path | None, seed: int) -> None:
 )
 @click.option(
     "--validation",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=15,
     show_default=True,
     help="Images for choosing epoch and thresholds.",
 )
-@together(training_options, features_option, seed_option, overwrite_option, verbose_option)
+@together(training_options, features_option, seed_option, overwrite_option)
 def reproduce(
     dataset: Path,
     output: Path,
@@ -297,14 +291,12 @@ def reproduce(
     features: str,
     seed: int,
     overwrite: bool,
-    verbose: int,
     **options: Any,
 ) -> None:
     """Repeat the paper's runs on DATASET, in Kvasir-SEG's layout, and print its tables with ours beside them.
 
     A quarter of the images is kept for scoring.
     """
-    log(verbose)
     from fseg_jax.evaluation.cam import load_run, reproduce
     from fseg_jax.evaluation.cam_runs import Reproduction
     from fseg_jax.training.classifier import Settings

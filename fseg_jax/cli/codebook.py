@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fseg_jax.cli.options import overwrite_option
+from fseg_jax.cli.options import MICRONS, overwrite_option
 from fseg_jax.errors import InputError
 
 
@@ -25,7 +25,7 @@ def codebook() -> None:
 )
 @click.option("--encoder", default="", metavar="NAME", help="The encoder that the centres were made with.")
 @click.option("--layer", default="", metavar="NAME", help="Its layer.")
-@click.option("--mpp", type=float, metavar="µM", help="The resolution.")
+@click.option("--mpp", type=MICRONS, metavar="µM", help="The resolution.")
 @overwrite_option
 def codebook_import(
     source: Path, output: Path, encoder: str, layer: str, mpp: float | None, overwrite: bool

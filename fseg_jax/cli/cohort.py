@@ -8,6 +8,7 @@ import click
 
 from fseg_jax.cli.options import (
     Shard,
+    Whole,
     batching_options,
     encoder_options,
     method_options,
@@ -15,10 +16,8 @@ from fseg_jax.cli.options import (
     tiling_options,
     tissue_setting,
     together,
-    verbose_option,
 )
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import log
 
 _DEFAULT = click.core.ParameterSource.DEFAULT
 # What cannot be chosen again once features are made.
@@ -53,7 +52,7 @@ _OF_FEATURES = (
 @click.option("--ray-address", default="auto", show_default=True, metavar="HOST:PORT", help="The cluster's.")
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=Whole(1),
     metavar="N",
     help="Processes of the local engine (one for each device).",
 )
@@ -75,7 +74,7 @@ _OF_FEATURES = (
     metavar="PLACE",
     help="Segment from features that a run with --keep-features kept there; slides are not opened.",
 )
-@together(seed_option, batching_options, verbose_option)
+@together(seed_option, batching_options)
 @click.pass_context
 def cohort(
     context: click.Context,
@@ -90,7 +89,6 @@ def cohort(
     redo: bool,
     keep_features: bool,
     features: str | None,
-    verbose: int,
     **options: Any,
 ) -> int:
     """Segment every slide of a cohort; run it again to go on where it stopped.
@@ -98,7 +96,6 @@ def cohort(
     MANIFEST is a CSV file with the columns slide_id and path, and if wanted mpp, tissue, site and split; or a
     folder, or a glob in quotes. Exit code 1 means that some slides failed: PLACE/failures.csv says why.
     """
-    log(verbose)
     from fseg_jax.codebook import Codebook
     from fseg_jax.cohort.engines import Local, Ray
     from fseg_jax.cohort.job import Job, from_features

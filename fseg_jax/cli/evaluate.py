@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fseg_jax.cli.options import (
+    MICRONS,
+    Number,
+    Whole,
     batching_options,
     output_option,
     overwrite_option,
     patch_options,
     seed_option,
     together,
-    verbose_option,
 )
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import Several, bars, log
+from fseg_jax.terminal import Several, bars
 
 if TYPE_CHECKING:
     from fseg_jax.encoders.encoder import Encoder
@@ -83,7 +85,7 @@ def load_encoders(
 @together(output_option, encoders_option, weights_option)
 @click.option(
     "--k",
-    type=click.IntRange(1),
+    type=Whole(1),
     multiple=True,
     default=[16, 32, 64, 128, 256],
     metavar="K ...",
@@ -97,12 +99,10 @@ def load_encoders(
     default=["fixed", "assign"],
     help="Which of the paper's two ways (both).",
 )
-@click.option(
-    "--starts", type=click.IntRange(1), default=3, show_default=True, help="k-means starts to average."
-)
+@click.option("--starts", type=Whole(1), default=3, show_default=True, help="k-means starts to average.")
 @click.option(
     "--concepts",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=20,
     show_default=True,
     help="Concepts a tile, in mode assign and for the probe.",
@@ -110,34 +110,30 @@ def load_encoders(
 @click.option(
     "--threshold",
     "thresholds",
-    type=float,
+    type=Number(0.5, 1, below=True),
     multiple=True,
     default=[0.5, 0.6, 0.7, 0.8, 0.9],
     metavar="SHARE ...",
     help="Of the probe: how pure a concept must be to learn from (0.5 0.6 0.7 0.8 0.9).",
 )
 @click.option("--same-split", is_flag=True, help="Also match on the test split itself, the paper's variant.")
-@click.option("--mpp", type=float, metavar="µM", help="Work at this many µm per pixel.")
-@click.option("--mpp-override", type=float, metavar="µM", help="The images' µm per pixel.")
-@click.option("--tile", type=click.IntRange(1), metavar="PIXELS", help="Side of a tile (the encoder's own).")
-@click.option(
-    "--panels", type=click.IntRange(0), default=6, show_default=True, help="Test images that are drawn."
-)
-@together(dtype_option, seed_option, overwrite_option, verbose_option)
+@click.option("--mpp", type=MICRONS, metavar="µM", help="Work at this many µm per pixel.")
+@click.option("--mpp-override", type=MICRONS, metavar="µM", help="The images' µm per pixel.")
+@click.option("--tile", type=Whole(1), metavar="PIXELS", help="Side of a tile (the encoder's own).")
+@click.option("--panels", type=Whole(0), default=6, show_default=True, help="Test images that are drawn.")
+@together(dtype_option, seed_option, overwrite_option)
 def _fseg(
     dataset: Path,
     output: Path,
     encoders: tuple[str, ...],
     weights: tuple[str, ...],
     dtype: str,
-    verbose: int,
     **options: Any,
 ) -> None:
     """Score encoders as the F-SEG paper does: linear probing, cluster matching, plots.
 
     DATASET is a folder laid out as BCSS, WSSS4LUAD or EBHI-Seg, or images/, masks/ and a dataset.yaml.
     """
-    log(verbose)
     from fseg_jax.evaluation.datasets import open_dataset
     from fseg_jax.evaluation.experiment import evaluate
 
@@ -153,19 +149,17 @@ def _fseg(
 @together(output_option, encoders_option, weights_option)
 @click.option(
     "--clicks",
-    type=click.IntRange(1),
+    type=Whole(1),
     multiple=True,
     default=[1, 3, 5],
     metavar="N ...",
     help="Seed patches of each class (1 3 5).",
 )
-@click.option(
-    "--runs", type=click.IntRange(1), default=5, show_default=True, help="Random choices of the seeds."
-)
+@click.option("--runs", type=Whole(1), default=5, show_default=True, help="Random choices of the seeds.")
 @patch_options
 @click.option("--no-tissue", is_flag=True, help="Take everything, glass too.")
-@click.option("--mpp-override", type=float, metavar="µM", help="The slides' µm per pixel, whatever they say.")
-@together(dtype_option, batching_options, seed_option, overwrite_option, verbose_option)
+@click.option("--mpp-override", type=MICRONS, metavar="µM", help="The slides' µm per pixel, whatever said.")
+@together(dtype_option, batching_options, seed_option, overwrite_option)
 def _sic(
     dataset: Path,
     output: Path,
@@ -177,7 +171,6 @@ def _sic(
     dtype: str,
     seed: int,
     overwrite: bool,
-    verbose: int,
     **options: Any,
 ) -> None:
     """Score encoders by how well 1, 3 or 5 random seed patches a class find a tumour (SIC, §3).
@@ -186,7 +179,6 @@ def _sic(
     NAME_mask.jpg (.png, ...), 255 where the tumour is. DigestPath's JPEGs do not say their resolution:
     --mpp-override 0.5.
     """
-    log(verbose)
     from fseg_jax.cohort.patches import PatchSettings
     from fseg_jax.evaluation.sic import evaluate
 

@@ -8,16 +8,17 @@ from typing import Any
 import click
 
 from fseg_jax.cli.options import (
+    MICRONS,
     Shard,
+    Whole,
     batching_options,
     encoder_options,
     overwrite_option,
     seed_option,
     together,
-    verbose_option,
 )
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import Several, heed, log
+from fseg_jax.terminal import Several, heed
 
 
 @click.command(cls=Several)
@@ -33,23 +34,23 @@ from fseg_jax.terminal import Several, heed, log
 @encoder_options
 @click.option(
     "--k",
-    type=click.IntRange(1),
+    type=Whole(1),
     multiple=True,
     default=[16, 32, 64, 128, 256],
     metavar="K ...",
     help="Numbers of clusters, all fitted together (16 32 64 128 256).",
 )
 @click.option(
-    "--tiles-per-slide", type=click.IntRange(1), default=200, show_default=True, help="Tiles a slide at most."
+    "--tiles-per-slide", type=Whole(1), default=200, show_default=True, help="Tiles a slide at most."
 )
 @click.option(
     "--tile",
-    type=click.IntRange(1),
+    type=Whole(1),
     metavar="PIXELS",
     help="Their side (256, or what the encoder's stride divides).",
 )
 @click.option(
-    "--mpp", type=float, default=1.0, show_default=True, metavar="µM", help="Work at this resolution."
+    "--mpp", type=MICRONS, default=1.0, show_default=True, metavar="µM", help="Work at this resolution."
 )
 @click.option(
     "--on",
@@ -68,7 +69,7 @@ from fseg_jax.terminal import Several, heed, log
 @click.option("--spherical", is_flag=True, help="Cluster by cosine.")
 @click.option(
     "--restarts",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=2,
     show_default=True,
     help="Starts on a sample, of which the best goes on.",
@@ -90,7 +91,7 @@ from fseg_jax.terminal import Several, heed, log
 )
 @click.option("--no-tissue", is_flag=True, help="Take everything, glass too.")
 @click.option(
-    "--mpp-override", type=float, metavar="µM", help="µm per pixel of the slides that the manifest leaves."
+    "--mpp-override", type=MICRONS, metavar="µM", help="µm per pixel of the slides that the manifest leaves."
 )
 @click.option("--sample-check", is_flag=True, help="Open every slide's header before anything starts.")
 @click.option(
@@ -104,7 +105,7 @@ from fseg_jax.terminal import Several, heed, log
     is_flag=True,
     help="This is one process of a jax.distributed job (SLURM, TPU, or JAX_COORDINATOR_ADDRESS …).",
 )
-@together(seed_option, batching_options, overwrite_option, verbose_option)
+@together(seed_option, batching_options, overwrite_option)
 def fit(
     manifest: str,
     output: Path,
@@ -114,7 +115,6 @@ def fit(
     distributed: bool,
     sample_check: bool,
     overwrite: bool,
-    verbose: int,
     **options: Any,
 ) -> int:
     """Fit codebooks on a cohort: tiles sampled from every slide of MANIFEST, clustered into each k.
@@ -123,7 +123,6 @@ def fit(
     folder of slides; or a glob in quotes. Features stay in a folder: what is there is not done again, and
     another --k or --seed needs no slide.
     """
-    log(verbose)
     if distributed and shard:
         raise InputError("--shard and --distributed contradict each other: give one of them")
     if distributed:  # before anything else that wakes JAX

@@ -1,5 +1,6 @@
 """Options that several commands share, each said once."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,52 @@ def together(*decorators: Callable) -> Callable:
     return apply
 
 
+class Number(click.ParamType):
+    """A number from ``least`` to ``most``, or, with ``above`` and ``below``, between them; "nan" is none."""
+
+    name = "number"
+
+    def __init__(self, least: float, most: float, *, above: bool = False, below: bool = False) -> None:
+        self._least, self._most, self._above, self._below = least, most, above, below
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        large = number > self._least if self._above else number >= self._least
+        small = number < self._most if self._below else number <= self._most
+        if not (large and small):
+            first = f"{'above' if self._above else 'from'} {self._least:g}"
+            last = f"{'below ' if self._below else ''}{self._most:g}"
+            self.fail(f"{str(value)[:40]!r}: give a number {first} to {last}", param, ctx)
+        return number
+
+
+class Whole(click.ParamType):
+    """A whole number from ``least`` to ``most``."""
+
+    name = "number"
+
+    def __init__(self, least: int, most: int = 10**9) -> None:
+        self._least, self._most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = self._least - 1
+        if not self._least <= number <= self._most:
+            range_ = f"{self._least} or more" if self._most == 10**9 else f"{self._least} to {self._most}"
+            self.fail(f"{str(value)[:40]!r}: give a whole number, {range_}", param, ctx)
+        return number
+
+
+MICRONS = Number(1e-3, 1e4)  # per pixel
+RATE = Number(0, 1, above=True, below=True)
+SHARE = Number(0, 1)
+
+
 class Shard(click.ParamType):
     """``i/n`` as two numbers: the share that is every n-th slide from the i-th on."""
 
@@ -27,9 +74,9 @@ class Shard(click.ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
         i, _, n = str(value).partition("/")
-        if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        if not (i.isdecimal() and n.isdecimal() and len(n) <= 9 and len(i) <= 9 and int(i) < int(n)):
             said = "give i/n, counted from 0: 0/4, 1/4, 2/4 and 3/4 are all of four"
-            self.fail(f"{value}: {said}", param, ctx)
+            self.fail(f"{str(value)[:40]}: {said}", param, ctx)
         return int(i), int(n)
 
 
@@ -41,7 +88,6 @@ output_option = click.option(
     metavar="FOLDER",
     help="Where results go.",
 )
-verbose_option = click.option("-v", "--verbose", count=True, help="Say what is done; twice for more.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 encoder_options = together(
     click.option("--encoder", default="he-small", show_default=True, metavar="NAME", help="Which encoder."),
@@ -68,7 +114,7 @@ method_options = together(
     ),
     click.option(
         "--k",
-        type=click.IntRange(1),
+        type=Whole(1),
         metavar="K",
         help="Clusters: which of the codebook's, or how many to fit (8).",
     ),
@@ -81,7 +127,7 @@ method_options = together(
     ),
     click.option(
         "--concepts",
-        type=click.IntRange(1),
+        type=Whole(1),
         default=20,
         show_default=True,
         help="Concepts a tile, in mode assign.",
@@ -98,35 +144,40 @@ where_options = together(
     click.option("--tissue", metavar="FILE", help="Where the tissue is: a mask image or GeoJSON."),
     click.option("--no-tissue", is_flag=True, help="Take everything, glass too."),
     click.option(
-        "--mpp-override", type=float, metavar="µM", help="The slide's µm per pixel, whatever it says."
+        "--mpp-override", type=MICRONS, metavar="µM", help="The slide's µm per pixel, whatever it says."
     ),
 )
 tiling_options = together(
     click.option(
-        "--mpp", type=float, metavar="µM", help="Work at this resolution (the codebook's, or the encoder's)."
+        "--mpp",
+        type=MICRONS,
+        metavar="µM",
+        help="Work at this resolution (the codebook's, or the encoder's).",
     ),
-    click.option(
-        "--tile", type=click.IntRange(1), metavar="PIXELS", help="Side of a tile (the encoder's own)."
-    ),
+    click.option("--tile", type=Whole(1), metavar="PIXELS", help="Side of a tile (the encoder's own)."),
     click.option(
         "--halo",
-        type=float,
+        type=Number(0, 0.25),
         default=1 / 16,
         metavar="FRACTION",
         help="Overlap on each side, of the tile (1/16).",
     ),
 )
 patch_options = together(
+    click.option("--patch", type=Whole(1), default=256, show_default=True, help="Side of a patch, pixels."),
     click.option(
-        "--patch", type=click.IntRange(1), default=256, show_default=True, help="Side of a patch, pixels."
+        "--overlap",
+        type=Number(0, 1, below=True),
+        default=0.5,
+        show_default=True,
+        help="Of neighbouring patches.",
     ),
-    click.option("--overlap", type=float, default=0.5, show_default=True, help="Of neighbouring patches."),
     click.option(
-        "--mpp", type=float, default=0.5, show_default=True, metavar="µM", help="Work at this resolution."
+        "--mpp", type=MICRONS, default=0.5, show_default=True, metavar="µM", help="Work at this resolution."
     ),
     click.option(
         "--min-tissue",
-        type=float,
+        type=SHARE,
         default=0.25,
         show_default=True,
         help="Share of a patch that must be tissue.",
@@ -135,18 +186,16 @@ patch_options = together(
 batching_options = together(
     click.option(
         "--batch",
-        type=click.IntRange(1),
+        type=Whole(1),
         default=8,
         show_default=True,
         help="Images the encoder takes at once.",
     ),
-    click.option(
-        "--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode."
-    ),
+    click.option("--threads", type=Whole(1, 1024), default=2, show_default=True, help="Threads that decode."),
 )
 seed_option = click.option(
     "--seed",
-    type=click.IntRange(0, 2**31 - 1),
+    type=Whole(0, 2**31 - 1),
     default=0,
     show_default=True,
     help="Of everything drawn at random.",

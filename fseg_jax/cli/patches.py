@@ -15,11 +15,9 @@ from fseg_jax.cli.options import (
     seed_option,
     tissue_setting,
     together,
-    verbose_option,
     where_options,
 )
-from fseg_jax.errors import InputError
-from fseg_jax.terminal import bars, log, tell
+from fseg_jax.terminal import bars, one_of
 
 
 @click.command()
@@ -35,12 +33,9 @@ from fseg_jax.terminal import bars, log, tell
     show_default=True,
     help="What embeddings are kept as.",
 )
-@together(batching_options, anndata_option, overwrite_option, verbose_option)
-def embed(
-    slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool, verbose: int, **options: Any
-) -> int:
+@together(batching_options, anndata_option, overwrite_option)
+def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool, **options: Any) -> int:
     """Embed a slide's patches, once, so that clicks can cluster them in an instant (then: fseg seed)."""
-    log(verbose)
     from fseg_jax.cohort.patches import PatchSettings, embed_slide
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.slides.reader import open_slide
@@ -52,7 +47,7 @@ def embed(
     done = 0
     with bars(len(slides)) as progress:
         for path in slides:
-            try:
+            with one_of(slides, f"embedding {path}"):
                 with open_slide(path, settings.mpp_override) as slide:
                     embed_slide(
                         slide,
@@ -63,11 +58,8 @@ def embed(
                         overwrite=overwrite,
                         report=progress(slide.name),
                     )
-            except InputError as error:
-                tell(error, list(slides))
-                continue
-            done += 1
-            click.echo(output / f"{slide.name}.embeddings.zarr")
+                done += 1
+                click.echo(output / f"{slide.name}.embeddings.zarr")
     return 0 if done == len(slides) else 2
 
 
@@ -82,7 +74,7 @@ def embed(
 )
 @click.option("--hard", is_flag=True, help="Seeds keep their labels.")
 @click.option("--smooth", is_flag=True, help="Let neighbouring patches agree.")
-@together(seed_option, anndata_option, overwrite_option, verbose_option)
+@together(seed_option, anndata_option, overwrite_option)
 def seed(
     folder: Path,
     seeds: Path,
@@ -91,11 +83,9 @@ def seed(
     metric: str,
     anndata: bool,
     overwrite: bool,
-    verbose: int,
     **options: Any,
 ) -> None:
     """Segment an embedded slide from a few clicks: SEEDS is GeoJSON points, as QuPath exports them."""
-    log(verbose)
     from fseg_jax.cohort.seeds import SeedSettings, seed_slide
     from fseg_jax.slides.reader import slide_name
 

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fseg_jax.cli.options import overwrite_option, seed_option, verbose_option
+from fseg_jax.cli.options import (
+    MICRONS,
+    SHARE,
+    Number,
+    Whole,
+    overwrite_option,
+    seed_option,
+)
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import heed, log
+from fseg_jax.terminal import heed
 
 if TYPE_CHECKING:
     from fseg_jax.encoders.encoder import Encoder
@@ -31,46 +38,40 @@ if TYPE_CHECKING:
 @click.option("--name", metavar="NAME", help="What the encoder is called (the file's name).")
 @click.option("--licence", default="", metavar="TEXT", help="Under which licence, for its card.")
 @click.option(
-    "--mpp-override", type=float, metavar="µM", help="The images' µm per pixel, where nothing says it."
+    "--mpp-override", type=MICRONS, metavar="µM", help="The images' µm per pixel, where nothing says it."
 )
 @click.option(
     "--mpp",
     "resolutions",
-    type=float,
+    type=MICRONS,
     nargs=2,
     default=(0.5, 1.5),
     show_default=True,
     metavar="FINEST COARSEST",
     help="Between which µm per pixel views are cut.",
 )
-@click.option(
-    "--crop", type=click.IntRange(32), default=96, show_default=True, help="Side of a view, pixels."
-)
+@click.option("--crop", type=Whole(32), default=96, show_default=True, help="Side of a view, pixels.")
 @click.option(
     "--fields-per-slide",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=50,
     show_default=True,
     help="Fields of 512 pixels that are drawn of a slide.",
 )
-@click.option("--steps", type=click.IntRange(1), default=2000, show_default=True)
-@click.option("--pairs", type=click.IntRange(2), default=128, show_default=True, help="Of views, a step.")
-@click.option(
-    "--chunk", type=click.IntRange(1), help="Views put through the network at once, to save memory (all)."
-)
-@click.option(
-    "--regions", type=click.IntRange(1), default=4, show_default=True, help="Compared in a pair of views."
-)
+@click.option("--steps", type=Whole(1), default=2000, show_default=True)
+@click.option("--pairs", type=Whole(2), default=128, show_default=True, help="Of views, a step.")
+@click.option("--chunk", type=Whole(1), help="Views put through the network at once, to save memory (all).")
+@click.option("--regions", type=Whole(1), default=4, show_default=True, help="Compared in a pair of views.")
 @click.option(
     "--dense",
-    type=click.FloatRange(0, 1),
+    type=SHARE,
     default=0.5,
     show_default=True,
     help="Share of the loss that is the regions'.",
 )
-@click.option("--temperature", type=float, default=0.2, show_default=True)
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
-@click.option("--weight-decay", type=float, default=1e-4, show_default=True)
+@click.option("--temperature", type=Number(0, 1000, above=True), default=0.2, show_default=True)
+@click.option("--learning-rate", type=Number(0, 1000, above=True), default=1e-3, show_default=True)
+@click.option("--weight-decay", type=Number(0, 1000), default=1e-4, show_default=True)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--stains",
-    type=click.FloatRange(0),
+    type=Number(0, 1e6),
     default=0.0,
     show_default=True,
     help="Put the classical encoder's channels beside, with so many times the trunk's deviation.",
@@ -91,12 +92,9 @@ if TYPE_CHECKING:
     metavar="DATASET",
     help="Images with masks, as fseg evaluate takes: their tokens are scored by k-NN.",
 )
-@click.option(
-    "--every", type=click.IntRange(1), default=100, show_default=True, help="Steps from score to score."
-)
+@click.option("--every", type=Whole(1), default=100, show_default=True, help="Steps from score to score.")
 @seed_option
 @overwrite_option
-@verbose_option
 def pretrain(
     sources: tuple[str, ...],
     output: Path,
@@ -112,7 +110,6 @@ def pretrain(
     every: int,
     seed: int,
     overwrite: bool,
-    verbose: int,
     steps: int,
     pairs: int,
     chunk: int | None,
@@ -127,7 +124,6 @@ def pretrain(
     IMAGES are manifests, folders, globs. Interrupted, the same command goes on where it stopped. Then: fseg
     segment --encoder FILE.
     """
-    log(verbose)
     from fseg_jax.training.pretrain import pretrain
     from fseg_jax.training.simclr import Settings
     from fseg_jax.training.views import Geometry

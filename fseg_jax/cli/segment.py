@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fseg_jax.cli.options import (
+    Whole,
     batching_options,
     encoder_options,
     method_options,
@@ -17,11 +18,10 @@ from fseg_jax.cli.options import (
     tiling_options,
     tissue_setting,
     together,
-    verbose_option,
     where_options,
 )
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import bars, log, tell
+from fseg_jax.terminal import bars, one_of
 
 if TYPE_CHECKING:
     from fseg_jax.codebook import Codebook
@@ -43,25 +43,22 @@ DEMO_MPP = 0.5  # scikit-image does not say; nuclei of the colon are some 10 µm
     seed_option,
     batching_options,
     overwrite_option,
-    verbose_option,
 )
-def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, verbose: int, **options: Any) -> int:
+def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, **options: Any) -> int:
     """Segment slides into clusters: labels, outlines for QuPath, a picture, areas.
 
     Without --codebook, K clusters are fitted on each slide itself, so that clusters of one slide are not
     those of another; with one, a cluster is the same tissue everywhere.
     """
-    log(verbose)
     return _segment(list(slides), output, overwrite, options)
 
 
 @click.command()
 @click.option("--slide", is_flag=True, help="Fetch OpenSlide's test slide (1.9 MB, CC0) and segment that.")
-@click.option("--k", type=click.IntRange(1), default=5, show_default=True, metavar="K", help="Clusters.")
-@together(output_option, encoder_options, overwrite_option, verbose_option)
-def demo(slide: bool, output: Path, overwrite: bool, verbose: int, **options: Any) -> int:
+@click.option("--k", type=Whole(1), default=5, show_default=True, metavar="K", help="Clusters.")
+@together(output_option, encoder_options, overwrite_option)
+def demo(slide: bool, output: Path, overwrite: bool, **options: Any) -> int:
     """Segment a colon image that comes with scikit-image: no slide, no download."""
-    log(verbose)
     if slide:
         from fseg_jax.downloads import fetch_test_slide
 
@@ -86,11 +83,9 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     mpp_override = options.get("mpp_override")
     good = []
     for path in slides:  # mistakes are told first; none stays open, so that there may be thousands
-        try:
+        with one_of(slides, f"opening {path}"):
             open_slide(path, mpp_override).close()
             good.append(path)
-        except InputError as error:
-            tell(error, slides)
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     book = _load_codebook(options.pop("codebook", None), options, encoder)
     given = {name: value for name, value in options.items() if value is not None}
@@ -99,7 +94,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     done = 0
     with bars(len(good)) as progress:
         for path in good:
-            try:
+            with one_of(slides, f"segmenting {path}"):
                 with open_slide(path, mpp_override) as slide:
                     record = segment_slide(
                         slide,
@@ -110,12 +105,9 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
                         overwrite=overwrite,
                         report=progress(slide.name),
                     )
-            except InputError as error:
-                tell(error, slides)
-                continue
-            done += 1
-            click.echo(output / f"{slide.name}.png")
-            _LOG.info("%s: %s tiles, seconds: %s", slide.name, record["tiles"], record["seconds"])
+                done += 1
+                click.echo(output / f"{slide.name}.png")
+                _LOG.info("%s: %s tiles, seconds: %s", slide.name, record["tiles"], record["seconds"])
     if done < len(slides):
         click.echo(f"fseg: {len(slides) - done} of {len(slides)} slides failed", err=True)
     return 0 if done == len(slides) else 2

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
-from fseg_jax.cli.options import verbose_option
+from fseg_jax.cli.options import Whole
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import log
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="OUT")
 @click.option("--slide", metavar="NAME", help="Which slide to open first, where OUT holds several.")
-@click.option("--port", type=click.IntRange(1, 65535), help="Of the page's address (5006, or any free one).")
+@click.option("--port", type=Whole(1, 65535), help="Of the page's address (5006, or any free one).")
 @click.option(
     "--slides",
     type=click.Path(path_type=Path),
@@ -27,7 +26,6 @@ from fseg_jax.terminal import log
     "--distance", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True
 )
 @click.option("--open", "browser", is_flag=True, help="Open the page in the browser.")
-@verbose_option
 def view(
     folder: Path,
     slide: str | None,
@@ -37,10 +35,8 @@ def view(
     seeds: Path | None,
     distance: str,
     browser: bool,
-    verbose: int,
 ) -> int:
     """Look at a slide's segmentation, and segment it by clicks, in the browser (this machine's only)."""
-    log(verbose)
     check_packages()
     from fseg_jax.cohort.seeds import SeedSettings
     from fseg_jax.viewer.server import Folder, serve

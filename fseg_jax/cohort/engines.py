@@ -1,5 +1,6 @@
 """What runs the slides of a cohort: processes of this machine, or a Ray cluster."""
 
+import logging
 import multiprocessing
 import os
 import re
@@ -18,7 +19,10 @@ from fseg_jax.cohort.job import Job, card_of
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.run import Outcome, run_slide
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, explain
+from fseg_jax.terminal import verbosity
+
+_log = logging.getLogger(__name__)
 
 _SPAWN = multiprocessing.get_context("spawn")  # never fork once jax or tensorstore is loaded
 _STOPPING = 30  # seconds that a worker has to clear away what it was at
@@ -101,7 +105,9 @@ class Local:
 
     def _start(self, job: Job, environment: dict[str, str]) -> _Worker:
         ours, theirs = _SPAWN.Pipe()
-        process = _SPAWN.Process(target=_serve, args=(theirs, environment, job), name="fseg-worker")
+        process = _SPAWN.Process(
+            target=_serve, args=(theirs, environment, job, verbosity()), name="fseg-worker"
+        )
         process.environment = environment  # type: ignore[attr-defined]
         self._processes.append(process)
         process.start()
@@ -137,10 +143,11 @@ def _end_of(process: BaseProcess) -> str:
     return f"its worker process ended with exit code {code}"
 
 
-def _serve(connection: Connection, environment: dict[str, str], job: Job) -> None:
+def _serve(connection: Connection, environment: dict[str, str], job: Job, verbose: int) -> None:
     """A worker: say what it is, then run slides until the other end is closed."""
-    from fseg_jax.terminal import heed, share_the_heap, stop_once
+    from fseg_jax.terminal import heed, log, share_the_heap, stop_once
 
+    log(verbose)
     os.environ.update(environment)  # before jax looks for devices
     signal.signal(signal.SIGINT, stop_once)  # the terminal's, and then the program's SIGTERM
     signal.signal(signal.SIGTERM, stop_once)
@@ -167,13 +174,14 @@ def _serve(connection: Connection, environment: dict[str, str], job: Job) -> Non
 
 
 def _described(job: Job) -> _Ready | str:
-    import jax
-
     try:
+        import jax
+
         card = card_of(job)
         devices = jax.local_devices()
-    except InputError as error:
-        return str(error)
+    except Exception as error:
+        _log.info("no worker can be started", exc_info=error)
+        return explain(error)
     return _Ready(card, devices[0].platform, len(devices))
 
 

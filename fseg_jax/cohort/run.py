@@ -39,9 +39,8 @@ from fseg_jax.cohort.publish import Clock
 from fseg_jax.cohort.storage import Storage, open_storage
 from fseg_jax.cohort.worker import SUFFIXES, Report
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.errors import InputError, OutputError
+from fseg_jax.errors import InputError, OutputError, explain
 from fseg_jax.outputs import report as reports
-from fseg_jax.slides.formats import one_line
 from fseg_jax.slides.reader import open_slide
 
 _log = logging.getLogger(__name__)
@@ -181,11 +180,9 @@ def run_slide(
         return Outcome(name, "stopped", str(error))
     except InputError as error:
         return Outcome(name, "failed", " ".join(str(error).split()))
-    except MemoryError:
-        return Outcome(name, "failed", "out of memory: choose a smaller --batch or --tile")
     except Exception as error:  # one slide must not end the others
         _log.info("%s: %s", name, error, exc_info=True)
-        return Outcome(name, "failed", f"{type(error).__name__}: {one_line(error)}")
+        return Outcome(name, "failed", explain(error))
 
 
 def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, report: Report) -> Outcome:

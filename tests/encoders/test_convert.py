@@ -24,7 +24,7 @@ from fseg_jax.encoders.resnet import ResNetConfig
 from fseg_jax.encoders.vit import ViTConfig
 from fseg_jax.errors import InputError
 from weights_convert import rules
-from weights_convert.__main__ import main
+from weights_convert.__main__ import convert, main
 from weights_convert.checkpoint import open_checkpoint
 from weights_convert.convert import convert_file, layouts, network_from
 
@@ -101,7 +101,7 @@ def test_a_checkpoint_that_does_not_fit_is_said_in_one_line(tmp_path, changes, s
     assert [path.name for path in tmp_path.iterdir()] == ["published.safetensors"]
 
 
-def test_another_familys_checkpoint_is_said_in_one_line(tmp_path):
+def test_another_familys_checkpoint_is_said_in_one_line(tmp_path, capsys):
     with pytest.raises(InputError, match="none of the layouts") as error:
         convert_file(published(tmp_path, RESNET), tmp_path / "o", fixture(VIT).config, name="some")
     one_line(error)
@@ -124,7 +124,7 @@ def test_a_truncated_checkpoint_is_said_in_one_line(tmp_path, keep):
     assert not (tmp_path / "o").exists()
 
 
-def test_no_checkpoint_is_said_in_one_line(tmp_path):
+def test_no_checkpoint_is_said_in_one_line(tmp_path, capsys):
     with pytest.raises(InputError, match="no such file"):
         open_checkpoint(tmp_path / "none.safetensors")
 
@@ -344,13 +344,15 @@ def test_the_command_converts_a_file(tmp_path, monkeypatch):
     monkeypatch.setitem(catalog.CATALOG, "resnet50", small)
     out = tmp_path / "ours.safetensors"
     source = published(tmp_path, RESNET)
-    result = CliRunner().invoke(main, ["resnet50", "--checkpoint", str(source), "-o", str(out)])
+    result = CliRunner().invoke(convert, ["resnet50", "--checkpoint", str(source), "-o", str(out)])
     assert (result.exit_code, result.output) == (0, f"{out}\n")
     assert weights_file.load(out).metadata["name"] == "resnet50"
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     source = published(tmp_path, RESNET)
-    result = CliRunner().invoke(main, ["uni", "--checkpoint", str(source), "-o", str(tmp_path / "o")])
-    assert result.exit_code == 2
-    assert result.output.count("\n") == 1
+    with pytest.raises(SystemExit) as exit_:
+        main(["uni", "--checkpoint", str(source), "-o", str(tmp_path / "o")])
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert err.count("\n") == 1
