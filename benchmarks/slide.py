@@ -30,6 +30,7 @@ from fseg_jax.cohort.worker import Plan, Settings, lay_out, segment_slide
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.slides.reader import open_slide, read_batches
+from fseg_jax.tensors import write_tensors
 
 TILE, SIDE, MPP, PEER_TILES = 256, 12_000, 1.0, 4
 TARGETS = {64: 3, 256: 20}
@@ -105,13 +106,11 @@ def theirs(path: Path, network: Any, plan: Plan, H: np.ndarray, count: int) -> T
 
 def resnet50(folder: Path) -> tuple[Any, Any, Encoder]:
     """timm's network with random weights, the layer that F-SEG reads, and the same as our encoder."""
-    from safetensors.numpy import save_file
-
     references: Any = importlib.import_module("weights_convert.references")
     timm = references.import_timm()
     module = references.scatter(timm.create_model("resnet50", num_classes=1000), seed=0)
     path = folder / "resnet50.safetensors"
-    save_file({name: np.ascontiguousarray(t) for name, t in references.published(module).items()}, path)
+    write_tensors(path, references.published(module))
     return module, module.layer3, load_encoder("resnet50-a1", weights=path, dtype="bfloat16")
 
 

@@ -14,10 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError
+from fseg_jax.tensors import write_tensors
 
 FORMAT = "fseg-jax-codebook"
 SHIPPED = "he-small"  # the codebook that comes with the encoder of that name
@@ -136,9 +135,7 @@ def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:
     if len(origins) != 1:
         raise InputError(f"{path}: the codebooks of one file must have one provenance")
     metadata = {"format": FORMAT, "version": "1", "provenance": json.dumps(vars(origins.pop()))}
-    data = save({str(k): book.centers for k, book in sorted(books.items())}, metadata)
-    with replacing(path) as part:
-        part.write_bytes(data)
+    write_tensors(path, {str(k): book.centers for k, book in sorted(books.items())}, metadata)
 
 
 def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dict[int, Codebook]:

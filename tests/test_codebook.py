@@ -23,6 +23,15 @@ def test_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["b.safetensors"]
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_centres_of_either_memory_order_are_saved_as_they_are(tmp_path, order):
+    book = Codebook(np.asarray(CENTERS[5], order=order))
+    save_all(tmp_path / "b.safetensors", {5: book})
+    back = Codebook.load(tmp_path / "b.safetensors")
+    np.testing.assert_array_equal(back.centers, CENTERS[5])
+    assert back.hash == book.hash
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_authors_format_is_read(tmp_path, dtype, order):

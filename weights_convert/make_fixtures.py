@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from torch import nn
 
 from fseg_jax.encoders.architectures import Config, description
@@ -23,6 +22,7 @@ from fseg_jax.encoders.efficientnet import EfficientNetConfig
 from fseg_jax.encoders.resnet import ResNetConfig
 from fseg_jax.encoders.swin import SwinConfig
 from fseg_jax.encoders.vit import AttentionPoolConfig, ViTConfig
+from fseg_jax.tensors import write_tensors
 from weights_convert.references import (
     ConchTower,
     as_ctranspath,
@@ -271,10 +271,7 @@ def main(folder: Path) -> None:
         tensors = {f"weights/{key}": value for key, value in names(published(module)).items()}
         tensors |= {f"stages/{key}": value for key, value in observe(module, x).items()}
         tensors["input"] = x
-        contiguous = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        path = folder / f"{name}.safetensors"
-        save_file(contiguous, path, {"config": description(config)})
-        path.chmod(0o644)
+        write_tensors(folder / f"{name}.safetensors", tensors, {"config": description(config)})
 
 
 if __name__ == "__main__":

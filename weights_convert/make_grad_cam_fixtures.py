@@ -14,11 +14,11 @@ from unittest.mock import MagicMock, patch
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 from fseg_jax.encoders.architectures import description
 from fseg_jax.encoders.efficientnet import EfficientNetConfig
 from fseg_jax.encoders.resnet import ResNetConfig
+from fseg_jax.tensors import write_tensors
 from weights_convert.make_fixtures import fixtures
 from weights_convert.references import published, scatter, stages
 
@@ -64,10 +64,7 @@ def main(folder: Path) -> None:
                 with getattr(library, method)(module, [submodule]) as cam:
                     maps = cam(images, wanted)
                 tensors[f"{method}/{layer}"] = maps[:, ::2, ::2]  # every other pixel, for the file's size
-        path = folder / f"{name}.safetensors"
-        contiguous = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        save_file(contiguous, path, {"config": description(config)})
-        path.chmod(0o644)
+        write_tensors(folder / f"{name}.safetensors", tensors, {"config": description(config)})
 
 
 if __name__ == "__main__":

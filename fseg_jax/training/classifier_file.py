@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from fseg_jax.atomic import replacing
 from fseg_jax.encoders import weights_file
 from fseg_jax.encoders.architectures import abstract, targets
 from fseg_jax.encoders.efficientnet import EfficientNet
 from fseg_jax.errors import InputError
+from fseg_jax.tensors import write_tensors
 from fseg_jax.training.classifier import State, Trainer
 
 WEIGHTS = "classifier.safetensors"
@@ -90,10 +89,9 @@ def load_classifier(path: Path) -> Classifier:
 def write_state(path: Path, state: State, fingerprint: str) -> None:
     """Write what training goes on from."""
     leaves = jax.tree.leaves((state.parameters, state.statistics, state.optimiser))
-    tensors = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    tensors = {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}
     said = {"epoch": str(state.epoch), "best": repr(state.best), "fingerprint": fingerprint}
-    with replacing(path) as part:
-        save_file(tensors, part, metadata=said)
+    write_tensors(path, tensors, said)
 
 
 def read_state(path: Path, trainer: Trainer, fingerprint: str) -> State | None:

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from fseg_jax.atomic import replacing
 from fseg_jax.cohort.publish import made_with
@@ -27,6 +26,7 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.encoders.resnet import ResNet, ResNetConfig
 from fseg_jax.encoders.trained import Gains, assemble, calibrated, save_trained
 from fseg_jax.errors import InputError
+from fseg_jax.tensors import write_tensors
 from fseg_jax.training.simclr import (
     LAYER,
     MEAN,
@@ -183,11 +183,9 @@ def pretrain(
 
 def save_checkpoint(path: Path, state: State, history: History, what: dict[str, Any]) -> None:
     """Write everything that a step changes, and of which run it is, whole or not at all."""
-    tensors = {name: np.asarray(leaf) for name, leaf in _named(state)}
+    tensors = dict(_named(state))
     tensors |= {"history.losses": history.losses, "history.scores": history.scores}
-    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    with replacing(path) as part:
-        save_file(contiguous, part, metadata={"format": FORMAT, "run": json.dumps(what, sort_keys=True)})
+    write_tensors(path, tensors, {"format": FORMAT, "run": json.dumps(what, sort_keys=True)})
 
 
 def load_checkpoint(path: Path, like: State, what: dict[str, Any]) -> tuple[State, History]:
