@@ -31,13 +31,14 @@ from fseg_jax.encoders.efficientnet import EfficientNet
 from fseg_jax.evaluation.cam import labelled_tiles, load_run, reproduce, split, throughput
 from fseg_jax.evaluation.cam_runs import Reproduction, Run
 from fseg_jax.evaluation.cam_tables import PAPER_SCORES
-from fseg_jax.evaluation.masks import MEASURES, markdown, open_pairs, read_mask
+from fseg_jax.evaluation.masks import MEASURES, markdown, open_pairs
 from fseg_jax.folders.images import read_image, resized
 from fseg_jax.folders.propagate import FEATURE_SIDE
 from fseg_jax.folders.segment import Mapper, MaskSettings
 from fseg_jax.methods import cam
 from fseg_jax.methods.global_features import evenly_scaled, global_features
 from fseg_jax.outputs.masks import write_picture
+from fseg_jax.slides.masks import read_bright
 from fseg_jax.training.classifier import (
     SMALL,
     LabelledImages,
@@ -129,7 +130,7 @@ def _pictures(dataset: Path, home: Path, record: dict[str, Any]) -> None:
     pairs = [pair for pair in open_pairs(dataset) if pair.name in record["split"]["test"][:PICTURES]]
     rows = []
     for pair in pairs:
-        image, truth = read_image(pair.image), read_mask(pair.mask)
+        image, truth = read_image(pair.image), read_bright(pair.mask)
         heat, _ = mapper(image)
         path = home / f"picture-{pair.name}.png"
         write_picture(path, image, heat, mapper.mask(heat), title="grad-cam, one piece", truth=truth)

@@ -33,6 +33,8 @@ from fseg_jax.evaluation import metrics
 from fseg_jax.evaluation.datasets import Dataset, open_dataset
 from fseg_jax.evaluation.experiment import Row, difference, evaluate
 from fseg_jax.evaluation.tables import MODE_NAMES, markdown_table, with_interval
+from fseg_jax.image_files import load_image
+from fseg_jax.slides.masks import read_bright
 from fseg_jax.slides.reader import open_slide
 from fseg_jax.training.simclr import TRUNK, Settings, trainer
 from fseg_jax.training.views import Geometry, chances, draw, fields_of
@@ -77,14 +79,13 @@ def bcss_squares(source: Path, out: Path) -> list[Dataset]:
             (folder / name).mkdir(parents=True)
         for image in regions:
             mask = next((source / "masks").glob(f"{image.stem}.*"))
-            with Image.open(image) as picture, Image.open(mask) as truth:
-                pixels, labels = np.asarray(picture.convert("RGB")), np.asarray(truth.convert("L"))
+            pixels, labels = np.asarray(load_image(image).convert("RGB")), read_bright(mask)
             step = SQUARE if image == tested else SQUARE // 2
             for y in range(0, pixels.shape[0] - SQUARE + 1, step):
                 for x in range(0, pixels.shape[1] - SQUARE + 1, step):
                     part, name = np.s_[y : y + SQUARE, x : x + SQUARE], f"{image.stem}-{y}-{x}.png"
                     Image.fromarray(pixels[part]).save(folder / "images" / name, compress_level=1)
-                    tumour = np.where(labels[part] > 127, 255, 0).astype(np.uint8)
+                    tumour = np.where(labels[part], 255, 0).astype(np.uint8)
                     Image.fromarray(tumour).save(folder / "masks" / name)
         (folder / "dataset.yaml").write_text(
             f"name: BCSS, region {tested.stem}\nmpp: 0.25\ntest: '^{tested.stem}-'\n"

@@ -33,6 +33,7 @@ from fseg_jax.cohort.patches import tissue_share
 from fseg_jax.cohort.publish import made_with, slide_facts
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.image_files import load_image
 from fseg_jax.outputs.stored import stored
 from fseg_jax.slides.formats import one_line
 from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
@@ -221,8 +222,7 @@ class StoredRows:
         owners = self.slide_of(rows)
         for owner in np.unique(owners):
             record = self.records[owner]
-            with Image.open(_place(self.folder, record.slide_id) / "tiles.jpg") as image:
-                strip = np.asarray(image.convert("RGB"))
+            strip = np.asarray(load_image(_place(self.folder, record.slide_id) / "tiles.jpg").convert("RGB"))
             for at in np.flatnonzero(owners == owner):
                 row = int(rows[at] - self.starts[owner])
                 line, column = divmod(row // record.per_tile, ACROSS)

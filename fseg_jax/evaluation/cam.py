@@ -28,7 +28,6 @@ from fseg_jax.evaluation.masks import (
     Pair,
     count,
     open_pairs,
-    read_mask,
     score,
 )
 from fseg_jax.folders.images import Report, find_images, read_image
@@ -37,6 +36,7 @@ from fseg_jax.folders.propagate import PropagationSettings, propagate_folder
 from fseg_jax.folders.segment import Mapper, MaskSettings, segment_files
 from fseg_jax.folders.train import train_folder
 from fseg_jax.methods import cam
+from fseg_jax.slides.masks import read_bright
 from fseg_jax.training.classifier import same_place
 from fseg_jax.training.classifier_file import Classifier, load_classifier
 
@@ -51,7 +51,7 @@ def choose_thresholds(
     """The settings with the thresholds that do best on a folder of images and masks, and their mean Dice."""
     mapper, pairs = Mapper(classifier, settings), open_pairs(folder)
     found, dice = cam.choose_band(
-        [mapper(read_image(pair.image))[0] for pair in pairs], [read_mask(pair.mask) for pair in pairs]
+        [mapper(read_image(pair.image))[0] for pair in pairs], [read_bright(pair.mask) for pair in pairs]
     )
     return replace(settings, lower=found.lower, upper=found.upper), dice
 
@@ -150,7 +150,7 @@ def labelled_tiles(run: Run, parts: Split, out: Path, seed: int) -> Images:
     folder.mkdir(parents=True, exist_ok=True)
     files, truth, held = [], [], []
     for pair in (*parts.development, *parts.validation):
-        image, mask = None, read_mask(pair.mask)
+        image, mask = None, read_bright(pair.mask)
         rows, columns = (np.linspace(0, side, n + 1).round().astype(int) for side in mask.shape)
         for i in range(n):
             for j in range(n):
@@ -261,7 +261,7 @@ def _masks(
         of_class=POSITIVE,
         seed=setting.seed,
     )
-    truths = [read_mask(pair.mask) for pair in parts.test]
+    truths = [read_bright(pair.mask) for pair in parts.test]
     images = [read_image(pair.image) for pair in parts.test]
     for pair, truth, image in zip(parts.test, truths, images, strict=True):
         if truth.shape != image.shape[:2]:
@@ -269,7 +269,7 @@ def _masks(
     rows = []
     # The paper's way, and then each method; of tiles, in one piece.
     ways = [("grad-cam", False), *((method, tiles > 1) for method in setting.methods)]
-    chooses_by = [(read_image(pair.image), read_mask(pair.mask)) for pair in parts.validation]
+    chooses_by = [(read_image(pair.image), read_bright(pair.mask)) for pair in parts.validation]
     for method, whole in dict.fromkeys(ways):
         mapper = Mapper(classifier, replace(paper, method=method, whole=whole))
         maps = []
@@ -307,7 +307,7 @@ def _score(maps: list[np.ndarray], truths: list[np.ndarray], thresholds: cam.Ban
 
 
 def _baselines(test: list[Pair], seed: int) -> dict[str, MaskScores]:
-    truths = [read_mask(pair.mask) for pair in test]
+    truths = [read_bright(pair.mask) for pair in test]
     return {
         name: score(np.stack([count(make(truth.shape), truth) for truth in truths]), seed)
         for name, make in BASELINES.items()

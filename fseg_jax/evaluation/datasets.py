@@ -17,16 +17,18 @@ A folder of one's own holds ``images/``, ``masks/`` (same names, any image suffi
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image
 
 from fseg_jax.errors import InputError
+from fseg_jax.image_files import image_size, load_image
+from fseg_jax.slides.masks import Mask, check_size, open_mask
 
 IGNORED = 255
 TEST_SHARE = 1 / 3  # of the cases, where a dataset has no split of its own
@@ -76,38 +78,50 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Codes:
-    """What a mask's pixels mean: category index or ``IGNORED`` by value, or by colour as 0xRRGGBB."""
+    """What a mask's pixels mean: category index or ``IGNORED`` by value, or by colour as 0xRRGGBB.
+
+    A mask is read by ``slides/masks.py``; 1 bit is 0 and 255."""
 
     meaning: Mapping[int, int]
     colours: bool = False
 
     def read(self, path: Path) -> UInt8[np.ndarray, "height width"]:
         """A mask as category indices; pixels of no known code are ``_UNKNOWN``."""
-        raw = self._raw(path)
-        table = np.full(1 << (24 if self.colours else 8 * raw.dtype.itemsize), _UNKNOWN, np.uint8)
+        table = np.full(1 << (24 if self.colours else 16), _UNKNOWN, np.uint8)
         for code, category in self.meaning.items():
-            if 0 <= code < table.size:
-                table[code] = category
-        return table[raw]
+            table[code] = category
+        with open_mask(path, "a mask") as mask:
+            check_size(mask)
+            out = np.empty(mask.shape, np.uint8)
+            for y, raw in self._raw(mask):
+                known = (raw >= 0) & (raw < table.size)
+                out[y : y + len(raw)] = table[np.where(known, raw, 0)]
+                out[y : y + len(raw)][~known] = _UNKNOWN
+        return out
 
-    def unknown(self, path: Path, truth: np.ndarray) -> str:
+    def unknown(self, path: Path) -> str:
         """The codes of a mask that mean nothing, for people."""
-        codes, counts = np.unique(self._raw(path)[truth == _UNKNOWN], return_counts=True)
-        names = [f"#{code:06x}" if self.colours else str(code) for code in codes.tolist()]
-        shown = [f"{name} ({count} pixels)" for name, count in zip(names, counts.tolist(), strict=True)]
-        return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+        found: Counter[int] = Counter()
+        with open_mask(path, "a mask") as mask:
+            for _, raw in self._raw(mask):
+                codes, counts = np.unique(raw, return_counts=True)
+                found.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
+        unknown = sorted(found.keys() - self.meaning.keys())
+        shown = [f"#{c:06x}" if self.colours else str(c) for c in unknown[:5]]
+        shown = [f"{name} ({found[c]} pixels)" for name, c in zip(shown, unknown, strict=False)]
+        return ", ".join(shown) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
 
-    def _raw(self, path: Path) -> np.ndarray:
-        with Image.open(path) as file:
-            if self.colours:
-                red, green, blue = np.moveaxis(np.asarray(file.convert("RGB")).astype(np.int32), -1, 0)
-                return red << 16 | green << 8 | blue
-            if file.mode not in ("1", "P", "L", "I", "I;16"):
-                raise InputError(f"{path.name}: a mask of mode {file.mode}, where one of values is needed")
-            raw = np.asarray(file)
-        if raw.dtype == bool:
-            return raw * np.uint8(255)
-        return raw if raw.dtype == np.uint8 else np.clip(raw, 0, 65535).astype(np.uint16)
+    def _raw(self, mask: Mask) -> Iterator[tuple[int, np.ndarray]]:
+        if mask.lossy and (self.colours or not self.meaning.keys() >= set(range(256))):
+            raise InputError(
+                f"{mask.path}: its compression may have changed its values, which mean something: give a PNG"
+            )
+        if not self.colours:
+            yield from mask.codes()
+            return
+        for y, rgb in mask.colours():
+            red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
+            yield y, red << 16 | green << 8 | blue
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +137,7 @@ class Dataset:
 
     def image(self, item: Item) -> UInt8[np.ndarray, "height width 3"]:
         """One image as RGB, read now. InputError if it cannot be."""
-        try:
-            with Image.open(item.image) as file:
-                return np.asarray(file.convert("RGB"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{item.image}: cannot be read ({error}): replace or remove it") from error
+        return np.asarray(load_image(item.image).convert("RGB"))
 
     def truth(self, item: Item) -> UInt8[np.ndarray, "height width"]:
         """The categories of one image's pixels, ``IGNORED`` where there is none."""
@@ -355,21 +365,17 @@ def _checked(
             problems.append(f"{key}: {lacks}")
             continue
         try:
-            with Image.open(image) as file:
-                size = (file.height, file.width)
+            size = image_size(image)
             truth = codes.read(mask)
         except InputError as error:
             problems.append(str(error))
-            continue
-        except (OSError, ValueError) as error:
-            problems.append(f"{key}: cannot be read ({' '.join(str(error).split())})")
             continue
         if truth.shape != size:
             problems.append(f"{key}: image {size[0]} × {size[1]}, mask {truth.shape[0]} × {truth.shape[1]}")
             continue
         counts = np.bincount(truth.reshape(-1), minlength=256)
         if counts[_UNKNOWN]:
-            problems.append(f"{key}: unknown code {codes.unknown(mask, truth)}")
+            problems.append(f"{key}: unknown code {codes.unknown(mask)}")
             continue
         found.append((key, image, mask, size))
         pixels.append(counts[: len(categories)])

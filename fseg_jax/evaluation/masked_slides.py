@@ -7,21 +7,25 @@ Its JPEGs are of 20× and do not say their µm per pixel: ``--mpp-override 0.5``
 
 Any folder that holds a mask is one of annotated slides, and each image in it must have its mask; folders
 without any are left aside, as the paper leaves the negative slides (SIC, §3.1). Slides may be of every file
-format that is read, and so may masks: ``NAME.svs`` with ``NAME_mask.png``.
+format that is read, and so may masks: ``NAME.svs`` with ``NAME_mask.png``. Masks are read by
+``slides/masks.py``, those in a scanner's format as slides.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
 from fseg_jax.errors import InputError
+from fseg_jax.slides.masks import open_mask
 from fseg_jax.slides.reader import Slide, open_slide, slide_name
 
 MASK = "_mask"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn")
+_SCANNERS = (".svs", ".ndpi", ".mrxs", ".scn")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", *_SCANNERS)
 _STRIP = 1 << 24  # pixels of a mask that are decoded at once
 _SHOWN = 5  # problems that are named
 _UNIT = 1.0  # a mask is read in its own pixels, whatever they measure
@@ -79,41 +83,55 @@ def _problems(slide: MaskedSlide, mpp_override: float | None) -> list[str]:
     try:
         with open_slide(slide.image, mpp_override) as opened:
             size = (opened.height, opened.width)
-        with open_slide(slide.mask, _UNIT) as mask:
-            if (mask.height, mask.width) != size:
-                return [f"{slide.name}: image {size[0]} × {size[1]}, mask {mask.height} × {mask.width}"]
-            brightest = max(int(part.max()) for _, part in _strips(mask))
+        with _opened(slide.mask) as (shape, strips):
+            if shape != size:
+                return [f"{slide.name}: image {size[0]} × {size[1]}, mask {shape[0]} × {shape[1]}"]
+            for _ in strips:
+                pass
     except InputError as error:
         return [str(error)]
-    if 0 < brightest <= 127:
-        return [f"{slide.mask.name}: its largest value is {brightest}: a mask is 255 where the tumour is"]
     return []
 
 
-def _strips(mask: Slide) -> Iterator[tuple[int, UInt8[np.ndarray, "rows width"]]]:
-    """A mask from top to bottom: the first row of each strip, and its values."""
-    rows = max(1, _STRIP // mask.width)
-    for y in range(0, mask.height, rows):
-        yield y, mask.read(y, 0, min(rows, mask.height - y), mask.width, _UNIT).max(-1)
+@contextmanager
+def _opened(
+    path: Path,
+) -> Iterator[tuple[tuple[int, int], Iterator[tuple[int, Bool[np.ndarray, "rows width"]]]]]:
+    """A mask's (height, width), and from top to bottom the first row of each strip and where it is tumour."""
+    if path.suffix.lower() in _SCANNERS:
+        with open_slide(path, _UNIT) as slide:
+            yield (slide.height, slide.width), _strips(slide)
+    else:
+        with open_mask(path) as mask:
+            yield mask.shape, mask.bright()
+
+
+def _strips(slide: Slide) -> Iterator[tuple[int, Bool[np.ndarray, "rows width"]]]:
+    rows, brightest = max(1, _STRIP // slide.width), 0
+    for y in range(0, slide.height, rows):
+        part = slide.read(y, 0, min(rows, slide.height - y), slide.width, _UNIT).max(-1)
+        brightest = max(brightest, int(part.max()))
+        yield y, part > 127
+    if 0 < brightest <= 127:
+        raise InputError(f"{slide.path}: its largest value is {brightest}: a mask is 255 where the tumour is")
 
 
 def tumour_share(mask: Path, centers: Float[np.ndarray, "n 2"], side: float) -> Float[np.ndarray, " n"]:
     """Say how much of each patch is tumour, 0…1, of the part of it that lies on the slide.
 
-    ``centers (n, 2)``, (y, x), and ``side`` are in pixels of the mask; a pixel above 127 is tumour, as a JPEG
-    of 0 and 255 has values between. Exact for patches that begin between pixels, too. Only a strip of the
-    mask is in memory. Raises InputError where the mask cannot be read.
+    ``centers (n, 2)``, (y, x), and ``side`` are in pixels of the mask; a pixel above half is tumour, as a
+    JPEG of 0 and 255 has values between. Exact for patches that begin between pixels, too. Only a strip of a
+    tiled mask is in memory. Raises InputError where the mask cannot be read.
     """
-    with open_slide(mask, _UNIT) as opened:
-        height, width = opened.height, opened.width
+    with _opened(mask) as ((height, width), strips):
         (ys, row), (xs, column) = (np.unique(axis - side / 2, return_inverse=True) for axis in centers.T)
         (top, bottom), (left, right) = (
             (np.clip(begin, 0, length), np.clip(begin + side, 0, length))
             for begin, length in ((ys, height), (xs, width))
         )
         along = np.empty((height, len(xs)))
-        for y, part in _strips(opened):
-            along[y : y + len(part)] = _between(part > 127, left, right)
+        for y, part in strips:
+            along[y : y + len(part)] = _between(part, left, right)
     area = _between(along.T, top, bottom).T
     return (area / ((bottom - top)[:, None] * (right - left)))[row, column]
 

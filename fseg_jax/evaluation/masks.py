@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.metrics import RESAMPLES, Interval
 from fseg_jax.folders.images import find_images
+from fseg_jax.slides.masks import read_bright
 
 MEASURES = ("accuracy", "jaccard", "dice", "f1", "recall", "precision")
 DISC = 0.3  # radius of the centre disc, of the shorter side: about the best one for HyperKvasir's polyps
@@ -50,15 +50,6 @@ def _by_name(folder: Path) -> dict[str, Path]:
             raise InputError(f"{folder}: two files are called {name}: {found[name].name} and {path.name}")
         found[name] = path
     return found
-
-
-def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
-    """A mask: what is brighter than half."""
-    try:
-        with Image.open(path) as file:
-            return np.asarray(file.convert("L")) > 127
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: cannot be read as a mask: repair or remove it") from error
 
 
 class MaskScores(NamedTuple):
@@ -135,7 +126,7 @@ def evaluate_folder(masks: Path, truth: Path, seed: int = 0) -> dict[str, MaskSc
         raise InputError(f"{truth}: has no mask {missing[0]} ({len(missing)} in all are missing)")
     counts: dict[str, list] = {"masks": [], **{name: [] for name in BASELINES}}
     for name, path in found.items():
-        mask, wanted = read_mask(path), read_mask(true[name])
+        mask, wanted = read_bright(path), read_bright(true[name])
         if mask.shape != wanted.shape:
             raise InputError(
                 f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, and the truth has "

@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fseg_jax.atomic import replacing
 from fseg_jax.downloads import cache_folder
 from fseg_jax.errors import InputError
+from fseg_jax.image_files import load_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 Report = Callable[[str, int, int], None]
-_MOST_PIXELS = 200_000_000
 _VERSION = 1  # raised when the same file would be resized to something else
 
 _LOG = logging.getLogger(__name__)
@@ -61,25 +61,17 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
 
     Raises ``InputError`` for a file that is no image or is cut short.
     """
-    try:
-        with Image.open(path) as file:
-            if file.width * file.height > _MOST_PIXELS:
-                raise InputError(f"{path}: {file.width} × {file.height} pixels are too many for one image")
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith(("I", "F")):
-                values = np.asarray(upright).astype(np.float64)
-                low, high = float(values.min()), float(values.max())
-                grey = (values - low) * (255 / (high - low) if high > low else 0)
-                return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=-1)
-            if "A" in upright.getbands() or "transparency" in upright.info:
-                layer = upright.convert("RGBA")
-                ground = Image.new("RGBA", layer.size, (0, 0, 0, 255))
-                return np.asarray(Image.alpha_composite(ground, layer).convert("RGB"))
-            return np.asarray(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        short = reason.replace(str(path), "the file").replace(repr(str(path)), "the file")
-        raise InputError(f"{path}: cannot be read as an image ({short}): repair or remove it") from error
+    image = load_image(path, upright=True)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image).astype(np.float64)
+        low, high = float(values.min()), float(values.max())
+        grey = (values - low) * (255 / (high - low) if high > low else 0)
+        return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=-1)
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (0, 0, 0, 255))
+        return np.asarray(Image.alpha_composite(ground, layer).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
 def resize_image(image: UInt8[np.ndarray, "height width 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from fseg_jax.image_files import load_image
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.labels import level_for, open_labels
 
@@ -123,7 +124,7 @@ def _totals(
 def _fitting(pictures: Sequence[bytes | None]) -> list[str]:
     """Pictures as data, made smaller where all together would be too much for a page."""
     while sum(len(p) for p in pictures if p) > _BYTES:
-        pictures = [p and _jpeg(_halved(Image.open(io.BytesIO(p)))) for p in pictures]
+        pictures = [p and _jpeg(_halved(load_image(io.BytesIO(p)))) for p in pictures]
     return [base64.b64encode(p).decode() if p else "" for p in pictures]
 
 

@@ -5,22 +5,21 @@
 that OpenSlide refuses, tensorstore for OME-Zarr, Pillow for ordinary images.
 """
 
-import warnings
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import openslide
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fseg_jax.errors import InputError
+from fseg_jax.image_files import load_image
 
 OME_TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.tf2", ".ome.tf8", ".ome.btf")
 _TIFF_SUFFIXES = (".tif", ".tiff", ".tf2", ".tf8", ".btf")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-_IMAGE_LIMIT = 150_000_000  # pixels: such an image is decoded whole, 450 MB of RGB
 _OPENSLIDE_CACHE = 64 << 20  # bytes; OpenSlide's own 32 MB do not hold a row of tiles
 _BLOCK = 256  # level pixels, see OpenSlidePixels.read
 
@@ -42,7 +41,7 @@ class Pixels(Protocol):
 def open_pixels(path: Path) -> Pixels:
     """Open a file or an OME-Zarr folder with the reader that fits it; InputError where none does."""
     from fseg_jax.slides.ome_zarr import ZarrPixels
-    from fseg_jax.slides.tiff import TiffPixels
+    from fseg_jax.slides.tiff import TiffPixels, check_tiles
 
     try:
         if path.is_dir():
@@ -60,6 +59,8 @@ def open_pixels(path: Path) -> Pixels:
     if name.endswith(OME_TIFF_SUFFIXES):
         return TiffPixels(path)
     if OpenSlidePixels.knows(path):
+        if is_tiff:
+            check_tiles(path)
         try:
             return OpenSlidePixels(path)
         except InputError:
@@ -147,34 +148,16 @@ class ImagePixels:
     mpp: tuple[float, float] | None = None  # the dots per inch of a picture are its print size
 
     def __init__(self, path: Path):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(path, formats=_IMAGE_FORMATS)
-        except UnidentifiedImageError:
+        image = load_image(path, "a slide or image", formats=_IMAGE_FORMATS)
+        if image.mode not in _IMAGE_MODES:
             raise InputError(
-                f"{path}: not a slide or image that can be read; it is damaged, truncated or another format"
-            ) from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: cannot be read as an image: {one_line(error)}") from None
-        with image:
-            if image.width * image.height > _IMAGE_LIMIT:
-                raise InputError(
-                    f"{path}: {image.width} × {image.height} pixels are too many for this format; "
-                    "convert it to a tiled TIFF"
-                )
-            if image.mode not in _IMAGE_MODES:
-                raise InputError(
-                    f"{path}: its pixels are {image.mode}, not 8-bit grey or RGB; convert it to 8-bit RGB"
-                )
-            self.format = "image"
-            try:
-                if image.has_transparency_data:
-                    self._pixels = flatten(image.convert("RGBA"))
-                else:
-                    self._pixels = np.asarray(image.convert("RGB"))
-            except (OSError, ValueError, SyntaxError) as error:
-                raise InputError(f"{path}: the image is damaged or truncated: {one_line(error)}") from None
+                f"{path}: its pixels are {image.mode}, not 8-bit grey or RGB; convert it to 8-bit RGB"
+            )
+        self.format = "image"
+        if image.has_transparency_data:
+            self._pixels = flatten(image.convert("RGBA"))
+        else:
+            self._pixels = np.asarray(image.convert("RGB"))
         self._pixels.flags.writeable = False  # boxes are views of it
         self.shapes = [self._pixels.shape[:2]]
 
@@ -183,6 +166,12 @@ class ImagePixels:
 
     def close(self) -> None:
         self._pixels = self._pixels[:0, :0]
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does; OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_MAGIC
 
 
 def is_plausible(mpp: float) -> bool:

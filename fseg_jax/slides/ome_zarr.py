@@ -1,6 +1,7 @@
 """OME-Zarr images (0.4 on Zarr v2, 0.5 on Zarr v3) through tensorstore."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from fseg_jax.errors import InputError
 from fseg_jax.slides.formats import flatten, one_line
 
 _CACHE = 128 << 20  # bytes of decoded chunks
+_CHUNK_LIMIT = 512 << 20  # bytes of one decoded chunk
+_CHUNKS_LIMIT = 16 << 20  # chunks of a shard, whose index is read whole
+_LEVELS_LIMIT = 64
 _UNIT_UM = {
     "meter": 1e6, "centimeter": 1e4, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3,
     "angstrom": 1e-4, "inch": 25400.0,
@@ -43,6 +47,10 @@ class ZarrPixels:
         if not {"y", "x", "c"} <= set(axes):
             raise InputError(
                 f"{path}: 8-bit RGB is required, and the OME-Zarr has the axes {', '.join(axes)}"
+            )
+        if len(multiscale["datasets"]) > _LEVELS_LIMIT:
+            raise InputError(
+                f"{path}: the OME-Zarr is damaged (it names {len(multiscale['datasets'])} levels)"
             )
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
         self._levels = [_open_level(path, data["path"], axes, context) for data in multiscale["datasets"]]
@@ -84,6 +92,7 @@ def _open_level(root: Path, name: str, axes: list[str], context: ts.Context) -> 
         "recheck_cached_data": "open",
     }
     array = ts.open(spec, open=True, read=True, context=context).result()
+    check_array(f"{root}: level {name}", array)
     if len(axes) != array.rank:
         raise InputError(f"{root}: the OME-Zarr names {len(axes)} axes, and level {name} has {array.rank}")
     sizes = dict(zip(axes, array.shape, strict=True))
@@ -99,6 +108,24 @@ def _open_level(root: Path, name: str, axes: list[str], context: ts.Context) -> 
         array = array[(slice(None),) * i + (0,)]
     kept = [axis for axis in axes if axis in "yxc"]
     return array.transpose([kept.index("y"), kept.index("x"), kept.index("c")])
+
+
+def check_array(name: str, array: Any) -> None:
+    """Fail where an array's header states sizes that no reading of it would survive; nothing is read.
+
+    A chunk is decoded whole, and a process that lacks the memory for one is ended, not told.
+    """
+    if min(array.shape, default=0) < 1:
+        raise InputError(f"{name}: its array is empty: {' × '.join(map(str, array.shape))}")
+    chunk, shard = array.chunk_layout.read_chunk.shape, array.chunk_layout.write_chunk.shape
+    size = math.prod(chunk) * array.dtype.numpy_dtype.itemsize
+    if size > _CHUNK_LIMIT:
+        raise InputError(
+            f"{name}: its chunks of {' × '.join(map(str, chunk))} are too large to decode one by one; "
+            f"write it again with chunks of up to {_CHUNK_LIMIT >> 20} MB"
+        )
+    if math.prod(-(-s // c) for s, c in zip(shard, chunk, strict=True)) > _CHUNKS_LIMIT:
+        raise InputError(f"{name}: its shards hold too many chunks; write it again with smaller shards")
 
 
 def _mpp(multiscale: dict[str, Any], axes: list[str]) -> tuple[float, float] | None:

@@ -27,6 +27,8 @@ _SLACK = (
     1.01  # a level up to 1 % coarser than asked counts as fine enough: 0.4990 serves for 0.5 and for 0.495
 )
 _REGION_LIMIT = 2 << 20  # level pixels decoded at once; larger boxes are read in parts
+# Pixels of a slide: a metre at 0.25 µm a side, and 250 × 250 mm.
+_MOST_SIDE, _MOST_PIXELS = 4_000_000, 1_000_000_000_000
 _AHEAD_BYTES = 64 << 20  # decoded tiles that may wait for the consumer
 
 
@@ -146,6 +148,7 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
         raise InputError(f"--mpp-override {mpp_override}: must be a positive number of µm per pixel")
     pixels = open_pixels(path)
     try:
+        _check_sizes(path, pixels.shapes)
         return Slide(path, pixels, mpp_override or _mpp(path, pixels))
     except BaseException:
         pixels.close()
@@ -225,6 +228,16 @@ def read_batches(
             yield here, out
     finally:
         images.close()  # type: ignore[attr-defined]
+
+
+def _check_sizes(path: Path, shapes: Sequence[tuple[int, int]]) -> None:
+    for height, width in shapes:
+        if min(height, width) < 1:
+            raise InputError(f"{path}: has a level of {width} × {height} pixels: it is damaged or empty")
+        if max(height, width) > _MOST_SIDE or height * width > _MOST_PIXELS:
+            raise InputError(
+                f"{path}: says that it has {width} × {height} pixels, which is no slide's: it is damaged"
+            )
 
 
 def _mpp(path: Path, pixels: Pixels) -> float:

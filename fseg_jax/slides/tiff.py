@@ -1,9 +1,16 @@
-"""TIFF and OME-TIFF through tifffile: only the tiles or strips that a box touches are decoded."""
+"""TIFF and OME-TIFF through tifffile: only the tiles or strips that a box touches are decoded.
+
+``Pieces`` are an image's tiles or strips, whatever its pixels; ``TiffPixels`` is a slide of them. What a file
+declares is checked against what it holds when it is opened: a tile that was never written (its byte count is
+0) is blank, and one that should be there and is not is an error.
+"""
 
 import logging
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,7 +22,8 @@ from PIL import Image
 from fseg_jax.errors import InputError
 from fseg_jax.slides.formats import flatten, is_plausible, one_line
 
-# Its remarks are of no use to someone with a slide; what matters becomes an InputError.
+_log = logging.getLogger(__name__)
+# tifffile's remarks are of no use to someone with a slide; what matters becomes an InputError.
 logging.getLogger("tifffile").propagate = False
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
@@ -65,11 +73,7 @@ class TiffPixels:
             raise InputError(f"{path}: the TIFF is damaged or truncated: {one_line(error)}") from None
 
     def _open(self) -> None:
-        size = self._tiff.filehandle.size
-        if _next_directory(self._tiff) >= size:
-            raise InputError(
-                f"{self._path}: the TIFF is truncated (a directory lies past the end of the file)"
-            )
+        _check_directories(self._path, self._tiff)
         images = [series for series in self._tiff.series if {"Y", "X"} <= set(series.axes)]
         if not images:
             raise InputError(f"{self._path}: the TIFF has no image")
@@ -77,7 +81,7 @@ class TiffPixels:
         series = max(images, key=lambda s: s.shape[s.axes.index("Y")] * s.shape[s.axes.index("X")])
         self._levels = [_Level(self._path, level) for level in series.levels]
         for level in self._levels:
-            level.check_extent(size)
+            level.check_extent()
         first = self._levels[0].shape
         # A label or macro picture is sometimes filed as a level: a level has the slide's aspect ratio.
         self._levels = [
@@ -122,18 +126,7 @@ class TiffPixels:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        parts = []
-        for page, index in source.segments(row, column):
-            count = page.databytecounts[index]
-            data = None
-            if count:
-                with self._lock:
-                    page.parent.filehandle.seek(page.dataoffsets[index])
-                    data = page.parent.filehandle.read(count)
-                if len(data) < count:
-                    raise OSError("the file ends before its pixels do")
-            parts.append(source.decode(page, index, data))
-        tile = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+        tile = source.piece(row, column, self._lock)
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = tile
@@ -147,78 +140,173 @@ class TiffPixels:
         self._tiff.close()
 
 
-class _Level:
+class Pieces:
+    """The tiles or strips of a TIFF's image: of one page, or of one page for each channel.
+
+    Raises ``InputError`` where one is too large to be decoded; ``check_extent`` says whether all are there.
+    """
+
+    def __init__(self, path: Path, pages: Sequence[Any], *, blank: int):
+        keyframe = pages[0].keyframe
+        self.keyframe = keyframe
+        self.pages = pages
+        self._path = path
+        self._blank = blank  # the value of what was never written
+        self.samples = keyframe.samplesperpixel * len(pages)
+        self.shape = (int(keyframe.imagelength), int(keyframe.imagewidth))
+        self._planes = keyframe.samplesperpixel if keyframe.planarconfig == 2 else 1
+        self.tile = (
+            (keyframe.tilelength, keyframe.tilewidth)
+            if keyframe.is_tiled
+            else (min(keyframe.rowsperstrip, self.shape[0]), self.shape[1])
+        )
+        if min(*self.shape, *self.tile, self.samples) < 1 or keyframe.dtype is None:
+            raise InputError(f"{path}: the TIFF is damaged (an image of no size, or of no known pixels)")
+        self.columns = -(-self.shape[1] // self.tile[1])
+        self.rows = -(-self.shape[0] // self.tile[0])
+        self.mapped: np.ndarray | None = None
+        if len(pages) == 1 and keyframe.is_memmappable and pages[0].dataoffsets[0]:
+            planar = (self.samples, *self.shape) if self._planes > 1 else (*self.shape, self.samples)
+            self._check_mapped()
+            order = keyframe.parent.byteorder
+            dtype = keyframe.dtype.newbyteorder(order)
+            mapped = np.memmap(path, dtype, "r", pages[0].dataoffsets[0], planar)
+            self.mapped = np.moveaxis(mapped, 0, 2) if self._planes > 1 else mapped
+        else:
+            _check_piece(path, keyframe, self.tile, self.samples)
+
+    def piece(self, row: int, column: int, lock: AbstractContextManager) -> np.ndarray:
+        """Read and decode one tile or strip, (height, width, samples); at the image's edge it may be less."""
+        parts = []
+        index = row * self.columns + column
+        area = self.rows * self.columns
+        for page, segment in [(page, index + p * area) for page in self.pages for p in range(self._planes)]:
+            offset, count = page.dataoffsets[segment], page.databytecounts[segment]
+            data = None
+            if offset and count:
+                with lock:
+                    page.parent.filehandle.seek(offset)
+                    data = page.parent.filehandle.read(count)
+                if len(data) < count:
+                    raise OSError("the file ends before its pixels do")
+            parts.append(self._decode(page, segment, data))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+    def _decode(self, page: Any, segment: int, data: bytes | None) -> np.ndarray:
+        tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
+        pixels, _, shape = self.keyframe.decode(
+            data, segment, **(tables if self.keyframe.compression in _JPEG else {})
+        )
+        if pixels is None:  # never written
+            return np.full(shape[1:], self._blank, self.keyframe.dtype)
+        return pixels[0]
+
+    def check_extent(self) -> None:
+        """Fail now, and not hours later, where tiles are not listed or lie past the end of the file."""
+        for page in self.pages if self.mapped is None else ():
+            check_extent(self._path, page)
+
+    def _check_mapped(self) -> None:
+        """What lies in one piece is as long as the image, and inside the file."""
+        page = self.pages[0]
+        if 0 < sum(page.databytecounts) < page.nbytes:
+            raise InputError(f"{self._path}: the TIFF is damaged (it declares more pixels than it holds)")
+        if page.dataoffsets[0] + page.nbytes > page.parent.filehandle.size:
+            raise InputError(f"{self._path}: the TIFF is truncated (pixels lie past the end of the file)")
+
+
+class _Level(Pieces):
     """One pyramid level: a page with three or four samples, or a page for each of three channels."""
 
     def __init__(self, path: Path, series: Any):
         keyframe = series.keyframe
-        self.keyframe = keyframe
-        self.pages = list(series.pages)
-        self._path = path
+        pages = list(series.pages)
         others = {
             axis: n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YXSC" and n > 1
         }
-        self.samples = keyframe.samplesperpixel * len(self.pages)
+        samples = keyframe.samplesperpixel * len(pages)
         if others:
             raise InputError(f"{path}: has several planes ({others}); give a file with one plane")
-        one_page = len(self.pages) == 1 and keyframe.samplesperpixel in (3, 4)
-        per_channel = len(self.pages) in (3, 4) and keyframe.samplesperpixel == 1
+        one_page = len(pages) == 1 and keyframe.samplesperpixel in (3, 4)
+        per_channel = len(pages) in (3, 4) and keyframe.samplesperpixel == 1
         coloured = keyframe.photometric == 2 or (
             keyframe.photometric == 6 and keyframe.compression in _SELF_COLOURED
         )
         coloured = coloured or (keyframe.photometric == 1 and "C" in series.axes)
         if keyframe.dtype != np.uint8 or not (one_page or per_channel) or not coloured:
             raise InputError(
-                f"{path}: 8-bit RGB is required, "
-                f"and the TIFF is {keyframe.dtype} with {self.samples} channel(s), "
+                f"{path}: 8-bit RGB is required, and the TIFF is {keyframe.dtype} with {samples} channel(s), "
                 f"{tifffile.PHOTOMETRIC(keyframe.photometric).name.lower()}; convert it to 8-bit RGB"
             )
-        self.shape = (int(keyframe.imagelength), int(keyframe.imagewidth))
-        self._planes = self.samples if keyframe.planarconfig == 2 and one_page else 1
-        self.tile = (
-            (keyframe.tilelength, keyframe.tilewidth)
-            if keyframe.is_tiled
-            else (min(keyframe.rowsperstrip, self.shape[0]), self.shape[1])
+        if any(page is None for page in pages):
+            raise InputError(f"{path}: the TIFF lacks some of its planes")
+        super().__init__(path, pages, blank=255)
+
+
+def check_extent(path: Path, page: Any) -> None:
+    """Fail where a page's tiles or strips are not all listed, hold too little, or lie past the file's end."""
+    keyframe = page.keyframe
+    height, width = keyframe.imagelength, keyframe.imagewidth
+    if keyframe.is_tiled:
+        length, across = keyframe.tilelength, keyframe.tilewidth
+        grid = -(-height // length) * -(-width // across)
+    else:
+        length, across = max(1, min(keyframe.rowsperstrip, height)), width
+        grid = -(-height // length)
+    planes, samples = keyframe.samplesperpixel, 1
+    if keyframe.planarconfig != 2:
+        planes, samples = samples, planes
+    offsets, counts = (np.asarray(x, np.uint64) for x in (page.dataoffsets, page.databytecounts))
+    if min(len(offsets), len(counts)) < grid * planes:
+        raise InputError(
+            f"{path}: the TIFF is damaged (it declares {height} × {width} pixels, and its list of tiles is "
+            "too short for them)"
         )
-        self.columns = -(-self.shape[1] // self.tile[1])
-        self._rows = -(-self.shape[0] // self.tile[0])
-        self.mapped: np.ndarray | None = None
-        if len(self.pages) == 1 and keyframe.is_memmappable:
-            planar = (self.samples, *self.shape) if self._planes > 1 else (*self.shape, self.samples)
-            mapped = np.memmap(path, np.uint8, "r", self.pages[0].dataoffsets[0], planar)
-            self.mapped = np.moveaxis(mapped, 0, 2) if self._planes > 1 else mapped
-        elif self.tile[0] * self.tile[1] * self.samples > _SEGMENT_LIMIT:
-            raise InputError(
-                f"{path}: its pixels are compressed in pieces of {self.tile[0]} × {self.tile[1]}, "
-                "too large to decode one by one; convert it to a tiled TIFF"
-            )
+    written = (offsets > 0) & (counts > 0)
+    if keyframe.compression == 1 and keyframe.photometric != 6:
+        lengths = np.full(len(counts), length)
+        if not keyframe.is_tiled:
+            lengths[grid - 1 :: grid] = height - (grid - 1) * length  # the last strip of each plane
+        need = lengths * (-(-across * samples * keyframe.bitspersample // 8))
+        if (written & (counts < need.astype(np.uint64))).any():
+            raise InputError(f"{path}: the TIFF is damaged (it declares more pixels than it holds)")
+    size = page.parent.filehandle.size
+    if (written & ((offsets > size) | (counts > size) | (offsets + counts > size))).any():
+        raise InputError(f"{path}: the TIFF is truncated (pixels lie past the end of the file)")
 
-    def segments(self, row: int, column: int) -> list[tuple[Any, int]]:
-        """The (page, segment index) pairs whose samples make up a tile."""
-        index = row * self.columns + column
-        area = self._rows * self.columns
-        return [(page, index + plane * area) for page in self.pages for plane in range(self._planes)]
 
-    def decode(self, page: Any, index: int, data: bytes | None) -> np.ndarray:
-        tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
-        pixels, _, shape = self.keyframe.decode(
-            data, index, **(tables if self.keyframe.compression in _JPEG else {})
+def check_tiles(path: Path) -> None:
+    """Fail where another library would read white, or take all memory: over the tiled pages of a TIFF.
+
+    What tifffile cannot make sense of is left to that library.
+    """
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            if not tiff.is_ndpi:  # whose offsets are of another kind, and whose levels are strips
+                _check_directories(path, tiff)
+            pages: list[Any] = list(tiff.pages)
+            for page in pages:
+                if page.is_tiled:
+                    _check_piece(path, page, (page.tilelength, page.tilewidth), page.samplesperpixel)
+                if page.is_tiled or tiff.is_ndpi:
+                    check_extent(path, page)
+    except InputError:
+        raise
+    except Exception as error:
+        _log.debug("%s: its extent is not checked: %s", path, error)
+
+
+def _check_piece(path: Path, page: Any, piece: tuple[int, int], samples: int) -> None:
+    if piece[0] * piece[1] * samples * page.dtype.itemsize > _SEGMENT_LIMIT:
+        raise InputError(
+            f"{path}: its pixels are compressed in pieces of {piece[0]} × {piece[1]}, "
+            "too large to decode one by one; convert it to a tiled TIFF"
         )
-        if pixels is None:  # a tile that was never written
-            return np.full(shape[1:], self.keyframe.nodata, np.uint8)
-        return pixels[0]
 
-    def check_extent(self, size: int) -> None:
-        """Fail now, and not hours later, where tiles lie past the end of the file."""
-        need = self._rows * self.columns * self._planes
-        for page in self.pages:
-            if page is None:
-                raise InputError(f"{self._path}: the TIFF lacks some of its planes")
-            offsets, counts = np.asarray(page.dataoffsets), np.asarray(page.databytecounts)
-            if self.mapped is None and min(len(offsets), len(counts)) < need:
-                raise InputError(f"{self._path}: the TIFF is damaged (its list of tiles is too short)")
-            if page.parent.filehandle.path == str(self._path) and (offsets + counts).max() > size:
-                raise InputError(f"{self._path}: the TIFF is truncated (pixels lie past the end of the file)")
+
+def _check_directories(path: Path, tiff: tifffile.TiffFile) -> None:
+    if _next_directory(tiff) >= tiff.filehandle.size:
+        raise InputError(f"{path}: the TIFF is truncated (a directory lies past the end of the file)")
 
 
 def _next_directory(tiff: tifffile.TiffFile) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from skimage import filters
 
 from fseg_jax.errors import InputError
 from fseg_jax.slides.formats import one_line
+from fseg_jax.slides.masks import read_marked
 from fseg_jax.slides.reader import Slide, shape_at, thumbnail
 
 MPP = 8.0  # µm per pixel of the thumbnail
@@ -32,7 +32,6 @@ INK_AREA = 4_000.0  # µm²: smaller patches of an ink's colour are taken as tis
 # Pixels: the thumbnail's shorter side at least (where the slide has as many), its longer side at most.
 _SIDES = (256, 1536)
 _MASK_SIDE = 8192  # pixels of the longer side that a drawn outline is rasterized on
-_MASK_LIMIT = 150_000_000  # pixels of a mask image
 
 
 class Tissue(NamedTuple):
@@ -116,9 +115,9 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
 def load_tissue(path: str | Path, slide: Slide) -> Tissue:
     """Read a slide's tissue from a file instead of finding it.
 
-    A mask image marks tissue by anything but zero and covers the slide (aspect ratio within 2 %). GeoJSON
-    marks it by polygons in level-0 pixels, as QuPath writes them. InputError where the file is neither or
-    marks nothing.
+    A mask image marks tissue by anything but zero (a JPEG by what is above half: ``slides/masks.py``) and
+    covers the slide (aspect ratio within 2 %). GeoJSON marks it by polygons in level-0 pixels, as QuPath
+    writes them. InputError where the file is neither or marks nothing.
     """
     path = Path(path)
     try:
@@ -218,26 +217,7 @@ def _closed(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _from_image(path: Path, slide: Slide) -> Tissue:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.width * image.height > _MASK_LIMIT:
-                    raise InputError(
-                        f"{path}: the mask is too large; a coarser one of up to 12,000 pixels a side will do"
-                    )
-                values = np.asarray(image if image.mode != "1" else image.convert("L"))
-                if image.mode in ("RGBA", "LA"):
-                    values = values[..., :-1]
-    except Image.DecompressionBombError:
-        raise InputError(
-            f"{path}: the mask is too large; a coarser one of up to 12,000 pixels a side will do"
-        ) from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: neither a mask image nor GeoJSON: {one_line(error)}") from None
-    mask = values != 0
-    if mask.ndim == 3:
-        mask = mask.any(axis=-1)
+    mask = read_marked(path, "a mask image or GeoJSON")
     skew = mask.shape[1] / mask.shape[0] / (slide.width / slide.height)
     if not 1 / 1.02 <= skew <= 1.02:
         raise InputError(

@@ -82,7 +82,7 @@ def test_every_pair_that_does_not_fit_is_named_in_one_line(tmp_path: Path) -> No
     assert "c0: image 6 × 4, mask 5 × 4" in message
     assert "c1: unknown code 9 (24 pixels)" in message
     assert "c2: an image without a mask" in message and "c3: a mask without an image" in message
-    assert "c4: cannot be read" in message
+    assert "c4.png: not a mask that can be read" in message
 
 
 def test_split_by_pattern_and_empty_splits(tmp_path: Path) -> None:

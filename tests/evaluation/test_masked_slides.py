@@ -68,7 +68,7 @@ def test_the_noise_of_jpeg_is_not_tumour(tmp_path):
 
 @pytest.mark.parametrize("strip", [1, 7 * 96, 1 << 24])
 def test_a_mask_is_read_in_strips(tmp_path, monkeypatch, strip):
-    monkeypatch.setattr("fseg_jax.evaluation.masked_slides._STRIP", strip)
+    monkeypatch.setattr("fseg_jax.slides.masks._BLOCK", strip)
     mask = np.random.default_rng(1).integers(0, 2, (64, 96)) * 255
     path = save(tmp_path / "m.png", mask)
     expected = [(mask[y : y + 32, x : x + 32] > 0).mean() for y, x in ((0, 0), (17, 40))]
@@ -117,9 +117,9 @@ def _damaged(folder: Path) -> None:
         (_image_alone, r"a\.jpg: an image without a mask \(a_mask\.png or \.jpg\)"),
         (_mask_alone, r"a_mask\.jpg: a mask without an image"),
         (_other_size, "a: image 40 × 60, mask 20 × 30"),
-        (_of_ones, r"a_mask\.png: its largest value is 1: a mask is 255 where the tumour is"),
+        (_of_ones, r"a_mask\.png: its largest value is 1: a mask marks by what is above 127"),
         (_one_name_twice, r"a\.jpg: has the name of "),
-        (_damaged, r"a\.jpg: cannot be read as an image"),
+        (_damaged, r"a\.jpg: cannot be read as a slide or image"),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(digestpath, damage, says):

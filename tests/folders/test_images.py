@@ -53,8 +53,8 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, colours, caplog):
     assert read.files == (good,) and read.images.shape == (1, 16, 16, 3)
     assert [path for path, _ in read.unreadable] == [cut, text]
     assert "b.png" in caplog.text and "c.jpg" in caplog.text
-    for path in (cut, text):
-        with pytest.raises(InputError, match="cannot be read as an image") as error:
+    for path, says in ((cut, "cannot be read as an image"), (text, "not an image that can be read")):
+        with pytest.raises(InputError, match=says) as error:
             read_image(path)
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="none of the 2 images can be read"):

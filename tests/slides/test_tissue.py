@@ -322,8 +322,8 @@ def test_a_crossed_outline_is_repaired(slide: Slide, tmp_path: Path) -> None:
 
 BAD = {
     "missing.png": (None, "no such file"),
-    "text.png": ("no picture", "neither a mask image nor GeoJSON"),
-    "empty.png": ("", "neither a mask image nor GeoJSON"),
+    "text.png": ("no picture", "a mask image or GeoJSON"),
+    "empty.png": ("", "a mask image or GeoJSON"),
     "broken.geojson": ('{"type": "FeatureColl', "not valid GeoJSON"),
     "number.json": ("3", "not valid GeoJSON"),
     "untyped.json": ("{}", "not valid GeoJSON"),
@@ -361,5 +361,5 @@ def test_an_empty_mask_image_is_an_error(slide: Slide, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"marks no tissue inside field\.png"):
         load_tissue(path, slide)
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(InputError, match="neither a mask image nor GeoJSON"):
+    with pytest.raises(InputError, match="a mask image or GeoJSON"):
         load_tissue(path, slide)
