@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from fseg_jax.errors import InputError
@@ -66,6 +67,27 @@ def test_masks_of_colours(tmp_path: Path) -> None:
     mask(tmp_path / "masks/q.png", [[[255, 0, 1], [0, 0, 9], [0, 0, 0]]])
     with pytest.raises(InputError, match=r"q: unknown code #ff0001 \(1 pixels\)"):
         open_dataset(tmp_path)
+
+
+def test_codes_are_the_values_that_a_tiff_stores(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, {"c1": 1, "c2": 2})
+    (folder / "masks/c2.png").unlink()
+    for dtype in (np.uint8, np.uint16, np.int32, np.uint32):
+        codes = np.full((6, 4), 7, dtype)
+        tifffile.imwrite(folder / "masks/c2.tif", codes, photometric="miniswhite", compression="zlib")
+        assert open_dataset(folder).pixels.tolist() == [[24, 0], [0, 24]]
+    for dtype, value in ((np.int32, -1), (np.uint32, 70_001)):  # 70,001 is 4,465 in 16 bits
+        tifffile.imwrite(folder / "masks/c2.tif", np.full((6, 4), value, dtype))
+        with pytest.raises(InputError, match=rf"c2: unknown code {value} \(24 pixels\)"):
+            open_dataset(folder)
+
+
+def test_no_codes_are_read_from_what_a_jpeg_has_changed(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, {"c1": 1, "c2": 2})
+    (folder / "masks/c2.png").unlink()
+    mask(folder / "masks/c2.jpg", np.full((6, 4), 2))
+    with pytest.raises(InputError, match=r"c2\.jpg: its compression may have changed its values"):
+        open_dataset(folder)
 
 
 def test_every_pair_that_does_not_fit_is_named_in_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
 
@@ -63,6 +64,15 @@ def test_folders_of_masks(tmp_path):
     write(tmp_path / "true", "b.png", truth[1:])
     with pytest.raises(InputError, match="30 × 20 pixels, and the truth has 30 × 19"):
         masks.evaluate_folder(tmp_path / "found", tmp_path / "true")
+
+
+def test_masks_that_are_min_is_white_are_read_by_their_values(tmp_path):
+    truth = np.zeros((20, 30), bool)
+    truth[5:15, 5:15] = True
+    write(tmp_path / "found", "a.png", truth)
+    (tmp_path / "true").mkdir()
+    tifffile.imwrite(tmp_path / "true" / "a.tif", truth.astype(np.uint8) * 255, photometric="miniswhite")
+    assert masks.evaluate_folder(tmp_path / "found", tmp_path / "true")["masks"].mean[1] == 1
 
 
 def test_a_dataset_without_its_folders_or_masks_is_an_error(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 from skimage import data, draw
@@ -247,6 +248,22 @@ def test_mask_images(mode: str, suffix: str, slide: Slide, tmp_path: Path) -> No
     tissue = load_tissue(path, slide)
     assert tissue.mpp == 2.0
     np.testing.assert_array_equal(tissue.mask, wanted)
+
+
+def test_a_mask_that_is_min_is_white_marks_what_one_that_is_min_is_black_does(
+    slide: Slide, tmp_path: Path
+) -> None:
+    wanted = disc((150, 200), (60, 90), 40)
+    for photometric in ("miniswhite", "minisblack"):
+        path = tmp_path / f"{photometric}.tif"
+        tifffile.imwrite(path, wanted.astype(np.uint8) * 255, photometric=photometric)
+        np.testing.assert_array_equal(load_tissue(path, slide).mask, wanted)
+
+
+def test_the_noise_of_a_jpeg_is_no_tissue(slide: Slide, tmp_path: Path) -> None:
+    wanted = disc((150, 200), (60, 90), 40)
+    Image.fromarray(wanted.astype(np.uint8) * 255).save(tmp_path / "mask.jpg", quality=40)
+    assert (load_tissue(tmp_path / "mask.jpg", slide).mask != wanted).mean() < 0.005
 
 
 def test_a_mask_may_be_off_by_a_rounding_but_not_by_more(slide: Slide, tmp_path: Path) -> None:
