@@ -67,7 +67,7 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("seeds", type=click.Path(path_type=Path))
 @click.option("--slide", metavar="NAME", help="Which slide of the folder, where it holds several.")
-@click.option("--classes", metavar="A,B", help="The classes' names, the background's first.")
+@click.option("--classes", metavar="A,B", help="The classes' names, the background's first (the seeds' own).")
 @click.option("--metric", default="f1", show_default=True, help="What the iteration is to raise.")
 @click.option(
     "--distance", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True

@@ -20,7 +20,7 @@ from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with, sli
 from fseg_jax.cohort.worker import FIGURE_SIDE, Report
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
-from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_embeddings, write_anndata
+from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_embeddings, try_anndata
 from fseg_jax.slides.reader import Slide, read_batches, shape_at, thumbnail
 from fseg_jax.slides.tissue import Tissue, tissue_of
 
@@ -68,7 +68,8 @@ def embed_slide(
     """Embed a slide's patches, and write them and all that seeding needs of the slide to a folder.
 
     Writes ``out/NAME.embeddings.zarr``, with ``anndata`` also ``.h5ad``, and last ``.json``, whose content it
-    returns. Raises ``InputError``, with nothing written, for anything wrong with what was given.
+    returns. Raises ``InputError``, with nothing written, for anything wrong with what was given; and where
+    the ``.h5ad`` cannot be made, with all else written.
     """
     settings = settings or PatchSettings()
     card = encoder.card
@@ -130,13 +131,17 @@ def embed_slide(
             writer.append(part)
         writer.close()
         clock.lap("embedding")
+        lost = None
         if anndata:
             embedded = open_embeddings(folder / f"{slide.name}.embeddings.zarr")
-            write_anndata(folder / f"{slide.name}.embeddings.h5ad", embedded, slide.name)
+            lost = try_anndata(folder / f"{slide.name}.embeddings.h5ad", out, embedded, slide.name)
             clock.lap("anndata")
         rate = round(len(grid) / clock.laps["embedding"], 2)
         record = {**provenance, "seconds": clock.laps, "patches_per_second": rate}
-        return finish(folder, record, paths)
+        record = finish(folder, record, paths)
+    if lost:
+        raise lost
+    return record
 
 
 def tissue_share(

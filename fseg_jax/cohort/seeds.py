@@ -8,13 +8,15 @@ Nothing here needs the slide itself. A file of seeds is JSON in level-0 pixels, 
 or GeoJSON as QuPath exports point annotations: a FeatureCollection, a list of features or one, each a Point
 or MultiPoint with its class in ``properties.classification.name`` (or ``properties.class``). Classes are
 matched without regard to case. The seeds that ``fseg view`` keeps and exports are such a FeatureCollection,
-with the classes' names beside it, as ``"fseg": {"classes": ["normal", "tumour"]}``.
+with the classes' names beside it, as ``"fseg": {"classes": ["normal", "tumour"]}``. Where a file does not say
+which classes there are, they are those of its seeds (``own_classes``).
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +31,13 @@ from fseg_jax.cohort.worker import output_paths
 from fseg_jax.errors import InputError
 from fseg_jax.methods import sic
 from fseg_jax.outputs.colours import palette
-from fseg_jax.outputs.embeddings import Embeddings, load_anndata, open_embeddings, write_anndata
+from fseg_jax.outputs.embeddings import (
+    Embeddings,
+    anndata_keys,
+    load_anndata,
+    open_embeddings,
+    try_anndata,
+)
 from fseg_jax.outputs.figures import write_areas, write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, label_dtype, level_for
@@ -38,6 +46,9 @@ from fseg_jax.slides.tissue import Tissue
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
 CLASSES = ("negative", "positive")
+BACKGROUNDS = ("negative", "background")  # names of classes that come first, whichever seed does
+_MOST_CLASSES = 255
+_FILE_BYTES = 64 << 20  # of a file of seeds: some 300,000
 _STRIP_PIXELS = 4 << 20  # of the mask, made at once
 
 
@@ -45,8 +56,7 @@ _STRIP_PIXELS = 4 << 20  # of the mask, made at once
 class SeedSettings:
     """How to segment embedded patches from seeds: ``methods.sic`` says what each does.
 
-    ``classes`` are the seeds' names, the negative one first; None: those of the seeds' file, or ``negative``
-    and ``positive``.
+    ``classes`` are the seeds' names, the negative one first; None: those of the seeds' file.
     """
 
     classes: tuple[str, ...] | None = None
@@ -73,7 +83,7 @@ def seed_slide(
     ``settings`` names. Writes ``out/NAME.sic.ome.zarr`` (a label a class, from 1 on: background has no
     patch or no tissue), ``.geojson``, ``.png``, ``.csv``, with ``anndata`` also ``.h5ad``, and last
     ``.json``, whose content it returns. Raises ``InputError``, with nothing written, for anything wrong with
-    what was given.
+    what was given; and where the ``.h5ad`` cannot be made, with all else written.
     """
     settings = settings or SeedSettings()
     if settings.metric not in sic.METRICS:
@@ -83,9 +93,10 @@ def seed_slide(
     name = _embedded(out, slide)
     embedded = open_embeddings(out / f"{name}.embeddings.zarr")
     made = embedded.provenance
-    points, given, names = read_seeds(seeds, settings.classes)
+    file = read_seed_file(seeds)
+    given, names = _numbered(file, seeds, settings.classes)
     size = (made["slide"]["height"], made["slide"]["width"])
-    y, overruled = seeds_on_patches(points, given, embedded, size, seeds)
+    y, overruled = seeds_on_patches(file.points, given, embedded, size, seeds)
     stem = f"{name}.sic"
     paths = [*output_paths(stem, out), out / f"{stem}.h5ad"]
     check_outputs(paths, out, overwrite)
@@ -114,7 +125,7 @@ def seed_slide(
         "embeddings": made["parameters"] | {"patches": made["patches"], "height": made["height"]},
         "seeds": {
             "path": str(seeds),
-            "sha256": hashlib.sha256(seeds.read_bytes()).hexdigest(),
+            "sha256": file.sha256,
             "points": {c: int((given == j).sum()) for j, c in enumerate(names)},
             "patches": {c: int((y == j).sum()) for j, c in enumerate(names)},
             "overruled": overruled,
@@ -150,9 +161,12 @@ def seed_slide(
             mpp=made["slide"]["mpp"] * made["slide"]["width"] / picture.shape[1],
             title=f"{name} · SIC · {made['encoder']['name']} · {len(given)} seeds",
         )
+        lost = None
         if anndata:
-            obs = {"sic": np.array(names)[labels], **{f"sic_{c}": soft[:, j] for j, c in enumerate(names)}}
-            write_anndata(folder / f"{stem}.h5ad", embedded, name, obs)
+            columns = anndata_keys([f"sic_{c}" for c in names])
+            obs = {"sic": np.array(names)[labels], **dict(zip(columns, soft.T, strict=True))}
+            uns = {"sic": {"classes": np.array(names), "columns": np.array(columns)}}
+            lost = try_anndata(folder / f"{stem}.h5ad", out, embedded, name, obs, uns)
         clock.lap("outputs")
         record = {
             **provenance,
@@ -164,7 +178,10 @@ def seed_slide(
             "outlines": outlines,
             "seconds": clock.laps,
         }
-        return finish(folder, record, paths)
+        record = finish(folder, record, paths)
+    if lost:
+        raise lost
+    return record
 
 
 def _embedded(out: Path, slide: str | None) -> str:
@@ -183,40 +200,50 @@ def _embedded(out: Path, slide: str | None) -> str:
 class SeedFile(NamedTuple):
     """What a file of seeds says: points (x, y) in level-0 pixels and the name of each one's class.
 
-    ``classes`` are those that there are, the negative one first; None where the file does not say.
+    ``classes`` are those that there are, the negative one first; None where the file does not say. ``sha256``
+    is the file's.
     """
 
     points: Float[np.ndarray, "m 2"]
     names: list[str]
     classes: tuple[str, ...] | None
+    sha256: str
 
 
 def read_seed_file(path: Path) -> SeedFile:
     """Read seeds, or none, from JSON or GeoJSON. Raises ``InputError`` where the file is neither."""
     try:
-        content = json.loads(path.read_text("utf-8-sig"))
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= _FILE_BYTES else b""
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a name that no file can have
+        raise InputError(f"{str(path)!r}: cannot be read ({one_line(error)})") from None
+    if size > _FILE_BYTES:
+        raise InputError(f"{path}: {size >> 20} MB, and a file of seeds has {_FILE_BYTES >> 20} at most")
+    try:
+        content = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not valid JSON: not UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {one_line(error)}") from None
     try:
         if isinstance(content, dict) and "seeds" in content:
-            found = [([s["x"], s["y"]], s["class"]) for s in content["seeds"]]
+            found = [(_point([s["x"], s["y"]]), _text(s["class"])) for s in content["seeds"]]
             stated = content.get("classes")
         else:
             found = list(_points(content, path))
             stated = content["fseg"]["classes"] if isinstance(content, dict) and "fseg" in content else None
-        points = np.array([xy[:2] for xy, _ in found], np.float64).reshape(-1, 2)
-        names = [str(name).strip() for _, name in found]
         if not isinstance(stated, list | None):
             raise TypeError("classes are no list")
-        classes = tuple(str(c).strip() for c in stated) if stated else None
+        classes = tuple(_text(c) for c in stated) if stated else None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(
             f"{path}: not a file of seeds ({type(error).__name__}: {one_line(error)}); "
             "each needs x, y and class"
         ) from None
-    return SeedFile(points, names, classes)
+    points = np.array([xy for xy, _ in found], np.float64).reshape(-1, 2)
+    return SeedFile(points, [name for _, name in found], classes, hashlib.sha256(data).hexdigest())
 
 
 def read_seeds(
@@ -224,43 +251,124 @@ def read_seeds(
 ) -> tuple[Float[np.ndarray, "m 2"], Int[np.ndarray, " m"], tuple[str, ...]]:
     """Read seeds from a file: points (x, y) in level-0 pixels, their classes 0, 1…, and the classes' names.
 
-    The names are ``classes``, or what the file states, or ``negative`` and ``positive``. Raises
-    ``InputError`` as ``read_seed_file`` does, where a seed is of no class that there is, and where none is
-    there.
+    The names are ``classes``, or what the file states, or those of its seeds. Raises ``InputError`` as
+    ``read_seed_file`` does, where a seed is of no class that there is, and where none is there.
     """
-    points, given, stated = read_seed_file(path)
-    if not given:
-        raise InputError(f"{path}: holds no seeds")
-    names = tuple(c.strip() for c in classes or stated or CLASSES)
-    numbers = {c.lower(): j for j, c in enumerate(names)}
-    if len(names) < 2 or len(numbers) < len(names) or "" in numbers:
-        whose = "--classes" if classes else path
-        raise InputError(f"{whose}: classes {', '.join(names)}: at least two, all different, are needed")
-    for (x, y), name in zip(points, given, strict=True):
+    file = read_seed_file(path)
+    return file.points, *_numbered(file, path, classes)
+
+
+def _numbered(
+    file: SeedFile, path: Path, classes: tuple[str, ...] | None
+) -> tuple[Int[np.ndarray, " m"], tuple[str, ...]]:
+    if classes:
+        try:
+            classes = class_names(classes)
+        except InputError as error:
+            raise InputError(f"--classes: {error}") from None
+    try:
+        return number_seeds(file, classes)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def number_seeds(
+    file: SeedFile, classes: tuple[str, ...] | None = None, *, otherwise: tuple[str, ...] = CLASSES
+) -> tuple[Int[np.ndarray, " m"], tuple[str, ...]]:
+    """The classes of a file's seeds, 0, 1…, and the classes' names: ``classes``, or what the file states, or
+    ``own_classes(…, otherwise)``. Raises ``InputError`` as ``read_seeds`` does."""
+    if not file.names:
+        raise InputError("holds no seeds")
+    names = class_names(classes or file.classes or own_classes(file.names, otherwise))
+    numbers = {name.lower(): j for j, name in enumerate(names)}
+    for (x, y), name in zip(file.points, file.names, strict=True):
         if name.lower() not in numbers:
             raise InputError(
-                f"{path}: the seed at x = {x:g}, y = {y:g} is of class {name!r}; there are "
-                f"{', '.join(names)}: name others with --classes"
+                f"the seed at x = {x:g}, y = {y:g} is of class {name!r}; there are {', '.join(names)}: "
+                "name others with --classes"
             )
-    return points, np.array([numbers[name.lower()] for name in given], np.int64), names
+    return np.array([numbers[name.lower()] for name in file.names], np.int64), names
 
 
-def _points(content: Any, path: Path) -> Iterator[tuple[list[float], str]]:
+def own_classes(names: Sequence[str], otherwise: tuple[str, ...] = CLASSES) -> tuple[str, ...]:
+    """The classes of seeds whose file does not say which there are, the background's first.
+
+    They are ``otherwise`` where that has all of them. Else they come in the order in which they first
+    appear, but one called ``negative`` or ``background`` comes first; one class alone is set against
+    ``negative``, and a background alone against ``positive``.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(name.lower(), name)
+    if found.keys() <= {name.lower() for name in otherwise}:
+        return otherwise
+    first = [found[name] for name in found if name in BACKGROUNDS]
+    others = [found[name] for name in found if name not in BACKGROUNDS]
+    if len(found) > 1:
+        return (*first, *others)
+    return (*first, CLASSES[1]) if first else (CLASSES[0], *others)
+
+
+def class_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes' names, each space in them one blank and none around them.
+
+    Raises ``InputError`` where there are fewer than two or more than 255, where two are the same but for
+    case, and for what no file can hold or nobody can read as a name.
+    """
+    names = tuple(_squeezed(name) for name in classes)
+    if not 2 <= len(names) <= _MOST_CLASSES:
+        said = f"classes {', '.join(names)}" if len(names) < 2 else f"{len(names)} classes"
+        raise InputError(f"{said}: at least two are needed, and {_MOST_CLASSES} at most")
+    seen: set[str] = set()
+    for name in names:
+        # Control characters, and halves of characters that no file's text can have.
+        if not name or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+            raise InputError(f"{name!a} is no class's name: letters, digits, signs and blanks")
+        if name.lower() in seen:
+            raise InputError(f"two classes are called {name!r}; they must differ")
+        seen.add(name.lower())
+    return names
+
+
+def _squeezed(name: str) -> str:
+    return " ".join(name.split())
+
+
+def _text(value: Any) -> str:
+    """A class's name, which may be a number."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is no class's name")
+    return _squeezed(str(value))
+
+
+def _point(values: Any) -> tuple[float, float]:
+    """The x and y of a point; what comes after them is height."""
+    x, y = values[:2]
+    for value in (x, y):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"{value!r:.40} is no coordinate")
+    try:
+        return float(x), float(y)
+    except OverflowError:
+        raise ValueError("a coordinate is too large") from None
+
+
+def _points(content: Any, path: Path) -> Iterator[tuple[tuple[float, float], str]]:
     """The points of GeoJSON, with their classes' names."""
-    if isinstance(content, list) or content["type"] == "FeatureCollection":
-        for feature in content if isinstance(content, list) else content["features"]:
-            yield from _points(feature, path)
-        return
-    geometry, properties = content["geometry"], content.get("properties") or {}
-    kind, coordinates = geometry["type"], geometry["coordinates"]
-    if kind not in ("Point", "MultiPoint"):
-        raise InputError(f"{path}: holds a {kind}; seeds are points (Point or MultiPoint)")
-    name = properties.get("classification") or properties.get("class")
-    name = name.get("name") if isinstance(name, dict) else name
-    for xy in [coordinates] if kind == "Point" else coordinates:
-        if not name:
-            raise InputError(f"{path}: the seed at x = {xy[0]:g}, y = {xy[1]:g} has no class")
-        yield xy, name
+    if isinstance(content, dict) and content["type"] != "FeatureCollection":
+        content = [content]
+    for feature in content if isinstance(content, list) else content["features"]:
+        geometry, properties = feature["geometry"], feature.get("properties") or {}
+        kind, coordinates = geometry["type"], geometry["coordinates"]
+        if kind not in ("Point", "MultiPoint"):
+            raise InputError(f"{path}: holds a {kind!s:.40}; seeds are points (Point or MultiPoint)")
+        name = properties.get("classification") or properties.get("class")
+        name = name.get("name") if isinstance(name, dict) else name
+        for xy in [coordinates] if kind == "Point" else coordinates:
+            x, y = _point(xy)
+            if not name:
+                raise InputError(f"{path}: the seed at x = {x:g}, y = {y:g} has no class")
+            yield (x, y), _text(name)
 
 
 def seeds_on_patches(

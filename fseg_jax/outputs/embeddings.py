@@ -8,7 +8,7 @@ made with is in the group's attributes under ``fseg``.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.outputs.rows import RowsWriter, open_rows
+from fseg_jax.slides.formats import one_line
 
 DTYPES = ("float32", "float16")
 
@@ -97,18 +98,35 @@ def load_anndata() -> ModuleType:
     return anndata
 
 
+def anndata_keys(names: Sequence[str]) -> list[str]:
+    """Names as AnnData's files can hold them, no two alike: HDF5 keeps "/" and "." for its paths."""
+    fit = [name for name in names if name not in ("", ".") and "/" not in name]
+    taken = set(fit)
+    keys = []
+    for name in names:
+        if name not in fit:
+            name = name.replace("/", "_").replace(".", "_") or "_"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        keys.append(name)
+    return keys
+
+
 def write_anndata(
     path: str | os.PathLike[str],
     embeddings: Embeddings,
     name: str,
     obs: dict[str, np.ndarray] | None = None,
+    uns: dict[str, Any] | None = None,
 ) -> None:
     """Export embeddings as AnnData (.h5ad), for scanpy, squidpy and TissUUmaps.
 
     ``X`` is float32 (n, c); ``obsm["spatial"]`` the patches' centres, (x, y) in level-0 pixels; ``obs`` their
     ``row`` and ``column`` and, (n,) each, what ``obs`` gives (text becomes a category); ``uns["spatial"]``
-    the slide's thumbnail with its scale, as squidpy draws it; ``uns["fseg"]`` the provenance, JSON. Holds one
-    chunk of X in memory. Raises InputError without the package anndata, or where the file cannot be written.
+    the slide's thumbnail with its scale, as squidpy draws it; ``uns["fseg"]`` the provenance, JSON; beside
+    them what ``uns`` gives. Keys of ``obs`` and ``uns`` are ``anndata_keys``. Holds one chunk of X in memory.
+    Raises InputError without the package anndata, or where the file cannot be written.
     """
     anndata = load_anndata()
     import h5py
@@ -127,7 +145,7 @@ def write_anndata(
         obsm={"spatial": np.ascontiguousarray(embeddings.centers[:, ::-1])},
         uns={
             "spatial": {
-                name: {
+                anndata_keys([name])[0]: {
                     "images": {"hires": embeddings.thumbnail},
                     "scalefactors": {
                         "tissue_hires_scalef": embeddings.thumbnail.shape[1] / slide["width"],
@@ -136,6 +154,7 @@ def write_anndata(
                 }
             },
             "fseg": json.dumps(embeddings.provenance, ensure_ascii=False),
+            **(uns or {}),
         },
     )
     try:
@@ -150,6 +169,28 @@ def write_anndata(
                 X[start : start + len(part)] = part
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def try_anndata(
+    path: Path,
+    out: Path,
+    embeddings: Embeddings,
+    name: str,
+    obs: dict[str, np.ndarray] | None = None,
+    uns: dict[str, Any] | None = None,
+) -> InputError | None:
+    """Export as ``write_anndata`` does; where that fails, for whatever reason, no other output is to be lost.
+
+    The file is written at ``path`` and will be published in ``out``. Returns what to raise once the others
+    are there, and leaves nothing of the file.
+    """
+    try:
+        write_anndata(path, embeddings, name, obs, uns)
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        reason = one_line(error.__cause__ or error)
+        return InputError(f"{out / path.name}: cannot be written ({reason}); all other outputs are there")
+    return None
 
 
 def _chunks(store: Any, rows: int) -> Iterator[tuple[int, np.ndarray]]:

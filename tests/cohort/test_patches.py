@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from fseg_jax.slides.tissue import Tissue
 
 ENCODER = classical()
 SETTINGS = PatchSettings(patch=64, mpp=1.0, batch=4)
+SEED = {"x": 300, "y": 60, "class": "c0"}
 SEEDS = {
     "classes": ["stroma", "crypt"],
     "seeds": [{"x": 300, "y": 60, "class": "stroma"}, {"x": 100, "y": 150, "class": "Crypt"}],
@@ -183,6 +186,53 @@ def test_anndata_carries_the_labels(picture, tmp_path, seeds):
     assert ((table.obs["sic_crypt"] > 0.5) == (table.obs["sic"] == "crypt")).all()
 
 
+NAMES = ["tumour/stroma", "tumour_stroma", ".", "..", "/", "x" * 300, "µ/ν", "tumour/stroma_"]
+
+
+def test_classes_of_any_name_are_found_in_anndata_by_their_own(folder, tmp_path):
+    """HDF5's paths are made of "/" and "."."""
+    anndata = pytest.importorskip("anndata")
+    centers = open_embeddings(folder / "tissue.embeddings.zarr").centers[:: len(NAMES)]
+    placed = [{"x": x, "y": y, "class": c} for c, (y, x) in zip(NAMES, centers, strict=False)]
+    (tmp_path / "seeds.json").write_text(json.dumps({"seeds": placed}))
+    shutil.copytree(folder, tmp_path / "out")
+    record = seed_slide(tmp_path / "out", tmp_path / "seeds.json", anndata=True, overwrite=True)
+    assert record["parameters"]["classes"] == NAMES
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # h5py's and pandas' of each other
+        table = anndata.read_h5ad(tmp_path / "out" / "tissue.sic.h5ad")
+    counts = table.obs["sic"].value_counts()
+    assert {c: counts.get(c, 0) for c in NAMES} == record["patches"]
+    column = dict(zip(table.uns["sic"]["classes"], table.uns["sic"]["columns"], strict=True))
+    assert list(column) == NAMES and len({*column.values()}) == len(NAMES)
+    assert column["tumour_stroma"] == "sic_tumour_stroma" and column[".."] == "sic_.."
+    soft = table.obs[[column[c] for c in NAMES]].to_numpy()
+    np.testing.assert_allclose(soft.sum(1), 1, atol=1e-5)
+    labels = np.array(NAMES)[soft.argmax(1)]
+    assert (labels == table.obs["sic"].to_numpy()).mean() > 0.9  # but where two are as near
+    assert not any("/" in c for c in table.obs)
+
+
+@pytest.mark.parametrize("failure", [ValueError("keys with slashes\nand more"), OSError(28, "disk full")])
+def test_an_optional_output_that_fails_loses_no_other(picture, seeds, tmp_path, monkeypatch, failure):
+    pytest.importorskip("anndata")
+    from fseg_jax.outputs import embeddings
+
+    def fail(path, *_):
+        path.write_text("half")
+        raise failure
+
+    monkeypatch.setattr(embeddings, "write_anndata", fail)
+    with pytest.raises(InputError, match=r"out/tissue\.embeddings\.h5ad: cannot be written \(.*all other"):
+        embed(picture, tmp_path / "out", anndata=True)
+    with pytest.raises(InputError, match=r"out/tissue\.sic\.h5ad: cannot be written") as caught:
+        seed_slide(tmp_path / "out", seeds, anndata=True)
+    assert "\n" not in str(caught.value)
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    sic = {path.name for path in output_paths("tissue.sic", tmp_path / "out")}
+    assert left == {"tissue.embeddings.json", "tissue.embeddings.zarr", *sic}
+
+
 def feature(geometry, coordinates, classification):
     return {
         "type": "Feature",
@@ -215,9 +265,16 @@ def test_qupath_points_are_seeds(tmp_path, content):
         ('{"seeds": [{"x": 1, "class": "positive"}]}', "each needs x, y and class"),
         ('{"seeds": [{"x": "a", "y": 1, "class": "positive"}]}', "not a file of seeds"),
         (
-            '{"seeds": [{"x": 1, "y": 2, "class": "Tumor"}]}',
-            "x = 1, y = 2 is of class 'Tumor'; there are neg",
+            '{"classes": ["a", "b"], "seeds": [{"x": 1, "y": 2, "class": "Tumor"}]}',
+            "x = 1, y = 2 is of class 'Tumor'; there are a, b",
         ),
+        ('{"classes": ["a", "A"], "seeds": [{"x": 1, "y": 2, "class": "a"}]}', "two classes are called 'A'"),
+        ('{"classes": ["a", ""], "seeds": [{"x": 1, "y": 2, "class": "a"}]}', "'' is no class's name"),
+        ('{"classes": ["a", {}], "seeds": [{"x": 1, "y": 2, "class": "a"}]}', "{} is no class's name"),
+        ('{"seeds": [{"x": 1, "y": 2, "class": "a\\u0000b"}]}', "no class's name"),
+        ('{"seeds": [{"x": 1, "y": 2, "class": "\\ud800"}]}', r"'\\ud800' is no class's name"),
+        ('{"seeds": [{"x": 1, "y": 2, "class": true}]}', "True is no class's name"),
+        (json.dumps({"classes": [f"c{i}" for i in range(256)], "seeds": [SEED]}), "256 classes"),
         ('{"classes": ["a"], "seeds": [{"x": 1, "y": 2, "class": "a"}]}', "at least two"),
         ('{"fseg": 3, "features": [], "type": "FeatureCollection"}', "not a file of seeds"),
         ('{"fseg": {"classes": 3}, "features": [], "type": "FeatureCollection"}', "classes are no list"),
@@ -226,6 +283,25 @@ def test_qupath_points_are_seeds(tmp_path, content):
             "a Polygon",
         ),
         (json.dumps(feature("Point", [1, 2], None)), "y = 2 has no class"),
+        ("", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[" * 900 + "]" * 900, "not a file of seeds"),
+        ('{"type": "FeatureCollection", "features": [' * 400 + "]}" * 400, "not a file of seeds"),
+        ('{"seeds": [{"x": 1' + "0" * 5000 + ', "y": 2, "class": "a"}]}', "not valid JSON"),
+        ('{"seeds": [{"x": 1' + "0" * 400 + ', "y": 2, "class": "a"}]}', "a coordinate is too large"),
+        ('{"seeds": [{"x": "12", "y": 2, "class": "a"}]}', "'12' is no coordinate"),
+        ('{"seeds": [{"x": true, "y": 2, "class": "a"}]}', "True is no coordinate"),
+        ('{"seeds": {"x": 1, "y": 2, "class": "a"}}', "not a file of seeds"),
+        ('{"type": "FeatureCollection", "features": 3}', "not a file of seeds"),
+        ('{"type": "Feature", "geometry": null}', "not a file of seeds"),
+        (json.dumps(feature("Point", ["1", "2"], {"name": "a"})), "'1' is no coordinate"),
+        (json.dumps(feature("Point", [1], {"name": "a"})), "not a file of seeds"),
+        (json.dumps(feature("Point", {"x": 1}, {"name": "a"})), "not a file of seeds"),
+        (json.dumps(feature("Point", [1, 2], ["a"])), "is no class's name"),
+        (json.dumps(feature("Point", [1, 2], {"name": None})), "y = 2 has no class"),
+        ('{"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}}', "has no class"),
+        ('{"seeds": [{"x": 1e308, "y": -1e308, "class": "positive"}]}', "outside the slide"),
+        ('{"seeds": [{"x": Infinity, "y": 1, "class": "positive"}]}', "outside the slide"),
         ('{"seeds": [{"x": 512, "y": 2, "class": "positive"}]}', "outside the slide, 512 × 384 pixels"),
         ('{"seeds": [{"x": NaN, "y": 2, "class": "positive"}]}', "outside the slide"),
         ('{"seeds": [{"x": 100, "y": 290, "class": "positive"}]}', "on no embedded patch"),
@@ -234,10 +310,51 @@ def test_qupath_points_are_seeds(tmp_path, content):
 def test_bad_seeds_are_refused_in_one_line(folder, tmp_path, text, says):
     path = tmp_path / "seeds.json"
     path.write_text(text)
+    before = sorted(folder.iterdir())
     with pytest.raises(InputError, match=says) as caught:
         seed_slide(folder, path, overwrite=True)
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert str(path) in str(caught.value) and sorted(folder.iterdir()) == before
+
+
+def test_files_that_are_no_text_are_refused_in_one_line(folder, tmp_path):
+    path = tmp_path / "seeds.json"
+    path.write_bytes(b'{"seeds": [{"x": 1, "y": 2, "class": "\xe4"}]}')
+    with pytest.raises(InputError, match="not UTF-8"):
+        seed_slide(folder, path, overwrite=True)
+    with path.open("wb") as file:
+        file.truncate(80 << 20)
+    with pytest.raises(InputError, match="80 MB, and a file of seeds has 64 at most"):
+        seed_slide(folder, path, overwrite=True)
+    with pytest.raises(InputError, match="cannot be read"):
+        seed_slide(folder, tmp_path, overwrite=True)
+    with pytest.raises(InputError, match="cannot be read"):
+        seed_slide(folder, Path("a\0b"), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "classes"),
+    [
+        (["Tumour", "stroma", "tumour"], ["Tumour", "stroma"]),
+        (["tumour", "Background", "glass  slide"], ["Background", "tumour", "glass slide"]),
+        (["tumour", "negative"], ["negative", "tumour"]),
+        (["tumour"], ["negative", "tumour"]),
+        (["background"], ["background", "positive"]),
+        (["Positive"], ["negative", "positive"]),
+        (["POSITIVE", "Negative"], ["negative", "positive"]),
+        ([1, 2], ["1", "2"]),
+    ],
+)
+def test_a_file_that_does_not_say_its_classes_has_those_of_its_seeds(tmp_path, given, classes):
+    """As they first appear, the background's first."""
+    path = tmp_path / "seeds.json"
+    path.write_text(json.dumps({"seeds": [{"x": 1, "y": 2, "class": c} for c in given]}))
+    points, numbers, names = read_seeds(path)
+    squeezed = [" ".join(str(c).split()).lower() for c in given]
+    assert list(names) == classes and [names[j].lower() for j in numbers] == squeezed
+    assert len(points) == len(given)
+    with pytest.raises(InputError, match=r"of class .*; there are a, b: name others with --classes"):
+        read_seeds(path, ("a", "b"))
 
 
 def test_bad_folders_and_options_are_refused(folder, tmp_path, seeds):

@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from fseg_jax.errors import InputError
-from fseg_jax.outputs.embeddings import EmbeddingsWriter, open_embeddings, write_anndata
+from fseg_jax.outputs.embeddings import EmbeddingsWriter, anndata_keys, open_embeddings, write_anndata
 
 N, C = 1500, 900  # more than one chunk
 RNG = np.random.default_rng(0)
@@ -97,6 +97,19 @@ def test_anndata_is_read_by_anndata(tmp_path, dtype):
     backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
     assert backed.shape == (N, C)
     backed.file.close()
+
+
+def test_names_become_keys_that_hdf5_can_hold():
+    names = ["a/b", "a_b", ".", "", "_", "/", "..", "a b", "a_b_", "x" * 5000]
+    assert anndata_keys(names) == ["a_b__", "a_b", "__", "___", "_", "____", "..", "a b", "a_b_", "x" * 5000]
+    assert anndata_keys(["a", "b"]) == ["a", "b"]
+
+
+def test_a_slide_of_any_name_is_exported(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    write(tmp_path / "a").close()
+    write_anndata(tmp_path / "a.h5ad", open_embeddings(tmp_path / "a"), ".")
+    assert list(anndata.read_h5ad(tmp_path / "a.h5ad").uns["spatial"]) == ["_"]
 
 
 def test_without_anndata(tmp_path, monkeypatch):
