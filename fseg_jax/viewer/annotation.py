@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fseg_jax.atomic import replacing
-from fseg_jax.cohort.seeds import CLASSES, read_seed_file, read_seeds
+from fseg_jax.cohort.seeds import CLASSES, class_names, number_seeds, read_seed_file
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.colours import palette
 
@@ -38,8 +38,27 @@ class Annotation(NamedTuple):
         return [sum(seed.of == j for seed in self.seeds) for j in range(len(self.classes))]
 
     def renamed(self, j: int, name: str) -> "Annotation":
-        """With class j called something else. Raises ``InputError`` for a name that is taken, or none."""
+        """With class j called something else. Raises ``InputError`` for a name that is taken, or none, and
+        where there is no such class."""
+        self._check(j)
         return self._replace(classes=checked((*self.classes[:j], name, *self.classes[j + 1 :])))
+
+    def with_seeds(self, seeds: tuple[Seed, ...]) -> "Annotation":
+        """With more seeds. Raises ``InputError`` for one of a class that there is not."""
+        for of in {seed.of for seed in seeds}:
+            self._check(of)
+        return self._replace(seeds=self.seeds + seeds)
+
+    def place_of(self, j: int, before: "Annotation") -> int | None:
+        """The number that class j of ``before`` has now, by its name; None where it is gone."""
+        name = before.classes[j]
+        if name in self.classes:
+            return self.classes.index(name)
+        return j if len(self.classes) == len(before.classes) else None  # it was renamed
+
+    def _check(self, j: int) -> None:
+        if j not in range(len(self.classes)):
+            raise InputError("that class was removed just now; choose another")
 
     def with_class(self) -> "Annotation":
         """With one class more, without seeds. Raises ``InputError`` where there are nine."""
@@ -50,7 +69,8 @@ class Annotation(NamedTuple):
         return self._replace(classes=(*self.classes, name))
 
     def without_class(self, j: int) -> "Annotation":
-        """Without class j and its seeds. Raises ``InputError`` where there are two."""
+        """Without class j and its seeds. Raises ``InputError`` where there are two, or no such class."""
+        self._check(j)
         if len(self.classes) == FEWEST_CLASSES:
             raise InputError("two classes are the fewest there can be; rename them as you like")
         seeds = tuple(s._replace(of=s.of - (s.of > j)) for s in self.seeds if s.of != j)
@@ -59,45 +79,40 @@ class Annotation(NamedTuple):
 
 def checked(classes: tuple[str, ...]) -> tuple[str, ...]:
     """The classes' names without space around them; ``InputError`` where they cannot be names of classes."""
-    names = tuple(" ".join(name.split()) for name in classes)
-    if not FEWEST_CLASSES <= len(names) <= MOST_CLASSES:
-        raise InputError(f"{len(names)} classes: choose {FEWEST_CLASSES} to {MOST_CLASSES}")
+    if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
+        raise InputError(f"{len(classes)} classes: choose {FEWEST_CLASSES} to {MOST_CLASSES}")
+    names = class_names(classes)
     for name in names:
-        if not 0 < len(name) <= _LONGEST_NAME or "," in name:
+        if len(name) > _LONGEST_NAME or "," in name:
             raise InputError(f"{name!r} is no class's name: 1 to {_LONGEST_NAME} letters, and no comma")
-        if sum(name.lower() == other.lower() for other in names) > 1:
-            raise InputError(f"two classes are called {name!r}; they must differ")
     return names
 
 
-class History:
-    """An annotation and the steps to and fro: ``now``, ``do``, ``undo``, ``redo``."""
+class History(NamedTuple):
+    """An annotation, ``now``, those before it, and those that were undone, the next one first.
 
-    def __init__(self, now: Annotation) -> None:
-        self._steps, self._at = [now], 0
+    Every step gives another history, so that one which cannot be kept is left by forgetting what it gave.
+    """
 
-    @property
-    def now(self) -> Annotation:
-        return self._steps[self._at]
+    now: Annotation
+    past: tuple[Annotation, ...] = ()
+    undone: tuple[Annotation, ...] = ()
 
-    @property
-    def can_undo(self) -> bool:
-        return self._at > 0
+    def do(self, new: Annotation) -> "History":
+        """With ``new`` as the present; what had been undone is gone."""
+        return History(new, (*self.past, self.now)[-_STEPS:])
 
-    @property
-    def can_redo(self) -> bool:
-        return self._at + 1 < len(self._steps)
+    def undo(self) -> "History":
+        """With the annotation before as the present; as it is where there is none."""
+        if not self.past:
+            return self
+        return History(self.past[-1], self.past[:-1], (self.now, *self.undone))
 
-    def do(self, new: Annotation) -> None:
-        """Make ``new`` the present; what had been undone is gone."""
-        self._steps = [*self._steps[: self._at + 1], new][-_STEPS:]
-        self._at = len(self._steps) - 1
-
-    def undo(self) -> None:
-        self._at = max(self._at - 1, 0)
-
-    def redo(self) -> None:
-        self._at = min(self._at + 1, len(self._steps) - 1)
+    def redo(self) -> "History":
+        """With what was undone last as the present; as it is where nothing was."""
+        if not self.undone:
+            return self
+        return History(self.undone[0], (*self.past, self.now), self.undone[1:])
 
 
 def annotation_path(folder: Path, name: str) -> Path:
@@ -131,20 +146,18 @@ def write_whole(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def load(path: Path, otherwise: tuple[str, ...] | None = None) -> Annotation:
+def load(path: Path, otherwise: tuple[str, ...] = CLASSES) -> Annotation:
     """Read a file of seeds: one that ``save`` wrote, or any that ``fseg seed`` reads.
 
-    The classes are those that the file states; where it states none, ``otherwise``, or ``negative`` and
-    ``positive``. Raises ``InputError`` as ``read_seeds`` does; but no seeds at all are fine where classes are
-    stated.
+    The classes are those that the file states; where it states none, ``own_classes(…, otherwise)``. Raises
+    ``InputError`` as ``read_seeds`` does; but no seeds at all are fine where classes are stated.
     """
     file = read_seed_file(path)
-    names: tuple[str, ...] = file.classes or ()
-    seeds: tuple[Seed, ...] = ()
-    if file.names or not names:
-        points, given, names = read_seeds(path, file.classes or otherwise)
-        seeds = tuple(Seed(float(x), float(y), int(j)) for (x, y), j in zip(points, given, strict=True))
     try:
-        return Annotation(checked(names), seeds)
+        if file.classes and not file.names:
+            return Annotation(checked(file.classes))
+        given, names = number_seeds(file, otherwise=otherwise)
+        seeds = (Seed(float(x), float(y), int(j)) for (x, y), j in zip(file.points, given, strict=True))
+        return Annotation(checked(names), tuple(seeds))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -127,7 +127,7 @@ class Opened:
 
     def keep_view(self, **changes: Any) -> None:
         """Remember how the page was left; written when it has not changed for a moment."""
-        self.view = {**self.view, **changes}
+        self.view = _valid({**self.view, **changes})
         if self._saving:
             self._saving.cancel()
         self._saving = asyncio.get_running_loop().call_later(_SAVED_AFTER, self._save_view)
@@ -138,7 +138,7 @@ class Opened:
             write_whole(self._view_path, json.dumps(self.view, indent=1, ensure_ascii=False) + "\n")
         except InputError as error:  # where somebody looked is not worth an interruption
             if self.seeding:
-                self.seeding.problem = str(error)
+                self.seeding.refuse(str(error))
 
     def close(self) -> None:
         if self._saving:
@@ -181,7 +181,46 @@ def _record(path: Path) -> dict[str, Any]:
 def _left(path: Path) -> dict[str, Any]:
     """How the page was left; where the file is not ours, as if it had never been opened."""
     try:
-        view = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _valid(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return view if isinstance(view, dict) else {}
+
+
+def _valid(view: Any) -> dict[str, Any]:
+    """What is as the page leaves it, and nothing else."""
+    if not isinstance(view, dict):
+        return {}
+    return {name: view[name] for name, fits in _LEFT.items() if name in view and fits(view[name])}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FARTHEST
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int for v in value)
+
+
+def _place(value: Any) -> bool:
+    """Whether it is the middle of a view and its scale, in µm; None is the whole slide."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"x", "y", "scale"}
+        and all(_number(v) for v in value.values())
+        and value["scale"] > 0
+    )
+
+
+_FARTHEST = 1e9  # µm
+_LEFT: dict[str, Callable[[Any], bool]] = {  # of .view.json: what is kept there, and what it may be
+    "view": _place,
+    **dict.fromkeys(("mode", "class", "coloured"), lambda value: type(value) is int),
+    **dict.fromkeys(("unseen", "hidden"), _numbers),
+    **dict.fromkeys(("result_on", "layer_on"), lambda value: isinstance(value, bool)),
+    **dict.fromkeys(
+        ("result_alpha", "layer_alpha", "map_alpha"), lambda value: _number(value) and 0 <= value <= 1
+    ),
+    "map_as": lambda value: isinstance(value, str),
+}

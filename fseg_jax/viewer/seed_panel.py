@@ -27,6 +27,7 @@ from bokeh.models import (
     TextInput,
 )
 
+from fseg_jax.errors import InputError
 from fseg_jax.outputs.colours import palette
 from fseg_jax.viewer import markup
 from fseg_jax.viewer.annotation import Annotation
@@ -59,10 +60,11 @@ class SeedPanel:
     ) -> None:
         self._frame, self._seeding, self._opened = frame, seeding, frame.opened
         self._schedule, self._document = schedule, document
-        self._class = frame.left.get("class", 1)
-        if self._class not in range(len(seeding.now.classes)):
+        self._seen = seeding.now  # what numbers of classes here are numbers of
+        self._class: int = frame.left.get("class", 1)
+        if self._class not in range(len(self._seen.classes)):
             self._class = 0
-        self._unseen = {j for j in frame.left.get("unseen", []) if isinstance(j, int)}
+        self._unseen: set[int] = set(frame.left.get("unseen", [])) & {*range(len(self._seen.classes))}
         self._placed = False
         self._said = ""
         self._drawn: tuple[Annotation, Result | None, int] | None = None
@@ -126,8 +128,8 @@ class SeedPanel:
             self._patches.choose_none()
         elif self._frame.modes.active == _ERASE:
             self._seeding.erase(point, self._finger())
-        else:
-            self._seeding.place(point, self._class)
+        elif (of := self._chosen_class()) is not None:
+            self._seeding.place(point, of)
 
     def _stroked(self, source: ColumnDataSource) -> None:
         if not len(source.data["xs"]):
@@ -139,8 +141,8 @@ class SeedPanel:
             return
         if self._frame.modes.active == _ERASE:
             self._seeding.erase(path, self._finger())
-        else:
-            self._seeding.stroke(path, self._class)
+        elif (of := self._chosen_class()) is not None:
+            self._seeding.stroke(path, of)
 
     def _finger(self) -> float:
         """How far, in level-0 pixels, a seed may be from where it is erased."""
@@ -155,8 +157,8 @@ class SeedPanel:
         self._score, self._classes = frame.text("score"), frame.text("classes")
         self._name = frame.add(TextInput(width=208, placeholder="name of the class"), "class_name")
         self._name.on_change("value", lambda attribute, old, new: self._renamed(new))
-        frame.button("more", "+ Class", seeding.add_class)
-        self._fewer = frame.button("fewer", "− Class", lambda: seeding.remove_class(self._class))
+        frame.button("more", "+ Class", self._add_class)
+        self._fewer = frame.button("fewer", "− Class", self._remove_class)
         labels = ["Seeds keep their class", "Neighbours agree"]
         self._options = frame.add(CheckboxGroup(labels=labels, active=self._chosen, inline=True), "options")
         self._options.on_change(
@@ -168,9 +170,34 @@ class SeedPanel:
         settings = self._seeding.settings
         return [i for i, v in enumerate((settings.hard, settings.smooth)) if v]
 
+    def _chosen_class(self) -> int | None:
+        """The chosen class's number; None, and a problem, where another tab has removed it just now."""
+        of = self._seeding.now.place_of(self._class, self._seen)
+        if of is None:
+            self._seeding.refuse(f"the class {self._seen.classes[self._class]} was removed just now")
+        return of
+
+    def _choose_class(self, j: int) -> None:
+        self._class, self._seen = j, self._seeding.now
+        self._opened.keep_view(**{"class": j})
+        self.refresh()
+
+    def _add_class(self) -> None:
+        new = self._seeding.add_class()
+        if new is not None:
+            self._choose_class(new)
+
+    def _remove_class(self) -> None:
+        of = self._chosen_class()
+        if of is not None:
+            self._seeding.remove_class(of)
+
     def _renamed(self, name: str) -> None:
-        if name != self._seeding.now.classes[self._class]:
-            self._seeding.rename(self._class, name)
+        if name == self._seen.classes[self._class]:
+            return
+        of = self._chosen_class()
+        if of is not None:
+            self._seeding.rename(of, name)
 
     def _build_map(self) -> None:
         frame, opened = self._frame, self._opened
@@ -205,12 +232,14 @@ class SeedPanel:
 
     def heed(self, what: str, *arguments: Any) -> None:
         """Do what the page's script sends, those of its messages that are about seeds."""
-        if what == "class" and arguments[0] in range(len(self._seeding.now.classes)):
-            self._class = arguments[0]
-            self._opened.keep_view(**{"class": self._class})
+        classes = range(len(self._seen.classes))
+        j = classes.index(arguments[0]) if arguments and arguments[0] in classes else None
+        if what == "class" and j is not None:
+            self._class = j
+            self._opened.keep_view(**{"class": j})
             self.refresh()
-        elif what == "see":
-            self._unseen ^= {int(arguments[0])}
+        elif what == "see" and j is not None:
+            self._unseen ^= {j}
             self._opened.keep_view(unseen=sorted(self._unseen))
             self._drawn = None
             self.refresh()
@@ -224,11 +253,14 @@ class SeedPanel:
     def _loaded(self, load: FileInput) -> None:
         if not load.filename:
             return
+        try:
+            data = base64.b64decode(str(load.value))
+        except ValueError:
+            data = b""
         with TemporaryDirectory() as folder:
-            path = Path(folder) / Path(str(load.filename)).name
-            path.write_bytes(base64.b64decode(str(load.value)))
-            self._seeding.load_file(path)
-            self._seeding.problem = self._seeding.problem.replace(f"{folder}/", "")
+            path = Path(folder) / "seeds"  # the browser's name may be none that a file can have here
+            path.write_bytes(data)
+            self._seeding.load_file(path, str(load.filename))
         load.clear()  # so that the same file can be loaded again
         self._schedule()
 
@@ -243,9 +275,10 @@ class SeedPanel:
         if what != "seeds" and await seeding.export(anndata=what == "anndata") is None:
             return
         file = f"{self._opened.name}{_EXPORTS[what][1]}"
-        if not (self._opened.folder / file).exists():
-            seeding.problem = "no seeds yet: place some first"
-            self._schedule()
+        try:
+            seeding.kept()
+        except InputError as error:
+            seeding.refuse(str(error))
             return
         self._said = f"written: {self._opened.folder / file}"
         self._document.add_next_tick_callback(lambda: self._frame.offer(file))
@@ -257,7 +290,7 @@ class SeedPanel:
         """Show what has changed since the last time."""
         seeding = self._seeding
         now, result = seeding.now, seeding.result
-        self._class = min(self._class, len(now.classes) - 1)
+        self._follow_classes(now)
         drawn = self._drawn
         placed = drawn is None or drawn[0] != now
         labelled = drawn is None or drawn[1] is not result
@@ -289,11 +322,21 @@ class SeedPanel:
         self._tell_chosen()
         self._frame.say(*self._saying())
 
+    def _follow_classes(self, now: Annotation) -> None:
+        """Have the chosen class, and those not seen, be the same ones as before, wherever they are now."""
+        if now.classes != self._seen.classes:
+            of = now.place_of(self._class, self._seen)
+            self._class = min(self._class, len(now.classes) - 1) if of is None else of
+            places = (now.place_of(j, self._seen) for j in self._unseen)
+            self._unseen = {j for j in places if j is not None}
+            self._drawn = None
+        self._seen = now
+
     def _saying(self) -> tuple[str, str]:
         seeding = self._seeding
         notice = seeding.problem or self._opened.picture.notice
         if not seeding.ready:
-            return "loading the embeddings …", notice
+            return "" if seeding.problem else "loading the embeddings …", notice
         if seeding.exporting:
             return "writing …", notice
         if seeding.result is None:

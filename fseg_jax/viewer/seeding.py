@@ -10,6 +10,7 @@ removed compiles once.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 
 from fseg_jax.cohort.seeds import SeedSettings, seed_slide, seeds_on_patches
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, explain
 from fseg_jax.methods import sic
 from fseg_jax.outputs.embeddings import open_embeddings
 from fseg_jax.viewer.annotation import (
@@ -36,6 +37,8 @@ from fseg_jax.viewer.annotation import (
     save,
 )
 from fseg_jax.viewer.mask import MaskPainter
+
+_log = logging.getLogger(__name__)
 
 _CANDIDATES = 2000  # patches of which the most or least certain are chosen
 
@@ -74,7 +77,7 @@ class Seeding:
         self._tell = tell
         self.result: Result | None = None
         self.scores: list[float] = []  # of the results so far
-        self.problem = ""  # why there is no result, or an action was refused: one line
+        self._refused, self._unlabelled = "", ""  # why the last step was not taken, why there is no result
         self.ready = self.busy = self.exporting = False
         self.settings = settings
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fseg-sic")
@@ -92,11 +95,16 @@ class Seeding:
 
     @property
     def can_undo(self) -> bool:
-        return self._history.can_undo
+        return bool(self._history.past)
 
     @property
     def can_redo(self) -> bool:
-        return self._history.can_redo
+        return bool(self._history.undone)
+
+    @property
+    def problem(self) -> str:
+        """Why the last action was refused, or why there is no result, in a line; "" where all is well."""
+        return self._refused or self._unlabelled
 
     def place(self, points: Float[np.ndarray, "m 2"], of: int) -> int:
         """Place seeds of a class at points (x, y), level-0 pixels, as one step; how many there were.
@@ -105,11 +113,10 @@ class Seeding:
         """
         covered = self._covered(points)
         if not covered.any():
-            self._refuse("no seed there: too little tissue for a patch")
+            self.refuse("no seed there: too little tissue for a patch")
             return 0
         seeds = tuple(Seed(round(float(x), 2), round(float(y), 2), of) for x, y in points[covered])
-        self._do(self.now._replace(seeds=self.now.seeds + seeds))
-        return len(seeds)
+        return len(seeds) if self._attempt(lambda: self.now.with_seeds(seeds)) else 0
 
     def stroke(self, path: Float[np.ndarray, "m 2"], of: int) -> int:
         """Place a seed of a class in every patch that a line (x, y) leads through; how many."""
@@ -128,22 +135,28 @@ class Seeding:
         xy = np.array([(s.x, s.y) for s in seeds])
         away, _ = cKDTree(_along(path, max(radius / 4, 1))).query(xy)
         kept = tuple(s for s, d in zip(seeds, away, strict=True) if d > radius)
-        if len(kept) < len(seeds):
-            self._do(self.now._replace(seeds=kept))
-        return len(seeds) - len(kept)
+        return len(seeds) - len(kept) if self._attempt(lambda: self.now._replace(seeds=kept)) else 0
 
     def rename(self, j: int, name: str) -> None:
         self._attempt(lambda: self.now.renamed(j, name))
 
-    def add_class(self) -> None:
-        self._attempt(self.now.with_class)
+    def add_class(self) -> int | None:
+        """Add a class; its number, or None where it cannot be added."""
+        return len(self.now.classes) - 1 if self._attempt(self.now.with_class) else None
 
     def remove_class(self, j: int) -> None:
         self._attempt(lambda: self.now.without_class(j))
 
-    def load_file(self, path: Path) -> None:
-        """Take classes and seeds from a file instead, as one step."""
-        self._attempt(lambda: self._checked(load(path, self.now.classes), path))
+    def load_file(self, path: Path, called: str = "") -> None:
+        """Take classes and seeds from a file instead, as one step; ``called`` is what to call it in words."""
+
+        def read() -> Annotation:
+            try:
+                return self._checked(load(path, self.now.classes), path)
+            except InputError as error:
+                raise InputError(str(error).replace(str(path), called or str(path))) from None
+
+        self._attempt(read)
 
     def begin_with(self, path: Path) -> None:
         """Take classes and seeds from a file, where there are none yet; ``InputError`` if there are some."""
@@ -151,6 +164,8 @@ class Seeding:
         if self.now.seeds:
             raise InputError(f"{kept}: has seeds already; load {path.name} on the page, or remove that file")
         new = self._checked(load(path, self.now.classes), path)
+        if self.settings.classes and new.classes != self.now.classes:
+            raise InputError(f"{path}: has the classes {', '.join(new.classes)}: leave --classes out")
         save(kept, new)
         self._history = History(new)
 
@@ -158,47 +173,52 @@ class Seeding:
         self._attempt(lambda: self.now._replace(seeds=()))
 
     def undo(self) -> None:
-        self._move(self._history.undo, self._history.redo)
+        self._step(self._history.undo())
 
     def redo(self) -> None:
-        self._move(self._history.redo, self._history.undo)
+        self._step(self._history.redo())
 
     def choose(self, *, hard: bool, smooth: bool) -> None:
         """Set whether seeds keep their class, and whether neighbouring patches agree."""
         self.settings = SeedSettings(**{**vars(self.settings), "hard": hard, "smooth": smooth})
         self._recluster()
 
-    def _attempt(self, make: Callable[[], Annotation]) -> None:
+    def _attempt(self, make: Callable[[], Annotation]) -> bool:
+        """Take the step to what is made; whether it was taken. What it makes to be refused is the problem."""
         try:
             new = make()
-        except InputError as error:
-            self._refuse(str(error))
-            return
-        if new != self.now:
-            self._do(new)
+        except Exception as error:
+            self.refuse(self._said(error))
+            return False
+        return new != self.now and self._step(self._history.do(new))
 
-    def _do(self, new: Annotation) -> None:
-        self._move(lambda: self._history.do(new), self._history.undo)
-
-    def _move(self, forth: Callable[[], None], back: Callable[[], None]) -> None:
+    def _step(self, history: History) -> bool:
+        """Make this the history once its present is on the disk. If it cannot be, nothing has changed but the
+        problem, whatever was the reason."""
         if self.exporting:
-            self._refuse("wait: an export is being written")
-            return
-        before = self.now
-        forth()
-        if self.now is before:
-            return
+            self.refuse("wait: an export is being written")
+            return False
+        if history is self._history:
+            return False
         try:
-            save(annotation_path(self.folder, self.name), self.now)
-        except InputError as error:
-            back()
-            self._refuse(str(error))
-            return
-        self.problem = ""
+            save(annotation_path(self.folder, self.name), history.now)
+        except Exception as error:
+            self.refuse(f"not done, as it cannot be saved: {self._said(error)}")
+            return False
+        self._history = history
+        self._refused = ""
         self._recluster()
+        return True
 
-    def _refuse(self, problem: str) -> None:
-        self.problem = problem
+    def _said(self, error: Exception) -> str:
+        """What went wrong, in a line; of what nobody foresaw the traceback is logged."""
+        if not isinstance(error, InputError):
+            _log.info("%s: the traceback:", self.name, exc_info=error)
+        return explain(error, ())
+
+    def refuse(self, problem: str) -> None:
+        """Say why something was not done, until something is."""
+        self._refused = problem
         self._tell()
 
     def _covered(self, points: Float[np.ndarray, "m 2"]) -> np.ndarray:
@@ -241,7 +261,12 @@ class Seeding:
 
     async def load(self) -> None:
         """Read the embeddings, and label the slide from what was placed before."""
-        await asyncio.get_running_loop().run_in_executor(self._pool, self._load)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._load)
+        except Exception as error:
+            self._unlabelled = f"cannot be segmented: {self._said(error)}"
+            self._tell()
+            return
         self.ready = True
         self._recluster()
 
@@ -279,11 +304,11 @@ class Seeding:
                 self.result = await loop.run_in_executor(self._pool, self._fit, annotation, settings)
                 if self.result:
                     self.scores = [*self.scores, self.result.score][-60:]
-                    self.problem = ""
-                elif annotation.seeds:
-                    self.problem = "place seeds of another class too"
-            except InputError as error:
-                self.problem = str(error)
+                seeded = self.result is None and annotation.seeds
+                self._unlabelled = "place seeds of another class too" if seeded else ""
+            except Exception as error:
+                self.result = None  # what is shown would be of other seeds
+                self._unlabelled = f"cannot be segmented: {self._said(error)}"
             finally:
                 self.busy = False
             self._tell()
@@ -346,27 +371,35 @@ class Seeding:
         """Write all that ``fseg seed`` writes, from the seeds as they are; None, and a problem, if it
         cannot."""
         if not self.now.seeds:
-            self._refuse("nothing to export: place seeds first")
+            self.refuse("nothing to export: place seeds first")
             return None
         if self.exporting:
-            self._refuse("wait: an export is being written")
+            self.refuse("wait: an export is being written")
             return None
         settings = SeedSettings(**{**vars(self.settings), "classes": self.now.classes})
         self.exporting = True
+        self._refused = ""
         self._tell()
 
         def write() -> dict[str, Any]:
-            path = annotation_path(self.folder, self.name)
+            path = self.kept()
             return seed_slide(self.folder, path, settings, slide=self.name, anndata=anndata, overwrite=True)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, write)
-        except InputError as error:
-            self.problem = str(error)
+        except Exception as error:
+            self._refused = f"not written: {self._said(error)}"
             return None
         finally:
             self.exporting = False
             self._tell()
+
+    def kept(self) -> Path:
+        """The file of the seeds, written again where somebody removed it. Raises ``OutputError``."""
+        path = annotation_path(self.folder, self.name)
+        if not path.exists():
+            save(path, self.now)
+        return path
 
     def close(self) -> None:
         if self._task:

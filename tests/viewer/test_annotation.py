@@ -34,8 +34,7 @@ def test_a_file_that_states_no_classes_is_of_those_expected(tmp_path):
     point = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}}
     (tmp_path / "a.geojson").write_text(json.dumps([point | {"properties": {"class": "B"}}]))
     assert load(tmp_path / "a.geojson", ("a", "b")) == Annotation(("a", "b"), (Seed(1.0, 2.0, 1),))
-    with pytest.raises(InputError, match="of class 'B'; there are negative, positive"):
-        load(tmp_path / "a.geojson")
+    assert load(tmp_path / "a.geojson", ("c", "d")).classes == ("negative", "B")  # its own
 
 
 @pytest.mark.parametrize(
@@ -66,6 +65,11 @@ def test_classes_are_renamed_added_and_removed():
         (lambda: TWO.renamed(0, "crypt"), "two classes are called"),
         (lambda: TWO.renamed(0, " "), "no class's name"),
         (lambda: TWO.renamed(0, "a,b"), "no comma"),
+        (lambda: TWO.renamed(0, "a\ud800"), "no class's name"),
+        (lambda: TWO.renamed(0, "a\0"), "no class's name"),
+        (lambda: TWO.renamed(0, "a" * 41), "1 to 40 letters"),
+        (lambda: TWO.renamed(2, "a"), "removed just now"),
+        (lambda: TWO.with_seeds((Seed(1.0, 1.0, 2),)), "removed just now"),
         (lambda: checked(tuple("abcdefghij")), "10 classes: choose 2 to 9"),
     ):
         with pytest.raises(InputError, match=says):
@@ -78,21 +82,31 @@ def test_classes_are_renamed_added_and_removed():
         nine.with_class()
 
 
+def test_a_class_is_found_again_by_its_name():
+    three = Annotation(("a", "b", "c"))
+    assert [three.without_class(0).place_of(j, three) for j in range(3)] == [None, 0, 1]
+    assert [three.renamed(1, "d").place_of(j, three) for j in range(3)] == [0, 1, 2]
+    assert [three.with_class().place_of(j, three) for j in range(3)] == [0, 1, 2]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(["do", "undo", "redo"]), max_size=40))
 def test_undo_and_redo_are_an_editors(steps):
     """Against two stacks."""
     history, past, present, future = History(0), [], 0, []
+    all_there_were = [history]
     for i, step in enumerate(steps, 1):
         if step == "do":
-            history.do(i)
+            history = history.do(i)
             past, present, future = [*past, present], i, []
         elif step == "undo":
-            history.undo()
+            history = history.undo()
             if past:
                 past, present, future = past[:-1], past[-1], [present, *future]
         else:
-            history.redo()
+            history = history.redo()
             if future:
                 past, present, future = [*past, present], future[0], future[1:]
-        assert (history.now, history.can_undo, history.can_redo) == (present, bool(past), bool(future))
+        assert (history.now, list(history.past), list(history.undone)) == (present, past, future)
+        all_there_were.append(history)
+    assert all_there_were[0] == History(0)  # a step changes no history, it gives another

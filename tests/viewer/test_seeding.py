@@ -11,9 +11,10 @@ import pytest
 
 from fseg_jax import cli
 from fseg_jax.cohort.seeds import SeedSettings, seed_slide
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, OutputError
 from fseg_jax.methods import sic
 from fseg_jax.outputs.labels import open_labels
+from fseg_jax.viewer import seeding as module
 from fseg_jax.viewer.annotation import Annotation, Seed, load
 from fseg_jax.viewer.opened import Opened, slide_names
 from fseg_jax.viewer.seeding import Seeding
@@ -185,7 +186,7 @@ def test_seeds_where_no_patch_is_are_refused(out, point, says):
     ("text", "says"),
     [
         ("{", "not valid JSON"),
-        ('{"seeds": [{"x": 1, "y": 2, "class": "Tumor"}]}', "of class 'Tumor'"),
+        ('{"classes": ["a", "b"], "seeds": [{"x": 1, "y": 2, "class": "Tumor"}]}', "of class 'Tumor'"),
         ('{"seeds": [{"x": 512, "y": 2, "class": "positive"}]}', "outside the slide"),
         ('{"seeds": [{"x": 100, "y": 290, "class": "positive"}]}', "on no embedded patch"),
     ],
@@ -221,22 +222,123 @@ def test_the_server_does_not_start_on_damaged_seeds(out):
     opened.close()
 
 
-def test_seeds_on_a_full_disk_are_refused_not_lost(out, monkeypatch):
-    from fseg_jax.errors import OutputError
-    from fseg_jax.viewer import seeding as module
+class SurpriseError(Exception):
+    """What nobody foresaw."""
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OutputError("out: cannot be written (No space left on device)"),
+        OSError(28, "No space left on device"),
+        UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+        SurpriseError("!"),
+        MemoryError(),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_step_that_cannot_be_saved_is_not_taken_whatever_the_reason(out, monkeypatch, failure):
+    """And what can be saved afterwards is: neither a step back nor one forth leads to what never was."""
+    kept = out / "tissue.seeds.geojson"
 
     async def script(seeding):
         seeding.place(STROMA, 0)
-
-        def full(*_):
-            raise OutputError("out: cannot be written (No space left on device)")
-
-        monkeypatch.setattr(module, "save", full)
         seeding.place(CRYPT, 1)
-        assert "No space left" in seeding.problem and len(seeding.now.seeds) == 1
+        seeding.undo()
+        before, undone = seeding.now, seeding._history.undone
+
+        def fail(*_):
+            raise failure
+
+        for step in (
+            lambda: seeding.place(CRYPT + 40, 1),
+            lambda: seeding.stroke(CRYPT, 1),
+            lambda: seeding.erase(STROMA, 10),
+            seeding.add_class,
+            lambda: seeding.rename(0, "stroma"),
+            seeding.undo,
+            seeding.redo,
+            seeding.clear,
+        ):
+            with monkeypatch.context() as broken:
+                broken.setattr(module, "save", fail)
+                assert not step()
+            assert seeding.problem.startswith("not done, as it cannot be saved: ")
+            assert "\n" not in seeding.problem
+            assert (seeding.now, seeding._history.undone) == (before, undone) and load(kept) == before
+        seeding.place(CRYPT + 40, 1)
+        await settled(seeding)
+        assert seeding.problem == "" and load(kept) == seeding.now and len(seeding.now.seeds) == 2
 
     seeded(out, script)
-    assert len(load(out / "tissue.seeds.geojson").seeds) == 1
+
+
+def test_what_another_tab_took_away_is_refused_and_said(out):
+    async def script(seeding):
+        seeding.add_class()
+        seeding.remove_class(2)  # in another tab
+        assert seeding.place(STROMA, 2) == 0 and "removed just now" in seeding.problem
+        seeding.rename(2, "stroma")
+        seeding.remove_class(2)
+        assert "fewest" in seeding.problem or "removed just now" in seeding.problem
+        assert seeding.place(STROMA, 1) == 1 and seeding.problem == ""
+        assert load(out / "tissue.seeds.geojson") == seeding.now
+
+    seeded(out, script)
+
+
+def test_a_file_of_seeds_that_was_removed_is_written_again(out):
+    kept = out / "tissue.seeds.geojson"
+
+    async def script(seeding):
+        seeding.place(STROMA, 0)
+        kept.unlink()
+        seeding.place(CRYPT, 1)
+        assert load(kept) == seeding.now
+        kept.unlink()
+        assert (await seeding.export(anndata=False))["seeds"]["points"] == {"negative": 1, "positive": 1}
+        assert load(kept) == seeding.now
+
+    seeded(out, script)
+
+
+def test_clustering_and_loading_that_fail_are_said_and_gone_on_from(out, monkeypatch):
+    async def script(seeding):
+        def fail(*_, **__):
+            raise SurpriseError("of JAX\nand more")
+
+        seeding.place(STROMA, 0)
+        seeding.place(CRYPT, 1)
+        await settled(seeding)
+        with monkeypatch.context() as broken:
+            broken.setattr(sic, "fit", fail)
+            seeding.place(CRYPT + 40, 1)
+            await settled(seeding)
+            assert seeding.problem.startswith("cannot be segmented: SurpriseError: of JAX and more")
+            assert seeding.result is None and not seeding.busy
+        seeding.place(CRYPT - 40, 1)
+        await settled(seeding)
+        assert seeding.problem == "" and seeding.result.annotation == seeding.now
+        monkeypatch.setattr(sic, "prepare", fail)
+        await seeding.load()
+        assert seeding.problem.startswith("cannot be segmented: SurpriseError")
+
+    seeded(out, script)
+
+
+def test_an_export_that_fails_is_said(out, monkeypatch):
+    async def script(seeding):
+        seeding.place(STROMA, 0)
+        seeding.place(CRYPT, 1)
+
+        def fail(*_, **__):
+            raise SurpriseError("!")
+
+        monkeypatch.setattr(module, "seed_slide", fail)
+        assert await seeding.export(anndata=True) is None
+        assert seeding.problem.startswith("not written: SurpriseError: !") and not seeding.exporting
+
+    seeded(out, script)
 
 
 def test_saved_classes_are_not_renamed_by_accident(out):

@@ -1,0 +1,165 @@
+"""A tab without a browser: what its buttons and messages do, and how it opens."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+from bokeh.document import Document
+from bokeh.events import ButtonClick, Tap
+
+from fseg_jax.cohort.seeds import SeedSettings
+from fseg_jax.viewer.annotation import load
+from fseg_jax.viewer.opened import Opened
+from fseg_jax.viewer.page import Page
+
+STROMA, CRYPT = np.array([[300.0, 60.0]]), np.array([[100.0, 150.0]])
+
+
+class Tab:
+    """A tab of an opened slide, and what a person does in it."""
+
+    def __init__(self, opened):
+        self.document = Document()
+        self.page = Page(self.document, opened, ["tissue"])
+
+    def model(self, name):
+        return self.document.get_model_by_name(name)
+
+    def press(self, name):
+        self.model(name)._trigger_event(ButtonClick(self.model(name)))
+
+    def send(self, *message):
+        self.model("command").value = json.dumps([0.5, *message])
+
+    def click(self, x, y):
+        self.model("slide")._trigger_event(Tap(self.model("slide"), x=x, y=-y, sx=0, sy=0))
+
+    def seen(self):
+        """The page as it is drawn next."""
+        self.page._refresh()
+        rows = self.model("classes").text.split("class='row")[1:]
+        return next(i for i, row in enumerate(rows) if row.startswith(" on"))
+
+
+def opened(out, script, tabs=1):
+    async def run():
+        slide = Opened(out, "tissue", None, SeedSettings())
+        try:
+            return script(slide, *(Tab(slide) for _ in range(tabs)))
+        finally:
+            slide.close()
+
+    return asyncio.run(run())
+
+
+def test_a_new_class_is_the_chosen_one(out):
+    def script(slide, tab):
+        assert tab.seen() == 1
+        tab.press("more")
+        assert tab.seen() == 2 and tab.model("class_name").value == "class 3"
+        tab.model("class_name").value = "glass"
+        tab.click(300, 60)
+        assert slide.seeding.now.classes == ("negative", "positive", "glass")
+        assert slide.seeding.now.counts() == [0, 0, 1] and slide.view["class"] == 2
+        for _ in range(7):
+            tab.press("more")
+        assert tab.seen() == 8 and "the most there can be" in tab.model("status").text
+        assert len(slide.seeding.now.classes) == 9
+
+    opened(out, script)
+
+
+def test_the_chosen_class_stays_the_same_one_in_every_tab(out):
+    def script(slide, one, two):
+        one.press("more")
+        one.send("see", 1)
+        assert two.seen() == 1  # a class added elsewhere is not chosen here
+        two.send("class", 2)
+        one.send("class", 0)
+        one.press("fewer")  # negative
+        assert two.seen() == 1 and two.model("class_name").value == "class 3"
+        assert one.seen() == 0 and one.model("class_name").value == "positive"
+        assert one.model("classes").text.count("row on off") == 1  # it was not to be seen, and is not
+        one.press("back")
+        assert two.seen() == 2 and two.model("class_name").value == "class 3"
+
+    opened(out, script, tabs=2)
+
+
+def test_a_click_for_a_class_that_another_tab_has_just_removed_is_refused(out):
+    def script(slide, one, two):
+        for tab in (one, two):
+            tab.press("more")
+        one.seen()
+        one.send("class", 3)
+        two.press("fewer")
+        one.click(300, 60)
+        assert slide.seeding.now.seeds == () and len(slide.seeding.now.classes) == 3
+        one.seen()
+        assert "the class class 4 was removed just now" in one.model("status").text
+        one.click(300, 60)
+        assert slide.seeding.now.counts() == [0, 0, 1] and load(out / "tissue.seeds.geojson").seeds
+
+    opened(out, script, tabs=2)
+
+
+def test_a_name_that_no_file_can_hold_is_refused_on_the_page(out):
+    def script(slide, tab):
+        tab.model("class_name").value = "tumour\ud800"
+        tab.seen()
+        assert "is no class&#x27;s name" in tab.model("status").text
+        tab.model("status").text.encode()
+        assert tab.model("class_name").value == "positive" == slide.seeding.now.classes[1]
+        tab.click(300, 60)
+        assert load(out / "tissue.seeds.geojson") == slide.seeding.now
+
+    opened(out, script)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        *("", "{", "3", '"ab"', "[]", "[1]", "null", "[" * 5000, "[1, [2]]", "[1, {}, 3]", '[1, "nothing"]'),
+        *('[1, "view"]', '[1, "view", {"x": "a", "y": 1e999, "scale": -1}]', '[1, "class"]'),
+        *(
+            '[1, "class", -1]',
+            '[1, "class", 1e30]',
+            '[1, "class", "1"]',
+            '[1, "class", {}]',
+            '[1, "see", [1]]',
+        ),
+        *('[1, "see", 1000000000000000000000000000000]', '[1, "cluster"]', '[1, "cluster", {}, "x", -4]'),
+    ],
+)
+def test_messages_that_make_no_sense_change_nothing(out, message):
+    def script(slide, tab):
+        before = dict(slide.view), tab.seen(), slide.seeding.now
+        tab.model("command").value = message
+        assert (dict(slide.view) | {"hidden": []}, tab.seen(), slide.seeding.now) == (
+            before[0] | {"hidden": []},
+            *before[1:],
+        )
+        assert slide.view.get("hidden", []) == []
+
+    opened(out, script)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[1]", "3", "null", "[" * 100_000, "\xff", '{"mode": 1e400, "class": "x"}'),
+        '{"unseen": 3, "hidden": {"a": 1}, "view": [1, 2], "map_as": ["x"], "layer_alpha": "thick"}',
+        '{"unseen": ["a", null], "hidden": [[1]], "view": {"x": NaN, "y": 1e308, "scale": 0}, "class": 1.5}',
+        '{"view": {"x": 1, "y": 2}, "mode": [], "class": true, "coloured": {}, "result_on": "yes"}',
+        '{"view": {"x": 1, "y": 2, "scale": 3, "z": 4}, "result_alpha": NaN, "map_alpha": 7}',
+    ],
+)
+def test_how_the_page_was_left_is_believed_only_where_it_can_be(out, text):
+    (out / "tissue.view.json").write_bytes(text.encode("latin-1"))
+
+    def script(slide, tab):
+        assert slide.view == {} and tab.seen() == 1
+        tab.document.to_json()
+
+    opened(out, script)
