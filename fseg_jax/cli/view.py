@@ -1,6 +1,5 @@
 """``fseg view``."""
 
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from fseg_jax.errors import InputError
     metavar="FOLDER",
     help="Where the slide files are now, if they were moved.",
 )
-@click.option("--classes", metavar="A,B", help="The classes' names, the background's first.")
+@click.option("--classes", metavar="A,B", help="The classes' names, the background's first (the seeds' own).")
 @click.option("--seeds", type=click.Path(path_type=Path), metavar="FILE", help="Begin with these seeds.")
 @click.option(
     "--distance", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True
@@ -47,14 +46,21 @@ def view(
     if name not in here.names:
         raise InputError(f"{folder}: holds no slide {name!r}; it holds {', '.join(here.names)}")
 
+    served = False
+
     def tell(url: str) -> None:
+        nonlocal served
+        served = True
         click.echo(url)
         click.echo("fseg: Ctrl-C ends it; seeds are saved as they are placed", err=True)
         if browser:
             click.launch(url)
 
-    with suppress(KeyboardInterrupt):
+    try:
         serve(here, name, tell, port=port, seeds=seeds)
+    except KeyboardInterrupt:
+        if not served:
+            raise
     click.echo("fseg: ended; the seeds are saved", err=True)
     return 0
 

@@ -20,11 +20,12 @@ from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.run import Outcome, run_slide
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, explain
-from fseg_jax.terminal import verbosity
+from fseg_jax.terminal import heed, verbosity
 
 _log = logging.getLogger(__name__)
 
 _SPAWN = multiprocessing.get_context("spawn")  # never fork once jax or tensorstore is loaded
+_LOOKING_UP = 2  # seconds between looks at whether a signal was swallowed
 _STOPPING = 30  # seconds that a worker has to clear away what it was at
 _PATIENCE = 10  # seconds for a cluster to answer
 _RETRIES = 3  # of a slide whose worker on a cluster died
@@ -84,13 +85,14 @@ class Local:
     def run(self, job: Job, slides: Sequence[ManifestSlide], wait_for_others: bool) -> Iterator[Outcome]:
         todo = deque(slides)
         while todo or self._busy:
+            heed()
             while todo and (self._idle or self._places):
                 worker = self._idle.pop() if self._idle else self._start(job, self._places.popleft())
                 slide = todo.popleft()
                 with suppress(OSError):  # dead already: what follows tells
                     worker.connection.send((slide, wait_for_others))
                 self._busy[worker.connection] = worker, slide
-            for connection in wait(list(self._busy)):
+            for connection in wait(list(self._busy), _LOOKING_UP):
                 assert isinstance(connection, Connection)
                 worker, slide = self._busy[connection]
                 try:
@@ -145,7 +147,7 @@ def _end_of(process: BaseProcess) -> str:
 
 def _serve(connection: Connection, environment: dict[str, str], job: Job, verbose: int) -> None:
     """A worker: say what it is, then run slides until the other end is closed."""
-    from fseg_jax.terminal import heed, log, share_the_heap, stop_once
+    from fseg_jax.terminal import log, share_the_heap, stop_once
 
     log(verbose)
     os.environ.update(environment)  # before jax looks for devices
@@ -233,7 +235,8 @@ class Ray:
             self._run.remote(shared, slide, wait=wait_for_others): slide for slide in slides
         }
         while running:
-            for task in self._ray.wait(list(running))[0]:
+            heed()
+            for task in self._ray.wait(list(running), timeout=_LOOKING_UP)[0]:
                 slide = running.pop(task)
                 try:
                     yield self._ray.get(task)

@@ -44,7 +44,8 @@ _KEYS = (
 
 
 @cache
-def _text(name: str) -> str:
+def text_of(name: str) -> str:
+    """A file of this package, as text."""
     return resources.files("fseg_jax.viewer").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -65,7 +66,7 @@ class Frame:
     ) -> None:
         self._document, self.opened = document, opened
         self.left = dict(opened.view)
-        self._sheet = InlineStyleSheet(css=_text("widgets.css"))
+        self._sheet = InlineStyleSheet(css=text_of("widgets.css"))
         self._command, self._download = TextInput(name="command"), TextInput(name="download")
         self._command.on_change("value", lambda attribute, old, new: heed(new))
         self._download.js_on_change("value", CustomJS(code="window.fseg.download(this.value)"))
@@ -93,7 +94,7 @@ class Frame:
 
     def switch(self, name: str, label: str, layer: Any, on: bool) -> None:
         """A box that shows and hides a layer of the slide, as it was left, or as ``on`` says."""
-        layer.visible = bool(self.left.get(name, on))
+        layer.visible = self.left.get(name, on)
         box = self.add(CheckboxGroup(labels=[label], active=[0] if layer.visible else [], width=130), name)
 
         def switched(attribute: str, old: Any, new: list[int]) -> None:
@@ -104,8 +105,7 @@ class Frame:
 
     def opacity(self, name: str, otherwise: float, *targets: tuple[Any, str]) -> None:
         """A slider for properties that are opacities, as it was left, or ``otherwise``."""
-        left = self.left.get(name)
-        value = float(left) if isinstance(left, int | float) and 0 <= left <= 1 else otherwise
+        value = float(self.left.get(name, otherwise))
         slider = Slider(start=0, end=1, step=0.01, value=value, show_value=False, tooltips=False, width=180)
         for model, attribute in targets:
             setattr(model, attribute, value)
@@ -208,10 +208,6 @@ class Frame:
         """Fill the document. ``tools`` are those of the modes; ``parts`` says which the page has."""
         picture, opened = self.opened.picture, self.opened
         height, width = picture.um
-        left = self.left.get("view")
-        valid = isinstance(left, dict) and all(
-            isinstance(left.get(k), int | float) for k in ("x", "y", "scale")
-        )
         script = CustomJS(
             args={
                 "slide": self.slide,
@@ -220,16 +216,14 @@ class Frame:
                 "tools": tools,
                 "tiles": self._tiles,
                 "limits": {"width": width, "height": height, "finest": picture.mpp / 16},
-                "left": left if valid else None,
+                "left": self.left.get("view"),
             },
-            code=_text("page.js"),
+            code=text_of("page.js"),
         )
         # Bokeh's own "ready" waits for layers that are not shown. The slide's size is known once it is drawn.
         self.slide.js_on_change("inner_width", script)
         self.slide.js_on_event(RangesUpdate, CustomJS(code="window.fseg.moved()"))
-        title = f"{opened.name} · fseg"
-        self._document.template = _text("page.html")
-        self._document.template_variables.update(css=_text("page.css"), title=title, **parts)
-        self._document.title = title
+        self._document.title = f"{opened.name} · fseg"
+        self._document.template_variables.update(parts)
         for root in self._roots:
             self._document.add_root(root)

@@ -1,8 +1,10 @@
 """What the page says in words and small pictures, as HTML. Every name is somebody's, and is escaped.
 
-What is clicked calls ``fseg.send`` or ``fseg.to``, of ``page.js``.
+What is clicked has in ``data-send`` the message that ``page.js`` sends, or in ``data-to`` where it goes, as
+JSON: the page's policy lets no script stand in its elements.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
@@ -28,6 +30,7 @@ def title(name: str, encoder: str, width: int, height: int) -> str:
 
 def status(text: str, problem: str, hint: str) -> str:
     kind = "status bad" if problem else "status"
+    text, problem = _sayable(text), _sayable(problem)
     return f"<div class='{kind}' title='{escape(problem or hint)}'>{escape(problem or text)}</div>"
 
 
@@ -37,11 +40,11 @@ def clusters(labels: LabelPyramid, shares: np.ndarray, hidden: set[int]) -> str:
     for j, (name, colour, share) in enumerate(zip(labels.names, labels.colours, shares, strict=True), 1):
         off = " off" if j in hidden else ""
         rows.append(
-            f"<div class='cluster{off}' onclick='fseg.send(\"cluster\",{j})'>"
+            f"<div class='cluster{off}'{_sends('cluster', j)}>"
             f"<i style='background:{hexed(colour)}'></i>"
             f"<span>{escape(name)}</span><span>{share:.1%}</span></div>"
         )
-    both = " · ".join(f"<a onclick='fseg.send(\"{what}\")'>{what}</a>" for what in ("all", "none"))
+    both = " · ".join(f"<a{_sends(what)}>{what}</a>" for what in ("all", "none"))
     return f"<div class='clusters'>{''.join(rows)}</div><div class='all'>show {both}</div>"
 
 
@@ -54,9 +57,9 @@ def classes(now: Annotation, result: Result | None, active: int, unseen: set[int
         share = "–" if shares is None else f"{shares[j]:.1%}"
         on = (" on" if j == active else "") + (" off" if j in unseen else "")
         rows.append(
-            f"<div class='row{on}' onclick='fseg.send(\"class\",{j})'><kbd>{j + 1}</kbd>"
-            f"<i style='background:{hexed(colours[j])}' title='show or hide it in the result' "
-            f"onclick='event.stopPropagation(); fseg.send(\"see\",{j})'></i><span>{escape(name)}</span>"
+            f"<div class='row{on}'{_sends('class', j)}><kbd>{j + 1}</kbd>"
+            f"<i style='background:{hexed(colours[j])}' title='show or hide it in the result'"
+            f"{_sends('see', j)}></i><span>{escape(name)}</span>"
             f"<span>{_count(count)}</span><span>{share}</span></div>"
         )
     return "".join(rows)
@@ -93,8 +96,17 @@ def _image(seeding: Seeding, url: str, i: int) -> str:
     scale = seeding.side * seeding.mpp / _CLOSE_UP
     return (
         f"<img src='{url}' title='{escape(said)}' "
-        f"style='border-color:{hexed(palette(9)[j])}' onclick='fseg.to({x:.2f},{y:.2f},{scale:.4f})'>"
+        f"style='border-color:{hexed(palette(9)[j])}' data-to='[{x:.2f},{y:.2f},{scale:.4f}]'>"
     )
+
+
+def _sends(*message: str | int) -> str:
+    return f" data-send='{escape(json.dumps(message))}'"
+
+
+def _sayable(text: str) -> str:
+    """The text without what is none, as paths may hold, and browsers are not told."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _count(seeds: int) -> str:

@@ -68,6 +68,13 @@ window.addEventListener("focusin", (event) => {
   if (target.classList.contains("bk-events")) target.style.outline = "none"
 })
 
+window.addEventListener("click", (event) => {
+  for (const { dataset } of event.composedPath()) {
+    if (dataset?.send) return send(...JSON.parse(dataset.send))
+    if (dataset?.to) return to(...JSON.parse(dataset.to))
+  }
+})
+
 const choose = (i) => { if (i < tools.length) modes.active = i } // a slide that is only looked at has one mode
 const typing = (target) => {
   if (target.isContentEditable || target.tagName === "TEXTAREA" || target.tagName === "SELECT") return true

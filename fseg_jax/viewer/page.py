@@ -6,15 +6,15 @@ opens with.
 """
 
 import json
-from html import escape
-from typing import TYPE_CHECKING
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
 
 from bokeh.document import Document
-from bokeh.models import Div
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import explain
 from fseg_jax.viewer import markup
-from fseg_jax.viewer.frame import Frame
+from fseg_jax.viewer.frame import Frame, text_of
 from fseg_jax.viewer.opened import Opened
 from fseg_jax.viewer.picture import LabelLayer
 from fseg_jax.viewer.seed_panel import MODES, SeedPanel
@@ -23,16 +23,29 @@ if TYPE_CHECKING:
     from fseg_jax.viewer.server import Folder
 
 
+_log = logging.getLogger(__name__)
+
+
 def show(document: Document, folder: "Folder", first: str) -> None:
-    """Fill a tab's document with the page of the slide that its address names, or of the ``first``."""
+    """Fill a tab's document with the page of the slide that its address names, or of the ``first``.
+
+    A slide that cannot be shown is a page that says why. The ``nonce`` in the template's variables marks the
+    scripts that are the page's own.
+    """
     arguments = document.session_context.request.arguments if document.session_context else {}
-    name = arguments.get("slide", [first.encode()])[0].decode()
+    name = arguments.get("slide", [first.encode()])[0].decode(errors="replace")
+    document.template = text_of("page.html")
+    document.template_variables.update(css=text_of("page.css"), nonce=secrets.token_urlsafe(16))
     try:
-        opened = folder.open(name)
-    except InputError as error:
-        document.add_root(Div(text=escape(str(error))))
+        page = Page(document, folder.open(name), folder.names)
+    except Exception as error:
+        said = explain(error, ())
+        _log.warning("%s: cannot be shown: %s", name, said)
+        _log.info("%s: the traceback:", name, exc_info=error)
+        document.clear()
+        document.title = "fseg"
+        document.template_variables["problem"] = said
         return
-    page = Page(document, opened, folder.names)
     document.on_session_destroyed(lambda context: page.leave())
 
 
@@ -57,9 +70,12 @@ class Page:
         self._opened.listeners.discard(self._schedule)
 
     def _heed(self, message: str) -> None:
-        """Do what the page's script sends: [a number, what, arguments …]."""
-        _, what, *arguments = json.loads(message)
-        if what == "view":
+        """Do what the page's script sends: [a number, what, arguments …]; heed nothing else."""
+        try:
+            _, what, *arguments = json.loads(message)
+        except (ValueError, TypeError, RecursionError):
+            return
+        if what == "view" and arguments:
             self._opened.keep_view(view=arguments[0])
         elif what in ("cluster", "all", "none") and self._clusters:
             self._clusters.heed(what, *arguments)
@@ -85,18 +101,18 @@ class _Clusters:
 
     def __init__(self, frame: Frame, layer: LabelLayer, on: bool) -> None:
         self._frame, self._layer = frame, layer
-        left = frame.left.get("hidden", [])
-        self._hidden = {j for j in left if j in range(1, len(layer.labels.names) + 1)}
+        self._hidden = set(frame.left.get("hidden", [])) & {*range(1, len(layer.labels.names) + 1)}
         self._tiles = frame.tile_layer(self._url(), render_parents=False, smoothing=False)
         frame.switch("layer_on", "F-SEG clusters", self._tiles, on)
         frame.opacity("layer_alpha", 0.5, (self._tiles, "alpha"))
         self._text = frame.text("clusters")
         self._show()
 
-    def heed(self, what: str, *arguments: int) -> None:
+    def heed(self, what: str, *arguments: Any) -> None:
         """Show ``all`` or ``none``, or switch the ``cluster`` of that number."""
         everything = set(range(1, len(self._layer.labels.names) + 1))
-        sets = {"all": set(), "none": everything, "cluster": self._hidden ^ ({*arguments} & everything)}
+        switched = {j for j in everything if j in arguments}
+        sets = {"all": set(), "none": everything, "cluster": self._hidden ^ switched}
         self._hidden = sets[what]
         self._tiles.tile_source.url = self._url()
         self._show()

@@ -2,6 +2,9 @@
 
 Who comes with the secret in the address gets it as a cookie; every request without either, be it for the
 page, a tile, a script or the WebSocket, gets 403. The cookie's name has the port in it, as cookies do not.
+
+Every answer says what it may be used for: nothing but the page runs a script, and the page none but those
+that bear its nonce. (Bokeh makes functions of text, for WebGL, and style sheets: those must be allowed.)
 """
 
 import asyncio
@@ -21,14 +24,19 @@ from urllib.parse import unquote, urlencode
 
 from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
+from bokeh.server.views.autoload_js_handler import AutoloadJsHandler
+from bokeh.server.views.doc_handler import DocHandler
+from bokeh.server.views.metadata_handler import MetadataHandler
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
-from tornado.web import HTTPError, RequestHandler, StaticFileHandler
+from tornado.web import HTTPError, OutputTransform, RequestHandler, StaticFileHandler
 
 from fseg_jax.cohort.seeds import SeedSettings
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, explain
+from fseg_jax.slides.formats import one_line
+from fseg_jax.terminal import heed
 from fseg_jax.viewer.opened import Opened, slide_names
 from fseg_jax.viewer.page import show
 
@@ -36,6 +44,23 @@ ADDRESS = "127.0.0.1"
 PORT = 5006
 _TILES_KEPT = 192 << 20  # bytes of rendered tiles
 _PATCH_PIXELS = 132
+_N = r"([0-9]{1,12})"  # a number in an address
+_NO_SCRIPTS = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+_PAGE = (  # with the page's nonce
+    "default-src 'none'; script-src 'nonce-{}' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self' data:; connect-src 'self' {}; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+_log = logging.getLogger(__name__)
 
 
 class Folder:
@@ -87,9 +112,9 @@ class Server(BaseServer):
             names=folder.names,
             extra_websocket_origins=origins,
             extra_patterns=[
-                (r"/tile/([^/]+)/(\d+)/(\d+)/(\d+)", _SlideTile, {"renderer": renderer}),
-                (r"/labels/([^/]+)/(\d+)/(\d+)/(\d+)", _LabelTile, {"renderer": renderer}),
-                (r"/patch/([^/]+)/(\d+)", _Patch, {"renderer": renderer}),
+                (rf"/tile/([^/]+)/{_N}/{_N}/{_N}", _SlideTile, {"renderer": renderer}),
+                (rf"/labels/([^/]+)/{_N}/{_N}/{_N}", _LabelTile, {"renderer": renderer}),
+                (rf"/patch/([^/]+)/{_N}", _Patch, {"renderer": renderer}),
                 (r"/files/(.*)", _Files, {"path": str(folder.path.resolve())}),
             ],
             include_headers=["Host"],
@@ -114,14 +139,10 @@ def serve(
     ``seeds`` is a file to begin with. Raises ``InputError`` where the slide, the seeds or the port cannot be
     had.
     """
-    for logger, level in (("tornado.access", logging.CRITICAL), ("bokeh", logging.ERROR)):
-        logging.getLogger(logger).setLevel(level)
+    _log_in_lines()
 
     async def run() -> None:
-        server, ended = None, asyncio.Event()
-        with suppress(NotImplementedError):  # Windows interrupts the loop by itself
-            for signal_ in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(signal_, ended.set)
+        server = None
         try:
             opened = folder.open(name)
             if seeds:
@@ -129,7 +150,12 @@ def serve(
             server = Server(folder, name, port)
             server.start()
             if opened.picture.notice:
-                logging.getLogger(__name__).warning(opened.picture.notice)
+                _log.warning(opened.picture.notice)
+            ended = asyncio.Event()
+            with suppress(NotImplementedError):  # Windows interrupts the loop by itself
+                for signal_ in (signal.SIGINT, signal.SIGTERM):  # until here they interrupt what is done
+                    asyncio.get_running_loop().add_signal_handler(signal_, ended.set)
+            heed()  # one may have been swallowed
             tell(server.url)
             await ended.wait()
         finally:
@@ -138,6 +164,23 @@ def serve(
             folder.close()
 
     asyncio.run(run())
+
+
+def _log_in_lines() -> None:
+    """Have what the server's libraries log be lines: tracebacks, of what clients send too, only with -v."""
+    for logger, level in (("tornado.access", logging.CRITICAL), ("bokeh", logging.ERROR)):
+        logging.getLogger(logger).setLevel(level)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_in_one_line)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    if record.name.split(".")[0] in ("asyncio", "bokeh", "tornado") and not _log.isEnabledFor(logging.INFO):
+        error = record.exc_info[1] if record.exc_info else None
+        text = " ".join(record.getMessage().split())[:200]
+        record.msg = f"page: {text}: {type(error).__name__}: {one_line(error)}" if error else f"page: {text}"
+        record.args, record.exc_info, record.exc_text, record.stack_info = None, None, None, None
+    return True
 
 
 def _bound(port: int | None) -> list[Any]:
@@ -155,6 +198,7 @@ class _Guarded(BokehTornado):
     def __init__(self, page: Any, *, token: str, cookie: str, names: list[str], **options: Any) -> None:
         self._token, self._cookie, self._names = token, cookie, names
         super().__init__(page, **options)
+        self.add_transform(_WithHeaders)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         asked = [value.decode("latin-1") for value in request.query_arguments.get("token", [])]
@@ -170,10 +214,52 @@ class _Guarded(BokehTornado):
         if request.path == "/" and set(slides) - set(self._names):
             said = "404: there is no such slide"
             return self.get_handler_delegate(request, _Refused, {"status": 404, "said": said})
+        if "\0" in unquote(request.path):
+            return self.get_handler_delegate(request, _Refused, {"status": 404, "said": "404: not found"})
+        if request.path == "/":  # what else Bokeh would heed, such as a session's name, is for its own server
+            asked_for = {"slide": [name.encode() for name in slides[:1]]} if slides else {}
+            request.arguments = request.query_arguments = asked_for
+            request.headers.pop("Bokeh-Session-Id", None)
         return super().find_handler(request, **kwargs)
+
+    def get_handler_delegate(
+        self, request: HTTPServerRequest, target_class: Any, *args: Any, **kw: Any
+    ) -> Any:
+        if target_class is DocHandler:
+            target_class = _Document
+        elif target_class in (
+            AutoloadJsHandler,
+            MetadataHandler,
+        ):  # for pages of others, which have none of it
+            options = {"status": 404, "said": "404: not found"}
+            return super().get_handler_delegate(request, _Refused, options)
+        return super().get_handler_delegate(request, target_class, *args, **kw)
 
     def _is_it(self, value: str) -> bool:
         return hmac.compare_digest(value.encode(), self._token.encode())
+
+
+class _WithHeaders(OutputTransform):
+    """Say of every answer what it may be used for, and of those that are not the page that no script is."""
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, include_footers: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        for name, value in _HEADERS.items():
+            headers[name] = value
+        headers.setdefault("Content-Security-Policy", _NO_SCRIPTS)
+        return status_code, headers, chunk
+
+
+class _Document(DocHandler):
+    """The page, whose scripts are those that its template marks with a nonce."""
+
+    async def get_session(self) -> Any:
+        session = await super().get_session()
+        nonce = session.document.template_variables["nonce"]
+        sockets = " ".join(f"ws://{origin}" for origin in sorted(self.application.websocket_origins))
+        self.set_header("Content-Security-Policy", _PAGE.format(nonce, sockets))
+        return session
 
 
 class _Refused(RequestHandler):
@@ -213,8 +299,9 @@ class _Renderer:
             return self._kept[key]
         try:
             data = await asyncio.get_running_loop().run_in_executor(self._pool, make)
-        except InputError as error:  # the slide is damaged there
-            raise HTTPError(404, str(error)) from None
+        except Exception as error:  # the slide is damaged there
+            _log.info("%s: %s", key, explain(error, ()), exc_info=error)
+            raise HTTPError(404) from None
         if key not in self._kept:
             self._kept[key] = data
             self._size += len(data)
@@ -288,12 +375,13 @@ class _Files(StaticFileHandler):
     def validate_absolute_path(self, root: str, absolute_path: str) -> str:
         try:
             path = Path(absolute_path).resolve()
+            exists = path.exists()
         except (OSError, ValueError):  # names that no file can have
             raise HTTPError(404) from None
         inside = path.is_relative_to(root) and path != Path(root)
         if not inside or any(part.startswith(".") for part in path.relative_to(root).parts):
             raise HTTPError(404)
-        if not path.exists():
+        if not exists:
             raise HTTPError(404)
         return str(path)
 

@@ -2,26 +2,35 @@
 
 import asyncio
 import base64
+import html
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 import zipfile
+from contextlib import suppress
 from io import BytesIO
 from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
 from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.websocket import websocket_connect
+from tornado.websocket import WebSocketClosedError, websocket_connect
 
 from fseg_jax import cli
 from fseg_jax.cli.view import check_packages
 from fseg_jax.errors import InputError
+from fseg_jax.terminal import STOPPED, log, stop
 
+PATCH = '{"msgid": "1", "msgtype": "PATCH-DOC"}'
+EVENT = '{"events": [{"kind": "ModelChanged", "model": {"id": "none"}, "attr": "x", "new": 1}]}'
 OPEN_PATHS = [
     "/",
     "/ws",
@@ -137,6 +146,222 @@ def test_tiles(served):
         *("/labels/tissue/0/0/0?hide=x", "/tile/..%2ftissue/0/0/0", "/?slide=none"),
     ):
         assert fetch(served, path, **me)[0] == 404, path
+
+
+def policy(headers: dict) -> dict[str, list[str]]:
+    parts = (part.split() for part in headers["Content-Security-Policy"].split("; "))
+    return {name: values for name, *values in parts}
+
+
+def test_every_answer_says_what_it_may_be_used_for(served):
+    me = admitted(served)
+    for path in (
+        *OPEN_PATHS,
+        "/files/tissue.csv",
+        "/files/tissue.ome.zarr",
+        "/tile/tissue/99/0/0",
+        "/?slide=x",
+    ):
+        for who in (me, {}):
+            status, _, headers = fetch(served, path, **who)
+            assert headers["X-Content-Type-Options"] == "nosniff", path
+            assert headers["X-Frame-Options"] == "DENY"
+            assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            rules = policy(headers)
+            assert rules["frame-ancestors"] == rules["default-src"] == rules["base-uri"] == ["'none'"]
+            assert ("script-src" in rules) == (path == "/" and status == 200)
+
+
+def test_the_page_runs_no_script_but_its_own(served):
+    """Each of them bears the nonce, which is another each time; nothing else on the page is a script."""
+    nonces = set()
+    for _ in range(2):
+        _, page, headers = fetch(served, "/", **admitted(served))
+        nonce, functions = policy(headers)["script-src"]
+        assert re.fullmatch(r"'nonce-[\w-]{20,}'", nonce)
+        assert functions == "'unsafe-eval'"  # WebGL's, of Bokeh
+        nonces.add(nonce)
+        scripts = re.findall(r"<script[^>]*>", page.decode())
+        assert len(scripts) >= 4
+        value = nonce.removeprefix("'nonce-").rstrip("'")
+        assert all(f'nonce="{value}"' in script for script in scripts)
+        assert not re.search(r"\son[a-z]+\s*=", page.decode())  # no script in an element
+    assert len(nonces) == 2
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=fail()>", "a'b\"c&amp;d", "</title><script>fail()<"])
+def test_a_slides_name_is_no_html(out, in_loop, name):
+    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.viewer.server import Folder, Server
+
+    for path in list(out.iterdir()):
+        name = name.replace("/", "\N{DIVISION SLASH}")
+        path.rename(out / path.name.replace("tissue", name, 1))
+
+    def begin() -> tuple[Folder, Server]:
+        folder = Folder(out, None, SeedSettings())
+        server = Server(folder, name, 0)
+        server.start()
+        return folder, server
+
+    folder, server = in_loop(begin)
+    _, page, _ = fetch(server.url, "/", **admitted(server.url))
+    title = re.search(r"<title>(.*?)</title>", page.decode(), re.DOTALL)[1]
+    assert html.unescape(title) == f"{name} · fseg" and "<" not in title and name.encode() not in page
+    in_loop(server.stop)
+    in_loop(folder.close)
+
+
+def test_a_slide_that_cannot_be_shown_is_a_page_that_says_why(out, in_loop):
+    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.viewer.server import Folder, Server
+
+    shutil.copytree(out / "tissue.ome.zarr", out / "<b>.ome.zarr")
+    (out / "<b>.json").write_text("{}")
+
+    def begin() -> tuple[Folder, Server]:
+        folder = Folder(out, None, SeedSettings())
+        folder.open("tissue")
+        server = Server(folder, "tissue", 0)
+        server.start()
+        return folder, server
+
+    folder, server = in_loop(begin)
+    status, page, headers = fetch(server.url, "/?slide=%3Cb%3E", **admitted(server.url))
+    assert status == 200 and b"&lt;b&gt;.json: is no record of fseg segment" in page and b"<b>" not in page
+    assert "script-src" in policy(headers)
+    in_loop(server.stop)
+    in_loop(folder.close)
+
+
+@pytest.mark.parametrize(
+    "number", ["-1", "1e3", "0x1", "1.0", "NaN", "9" * 12, "9" * 30, "9" * 5000, "%D9%A3", "+1", "%201", ""]
+)
+def test_absurd_numbers_are_not_found(served, number):
+    me = admitted(served)
+    for path in (
+        *(f"/tile/tissue/{number}/0/0", f"/tile/tissue/1/{number}/0", f"/tile/tissue/1/0/{number}"),
+        *(f"/labels/tissue/{number}/0/0", f"/labels/tissue/0/0/{number}", f"/patch/tissue/{number}"),
+        *([f"/labels/tissue/0/0/0?hide={number}"] if number in ("1e3", "0x1", "NaN", "9" * 5000) else []),
+    ):
+        assert fetch(served, path, **me)[0] == 404, path[:60]
+    if number.isdigit() and len(number) < 4000:  # there is no such cluster to hide
+        assert fetch(served, f"/labels/tissue/0/0/0?hide={number}", **me)[0] == 200
+
+
+def test_damage_is_not_found(served, out, caplog):
+    """A chunk of the labels that is none."""
+    for path in (out / "tissue.ome.zarr").rglob("c/0/0"):
+        path.write_bytes(b"none" * 40)
+    assert fetch(served, "/labels/tissue/0/0/0", **admitted(served))[0] == 404
+    assert "Traceback" not in caplog.text
+
+
+def test_garbage_is_no_traceback(out, capsys):
+    """Requests and messages that are none, from who has the secret and who has not; and it serves on."""
+
+    def send(url: str, data: bytes) -> bytes:
+        parts = urlsplit(url)
+        with socket.create_connection(("127.0.0.1", parts.port), timeout=60) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            return connection.makefile("rb").read(60)
+
+    async def talk(url: str, protocols: list[str], *messages: str | bytes, **headers: str) -> None:
+        parts = urlsplit(url)
+        given = {"Origin": f"http://{parts.netloc}", **admitted(url), **headers}
+        with suppress(HTTPClientError, WebSocketClosedError, TimeoutError):
+            line = await websocket_connect(
+                HTTPRequest(f"ws://{parts.netloc}/ws", headers=given), subprotocols=protocols
+            )
+            for message in messages:
+                await line.write_message(message, isinstance(message, bytes))
+            while await asyncio.wait_for(line.read_message(), 1) is not None:
+                pass
+
+    told: list = []
+
+    def pester(url: str) -> None:
+        try:
+            me = admitted(url)
+            cookie = f"Host: x\r\nCookie: {me['Cookie']}\r\n\r\n".encode()
+            for data in (
+                *(
+                    b"\x16\x03\x01\x02\x00\x01\xfc\x03\x03",
+                    b"\0\xff\r\n\r\n",
+                    b"GET\r\n\r\n",
+                    b"GET / HTTP/9\r\n\r\n",
+                ),
+                *(b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b"GET /?token=\xff HTTP/1.1\r\n\r\n"),
+                *(b"GET / HTTP/1.1\r\nCookie: \xff=\x01\r\n\r\n", b"DELETE /files/x HTTP/1.1\r\n" + cookie),
+                *(b"GET /static/%00 HTTP/1.1\r\n" + cookie, b"GET /files/%ff HTTP/1.1\r\n" + cookie),
+            ):
+                send(url, data)
+            for path in (
+                "/?x=%ff&bokeh-token=junk&bokeh-session-id=junk",
+                "/static/%00",
+                "/files/" + "a" * 3000,
+            ):
+                assert fetch(url, path, **me)[0] in (200, 404)
+            _, page, _ = fetch(url, "/", **me, **{"Bokeh-Session-Id": "junk"})
+            token = re.search(r'"token":"([^"]+)"', page.decode())[1]
+            junk = [base64.urlsafe_b64encode(t).decode().rstrip("=") for t in (b"{}", b'{"session_id": 3}')]
+            for protocols in ([], ["x"], ["x", "y"], ["bokeh", "x"], *(["bokeh", t] for t in junk)):
+                asyncio.run(talk(url, protocols))
+            asyncio.run(talk(url, ["bokeh", token], Origin="http://evil.example"))
+            for messages in (
+                ["junk"],
+                [b"\0\xff"],
+                ["{}"],
+                ["[" * 100_000],
+                [PATCH, "{}", "3"],
+                [PATCH, "{}", EVENT],
+            ):
+                asyncio.run(talk(url, ["bokeh", token], *messages))
+            told.append(fetch(url, "/tile/tissue/0/0/0", **me)[0])
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    serving = sys.modules["fseg_jax.viewer.server"]
+    begun: list = []
+    from fseg_jax.cohort.seeds import SeedSettings
+
+    def tell(url: str) -> None:
+        begun.append(threading.Thread(target=pester, args=(url,)))
+        begun[0].start()
+
+    log(0)
+    serving.serve(serving.Folder(out, None, SeedSettings()), "tissue", tell, port=None)
+    begun[0].join()
+    _, err = capsys.readouterr()
+    assert told == [200]
+    assert "Traceback" not in err and "  File " not in err
+    assert err and all(line.startswith("fseg: ") for line in err.splitlines())
+
+
+def test_a_signal_swallowed_while_it_starts_ends_it(out, monkeypatch):
+    """And nothing is served: the lock is free again."""
+    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.viewer.opened import Opened
+    from fseg_jax.viewer.server import Folder, serve
+
+    told: list = []
+    before = signal.signal(signal.SIGTERM, stop)
+
+    def begin(opened: Opened) -> None:
+        with suppress(KeyboardInterrupt):  # as a callback does
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    monkeypatch.setattr(Opened, "start", begin)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            serve(Folder(out, None, SeedSettings()), "tissue", told.append, port=None)
+        assert STOPPED.is_set() and told == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        STOPPED.clear()
+    Opened(out, "tissue", None, SeedSettings()).close()
 
 
 def test_the_page_asks_nobody_else(served):
