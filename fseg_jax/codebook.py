@@ -4,21 +4,24 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import CODEBOOK, did_you_mean, kind_of
+from fseg_jax.tensor_header import BrokenFileError, Tensors, open_tensors
 from fseg_jax.tensors import write_tensors
 
-FORMAT = "fseg-jax-codebook"
+FORMAT = CODEBOOK
 SHIPPED = "he-small"  # the codebook that comes with the encoder of that name
 
 
@@ -105,19 +108,29 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
     """Read every codebook of a file, by k: ours (safetensors), or the authors' (joblib, ``{k: (k, c)}``)."""
     path = shipped() if str(path) == SHIPPED else Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such codebook file")
+        near = did_you_mean(str(path), [SHIPPED])
+        raise InputError(
+            f"{path}: no such codebook file; {near.strip() or 'give one from fseg fit, or he-small'}"
+        )
     if path.suffix in (".joblib", ".pkl", ".pickle"):
         return import_joblib(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise InputError(f"{path}: a safetensors file, but no codebook of fseg_jax")
-            provenance = Provenance(**json.loads(metadata["provenance"]))
-            names = list(file.keys())
-            books = {int(name): Codebook(file.get_tensor(name), provenance) for name in names}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        with open_tensors(path) as file:
+            if file.header.metadata.get("format") != FORMAT:
+                raise InputError(f"{path}: {kind_of(path)}, not a codebook")
+            provenance = Provenance(**json.loads(file.header.metadata["provenance"]))
+            _check_provenance(provenance)
+            books = {int(name): Codebook(_floats(file, name), provenance) for name in file.header.entries}
+    except BrokenFileError as error:
+        kind = kind_of(path)
+        said = f"damaged ({error})" if kind.startswith("a damaged") else f"{kind}, not a codebook"
+        raise InputError(f"{path}: {said}: give one from fseg fit or fseg codebook import") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable codebook ({_line(error)})") from error
+    if not books:
+        raise InputError(f"{path}: holds no codebook: make it again with fseg fit")
     if wrong := [k for k, book in books.items() if book.k != k]:
         raise InputError(f"{path}: the codebook called {wrong[0]} has {books[wrong[0]].k} centres")
     return books
@@ -153,7 +166,7 @@ def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dic
     if data[:1] == b"x" or data[:2] in (b"\x1f\x8b", b"BZ") or data[:6] == b"\xfd7zXZ\x00":
         raise InputError(f"{path}: the joblib file is compressed; save it again with compress=0")
     try:
-        content = _ArrayUnpickler(io.BytesIO(data)).load()
+        content = _ArrayUnpickler(data).load()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can raise almost anything
@@ -170,18 +183,76 @@ def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dic
     return books
 
 
+def _check_provenance(said: Provenance) -> None:
+    """Raise ``ValueError`` unless each fact is of its kind."""
+    texts = (said.encoder, said.weights_hash, said.layer, said.source)
+    numbers = [number for number in (said.mpp, said.tiles, said.seed) if number is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("where it came from is no text")
+    if not all(isinstance(number, int | float) and 0 <= number < 2**63 for number in numbers):
+        raise ValueError("where it came from holds a number that cannot be")
+    if said.mpp is not None and not 1e-6 < said.mpp < 1e6:
+        raise ValueError(f"made at {said.mpp} µm per pixel")
+
+
+def _floats(file: Tensors, name: str) -> np.ndarray:
+    if file.header.entries[name].dtype not in ("F16", "F32", "F64"):
+        raise ValueError(f"the centres {name[:40]} are no floats")
+    return file.get(name)
+
+
 class _ArrayWrapper:
     """Stands in for ``joblib.numpy_pickle.NumpyArrayWrapper``: the array's bytes follow it in the stream."""
+
+
+class _ArrayType:
+    """Stands in for ``numpy.ndarray``, of which a file names nothing but the name: calling it allocates."""
+
+    def __new__(cls, *_: Any) -> "_ArrayType":
+        raise InputError("makes an array of its own: refused, nothing was run")
+
+
+class _Numbers:
+    """Stands in for ``numpy.dtype``: the kind and size of the numbers, and their order of bytes."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1] if state[1] in ("<", ">") else "="
+
+    def dtype(self) -> np.dtype:
+        if not (isinstance(self.name, str) and re.fullmatch("[biuf][1248]", self.name)):
+            raise InputError("holds an array that is not of numbers: refused, nothing was run")
+        return np.dtype(self.order + self.name)
+
+
+def _with_plain_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """Entries of a dictionary, taken only where keys are plain: hashing deep ones overflows the stack."""
+
+    def checked(self: Any) -> None:
+        if not all(isinstance(key, str | int) for key in self.stack[keys]):
+            raise InputError("has keys that are no names or numbers: refused, nothing was run")
+        load(self)
+
+    return checked
+
+
+_LOAD: dict[int, Any] = pickle._Unpickler.dispatch
 
 
 class _ArrayUnpickler(pickle._Unpickler):
     """An unpickler that constructs numpy arrays and plain containers, and refuses every other name."""
 
+    def __init__(self, data: bytes) -> None:
+        self._stream = io.BytesIO(data)
+        super().__init__(self._stream)
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("joblib.numpy_pickle", "NumpyArrayWrapper"):
             return _ArrayWrapper
         if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
+            return _ArrayType if name == "ndarray" else _Numbers
         raise InputError(
             f"names {module}.{name}, which a file of centres has no need of: refused, nothing was run"
         )
@@ -192,23 +263,33 @@ class _ArrayUnpickler(pickle._Unpickler):
             self.stack[-1] = self._array(vars(self.stack[-1]))  # type: ignore[attr-defined]
 
     def _array(self, wrapper: dict[str, Any]) -> np.ndarray:
-        dtype, shape = np.dtype(wrapper["dtype"]), tuple(int(n) for n in wrapper["shape"])
-        if dtype.hasobject or any(n < 0 for n in shape):
-            raise InputError("holds an array of objects: refused, nothing was run")
+        dtype, shape = wrapper["dtype"].dtype(), tuple(wrapper["shape"])
+        if not all(type(n) is int and n >= 0 for n in shape):
+            raise InputError("holds an array of no shape: refused, nothing was run")
         read = self._file_read  # type: ignore[attr-defined]
         if wrapper.get("numpy_array_alignment_bytes") is not None:
             (padding,) = struct.unpack("B", read(1))
             read(padding)
-        size = dtype.itemsize * int(np.prod(shape, dtype=object))
-        data = read(size)
-        if len(data) != size:
+        size = dtype.itemsize * prod(shape)
+        if size > self._left():
             raise InputError("the file is truncated")
+        data = read(size)
         if wrapper.get("order") == "F":
             return np.frombuffer(data, dtype).reshape(shape[::-1]).T
         return np.frombuffer(data, dtype).reshape(shape)
 
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    def _left(self) -> int:
+        """How many bytes of the file are still to be read."""
+        stream = self._stream
+        return stream.getbuffer().nbytes - stream.tell()
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_LOAD)
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.SETITEM[0]] = _with_plain_keys(_LOAD[pickle.SETITEM[0]], slice(-2, -1))
+    dispatch[pickle.SETITEMS[0]] = _with_plain_keys(_LOAD[pickle.SETITEMS[0]], slice(None, None, 2))
+    dispatch[pickle.DICT[0]] = _with_plain_keys(_LOAD[pickle.DICT[0]], slice(None, None, 2))
+    for _opcode in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
+        del dispatch[_opcode[0]]  # a file of centres has none; the first would allocate what it states
 
 
 def _line(error: BaseException) -> str:

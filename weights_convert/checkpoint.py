@@ -14,6 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import kind_of
+from fseg_jax.tensor_header import BrokenFileError, read_header
 
 # Where trainers put the network among what else they save.
 _WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict", "module")
@@ -70,14 +72,25 @@ def sha256(path: Path) -> str:
 
 def _open_safetensors(path: Path) -> Checkpoint:
     try:
+        read_header(path)
         file = safe_open(str(path), framework="np")
         names = tuple(file.keys())
-    except (SafetensorError, OSError) as error:
+    except (BrokenFileError, SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or cut short ({_line(error)}): fetch it again") from error
-    return Checkpoint(path, names, file.get_tensor)
+
+    def read(key: str) -> np.ndarray:
+        try:
+            return file.get_tensor(key)
+        except (SafetensorError, TypeError, ValueError) as error:  # a dtype that numpy has not
+            raise InputError(f"{path}: {key} cannot be read ({_line(error)}): fetch it again") from error
+
+    return Checkpoint(path, names, read)
 
 
 def _open_torch(path: Path) -> Checkpoint:
+    kind = kind_of(path)
+    if not ("pickle" in kind or "PyTorch" in kind or "another kind" in kind):
+        raise InputError(f"{path}: {kind}, not a checkpoint: give the published file")
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:

@@ -1,6 +1,7 @@
 """Networks from their configurations, without a random weight, and what fills them."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -40,10 +41,19 @@ def description(config: Config) -> str:
 def described(text: str) -> Config:
     """The configuration of a description; ValueError, KeyError or TypeError for one that is not."""
     fields = {name: _frozen(value) for name, value in json.loads(text).items()}
+    for name, value in fields.items():
+        _check_size(name, value)
     kind, _ = _FAMILIES[fields.pop("family")]
     if fields.get("pool"):
         fields["pool"] = AttentionPoolConfig(**fields["pool"])
     return kind(**fields)
+
+
+def depth(config: Config) -> int:
+    """How many blocks a configuration's network has."""
+    if isinstance(config, EfficientNetConfig):
+        return sum(math.ceil(stage[0] * config.depth) for stage in config.stages)
+    return config.depth if isinstance(config, ViTConfig) else sum(config.depths)
 
 
 def network(config: Config, *, dtype: DType = jnp.float32, seed: int = 0) -> Network:
@@ -102,6 +112,20 @@ def _variables(module: Network) -> list[tuple[str, Any]]:
 
 def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
+
+
+def _check_size(name: str, value: Any) -> None:
+    """Raise ``ValueError`` for a number that no network is described by: building one would take forever."""
+    if isinstance(value, tuple):
+        if len(value) > 64:
+            raise ValueError(f"{name}: too many")
+        for item in value:
+            _check_size(name, item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_size(key, item)
+    elif isinstance(value, int | float) and not 0 <= value <= (64 if name == "window" else 1_000_000):
+        raise ValueError(f"{name}: {value}")
 
 
 def _frozen(value: Any) -> Any:

@@ -5,7 +5,6 @@ Data only, but for ``lookup``, which finds a row by name, or makes one for ``tim
 ResNet that timm publishes. ``architectures.abstract(row.config)`` builds the network.
 """
 
-import difflib
 from typing import Any
 
 from fseg_jax.encoders.efficientnet import efficientnet
@@ -29,6 +28,7 @@ from fseg_jax.encoders.swin import SwinConfig
 from fseg_jax.encoders.timm_names import timm_row
 from fseg_jax.encoders.vit import AttentionPoolConfig, ViTConfig
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import did_you_mean
 
 LUNIT: tuple[RGB, RGB] = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 BIOPTIMUS: tuple[RGB, RGB] = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
@@ -473,10 +473,7 @@ def lookup(name: str) -> Row:
     key = name.lower().replace("_", "-")
     if key in CATALOG:
         return CATALOG[key]
-    near = difflib.get_close_matches(key, CATALOG, n=3, cutoff=0.4) or [
-        known for known in CATALOG if key in known or known in key
-    ]
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    near = did_you_mean(name, ("he-small", "classical", *CATALOG))
     raise InputError(
-        f"no encoder is called {name!r}: {hint}`fseg encoders` lists them, and timm:NAME works too"
+        f"no encoder is called {name!r}: {near}`fseg encoders` lists them, and timm:NAME works too"
     )

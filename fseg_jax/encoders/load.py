@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from safetensors import SafetensorError, safe_open
 
 from fseg_jax.downloads import cache_folder
 from fseg_jax.encoders import hub, weights_file
@@ -32,6 +31,8 @@ from fseg_jax.encoders.trained import DTYPES, SHIPPED, load_trained
 from fseg_jax.encoders.vit import ViTConfig
 from fseg_jax.encoders.weights_file import Loaded
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import is_ours, kind_of
+from fseg_jax.tensor_header import BrokenFileError, read_header
 
 # F-SEG's resolution in µm per pixel, whatever an encoder was trained at: its tokens of 14 or 16 µm see
 # tissue.
@@ -77,6 +78,8 @@ def load_encoder(
         if weights is not None:
             raise InputError(f"the encoder {name} has its own weights: leave --weights out")
         return load_trained(name, dtype=dtype)
+    if Path(name).is_file():
+        raise InputError(f"{name}: {kind_of(name)}, not an encoder: give a name, or what fseg pretrain wrote")
     row = lookup(name)
     network, metadata = load_network(name, weights=weights, dtype=dtype)
     card = _card(row, metadata["source_sha256"])
@@ -159,6 +162,8 @@ def _given(row: Row, checkpoint: Path, dtype: str) -> Loaded:
         raise InputError(
             f"{checkpoint}: no such file: give a published checkpoint of {row.name}, or a converted one"
         )
+    if is_ours(checkpoint):
+        raise InputError(f"{checkpoint}: {kind_of(checkpoint)}, not a checkpoint of {row.name}: give that")
     try:
         digest = sha256(checkpoint)
     except OSError as error:
@@ -228,9 +233,8 @@ def _is_published(path: Path) -> bool:
 
 def _is_ours(path: Path) -> bool:
     try:
-        with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("format") == weights_file.FORMAT
-    except (SafetensorError, OSError):
+        return read_header(path).metadata.get("format") == weights_file.FORMAT
+    except (BrokenFileError, OSError):
         return False
 
 

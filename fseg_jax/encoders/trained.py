@@ -7,6 +7,7 @@ which tells tissues of one slide apart. Each part is scaled, so that clusters he
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import cache
@@ -28,6 +29,7 @@ from fseg_jax.encoders.classical import features as stain_features
 from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder, of_network
 from fseg_jax.encoders.resnet import ResNet
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import kind_of
 
 
 class Gains(NamedTuple):
@@ -92,16 +94,46 @@ def load_trained(name: str | Path, *, dtype: str = "float32") -> JaxEncoder:
         raise InputError(f"no dtype {dtype!r} for an encoder: give one of {', '.join(DTYPES)}")
     path = shipped(str(name)) if str(name).lower() in SHIPPED else Path(name)
     loaded = weights_file.load(path, dtype=DTYPES[dtype])
-    try:
-        card = EncoderCard.from_json(json.loads(loaded.metadata["card"]))
-        gains = Gains(**json.loads(loaded.metadata["gains"]))
-    except (KeyError, ValueError, TypeError) as error:
+    network = loaded.network
+    if "card" not in loaded.metadata or not isinstance(network, ResNet):
         raise InputError(
-            f"{path}: not an encoder that fseg pretrain wrote: give the published one's name and --weights"
-        ) from error
-    assert isinstance(loaded.network, ResNet)
+            f"{path}: {kind_of(path)}, not an encoder that fseg pretrain wrote: give a published one's name, "
+            "and its file as --weights"
+        )
+    try:
+        said = json.loads(loaded.metadata["card"])
+        gains = Gains(**json.loads(loaded.metadata["gains"]))
+        wrong = _wrong_in(said, gains, network)
+        if wrong:
+            raise InputError(f"{path}: its card says {wrong}: make it again with fseg pretrain")
+        card = EncoderCard.from_json(said)
+    except (LookupError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: its card is damaged: make it again with fseg pretrain") from error
     made = hashlib.sha256(f"{loaded.metadata['sha256']} {loaded.metadata['gains']}".encode()).hexdigest()
-    return assemble(loaded.network, replace(card, weights_hash=made), gains)
+    return assemble(network, replace(card, weights_hash=made), gains)
+
+
+def _wrong_in(card: dict[str, Any], gains: Gains, network: ResNet) -> str:
+    """What of a card, as JSON has it, cannot be, in words; empty where all can. ``TypeError`` or
+    ``LookupError`` where a fact is missing or of another kind."""
+    stride = 4 * 2 ** (len(network.config.depths) - 1)
+    channels = network.config.channels[-1] * network.config.expansion
+    channels += classical().card.channels if gains.stains else 0
+    mean, std, tile = card["mean"], card["std"], card["tile"]
+    said = {
+        f"the gains {tuple(gains)!r}": all(0 <= one < math.inf for one in gains) and gains.trunk > 0,
+        f"layer {card['layer']!r}": card["layer"] == network.layers()[-1],
+        f"{card['channels']!r} channels": type(card["channels"]) is int and card["channels"] == channels > 0,
+        f"a stride of {card['stride']!r}": card["stride"] == stride,
+        f"tiles of {tile!r} pixels": type(tile) is int and 0 < tile <= 8192,
+        f"{card['mpp']!r} µm per pixel": 0 < card["mpp"] < math.inf,
+        f"the mean {mean!r}": len(mean) == 3 and all(map(math.isfinite, mean)),
+        f"the deviation {std!r}": len(std) == 3 and all(0 < one < math.inf for one in std),
+        "a name, a licence or a citation that is no text": all(
+            isinstance(card[name], str) for name in ("name", "licence", "citation")
+        ),
+    }
+    return next((words[:120] for words, holds in said.items() if not holds), "")
 
 
 def shipped(name: str) -> Path:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +20,16 @@ import ml_dtypes
 import numpy as np
 
 from fseg_jax.atomic import replacing
-from fseg_jax.encoders.architectures import abstract, described, description, fill
+from fseg_jax.encoders.architectures import abstract, depth, described, description, fill
 from fseg_jax.encoders.layers import DType, Network
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import ENCODER, kind_of
+from fseg_jax.tensor_header import BrokenFileError, Header, read_header
 
-FORMAT, VERSION = "fseg-jax-encoder", "1"
+FORMAT, VERSION = ENCODER, "1"
 
 _NAMES = {np.dtype(np.float32): "F32", np.dtype(ml_dtypes.bfloat16): "BF16"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-_LARGEST_HEADER = 100_000_000
 
 
 class Loaded(NamedTuple):
@@ -86,72 +88,63 @@ def load(path: Path, *, dtype: DType = jnp.float32) -> Loaded:
     written.
     """
     path = Path(path)
-    metadata = read_metadata(path)
+    header = _header_of(path)
     try:
-        config = described(metadata["architecture"])
-    except (KeyError, ValueError, TypeError) as error:
+        config = described(header.metadata["architecture"])
+        if depth(config) > len(header.entries):  # a block holds a tensor at least
+            raise ValueError("more blocks than tensors")
+        empty = abstract(config, dtype=dtype)
+    except Exception as error:  # a network of such a configuration may fail in any way
         raise _damaged(path) from error
-    network = fill(abstract(config, dtype=dtype), _tensors(path), what=str(path))
-    return Loaded(network, metadata)
+    return Loaded(fill(empty, _tensors(path, header), what=str(path)), header.metadata)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What a file of ours says of itself; InputError where it is not one."""
-    with _open(Path(path)) as file:
-        header, _ = _read_header(Path(path), file)
-    metadata = header.get("__metadata__")
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise InputError(f"{path}: not a converted encoder: run `python -m weights_convert` on it first")
-    if metadata.get("version") != VERSION:
-        raise InputError(
-            f"{path}: version {metadata.get('version')} of the format, and this program reads {VERSION}: "
-            "convert it again"
-        )
-    return metadata
+    return _header_of(Path(path)).metadata
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    digest = hashlib.sha256()
-    with _open(path) as file:
-        header, start = _read_header(path, file)
-        metadata = header.pop("__metadata__")
-        file.seek(start)
-        for name, entry in header.items():
-            try:
-                dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
-                # Not mapped: a mapped file's pages would count as memory a second time.
-                tensor = np.fromfile(file, dtype, int(np.prod(shape)))
-                yield name, tensor.reshape(shape)
-            except (KeyError, ValueError, TypeError) as error:
-                raise _damaged(path) from error
-            digest.update(tensor.view(np.uint8).data)
-        if file.read(1) or digest.hexdigest() != metadata.get("sha256"):
-            raise _damaged(path)
-
-
-def _open(path: Path) -> Any:
+def _header_of(path: Path) -> Header:
+    """The header of a file of ours; InputError that says what the file is, where it is none."""
     try:
-        return path.open("rb")
+        header = read_header(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): give a converted encoder") from error
+    except BrokenFileError as error:
+        kind = kind_of(path)
+        if kind.startswith(("a damaged", "an empty")):
+            raise _damaged(path) from error
+        raise InputError(f"{path}: {kind}, not a converted encoder: give one") from error
+    if header.metadata.get("format") != FORMAT:
+        kind = kind_of(path)
+        first = ": run `python -m weights_convert` on it first" if "another program" in kind else ""
+        raise InputError(f"{path}: {kind}, not a converted encoder{first}")
+    if header.metadata.get("version") != VERSION:
+        raise InputError(
+            f"{path}: version {header.metadata.get('version')} of the format, and this program reads "
+            f"{VERSION}: convert it again"
+        )
+    return header
 
 
-def _read_header(path: Path, file: Any) -> tuple[dict[str, Any], int]:
-    prefix = file.read(8)
-    size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-    if not 0 < size < _LARGEST_HEADER:
-        raise _damaged(path)
+def _tensors(path: Path, header: Header) -> Iterator[tuple[str, np.ndarray]]:
+    digest = hashlib.sha256()
     try:
-        header = json.loads(file.read(size))
-    except ValueError as error:
+        with path.open("rb") as file:
+            file.seek(header.start)
+            for name, entry in header.entries.items():
+                # Not mapped: a mapped file's pages would count as memory a second time.
+                tensor = np.fromfile(file, _DTYPES[entry.dtype], prod(entry.shape))
+                yield name, tensor.reshape(entry.shape)
+                digest.update(tensor.view(np.uint8).data)
+            if file.read(1) or digest.hexdigest() != header.metadata.get("sha256"):
+                raise _damaged(path)
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path) from error
-    if not isinstance(header, dict):
-        raise _damaged(path)
-    return header, 8 + size
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"{path}: damaged or cut short: delete it, and convert or fetch it again")
+    return InputError(f"{path}: damaged or cut short: make it again, or delete it and fetch it again")
 
 
 def _entries(targets: Mapping[str, Any]) -> dict[str, Any]:

@@ -140,12 +140,16 @@ class Trainer(NamedTuple):
         return built
 
 
+def logits(classes: int) -> int:
+    """How many numbers tell so many classes apart."""
+    return 1 if classes == 2 else classes
+
+
 def configuration(name: str, classes: int) -> EfficientNetConfig:
     """The network of a name in ``NETWORKS``, for so many classes."""
-    logits = 1 if classes == 2 else classes
     if name == SMALL:
-        return EfficientNetConfig(width=0.5, depth=0.25, num_classes=logits)
-    return efficientnet(name, num_classes=logits)
+        return EfficientNetConfig(width=0.5, depth=0.25, num_classes=logits(classes))
+    return efficientnet(name, num_classes=logits(classes))
 
 
 def same_place(layer: str, config: EfficientNetConfig) -> str:

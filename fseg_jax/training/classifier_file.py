@@ -14,16 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 
 from fseg_jax.encoders import weights_file
 from fseg_jax.encoders.architectures import abstract, targets
 from fseg_jax.encoders.efficientnet import EfficientNet
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import did_you_mean, kind_of
+from fseg_jax.tensor_header import open_tensors
 from fseg_jax.tensors import write_tensors
-from fseg_jax.training.classifier import State, Trainer
+from fseg_jax.training.classifier import State, Trainer, logits
 
 WEIGHTS = "classifier.safetensors"
+LARGEST_SIDE = 4096  # pixels of an image that is classified whole
 
 
 class Classifier(NamedTuple):
@@ -38,7 +40,8 @@ class Classifier(NamedTuple):
     def logit(self, name: str) -> tuple[int, bool]:
         """Which logit speaks of a class, and whether it does so when it is low."""
         if name not in self.classes:
-            raise InputError(f"--class {name}: the classifier knows {', '.join(self.classes)}")
+            near = did_you_mean(name, self.classes)
+            raise InputError(f"--class {name}: {near}the classifier knows {', '.join(self.classes)}")
         position = self.classes.index(name)
         return (0, position == 0) if len(self.classes) == 2 else (position, False)
 
@@ -73,15 +76,22 @@ def load_classifier(path: Path) -> Classifier:
     path = Path(path)
     if path.is_dir():
         path = path / WEIGHTS
+    kind = kind_of(path)
+    if path.exists() and "classifier" not in kind and not kind.startswith(("a damaged", "an empty")):
+        raise InputError(f"{path}: {kind}, not a classifier: give one that fseg cam train wrote")
     loaded = weights_file.load(path)
+    network = loaded.network
     try:
         card = json.loads(loaded.metadata["classifier"])
-        classes, size = tuple(card["classes"]), int(card["training"]["size"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: holds no classifier: give one that fseg cam train wrote") from error
-    network = loaded.network
-    if not isinstance(network, EfficientNet):
-        raise InputError(f"{path}: holds no classifier: give one that fseg cam train wrote")
+        classes, size = tuple(card["classes"]), card["training"]["size"]
+        named = len(set(classes)) == len(classes) > 1 and all(type(name) is str and name for name in classes)
+        sized = type(size) is int and 32 <= size <= LARGEST_SIDE
+        fits = isinstance(network, EfficientNet) and network.config.num_classes == logits(len(classes))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        named = sized = fits = False
+    if not (named and sized and fits):
+        raise InputError(f"{path}: its card is damaged: train the classifier again with fseg cam train")
+    assert isinstance(network, EfficientNet)
     network.eval()
     return Classifier(network, classes, size, card | {"weights_sha256": loaded.metadata["sha256"]})
 
@@ -104,18 +114,18 @@ def read_state(path: Path, trainer: Trainer, fingerprint: str) -> State | None:
     begin = trainer.begin
     leaves, structure = jax.tree.flatten((begin.parameters, begin.statistics, begin.optimiser))
     try:
-        with safe_open(path, framework="numpy") as file:
-            said = file.metadata() or {}
+        with open_tensors(path) as file:
+            said = file.header.metadata
             if said.get("fingerprint") != fingerprint:
                 raise InputError(
                     f"{path}: is of a training with other images or settings: give --overwrite to begin anew"
                 )
-            found = [jnp.asarray(file.get_tensor(f"{i:05d}")) for i in range(len(leaves))]
+            found = [jnp.asarray(file.get(f"{i:05d}")) for i in range(len(leaves))]
         if any(a.shape != jnp.shape(b) for a, b in zip(found, leaves, strict=True)):
             return None
         trees = jax.tree.unflatten(structure, found)
         return State(int(said["epoch"]), float(said["best"]), *trees)
-    except (SafetensorError, OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, TypeError):
         return None
 
 

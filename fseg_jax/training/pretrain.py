@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from fseg_jax.atomic import replacing
 from fseg_jax.cohort.publish import made_with
@@ -26,6 +25,8 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.encoders.resnet import ResNet, ResNetConfig
 from fseg_jax.encoders.trained import Gains, assemble, calibrated, save_trained
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import PRETRAINING, kind_of
+from fseg_jax.tensor_header import BrokenFileError, open_tensors
 from fseg_jax.tensors import write_tensors
 from fseg_jax.training.simclr import (
     LAYER,
@@ -40,7 +41,7 @@ from fseg_jax.training.simclr import (
 )
 from fseg_jax.training.views import Field, Geometry, chances, draw, stream
 
-FORMAT = "fseg-jax-pretraining-1"
+FORMAT = PRETRAINING
 TILE, MPP = 512, 1.0  # what the encoder is used at unless told otherwise: F-SEG's
 
 
@@ -191,20 +192,26 @@ def save_checkpoint(path: Path, state: State, history: History, what: dict[str, 
 def load_checkpoint(path: Path, like: State, what: dict[str, Any]) -> tuple[State, History]:
     """Read a checkpoint of this run; InputError for one of another run or shape, or a damaged one."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        with open_tensors(path) as file:
+            metadata = file.header.metadata
+            ours = metadata.get("format") == FORMAT
+            tensors = {name: file.get(name) for name in file.header.entries} if ours else {}
+            run = json.loads(metadata["run"]) if ours else {}
+        history = History(tensors.pop("history.losses"), tensors.pop("history.scores")) if ours else None
+    except (BrokenFileError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged or cut short: remove it, or --overwrite") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path}: not a checkpoint of fseg pretrain: remove it, or --overwrite")
-    run = json.loads(metadata["run"])
+    if history is None:
+        raise InputError(f"{path}: {kind_of(path)}, not a checkpoint: remove it, or --overwrite")
+    whole = [
+        rows.size == 0 or rows.shape[1:] == (width,) for rows, width in zip(history, (3, 2), strict=True)
+    ]
+    if not (isinstance(run, dict) and all(whole)):
+        raise InputError(f"{path}: damaged or cut short: remove it, or --overwrite")
     if other := [key for key in what if json.loads(json.dumps(what[key])) != run.get(key)]:
         raise InputError(
             f"{path}: is of a run with other {' and '.join(other)}: give the same, or --overwrite to begin "
             "anew"
         )
-    history = History(tensors.pop("history.losses"), tensors.pop("history.scores"))
     leaves = []
     for name, leaf in _named(like):
         found = tensors.get(name)
