@@ -34,6 +34,7 @@ from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.embeddings import (
     Embeddings,
     anndata_keys,
+    embedded_slides,
     load_anndata,
     open_embeddings,
     try_anndata,
@@ -186,8 +187,7 @@ def seed_slide(
 
 def _embedded(out: Path, slide: str | None) -> str:
     """The name of the slide embedded in a folder, or of the one that is asked for."""
-    suffix = ".embeddings.json"
-    names = sorted(p.name.removesuffix(suffix) for p in out.glob(f"*{suffix}") if not p.name.startswith("."))
+    names = embedded_slides(out)
     if not names:
         raise InputError(f"{out}: holds no embedded slide; make one with fseg embed SLIDE -o {out}")
     if slide is None and len(names) > 1:

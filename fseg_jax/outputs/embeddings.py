@@ -20,6 +20,9 @@ from fseg_jax.outputs.rows import RowsWriter, open_rows
 from fseg_jax.slides.formats import one_line
 
 DTYPES = ("float32", "float16")
+RECORD = ".embeddings.json"  # what comes after a slide's name
+_LONGEST_SIDE = 1 << 21  # pixels of a slide
+_LARGEST_PATCH = 1 << 16
 
 
 class Embeddings(NamedTuple):
@@ -33,8 +36,14 @@ class Embeddings(NamedTuple):
     provenance: dict[str, Any]
 
     def read(self) -> np.ndarray:
-        """All embeddings, (n, c), as they are stored."""
-        return self.embeddings.read().result()
+        """All embeddings, (n, c), as they are stored. Raises ``InputError`` where they are damaged."""
+        try:
+            return self.embeddings.read().result()
+        except (OSError, ValueError, RuntimeError) as error:
+            name = self.provenance["slide"].get("path", "the slide")
+            raise InputError(
+                f"the embeddings of {name} are damaged ({one_line(error)}); fseg embed makes them again"
+            ) from None
 
 
 class EmbeddingsWriter(RowsWriter):
@@ -73,20 +82,94 @@ class EmbeddingsWriter(RowsWriter):
             raise InputError(f"an embedding does not fit in {part.dtype}: choose --store float32")
 
 
+def embedded_slides(folder: Path) -> list[str]:
+    """The names of the slides that are embedded in a folder, by their records; empty files are none."""
+    found = folder.glob(f"*{RECORD}")
+    records = [path for path in found if not path.name.startswith(".") and path.is_file()]
+    return sorted(path.name.removesuffix(RECORD) for path in records if path.stat().st_size)
+
+
 def open_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """Open finished embeddings; they themselves are not read yet, what goes with them is.
 
-    Raises InputError where there are none, or some that were never finished.
+    Raises InputError where there are none, some that were never finished, or some that contradict themselves.
     """
     kvstore = {"driver": "file", "path": f"{Path(path).absolute()}/"}
     try:
         rows, beside, provenance = open_rows(
             kvstore, "embeddings", ("centers", "grid", "tissue", "thumbnail")
         )
-    except (OSError, ValueError, LookupError, TypeError):
-        raise InputError(f"{path} are not finished embeddings of fseg; make them with fseg embed") from None
-    centers, grid, tissue, thumbnail = beside.values()
-    return Embeddings(rows, centers, grid, tissue.astype(bool), thumbnail, provenance)
+        centers, grid, tissue, thumbnail = beside.values()
+        embeddings = Embeddings(rows, centers, grid, tissue.astype(bool), thumbnail, provenance)
+        _check_arrays(embeddings)
+        _check_facts(embeddings)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(
+            f"{path} are not finished embeddings of fseg ({_reason(error)}); make them with fseg embed"
+        ) from None
+    return embeddings
+
+
+def _reason(error: Exception) -> str:
+    """Why a group is none, in a few words."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing" if error.args else "something is missing"
+    return one_line(error)
+
+
+def _check_arrays(e: Embeddings) -> None:
+    """Raise ValueError where the arrays are not what ``EmbeddingsWriter`` makes of any slide."""
+    n = len(e.centers)
+    for key, array, wanted, dtypes in (
+        ("embeddings", e.embeddings, (n, None), DTYPES),
+        ("centers", e.centers, (n, 2), ("float64",)),
+        ("grid", e.grid, (n, 2), ("int32",)),
+        ("tissue", e.tissue, (None, None), ("bool",)),
+        ("thumbnail", e.thumbnail, (None, None, 3), ("uint8",)),
+    ):
+        shape, dtype = tuple(array.shape), np.dtype(getattr(array.dtype, "numpy_dtype", array.dtype))
+        fits = len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
+        if not fits or 0 in shape or dtype.name not in dtypes:
+            raise ValueError(f"{key} is {dtype.name} of shape {'×'.join(map(str, shape))}")
+
+
+def _check_facts(e: Embeddings) -> None:
+    """Raise ValueError, LookupError or TypeError where what the group states of its slide and patches is not
+    there, or contradicts itself or its arrays."""
+    made = e.provenance
+    slide, parameters = made["slide"], made["parameters"]
+    if not (isinstance(slide["path"], str) and isinstance(made["encoder"]["name"], str)):
+        raise TypeError("slide and encoder have no names")
+    if made["patches"] != len(e.centers):
+        raise ValueError(f"{len(e.centers)} patches are stored, {made['patches']!r:.40} stated")
+    for key in ("height", "width"):
+        _check_number(f"the slide's {key}", slide[key], 1, _LONGEST_SIDE, int)
+        _check_number(key, made[key], 1, _LONGEST_SIDE, int)
+    for key, value in (("mpp", parameters["mpp"]), ("tissue_mpp", made["tissue_mpp"])):
+        _check_number(key, value, 1e-6, 1e6, int | float)
+    _check_number("the slide's mpp", slide["mpp"], 1e-6, 1e6, int | float)
+    _check_number("patch", parameters["patch"], 1, _LARGEST_PATCH, int)
+    _check_number("step", parameters["step"], 1, parameters["patch"], int)
+    scale = parameters["mpp"] / slide["mpp"]
+    for key, value, expected, slack in (
+        ("height", made["height"], slide["height"] / scale, 1),
+        ("width", made["width"], slide["width"] / scale, 1),
+        ("side_level0", parameters["side_level0"], parameters["patch"] * scale, 1e-3),
+    ):
+        if not abs(value - expected) <= slack + 1e-6 * expected:
+            raise ValueError(f"{key} is {value}, and {expected:g} by the slide's size and mpp")
+    sides = np.array([made["height"], made["width"]])
+    most = np.maximum(-(-(sides - parameters["patch"]) // parameters["step"]), 0)
+    if (e.grid < 0).any() or (e.grid > most).any():
+        raise ValueError("the grid has patches outside the slide")
+    expected_centers = (e.grid * parameters["step"] + parameters["patch"] / 2) * scale
+    if not (np.abs(e.centers - expected_centers) <= 1).all():
+        raise ValueError("centers and grid contradict each other")
+
+
+def _check_number(name: str, value: Any, least: float, most: float, kind: Any) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r:.40}")
 
 
 def load_anndata() -> ModuleType:

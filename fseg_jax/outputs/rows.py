@@ -5,6 +5,7 @@ interrupted group is none to any reader.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from fseg_jax.errors import InputError, OutputError
 from fseg_jax.outputs.stored import stored
 
 _CHUNK_BYTES = 4 << 20
+_SMALL_BYTES = 64 << 20  # of an array, or a chunk, whatever its files hold
+_SQUEEZED = 4096  # times its files' size that an array can have
 
 
 class RowsWriter:
@@ -125,15 +128,38 @@ class Rows(NamedTuple):
 def open_rows(kvstore: dict[str, Any], name: str, beside: tuple[str, ...]) -> Rows:
     """Open a finished group, where ``kvstore`` tells tensorstore it is; its small arrays are read.
 
-    Raises OSError, ValueError, LookupError or TypeError where there is none, or one that was never finished.
+    Raises OSError, ValueError, LookupError or TypeError where there is none, one that was never finished, or
+    one that states sizes which what is stored cannot have.
     """
-    found = ts.KvStore.open(kvstore).result().read("zarr.json").result()
-    if found.state != "value":
-        raise LookupError("zarr.json")
-    provenance = json.loads(found.value)["attributes"]["fseg"]
+    try:
+        found = ts.KvStore.open(kvstore).result().read("zarr.json").result()
+        if found.state != "value":
+            raise LookupError("zarr.json is not there")
+        provenance = json.loads(found.value, parse_constant=_refuse)["attributes"]["fseg"]
 
-    def array(key: str) -> Any:
-        spec = {"driver": "zarr3", "kvstore": {**kvstore, "path": f"{kvstore['path']}{key}/"}}
-        return ts.open(spec, read=True).result()
+        def array(key: str) -> Any:
+            place = {**kvstore, "path": f"{kvstore['path']}{key}/"}
+            store = ts.open({"driver": "zarr3", "kvstore": place}, read=True).result()
+            _check_size(store, place, key)
+            return store
 
-    return Rows(array(name), {key: array(key).read().result() for key in beside}, provenance)
+        return Rows(array(name), {key: array(key).read().result() for key in beside}, provenance)
+    except RuntimeError as error:  # tensorstore's, and of JSON that nests too deep
+        raise ValueError(str(error)) from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"zarr.json holds {constant}")
+
+
+def _check_size(store: Any, kvstore: dict[str, Any], key: str) -> None:
+    """Raise ValueError where an array, or a chunk of it, would be far larger than its files can make it."""
+    item = store.dtype.numpy_dtype.itemsize
+    stated, chunk = (math.prod(shape) * item for shape in (store.shape, store.chunk_layout.read_chunk.shape))
+    held = _SMALL_BYTES
+    if stated > held and kvstore["driver"] == "file":
+        held += _SQUEEZED * sum(p.stat().st_size for p in Path(kvstore["path"]).rglob("*") if p.is_file())
+    elif stated > held:  # a bucket tells no sizes, only how many chunks there are
+        held += _SQUEEZED * len(ts.KvStore.open(kvstore).result().list().result()) * 1024
+    if stated > held or chunk > max(stated, _SMALL_BYTES):
+        raise ValueError(f"{key} states a shape of {'×'.join(map(str, store.shape))}, and holds little")

@@ -12,8 +12,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from fseg_jax.cohort.seeds import SeedSettings
-from fseg_jax.errors import InputError
-from fseg_jax.outputs.embeddings import open_embeddings
+from fseg_jax.errors import InputError, explain
+from fseg_jax.outputs.embeddings import RECORD, embedded_slides, open_embeddings
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.viewer.annotation import write_whole
 from fseg_jax.viewer.picture import LabelLayer, open_picture
@@ -22,21 +22,16 @@ from fseg_jax.viewer.seeding import Seeding
 
 _SAVED_AFTER = 0.3  # seconds in which the view has not moved
 
-_EMBEDDED = ".embeddings.json"
-
 
 def slide_names(folder: Path) -> list[str]:
     """The slides of a folder that can be looked at: those embedded, and those segmented."""
     if not folder.is_dir():
+        if folder.exists():
+            raise InputError(f"{folder}: is a file; give the folder of outputs, such as {folder.parent}")
         raise InputError(f"{folder}: no such folder; fseg embed or fseg segment make one")
-    embedded = {p.name.removesuffix(_EMBEDDED) for p in folder.glob(f"*{_EMBEDDED}")}
-    segmented = {
-        name
-        for p in folder.glob("*.ome.zarr")
-        if (folder / f"{(name := p.name.removesuffix('.ome.zarr'))}.json").exists()
-        and not name.endswith(".sic")
-    }
-    names = sorted(name for name in embedded | segmented if not name.startswith("."))
+    labels = [path.name.removesuffix(".ome.zarr") for path in folder.glob("[!.]*.ome.zarr")]
+    segmented = (name for name in labels if not name.endswith(".sic") and _holds(folder / f"{name}.json"))
+    names = sorted({*embedded_slides(folder), *segmented})
     if not names:
         raise InputError(f"{folder}: holds no slide to look at; make one with fseg embed SLIDE -o {folder}")
     return names
@@ -61,7 +56,7 @@ class Opened:
         try:
             stored = None
             embeddings = folder / f"{name}.embeddings.zarr"
-            if (folder / f"{name}{_EMBEDDED}").exists():
+            if _holds(folder / f"{name}{RECORD}"):
                 embedded = open_embeddings(embeddings)
                 stored, self.made = embedded.thumbnail, embedded.provenance
             else:
@@ -99,7 +94,18 @@ class Opened:
         self.seeding.begin_with(seeds)
 
     async def _project(self) -> None:
-        """Have the map computed by a program of its own."""
+        """Have the map computed, and where it cannot be, say so."""
+        assert self.seeding
+        try:
+            said = await self._run_umap()
+        except Exception as error:
+            said = explain(error, ())
+        self.map = read_projection(self.folder, self.name, self.seeding.embedded)
+        self.map_progress = "" if self.map is not None else f"no UMAP: {said or 'it ended early'}"
+        self.tell()
+
+    async def _run_umap(self) -> str:
+        """Have the map computed by a program of its own; the last line that it says, of what is wrong."""
         self.map_progress = "starting UMAP"
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -107,7 +113,7 @@ class Opened:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        assert process.stdout and process.stderr and self.seeding
+        assert process.stdout and process.stderr
         try:
             async for line in process.stdout:
                 phase, done = json.loads(line)
@@ -119,11 +125,7 @@ class Opened:
             if process.returncode is None:
                 process.kill()
             raise
-        self.map = read_projection(self.folder, self.name, self.seeding.embedded)
-        self.map_progress = (
-            "" if self.map is not None else f"no UMAP: {said[-1] if said else 'it ended early'}"
-        )
-        self.tell()
+        return said[-1] if said else ""
 
     def keep_view(self, **changes: Any) -> None:
         """Remember how the page was left; written when it has not changed for a moment."""
@@ -168,12 +170,20 @@ def _locked(folder: Path, name: str) -> FileLock:
     return lock
 
 
+def _holds(path: Path) -> bool:
+    """Whether there is a file, and something in it."""
+    return path.is_file() and path.stat().st_size > 0
+
+
 def _record(path: Path) -> dict[str, Any]:
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
-        if {"path", "height", "width", "mpp"} <= set(made["slide"]):
+        slide = made["slide"]
+        named = isinstance(slide["path"], str) and isinstance(made["encoder"]["name"], str)
+        sized = all(type(slide[side]) is int and 0 < slide[side] < 1 << 31 for side in ("height", "width"))
+        if named and sized and _number(slide["mpp"]) and slide["mpp"] > 0:
             return made
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         pass
     raise InputError(f"{path}: is no record of fseg segment")
 

@@ -125,6 +125,8 @@ class LabelLayer:
     """A label pyramid as transparent tiles on the same zooms as a picture's."""
 
     def __init__(self, labels: LabelPyramid, span: float) -> None:
+        if not np.allclose(labels.mpp, labels.mpp[0] * 2.0 ** np.arange(len(labels.mpp))):
+            raise InputError(f"{labels.path}: the resolutions of its levels contradict each other")
         self.labels = labels
         self._span = span
 
@@ -143,7 +145,8 @@ class LabelLayer:
         part = self.labels.read(level, *box)
         if not part.any():
             return _blank()
-        table = np.concatenate([np.zeros((1, 4), np.uint8), _opaque(self.labels.colours)])
+        table = np.zeros((1 << 8 * part.dtype.itemsize, 4), np.uint8)  # what is no label is not seen
+        table[1 : 1 + len(self.labels.colours)] = _opaque(self.labels.colours)
         table[list(hidden), 3] = 0
         out = np.zeros((TILE, TILE, 4), np.uint8)
         out[: len(rows), : len(columns)] = table[part[rows[:, None], columns]]

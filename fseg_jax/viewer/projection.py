@@ -15,11 +15,15 @@ holds Python's lock while it works, and a server that waits for it would answer 
 
 import hashlib
 import json
+import math
 import os
 import sys
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 
@@ -124,14 +128,28 @@ def _made_with(embedded: Embeddings) -> str:
 
 
 def read_projection(folder: Path, name: str, embedded: Embeddings) -> Float[np.ndarray, "n 3"] | None:
-    """The map that lies beside the embeddings; None where there is none, or it is another's."""
+    """The map that lies beside the embeddings; None where there is none, or it is another's, or damaged."""
+    n = len(embedded.centers)
     try:
-        with np.load(projection_path(folder, name), allow_pickle=False) as file:
-            Y, made = file["coordinates"], str(file["made_with"])
-    except (OSError, ValueError, KeyError, EOFError):
+        with zipfile.ZipFile(projection_path(folder, name)) as file:
+            made = str(_stored_array(file, "made_with", 1 << 16))
+            Y = _stored_array(file, "coordinates", 12 * n + 1024)
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
-    fits = made == _made_with(embedded) and Y.shape == (len(embedded.centers), 3)
-    return Y.astype(np.float32) if fits else None
+    fits = made == _made_with(embedded) and Y.shape == (n, 3) and Y.dtype == np.float32
+    return Y if fits and np.isfinite(Y).all() else None
+
+
+def _stored_array(file: zipfile.ZipFile, name: str, most: int) -> np.ndarray:
+    """An array of a .npz file; ValueError where it has, or states, more bytes than ``most``."""
+    with file.open(f"{name}.npy") as stored:
+        data = BytesIO(stored.read(most + 1))
+    np.lib.format.read_magic(data)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(data)
+    if max(data.getbuffer().nbytes, math.prod(shape) * dtype.itemsize) > most:
+        raise ValueError(f"{name} is too large")
+    data.seek(0)
+    return np.lib.format.read_array(data, allow_pickle=False)
 
 
 def write_projection(folder: Path, name: str, embedded: Embeddings, Y: Float[np.ndarray, "n 3"]) -> None:

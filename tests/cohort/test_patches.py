@@ -368,10 +368,16 @@ def test_bad_folders_and_options_are_refused(folder, tmp_path, seeds):
         seed_slide(folder, seeds, SeedSettings(metric="auc"))
     with pytest.raises(InputError, match="cannot be read"):
         seed_slide(folder, tmp_path / "none.json")
-    (tmp_path / "a.embeddings.json").touch()
-    (tmp_path / "b.embeddings.json").touch()
+    (tmp_path / "a.embeddings.json").touch()  # a crash left it
+    with pytest.raises(InputError, match="fseg embed SLIDE"):
+        seed_slide(tmp_path, seeds)
+    (tmp_path / "a.embeddings.json").write_text("{}")
+    (tmp_path / "b.embeddings.json").write_text("foreign")
+    (tmp_path / "c.embeddings.json").mkdir()
     with pytest.raises(InputError, match="holds a, b; choose one with --slide"):
         seed_slide(tmp_path, seeds)
+    with pytest.raises(InputError, match=r"b\.embeddings\.zarr are not finished embeddings"):
+        seed_slide(tmp_path, seeds, slide="b")
 
 
 def test_contradictory_seeds_on_one_patch(folder):

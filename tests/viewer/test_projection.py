@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import zipfile
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -39,6 +41,40 @@ def test_a_map_is_kept_beside_its_embeddings_and_no_others(out):
     projection_path(out, "tissue").write_bytes(b"PK no more")
     assert read_projection(out, "tissue", embedded) is None
     projection_path(out, "tissue").unlink()
+    assert read_projection(out, "tissue", embedded) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"coordinates": np.zeros((10**5, 3), np.float32)},
+        {"coordinates": np.zeros((3, 3), np.float32)},
+        {"coordinates": np.array([{}], object)},
+        {"coordinates": "nan"},
+        {"coordinates": "header"},
+        {"made_with": np.array("x" * 10**6)},
+        {"made_with": np.array(3)},
+        {"made_with": None},
+    ],
+    ids=str,
+)
+def test_a_map_that_is_damaged_is_none(out, change):
+    """Among them one whose header states a hundred terabytes."""
+    embedded = open_embeddings(out / "tissue.embeddings.zarr")
+    path = projection_path(out, "tissue")
+    with np.load(path) as file:
+        arrays = {**file} | change
+    if isinstance(change.get("coordinates"), str) and change["coordinates"] == "nan":
+        arrays["coordinates"] = np.full((len(embedded.centers), 3), np.nan, np.float32)
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, array in arrays.items():
+            data = BytesIO()
+            np.save(data, np.zeros((1, 3), np.float32) if isinstance(array, str) else array)
+            member = data.getvalue()
+            if isinstance(array, str):
+                member = member.replace(b"(1, 3)", b"(99999999999999, 3)").replace(b" " * 14 + b"\n", b" \n")
+            file.writestr(f"{name}.npy", member)
     assert read_projection(out, "tissue", embedded) is None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from fseg_jax.viewer.annotation import Annotation, Seed, load
 from fseg_jax.viewer.opened import Opened, slide_names
 from fseg_jax.viewer.seeding import Seeding
 
+SLIDE = {"path": "tissue.png", "height": 384, "width": 512, "mpp": 1.0}
 STROMA, CRYPT = np.array([[300.0, 60.0]]), np.array([[100.0, 150.0]])
 
 
@@ -361,6 +363,44 @@ def test_folders_without_slides(tmp_path, out):
         slide_names(tmp_path / "none")
     with pytest.raises(InputError, match="holds no slide to look at"):
         slide_names(tmp_path)
+
+
+def test_empty_and_foreign_files_of_the_folder_are_no_slides(tmp_path, out):
+    for name in ("empty.json", "empty.embeddings.json", "a.sic.json"):
+        (out / name).touch()
+    for name in (
+        "empty.ome.zarr",
+        "a.sic.ome.zarr",
+        "b.ome.zarr",
+        "b.json",
+        "c.embeddings.json",
+        ".d.ome.zarr",
+    ):
+        (out / name).mkdir()
+    assert slide_names(out) == ["tissue"]
+    with pytest.raises(InputError, match=r"is a file; give the folder of outputs, such as .*out"):
+        slide_names(out / "tissue.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{}", "[]", "3", "{", "\xff", "[" * 100_000, '{"slide": 3}', '{"slide": {"path": "a"}}'),
+        *(
+            json.dumps({"encoder": {"name": "n"}, "slide": SLIDE | {"mpp": m}})
+            for m in ("1", 0, float("nan"))
+        ),
+        json.dumps({"encoder": {"name": "n"}, "slide": SLIDE | {"height": 10**30}}),
+        json.dumps({"encoder": [], "slide": SLIDE}),
+        json.dumps({"encoder": {"name": "n"}, "slide": SLIDE | {"path": None}}),
+    ],
+)
+def test_a_record_of_another_program_is_one_line(out, text):
+    for path in out.glob("tissue.embeddings.*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (out / "tissue.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"tissue\.json: is no record of fseg segment"):
+        Opened(out, "tissue", None, SeedSettings())
 
 
 def test_killing_the_program_loses_no_seed(out):
