@@ -2,13 +2,13 @@
 
 Whoever makes outputs called NAME in a folder holds a lock on ``.NAME.claim`` there, which ends with its
 process, however that ends. So two runs on one folder never make the same outputs at once, and what a killed
-run left behind is told from what a living one is about to finish.
+run left behind is told from what a living one is about to finish. What it left half-done is removed; what it
+had whole and was about to put in place (``exchange.py``) is put there.
 """
 
 import errno
 import glob
 import logging
-import math
 import os
 import re
 import shutil
@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from fseg_jax.cohort.exchange import PARTIAL, TOKEN, WHOLE, complete
 from fseg_jax.errors import InputError, OutputError
 
 try:
@@ -30,7 +31,9 @@ except ImportError:  # Windows
 _log = logging.getLogger(__name__)
 
 _ABANDONED = 24 * 3600  # seconds after which, without locks, half-done outputs are taken for a dead run's
+_EXCHANGED = 60  # seconds after which, without locks, an exchange is taken for a dead run's
 _LAST_WRITES = 5  # seconds that what was being written at an interruption may take
+_LEFT = re.compile(rf"\.(.+?)(\.[a-z0-9_]{{{TOKEN}}}{re.escape(PARTIAL)}|{re.escape(WHOLE)}|\.claim)")
 _MAKING: list[tuple[str, Path, bool]] = []  # what this process has in hand, and whether the folder is new
 
 
@@ -52,10 +55,13 @@ def partial_folder(name: str, out: Path, *, wait: bool = False) -> Iterator[Path
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _claim(name, out, wait):
-            folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=out))
+            folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=PARTIAL, dir=out))
             try:
                 yield folder
             finally:
+                if (whole := _whole(name, out)).exists():  # it was interrupted as it was put in place
+                    with suppress(OSError):
+                        complete(whole)
                 _remove(folder)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
@@ -89,24 +95,42 @@ def _remove(folder: Path) -> None:
 
 
 def sweep(out: Path) -> None:
-    """Remove what killed runs left half-done in a folder, and nothing of a run that is alive."""
-    left = [re.fullmatch(r"\.(.+?)(\.[a-z0-9_]{8}\.partial|\.claim)", path.name) for path in out.glob(".*")]
+    """Remove what killed runs left half-done in a folder, put in place what they had whole, and touch nothing
+    of a run that is alive."""
+    left = [_LEFT.fullmatch(path.name) for path in out.glob(".*")]
     for name in {match[1] for match in left if match}:
-        with suppress(BusyError, OSError), _claim(name, out, wait=False):
-            pass
+        _settle(name, out)
+
+
+def settle(name: str, out: Path) -> None:
+    """Put the outputs of a name in place, if a killed run had them whole."""
+    if _whole(name, out).exists():
+        _settle(name, out)
+
+
+def _settle(name: str, out: Path) -> None:
+    with suppress(BusyError, OSError), _claim(name, out, wait=False):
+        pass
+
+
+def _whole(name: str, out: Path) -> Path:
+    return out / f".{name}{WHOLE}"
 
 
 @contextmanager
 def _claim(name: str, out: Path, wait: bool) -> Iterator[None]:
-    """Hold the lock on a name's outputs, and clear away what a dead holder left of them."""
+    """Hold the lock on a name's outputs; what a dead holder left of them is put in place or cleared away."""
     path = out / f".{name}.claim"
     file = _locked(path, name, out, wait)
     try:
         # Where a file system has no locks, only age tells the dead from the living.
-        since = math.inf if file is not None else time.time() - _ABANDONED
-        for left in out.glob(f".{glob.escape(name)}.*.partial"):
-            middle = left.name[len(name) + 2 : -len(".partial")]
-            if "." not in middle and left.stat().st_mtime < since:
+        locked, now = file is not None, time.time()
+        whole = _whole(name, out)
+        if whole.exists() and (locked or whole.stat().st_mtime < now - _EXCHANGED):
+            complete(whole)
+        for left in out.glob(f".{glob.escape(name)}.*{PARTIAL}"):
+            middle = left.name[len(name) + 2 : -len(PARTIAL)]
+            if "." not in middle and (locked or left.stat().st_mtime < now - _ABANDONED):
                 shutil.rmtree(left, ignore_errors=True)
         yield
     finally:

@@ -1,7 +1,6 @@
 """How a slide's outputs come to their names, the record last; and what every record states of its making."""
 
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from typing import Any
 
 import jax
 
+from fseg_jax.cohort.claims import settle
+from fseg_jax.cohort.exchange import exchange
 from fseg_jax.encoders import onednn
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.slides.reader import Slide
@@ -20,12 +21,16 @@ PACKAGES = ("fseg-jax", "jax", "jaxlib", "numpy", "tensorstore")
 
 
 def check_outputs(paths: Sequence[Path], out: Path, overwrite: bool) -> None:
-    """Raise ``InputError`` if one of the outputs exists and may not be replaced, or none can be written."""
+    """Raise ``InputError`` if one of the outputs exists and may not be replaced, or none can be written.
+
+    The first of the paths is the record's. What a killed run had whole is put there first.
+    """
     for path in paths:
         try:
             path.name.encode()
         except UnicodeEncodeError:
             raise InputError(f"{path.name!r}: the slide's name is not UTF-8; rename it") from None
+    settle(paths[0].stem, out)
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         raise InputError(f"{existing[-1]} exists: choose another folder, or --overwrite")
@@ -41,30 +46,15 @@ def check_outputs(paths: Sequence[Path], out: Path, overwrite: bool) -> None:
 
 
 def finish(folder: Path, record: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
-    """Write the record, the first of ``paths``, and move what the folder holds of them to their places.
+    """Write the record, the first of ``paths``, and put all that the folder holds in place of what is there.
 
     Returns the record as it is in the file.
     """
     record = {**record, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / paths[0].name).write_text(text, encoding="utf-8")
-    move(folder, paths)
+    exchange(folder, [path.name for path in paths])
     return json.loads(text)
-
-
-def move(folder: Path, paths: Sequence[Path]) -> None:
-    """Move what a folder holds of ``paths`` to their places, and remove what was there.
-
-    The first, the record, is removed before all others and comes after them.
-    """
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for path in reversed(paths):
-        if (folder / path.name).exists():
-            (folder / path.name).replace(path)
 
 
 def made_with() -> dict[str, Any]:

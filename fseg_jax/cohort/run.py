@@ -109,9 +109,9 @@ def run_cohort(
     if job.codebook is not None:
         job.codebook.check(card.name, card.channels, card.weights_hash)
     storage = open_storage(job.out)
+    storage.sweep()
     before = _survey(storage, job, card, mine)
     agree(storage, job, card, before, redo)
-    storage.sweep()
     if before.other:
         tell(f"{_some(before.other)}: run with other settings" + ("; run again" if redo else ""))
     todo = [s for s in mine if s.slide_id not in before.done and (redo or s.slide_id not in before.other)]
@@ -222,13 +222,17 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, report:
         }
         record |= {"dtype": job.dtype, "settings_hash": digest}
         (folder / record_key).write_bytes(_json(record))
-        picture = reports.thumbnail(plan.image, folder / f"{name}.ome.zarr")
+        beside = {
+            f"thumbnails/{name}.jpg": reports.thumbnail(plan.image, folder / f"{name}.ome.zarr"),
+            f"timings/{name}.json": _json(timing),
+        }
+        for key, data in beside.items():
+            (folder / key).parent.mkdir(exist_ok=True)
+            (folder / key).write_bytes(data)
         if _hash_in(storage.read(AGREED)) != agreed_hash(job, card):
             raise OutputError(f"{job.out}: another run has begun there with other settings; this one ends")
-        storage.write(f"thumbnails/{name}.jpg", picture)
-        storage.write(f"timings/{name}.json", _json(timing))
         suffixes = (*SUFFIXES, features.SUFFIX) if job.keep_features else SUFFIXES
-        storage.publish(folder, [f"{name}{suffix}" for suffix in suffixes])
+        storage.publish(folder, [*(f"{name}{suffix}" for suffix in suffixes), *beside])
     return Outcome(name, "done", seconds=sum(timing["seconds"].values()))
 
 

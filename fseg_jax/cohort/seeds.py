@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
-from fseg_jax.cohort.claims import partial_folder
+from fseg_jax.cohort.claims import partial_folder, sweep
 from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with
 from fseg_jax.cohort.worker import output_paths
 from fseg_jax.errors import InputError
@@ -91,6 +91,7 @@ def seed_slide(
         raise InputError(f"--metric {settings.metric}: choose {', '.join(sic.METRICS)}")
     if anndata:
         load_anndata()
+    sweep(out)
     name = _embedded(out, slide)
     embedded = open_embeddings(out / f"{name}.embeddings.zarr")
     made = embedded.provenance

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import tensorstore as ts
 
 from fseg_jax.cohort.claims import partial_folder, sweep
-from fseg_jax.cohort.publish import move
+from fseg_jax.cohort.exchange import exchange, write_synced
 from fseg_jax.errors import OutputError
 
 _AT_ONCE = 32  # requests to a bucket
@@ -56,7 +56,7 @@ class Storage(Protocol):
         """A folder of keys, as tensorstore is told of it."""
 
     def sweep(self) -> None:
-        """Remove what killed runs left half-done."""
+        """Remove what killed runs left half-done, and finish what they had whole."""
 
 
 def open_storage(url: str) -> Storage:
@@ -205,13 +205,13 @@ class Folder:
     def write(self, key: str, data: bytes) -> None:
         target = self.path / key
         with partial_folder(target.name, target.parent, wait=True) as folder:
-            (folder / target.name).write_bytes(data)
+            write_synced(folder / target.name, data)
             (folder / target.name).replace(target)
 
     def create(self, key: str, data: bytes) -> bool:
         target = self.path / key
         with partial_folder(target.name, target.parent, wait=True) as folder:
-            (folder / target.name).write_bytes(data)
+            write_synced(folder / target.name, data)
             try:
                 os.link(folder / target.name, target)
             except FileExistsError:
@@ -230,7 +230,7 @@ class Folder:
         return partial_folder(name, self.path, wait=wait)
 
     def publish(self, folder: Path, keys: Sequence[str]) -> None:
-        move(folder, [self.path / key for key in keys])
+        exchange(folder, keys)
 
     def spec(self, key: str) -> dict[str, Any]:
         return {"driver": "file", "path": f"{(self.path / key).absolute()}/"}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from fseg_jax.cohort.claims import sweep
 from fseg_jax.cohort.seeds import SeedSettings
 from fseg_jax.errors import InputError, explain
 from fseg_jax.outputs.embeddings import RECORD, embedded_slides, open_embeddings
@@ -29,6 +30,7 @@ def slide_names(folder: Path) -> list[str]:
         if folder.exists():
             raise InputError(f"{folder}: is a file; give the folder of outputs, such as {folder.parent}")
         raise InputError(f"{folder}: no such folder; fseg embed or fseg segment make one")
+    sweep(folder)
     labels = [path.name.removesuffix(".ome.zarr") for path in folder.glob("[!.]*.ome.zarr")]
     segmented = (name for name in labels if not name.endswith(".sic") and _holds(folder / f"{name}.json"))
     names = sorted({*embedded_slides(folder), *segmented})

@@ -27,6 +27,7 @@ from fseg_jax import cli
 from fseg_jax.cohort import claims, engines, run
 from fseg_jax.cohort.claims import BusyError, partial_folder, sweep
 from fseg_jax.cohort.engines import Local
+from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.run import Outcome
 from fseg_jax.cohort.storage import open_storage
 from fseg_jax.cohort.worker import SUFFIXES, segment_slide
@@ -255,6 +256,55 @@ def test_a_worker_that_dies_is_one_slides_failure(manifest, codebook, tmp_path, 
     assert not multiprocessing.active_children()
 
 
+def serve_but_on_one_device(connection, environment, job):
+    engines.run_slide = lambda job, slide, **_: Outcome(slide.slide_id, "done")
+    if environment.get("CUDA_VISIBLE_DEVICES") == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    engines._serve(connection, environment, job)
+
+
+class WithADevice(Local):
+    """A second worker's place is a device."""
+
+    def describe(self, job):
+        card = super().describe(job)
+        self._places.append({"CUDA_VISIBLE_DEVICES": "1"})
+        return card
+
+
+def test_a_device_on_which_no_worker_starts_is_named_and_the_others_go_on(
+    manifest, codebook, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(engines, "_serve", serve_but_on_one_device)
+    with WithADevice(1) as engine:
+        summary, _ = cohort(manifest, tmp_path / "out", codebook, engine)
+    assert summary.done == 4 and not summary.failed
+    assert [record.getMessage() for record in caplog.records] == [
+        "no worker can be started on the device CUDA_VISIBLE_DEVICES=1: its worker process died (SIGKILL, "
+        "out of memory?); the others go on without it"
+    ]
+
+
+def test_a_device_that_jax_cannot_use_is_one_line(codebook, tmp_path, monkeypatch):
+    def refuse(job):
+        raise RuntimeError("INTERNAL: no device\nand a stack")
+
+    monkeypatch.setattr(engines, "card_of", refuse)
+    said = engines._described(job_for(tmp_path, codebook))
+    assert said == "jax cannot use what it finds there (INTERNAL: no device)"
+
+
+def test_where_no_worker_starts_at_all_the_run_ends_in_one_line(manifest, codebook, tmp_path, monkeypatch):
+    def start(self, job, environment):
+        raise engines._NoStartError("no worker can be started: it died")
+
+    monkeypatch.setattr(Local, "_start", start)
+    with pytest.raises(InputError, match=r"no worker can be started: it died$"), Local(2) as engine:
+        cohort(manifest, tmp_path / "out", codebook, engine)
+    with Local(2) as engine, pytest.raises(InputError, match=r"no worker can be started: it died$"):
+        list(engine.run(job_for(tmp_path / "out", codebook), load_manifest(manifest), False))
+
+
 def test_an_error_of_the_program_is_one_slides_failure(manifest, codebook, tmp_path, monkeypatch):
     segment = run.worker.segment
 
@@ -308,8 +358,8 @@ class Full:
 
 @pytest.mark.parametrize("calls", [0, 1])
 def test_a_full_disk_stops_the_run_in_one_line(manifest, codebook, tmp_path, monkeypatch, calls):
-    # Three a slide: where it is made, and where its thumbnail and its timings are.
-    monkeypatch.setattr(claims.tempfile, "mkdtemp", Full(claims.tempfile.mkdtemp, 3 * calls + 1))
+    # The first is that of cohort.json, and then one a slide.
+    monkeypatch.setattr(claims.tempfile, "mkdtemp", Full(claims.tempfile.mkdtemp, calls + 1))
     engine = InProcess()
     with pytest.raises(OutputError, match="No space left on device") as caught:
         cohort(manifest, tmp_path / "out", codebook, engine)
