@@ -46,6 +46,10 @@ class _Worker:
     ready: _Ready
 
 
+class _NoStartError(Exception):
+    """A worker that cannot be started, and why."""
+
+
 class Local:
     """One process for each device of this machine, or as many as are asked for. A context manager."""
 
@@ -70,7 +74,10 @@ class Local:
             process.kill()
 
     def describe(self, job: Job) -> EncoderCard:
-        first = self._start(job, {})
+        try:
+            first = self._start(job, {})
+        except _NoStartError as error:
+            raise InputError(str(error)) from None
         card, platform, devices = first.ready
         count = self._count or devices
         if count > 1 and devices > 1 and platform != "cpu":  # it has them all: each is to have one
@@ -87,7 +94,8 @@ class Local:
         while todo or self._busy:
             heed()
             while todo and (self._idle or self._places):
-                worker = self._idle.pop() if self._idle else self._start(job, self._places.popleft())
+                if (worker := self._idle.pop() if self._idle else self._next(job)) is None:
+                    continue
                 slide = todo.popleft()
                 with suppress(OSError):  # dead already: what follows tells
                     worker.connection.send((slide, wait_for_others))
@@ -105,6 +113,17 @@ class Local:
                 del self._busy[connection]
                 yield outcome
 
+    def _next(self, job: Job) -> _Worker | None:
+        """One more worker; None where it cannot be started, and there are others: its place is given up."""
+        place = self._places.popleft()
+        try:
+            return self._start(job, place)
+        except _NoStartError as error:
+            if not (self._busy or self._idle or self._places):
+                raise InputError(str(error)) from None
+            _log.warning("%s; the others go on without it", error)
+            return None
+
     def _start(self, job: Job, environment: dict[str, str]) -> _Worker:
         ours, theirs = _SPAWN.Pipe()
         process = _SPAWN.Process(
@@ -118,11 +137,13 @@ class Local:
             ready = ours.recv()
         except (EOFError, OSError):
             process.join()
-            raise InputError(f"no worker can be started: {_end_of(process)}") from None
+            raise _NoStartError(f"no worker can be started{_on(environment)}: {_end_of(process)}") from None
         if isinstance(ready, str):
             ours.close()  # it waits for slides
             process.join()
-            raise InputError(ready)
+            raise _NoStartError(
+                f"no worker can be started{on}: {ready}" if (on := _on(environment)) else ready
+            )
         return _Worker(process, ours, ready)
 
 
@@ -134,6 +155,12 @@ def _only(platform: str, index: int) -> dict[str, str]:
     name = "ROCR_VISIBLE_DEVICES" if "ROCR_VISIBLE_DEVICES" in os.environ else "CUDA_VISIBLE_DEVICES"
     given = [device for device in os.environ.get(name, "").split(",") if device]
     return {name: given[index] if index < len(given) else str(index)}
+
+
+def _on(environment: dict[str, str]) -> str:
+    """Which device a worker's environment is of, in words; nothing where it has all."""
+    named = [f"{name}={value}" for name, value in environment.items() if "VISIBLE" in name]
+    return f" on the device {named[0]}" if named else ""
 
 
 def _end_of(process: BaseProcess) -> str:

@@ -242,9 +242,9 @@ def crash(job, slide, **_):
     return Outcome(slide.slide_id, "done")
 
 
-def serve_crashing(connection, environment, job):
+def serve_crashing(connection, environment, job, verbose):
     engines.run_slide = crash
-    engines._serve(connection, environment, job)
+    engines._serve(connection, environment, job, verbose)
 
 
 def test_a_worker_that_dies_is_one_slides_failure(manifest, codebook, tmp_path, monkeypatch):
@@ -256,11 +256,11 @@ def test_a_worker_that_dies_is_one_slides_failure(manifest, codebook, tmp_path, 
     assert not multiprocessing.active_children()
 
 
-def serve_but_on_one_device(connection, environment, job):
+def serve_but_on_one_device(connection, environment, job, verbose):
     engines.run_slide = lambda job, slide, **_: Outcome(slide.slide_id, "done")
     if environment.get("CUDA_VISIBLE_DEVICES") == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-    engines._serve(connection, environment, job)
+    engines._serve(connection, environment, job, verbose)
 
 
 class WithADevice(Local):
@@ -283,15 +283,6 @@ def test_a_device_on_which_no_worker_starts_is_named_and_the_others_go_on(
         "no worker can be started on the device CUDA_VISIBLE_DEVICES=1: its worker process died (SIGKILL, "
         "out of memory?); the others go on without it"
     ]
-
-
-def test_a_device_that_jax_cannot_use_is_one_line(codebook, tmp_path, monkeypatch):
-    def refuse(job):
-        raise RuntimeError("INTERNAL: no device\nand a stack")
-
-    monkeypatch.setattr(engines, "card_of", refuse)
-    said = engines._described(job_for(tmp_path, codebook))
-    assert said == "jax cannot use what it finds there (INTERNAL: no device)"
 
 
 def test_where_no_worker_starts_at_all_the_run_ends_in_one_line(manifest, codebook, tmp_path, monkeypatch):
