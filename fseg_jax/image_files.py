@@ -4,6 +4,7 @@ Pillow knows more formats than it decodes by itself: for some of them it starts 
 program. Only those of ``FORMATS`` are tried, whatever a file is called.
 """
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,42 @@ def image_size(source: Path) -> tuple[int, int]:
     return image.height, image.width
 
 
+def cannot_be_read(path: Path, error: OSError) -> InputError:
+    """What the file system says of a path, or of one below it, as one line."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return InputError(f"{error.filename or path}: cannot be read ({reason}): see to it, or leave it out")
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Raise ``InputError`` for what is no folder, which says ``what`` to do, or cannot be looked at."""
+    try:
+        there = folder.is_dir()
+    except OSError as error:
+        raise cannot_be_read(folder, error) from None
+    if not there:
+        raise InputError(f"{folder}: no such folder: {what}")
+
+
+def files_of(folder: Path, *, deep: bool = True) -> list[Path]:
+    """List the files of a folder, and of those below it if ``deep``, in the order of their paths.
+
+    Raises ``InputError`` for what cannot be looked at, rather than leave it out without a word.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    try:
+        for place, below, names in os.walk(folder, onerror=fail):
+            found += [path for path in (Path(place, name) for name in names) if path.is_file()]
+            if not deep:
+                below.clear()
+    except OSError as error:
+        raise cannot_be_read(folder, error) from None
+    return sorted(found)
+
+
 def _open(
     source: Path | BinaryIO, what: str, formats: Sequence[str], *, decode: bool, upright: bool = False
 ) -> Image.Image:
@@ -61,7 +98,7 @@ def _open(
             f"{name}: not {what} that can be read; it is damaged, truncated or another format"
         ) from None
     except Exception as error:  # Pillow's decoders raise anything at all
-        # An error of the file system has a reason of its own; its text repeats the path.
+        # The text of an error of the file system repeats the path.
         reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         raise InputError(
             f"{name}: cannot be read as {what} ({reason.splitlines()[0][:200]}): repair or replace it"

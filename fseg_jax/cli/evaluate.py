@@ -32,7 +32,27 @@ class _FsegUnlessNamed(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_FsegUnlessNamed, options_metavar="", subcommand_metavar="[sic] DATASET ...")
+_OWN_DATASET = """\b
+A folder of your own holds images/, masks/ (the same names; PNG or TIFF) and
+dataset.yaml, of which only the categories are needed:
+\b
+  name: my slides
+  categories:
+    - {name: tumour, value: 1}     # several: [2, 3]; or colour: [220, 20, 60]
+    - {name: stroma, value: 2}
+  ignore: [0]                      # values, or colours
+  case: '^(TCGA-..-....)'          # what in a file's name is its case
+  test: '^TCGA-(OL|LL)'            # the test split; or else a third of the cases
+  mpp: 0.5                         # um per pixel, where it is known
+"""
+
+
+@click.group(
+    cls=_FsegUnlessNamed,
+    options_metavar="",
+    subcommand_metavar="[sic] DATASET ...",
+    epilog=_OWN_DATASET,
+)
 def evaluate() -> None:
     """Score encoders on images with masks, as the papers do: tables and figures.
 
@@ -80,7 +100,12 @@ def load_encoders(
     return [load_encoder(name, weights=files.get(name), dtype=dtype, last=last) for name in chosen]
 
 
-@evaluate.command("fseg", cls=Several, short_help="Linear probing and cluster matching; need not be said.")
+@evaluate.command(
+    "fseg",
+    cls=Several,
+    short_help="Linear probing and cluster matching; need not be said.",
+    epilog=_OWN_DATASET,
+)
 @click.argument("dataset", type=click.Path(path_type=Path))
 @together(output_option, encoders_option, weights_option)
 @click.option(

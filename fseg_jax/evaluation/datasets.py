@@ -3,16 +3,8 @@
 ``open_dataset`` recognises which of them a folder is. Every mask is read once and checked against its image;
 images are read when they are needed. Truth is ``uint8 (height, width)``: category indices, or ``IGNORED``.
 
-A folder of one's own holds ``images/``, ``masks/`` (same names, any image suffix) and ``dataset.yaml``::
-
-    name: my slides
-    categories:
-      - {name: tumour, value: 1}             # a value, several as a list, or colour: [220, 20, 60]
-      - {name: stroma, value: [2, 3]}
-    ignore: [0]                              # values, or colours
-    case: '^(TCGA-..-....)'                  # the first group of what matches a file's name; or else the name
-    test: '^TCGA-(OL|LL)'                    # names of the test split; or else a third of the cases
-    mpp: 0.5                                 # µm per pixel, where it is known
+A folder of one's own holds ``images/``, ``masks/`` (same names, any image suffix) and ``dataset.yaml``, whose
+form ``dataset_file.py`` gives.
 """
 
 import hashlib
@@ -21,18 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from fseg_jax.errors import InputError
-from fseg_jax.image_files import image_size, load_image
+from fseg_jax.evaluation.dataset_file import IGNORED, UNKNOWN, read_description
+from fseg_jax.image_files import cannot_be_read, check_folder, image_size, load_image
 from fseg_jax.slides.masks import Mask, check_size, open_mask
 
-IGNORED = 255
 TEST_SHARE = 1 / 3  # of the cases, where a dataset has no split of its own
-_UNKNOWN = 254
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 # The codes 1 to 21 of BCSS, as its repository's meta/gtruth_codes.tsv gives them (PathologyDataScience/BCSS),
@@ -86,8 +77,8 @@ class Codes:
     colours: bool = False
 
     def read(self, path: Path) -> UInt8[np.ndarray, "height width"]:
-        """A mask as category indices; pixels of no known code are ``_UNKNOWN``."""
-        table = np.full(1 << (24 if self.colours else 16), _UNKNOWN, np.uint8)
+        """A mask as category indices; pixels of no known code are ``UNKNOWN``."""
+        table = np.full(1 << (24 if self.colours else 16), UNKNOWN, np.uint8)
         for code, category in self.meaning.items():
             table[code] = category
         with open_mask(path, "a mask") as mask:
@@ -96,7 +87,7 @@ class Codes:
             for y, raw in self._raw(mask):
                 known = (raw >= 0) & (raw < table.size)
                 out[y : y + len(raw)] = table[np.where(known, raw, 0)]
-                out[y : y + len(raw)][~known] = _UNKNOWN
+                out[y : y + len(raw)][~known] = UNKNOWN
         return out
 
     def unknown(self, path: Path) -> str:
@@ -155,11 +146,13 @@ def open_dataset(path: str | Path) -> Dataset:
     and masks that do not fit: every one that has no partner, another size, or an unknown code is named.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder: give one that holds images and masks")
-    for reader in (_yaml, _wsss4luad, _bcss, _ebhi):
-        if (dataset := reader(folder)) is not None:
-            return dataset
+    check_folder(folder, "give one that holds images and masks")
+    try:
+        for reader in (_yaml, _wsss4luad, _bcss, _ebhi):
+            if (dataset := reader(folder)) is not None:
+                return dataset
+    except OSError as error:
+        raise cannot_be_read(folder, error) from None
     raise InputError(
         f"{folder}: neither BCSS (masks/TCGA-…), WSSS4LUAD (2.validation/, 3.testing/) nor EBHI-Seg "
         "(CLASS/images, CLASS/masks): put a dataset.yaml beside images/ and masks/"
@@ -244,74 +237,17 @@ def _yaml(folder: Path) -> Dataset | None:
     path = folder / "dataset.yaml"
     if not path.is_file():
         return None
-    import yaml
-
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not YAML ({reason}): mend it") from error
-    allowed = {"name", "categories", "ignore", "case", "test", "mpp"}
-    if not isinstance(given, dict) or not isinstance(given.get("categories"), list) or set(given) - allowed:
-        raise InputError(f"{path}: needs categories, and may have {', '.join(sorted(allowed))} and no more")
-    meaning: dict[int, int] = {}
-    names, kinds = [], set()
-    entries: list[tuple[Any, int]] = [(entry, IGNORED) for entry in given.get("ignore") or []]
-    for n, category in enumerate(given["categories"]):
-        if not isinstance(category, dict) or "name" not in category or len(category) != 2:
-            raise InputError(f"{path}: category {category!r}: give a name, and a value or a colour")
-        names.append(str(category["name"]))
-        value = category.get("value", category.get("colour"))
-        several = isinstance(value, list) and "value" in category
-        entries += [(entry, n) for entry in (list(value or []) if several else [value])]
-    for entry, n in entries:
-        code = _code(entry)
-        if code is None:
-            raise InputError(f"{path}: {entry!r} is neither a value nor a colour [red, green, blue]")
-        if code in meaning and meaning[code] != n:
-            raise InputError(f"{path}: {entry!r} is given two meanings: keep one of them")
-        meaning[code] = n
-        kinds.add(isinstance(entry, list))
-    if len(kinds) > 1:
-        raise InputError(f"{path}: values and colours are mixed: a mask has one or the other")
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise InputError(
-            f"{path}: categories {', '.join(names)}: two or more, of different names, are needed"
-        )
-    case, test = (_pattern(path, key, given.get(key)) for key in ("case", "test"))
-    mpp = given.get("mpp")
-    if mpp is not None and not (isinstance(mpp, int | float) and mpp > 0):
-        raise InputError(f"{path}: mpp: {mpp!r} is not a number of µm per pixel")
-
-    def case_of(name: str) -> str:
-        found = case.search(name) if case else None
-        return found.group(1 if found.re.groups else 0) if found else name
-
+    described = read_description(path)
     return _checked(
-        str(given.get("name", folder.name)),
+        described.name or folder.name,
         folder,
-        tuple(names),
+        described.categories,
         _pairs(folder / "images", folder / "masks"),
-        Codes(meaning, colours=kinds == {True}),
-        case=case_of,
-        test=(lambda name: test.search(name) is not None) if test else None,
-        mpp=mpp,
+        Codes(described.meaning, described.colours),
+        case=described.case_of,
+        test=described.is_test if described.test else None,
+        mpp=described.mpp,
     )
-
-
-def _code(entry: Any) -> int | None:
-    if isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0:
-        return entry
-    if isinstance(entry, list) and len(entry) == 3 and all(v in range(256) for v in entry):
-        return entry[0] << 16 | entry[1] << 8 | entry[2]
-    return None
-
-
-def _pattern(path: Path, key: str, given: Any) -> re.Pattern[str] | None:
-    try:
-        return None if given is None else re.compile(str(given))
-    except re.error as error:
-        raise InputError(f"{path}: {key}: {given!r} is no regular expression ({error})") from error
 
 
 # ----------------------------------------------------------------------------------------- pairs and splits
@@ -337,7 +273,9 @@ def by_case(cases: list[str]) -> list[bool]:
 
     The same for every order of the items and on every machine; no case is on both sides.
     """
-    ranked = sorted(set(cases), key=lambda case: hashlib.sha256(case.encode()).hexdigest())
+    ranked = sorted(
+        set(cases), key=lambda case: hashlib.sha256(case.encode("utf-8", "surrogateescape")).hexdigest()
+    )
     test = set(ranked[len(ranked) - max(1, round(TEST_SHARE * len(ranked))) :])
     return [case in test for case in cases]
 
@@ -374,7 +312,7 @@ def _checked(
             problems.append(f"{key}: image {size[0]} × {size[1]}, mask {truth.shape[0]} × {truth.shape[1]}")
             continue
         counts = np.bincount(truth.reshape(-1), minlength=256)
-        if counts[_UNKNOWN]:
+        if counts[UNKNOWN]:
             problems.append(f"{key}: unknown code {codes.unknown(mask)}")
             continue
         found.append((key, image, mask, size))

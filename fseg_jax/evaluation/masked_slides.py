@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from fseg_jax.errors import InputError
+from fseg_jax.image_files import check_folder, files_of
 from fseg_jax.slides.masks import open_mask
 from fseg_jax.slides.reader import Slide, open_slide, slide_name
 
@@ -46,9 +47,8 @@ def find_slides(folder: Path, mpp_override: float | None = None) -> list[MaskedS
     differ, a mask is not of 0 and 255, one cannot be opened or does not say its µm per pixel, or two have one
     name.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder: give one that holds NAME.jpg with NAME_mask.jpg")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.name[0] != ".")
+    check_folder(folder, "give one that holds NAME.jpg with NAME_mask.jpg")
+    paths = [p for p in files_of(folder) if p.suffix.lower() in _SUFFIXES and p.name[0] != "."]
     masks = {p.with_name(slide_name(p).removesuffix(MASK)): p for p in paths if slide_name(p).endswith(MASK)}
     if not masks:
         raise InputError(

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.metrics import RESAMPLES, Interval
 from fseg_jax.folders.images import find_images
+from fseg_jax.image_files import check_folder
 from fseg_jax.slides.masks import read_bright
 
 MEASURES = ("accuracy", "jaccard", "dice", "f1", "recall", "precision")
@@ -34,8 +35,7 @@ def open_pairs(folder: Path) -> list[Pair]:
     suffixes. Raises ``InputError`` where a mask is missing or two files bear one name."""
     folder = Path(folder)
     for needed in ("images", "masks"):
-        if not (folder / needed).is_dir():
-            raise InputError(f"{folder}: has no folder {needed}: Kvasir-SEG's layout is images/ and masks/")
+        check_folder(folder / needed, "Kvasir-SEG's layout is images/ and masks/")
     images, masks = (_by_name(folder / part) for part in ("images", "masks"))
     if missing := sorted(images.keys() - masks.keys()):
         raise InputError(f"{folder}: the image {missing[0]} has no mask ({len(missing)} in all)")

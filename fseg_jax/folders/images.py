@@ -17,7 +17,7 @@ from PIL import Image
 from fseg_jax.atomic import replacing
 from fseg_jax.downloads import cache_folder
 from fseg_jax.errors import InputError
-from fseg_jax.image_files import load_image
+from fseg_jax.image_files import check_folder, files_of, load_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 Report = Callable[[str, int, int], None]
@@ -41,15 +41,13 @@ def find_images(folder: Path, *, deep: bool = True) -> list[Path]:
     Hidden files are left out. Raises ``InputError`` where there is no such folder or no image in it.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder: give a folder of images")
-    found = sorted(
+    check_folder(folder, "give a folder of images")
+    found = [
         path
-        for path in (folder.rglob("*") if deep else folder.iterdir())
+        for path in files_of(folder, deep=deep)
         if path.suffix.lower() in SUFFIXES
-        and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    ]
     if not found:
         raise InputError(f"{folder}: holds no image ({', '.join(SUFFIXES)})")
     return found

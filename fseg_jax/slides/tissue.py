@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import rasterio.features
 import shapely
-import shapely.geometry
 from affine import Affine
 from PIL import Image
 from scipy import ndimage
@@ -31,6 +30,7 @@ INK_FRINGE = 32.0  # µm that ink bleeds past what is recognised as ink
 INK_AREA = 4_000.0  # µm²: smaller patches of an ink's colour are taken as tissue
 # Pixels: the thumbnail's shorter side at least (where the slide has as many), its longer side at most.
 _SIDES = (256, 1536)
+_FARTHEST = 1e9  # level-0 pixels from the corner that an outline may go
 _MASK_SIDE = 8192  # pixels of the longer side that a drawn outline is rasterized on
 
 
@@ -234,20 +234,14 @@ def _from_image(path: Path, slide: Slide) -> Tissue:
 def _from_geojson(path: Path, slide: Slide) -> Tissue:
     try:
         content = json.loads(path.read_text("utf-8-sig"))
-        polygons = [shapely.make_valid(p) for p in _polygons(content)]
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        RecursionError,
-        shapely.GEOSException,
-    ) as error:
+        found = [shapely.make_valid(polygon) for polygon in _polygons(content)]
+    except RecursionError:
+        raise InputError(f"{path}: not valid GeoJSON: nested too deep") from None
+    except (OSError, ValueError, shapely.GEOSException) as error:
         raise InputError(f"{path}: not valid GeoJSON: {one_line(error)}") from None
-    polygons = [polygon for polygon in polygons if not polygon.is_empty]
+    polygons = [polygon for polygon in found if polygon.area > 0]
     if not polygons:
-        raise InputError(f"{path}: the GeoJSON has no Polygon or MultiPolygon")
+        raise InputError(f"{path}: the GeoJSON has no Polygon or MultiPolygon, or none with an area")
     mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / _MASK_SIDE)
     mask = rasterio.features.rasterize(
         polygons, shape_at(slide, mpp), transform=Affine.scale(mpp / slide.mpp), dtype=np.uint8
@@ -255,17 +249,59 @@ def _from_geojson(path: Path, slide: Slide) -> Tissue:
     return Tissue(mask.astype(bool), mpp)
 
 
-def _polygons(content: Any) -> list[Any]:
-    """The polygons of a GeoJSON document, or of a list of features, as QuPath also writes them."""
+def _polygons(content: Any) -> list[shapely.Polygon]:
+    """The polygons of a GeoJSON document, or of a list of features, as QuPath also writes them.
+
+    ValueError where it is none.
+    """
     if content is None:
         return []
     if isinstance(content, list):
         return [polygon for item in content for polygon in _polygons(item)]
-    kind = content["type"]
+    kind = _member(content, "type")
     if kind == "FeatureCollection":
-        return _polygons(content["features"])
+        return _polygons(_listed(_member(content, "features"), "features"))
     if kind == "Feature":
-        return _polygons(content["geometry"])
+        return _polygons(_member(content, "geometry"))
     if kind == "GeometryCollection":
-        return _polygons(content["geometries"])
-    return [shapely.geometry.shape(content)] if kind in ("Polygon", "MultiPolygon") else []
+        return _polygons(_listed(_member(content, "geometries"), "geometries"))
+    if kind == "Polygon":
+        return [_polygon(_member(content, "coordinates"))]
+    if kind == "MultiPolygon":
+        parts = _listed(_member(content, "coordinates"), "coordinates")
+        return [_polygon(rings) for rings in parts if rings is not None]
+    return []
+
+
+def _member(content: Any, name: str) -> Any:
+    if not isinstance(content, dict) or name not in content:
+        raise ValueError(f"{str(content)[:40]!r} has no {name}")
+    return content[name]
+
+
+def _listed(content: Any, name: str) -> list[Any]:
+    if not isinstance(content, list):
+        raise ValueError(f"{name} are {str(content)[:40]!r}, where a list is needed")
+    return content
+
+
+def _polygon(rings: Any) -> shapely.Polygon:
+    """A polygon of rings, the first of which is its outline; an empty one of none."""
+    if not rings:
+        return shapely.Polygon()
+    outline, *holes = (_ring(ring) for ring in _listed(rings, "coordinates"))
+    return shapely.Polygon(outline, [hole for hole in holes if len(hole)])
+
+
+def _ring(points: Any) -> np.ndarray:
+    try:
+        numbers = np.array(_listed(points, "coordinates"))
+    except ValueError:  # lists of several lengths
+        numbers = np.array("")
+    if not numbers.size:
+        return np.empty((0, 2))
+    if numbers.ndim != 2 or numbers.shape[1] not in (2, 3) or numbers.dtype.kind not in "iuf":
+        raise ValueError("coordinates are no rings of pairs of numbers")
+    if not (np.abs(numbers) <= _FARTHEST).all():  # not a number is not, either
+        raise ValueError(f"coordinates are not all within {_FARTHEST:.0e} level-0 pixels")
+    return numbers[:, :2]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation import datasets
+from fseg_jax.evaluation.dataset_file import read_description
 from fseg_jax.evaluation.datasets import IGNORED, open_dataset
 
 YAML = """
@@ -127,17 +128,128 @@ def test_split_by_pattern_and_empty_splits(tmp_path: Path) -> None:
         (YAML + "spilt: x", "and no more"),
         ("categories: [{name: a}]", "give a name, and a value or a colour"),
         ("categories: [{name: a, value: 1}]", "two or more"),
-        ("categories: [{name: a, value: x}, {name: b, value: 1}]", "'x' is neither a value nor a colour"),
+        (
+            "categories: [{name: a, value: x}, {name: b, value: 1}]",
+            "'x' is neither a value of 0 to 65535 nor a colour",
+        ),
         ("categories: [{name: a, value: 1}, {name: b, value: 1}]", "two meanings"),
         ("categories: [{name: a, value: 1}, {name: b, colour: [1, 2, 3]}]", "mixed"),
         (YAML + "test: '('", "no regular expression"),
         (YAML + "mpp: -1", "not a number of µm"),
+        ("", "needs categories"),
+        ("- a\n- b", "needs categories"),
+        ("categories:", "categories: None is no list"),
+        ("categories: {a: 1, b: 2}", "categories: .* is no list"),
+        ("categories: [1, 2]", "categories: 1: give a name"),
+        ("categories: [{name: yes, value: 1}, {name: b, value: 2}]", "categories: True is no name"),
+        ("categories: [{name: [a], value: 1}, {name: b, value: 2}]", "categories: .* is no name"),
+        ("categories: [{name: a, value: 1}, {name: a, value: 2}]", "categories: a, a: .* of different names"),
+        ("categories: [{name: a, value: []}, {name: b, value: 2}]", "categories: a: has no value"),
+        ("categories: [{name: a, value: true}, {name: b, value: 2}]", "categories: a: True is neither"),
+        ("categories: [{name: a, value: 70000}, {name: b, value: 2}]", "categories: a: 70000 is neither"),
+        ("categories: [{name: a, value: {x: 1}}, {name: b, value: 2}]", "categories: a: .* is neither"),
+        ("categories: [{name: a, colour: 5}, {name: b, value: 2}]", "categories: a: 5 is no colour"),
+        ("categories: [{name: a, colour: [1.0, 2, 3]}, {name: b, value: 2}]", "categories: a: .* is neither"),
+        ("categories: [{name: a, colour: [[1], 2, 3]}, {name: b, value: 2}]", "categories: a: .* is neither"),
+        ("categories:\n" + "".join(f"- {{name: n{i}, value: {i}}}\n" for i in range(255)), r"254 at most"),
+        (YAML + "categories: []", "categories: is given twice"),
+        (YAML.replace("ignore: [0]", "ignore: 0"), "ignore: 0 is no list"),
+        (YAML.replace("ignore: [0]", "ignore: abc"), "ignore: 'abc' is no list"),
+        ("? [1]\n: 2", "not YAML"),
+        ("!!python/name:os.system ", "not YAML"),
+        (YAML + "mpp: .nan", "mpp: nan is not a number"),
+        (YAML + "mpp: yes", "mpp: True is not a number"),
+        (YAML + "mpp: 2001-01-01", "mpp: .* is not a number"),
+        (YAML + "mpp: " + "9" * 400, "mpp: 9+ is not a number"),
+        (YAML + "mpp: 2001-13-45", "not YAML"),
+        (YAML + "test: 3", "test: 3 is no regular expression: put it in quotes"),
+        (YAML + "test: [a]", "test: .* is no regular expression"),
+        (YAML + "test: '(?!a)'", "test: .* is no regular expression of RE2"),
+        (YAML + "test: '((a{99}){99}){99}'", "test: .* is no regular expression of RE2"),
+        (YAML + f"test: '{'a' * 1001}'", "test: is longer than 1000"),
+        (YAML.replace("name: mine", 'name: "\\ud800"'), "name: .* is no name"),
+        (YAML + "#" * 300_000, "is larger than 256 kB"),
+        ("categories: " + "[" * 3000, "nested too deep"),
+        ("categories: " + "[" * 30 + "]" * 30, "nested too deep"),
+        ("categories: &a [*a]", "holds too much"),
     ],
+    ids=lambda value: value[-40:],
 )
 def test_a_wrong_dataset_yaml(tmp_path: Path, yaml: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         open_dataset(folder_of(tmp_path, {"c1": 1, "c2": 2}, yaml))
+    assert "\n" not in str(caught.value) and "dataset.yaml: " in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\0\1", b"name: \xe9", "name: a".encode("utf-16")])
+def test_a_dataset_yaml_that_is_no_text(tmp_path: Path, content: bytes) -> None:
+    folder = folder_of(tmp_path, {"c1": 1})
+    (folder / "dataset.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"dataset\.yaml: not YAML \(.*\): mend it"):
+        open_dataset(folder)
+
+
+def test_what_aliases_stand_for_is_bounded_before_anything_is_made_of_it(tmp_path: Path) -> None:
+    """Nine lists of four of the one before would be 262,144 values, merged mappings as many keys."""
+    path = tmp_path / "dataset.yaml"
+    lists = "a0: &a0 [x]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 4)}]\n" for i in range(1, 10)
+    )
+    merges = "a0: &a0 {x: 1}\n" + "".join(
+        f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 4)}]}}\n" for i in range(1, 10)
+    )
+    for text in (lists, merges):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"dataset\.yaml: holds too much"):
+            read_description(path)
+    path.write_text(
+        "categories: [{name: a, colour: &red [255, 0, 0]}, {name: b, colour: [0, 0, 9]}]\nignore: [*red]"
+    )
+    with pytest.raises(InputError, match=r"\[255, 0, 0\] is given two meanings"):
+        read_description(path)
+
+
+def test_patterns_are_of_an_engine_whose_time_is_linear(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.yaml"
+    path.write_text(YAML + "test: '^TCGA-(OL|LL)'")
+    found = read_description(path)
+    assert {type(found.case).__module__, type(found.test).__module__} == {"re2"}
+    assert found.case_of("c7-x") == "c7" and found.case_of("x") == "x"
+    assert [found.is_test(name) for name in ("TCGA-OL-1", "TCGA-LL", "x-TCGA-OL", "TCGA-A1")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert found.case_of("c8\udce9") == "c8"  # a file's name that is no text
+
+
+def test_a_case_whose_group_matches_nothing_is_the_name(tmp_path: Path) -> None:
+    yaml = YAML.replace("'^(c\\d)'", "'^(x)?c'")
+    assert {item.case for item in open_dataset(folder_of(tmp_path, {"c1": 1, "c2": 2}, yaml)).items} == {
+        "c1",
+        "c2",
+    }
+
+
+@pytest.mark.parametrize("looked_at", ["is_dir", "is_file", "iterdir", "open"])
+def test_a_dataset_that_cannot_be_looked_at_is_one_line(
+    looked_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, {"c1": 1, "c2": 2})
+
+    def refuse(self: Path, *args: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, looked_at, refuse)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)") as caught:
+        open_dataset(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_of_too_long_a_name_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such folder|cannot be read \(File name too long\)"):
+        open_dataset(tmp_path / ("n" * 300))
 
 
 def test_bcss_groups_its_codes_and_keeps_the_published_test_institutes(tmp_path: Path) -> None:

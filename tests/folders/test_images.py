@@ -1,5 +1,7 @@
 """Images of every kind as RGB, resized once, kept by their content."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -97,3 +99,31 @@ def test_folders_are_read_in_order_without_what_is_hidden(tmp_path, colours):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no image"):
         find_images(tmp_path / "empty")
+
+
+def test_a_folder_that_cannot_be_looked_at_is_named(tmp_path, colours, monkeypatch):
+    """Not left out without a word, with all that is in it."""
+    save(tmp_path / "a.png", colours)
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"closed: cannot be read \(Permission denied\)") as error:
+        find_images(tmp_path)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in find_images(tmp_path, deep=False)] == ["a.png"]
+    with pytest.raises(InputError, match=r"no such folder|cannot be read \(File name too long\)"):
+        find_images(tmp_path / ("n" * 300))
+
+
+def test_an_image_of_too_many_pixels_is_left_out_and_named(tmp_path, colours, monkeypatch, caplog):
+    monkeypatch.setattr("fseg_jax.image_files.MOST_PIXELS", 700)
+    good, large = save(tmp_path / "a.png", colours), save(tmp_path / "b.png", np.zeros((40, 40), np.uint8))
+    read = resized([good, large], 16)
+    assert read.files == (good,)
+    assert "b.png: has too many pixels" in caplog.text

@@ -349,6 +349,40 @@ BAD = {
     "shallow.json": ('{"type": "Polygon", "coordinates": [[1, 2]]}', "not valid GeoJSON"),
     "words.json": ('{"type": "Polygon", "coordinates": [[["a", "b"], ["c", "d"], ["e", "f"]]]}', "not valid"),
     "nan.json": ('{"type": "Polygon", "coordinates": [[[NaN, 1], [2, 3], [3, 1], [NaN, 1]]]}', "GeoJSON"),
+    "deep.json": ("[" * 100_000, "nested too deep"),
+    "far.json": (
+        '{"type": "Polygon", "coordinates": [[[0, 0], [1e12, 0], [1e12, 1e12], [0, 0]]]}',
+        "not all within 1e+09 level-0 pixels",
+    ),
+    "infinite.json": (
+        '{"type": "Polygon", "coordinates": [[[0, 0], [1e400, 0], [9, 9], [0, 0]]]}',
+        "not all within 1e+09",
+    ),
+    "digits.json": (
+        '{"type": "Polygon", "coordinates": [[[0, 0], [' + "9" * 400 + ", 0], [9, 9], [0, 0]]]}",
+        "no rings of pairs of numbers",
+    ),
+    "text.json": (
+        '{"type": "Polygon", "coordinates": [[["1", "1"], ["9", "1"], ["9", "9"], ["1", "1"]]]}',
+        "no rings of pairs of numbers",
+    ),
+    "mixed.json": (
+        '{"type": "Polygon", "coordinates": [[[1, 1, 1], [9, 1], [9, 9], [1, 1]]]}',
+        "no rings of pairs of numbers",
+    ),
+    "null point.json": ('{"type": "Polygon", "coordinates": [[null, [9, 1], [9, 9]]]}', "no rings of pairs"),
+    "rings.json": ('{"type": "Polygon", "coordinates": {"a": 1}}', "coordinates are"),
+    "no ring.json": ('{"type": "Polygon", "coordinates": []}', "none with an area"),
+    "line.json": ('{"type": "Polygon", "coordinates": [[[1, 1], [9, 9], [1, 1]]]}', "none with an area"),
+    "flat multi.json": (
+        '{"type": "MultiPolygon", "coordinates": [[[1, 1], [9, 1], [9, 9], [1, 1]]]}',
+        "no rings of pairs",
+    ),
+    "features.json": ('{"type": "FeatureCollection", "features": {"a": 1}}', "features are"),
+    "no features.json": ('{"type": "FeatureCollection"}', "has no features"),
+    "no geometry.json": ('{"type": "Feature"}', "has no geometry"),
+    "list of text.json": ('["a"]', "has no type"),
+    "list type.json": ('{"type": ["Polygon"]}', "no Polygon"),
     "outside.json": (
         json.dumps(
             {"type": "Polygon", "coordinates": [[[900, 0], [990, 0], [990, 90], [900, 90], [900, 0]]]}
