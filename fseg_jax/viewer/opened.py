@@ -26,6 +26,16 @@ _SAVED_AFTER = 0.3  # seconds in which the view has not moved
 
 def slide_names(folder: Path) -> list[str]:
     """The slides of a folder that can be looked at: those embedded, and those segmented."""
+    try:
+        names = _names_in(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be looked into ({error.strerror})") from None
+    if not names:
+        raise InputError(f"{folder}: holds no slide to look at; make one with fseg embed SLIDE -o {folder}")
+    return names
+
+
+def _names_in(folder: Path) -> list[str]:
     if not folder.is_dir():
         if folder.exists():
             raise InputError(f"{folder}: is a file; give the folder of outputs, such as {folder.parent}")
@@ -33,10 +43,7 @@ def slide_names(folder: Path) -> list[str]:
     sweep(folder)
     labels = [path.name.removesuffix(".ome.zarr") for path in folder.glob("[!.]*.ome.zarr")]
     segmented = (name for name in labels if not name.endswith(".sic") and _holds(folder / f"{name}.json"))
-    names = sorted({*embedded_slides(folder), *segmented})
-    if not names:
-        raise InputError(f"{folder}: holds no slide to look at; make one with fseg embed SLIDE -o {folder}")
-    return names
+    return sorted({*embedded_slides(folder), *segmented})
 
 
 class Opened:

@@ -97,28 +97,39 @@ def open_picture(
     was = Path(made["path"])
     size = (made["height"], made["width"])
     places = [slides / was.name] if slides else [was, folder / was.name, folder.parent / was.name]
-    problem = f"{was.name} is not where it was ({was.parent})"
-    if slides and not places[0].exists():
-        raise InputError(f"{slides}: holds no {was.name}")
+    problem = _problem_of(slides, was.name) if slides else f"{was.name} is not where it was ({was.parent})"
     for place in places:
-        if not place.exists():
-            continue
         try:
+            if not place.exists():
+                continue
             slide = open_slide(place, made["mpp"])
-        except InputError as error:
-            problem = str(error)
+        except (InputError, OSError) as error:
+            problem = str(error) if isinstance(error, InputError) else f"{place}: {error.strerror}"
             continue
         if (slide.height, slide.width) == size:
             small = stored if stored is not None else thumbnail(slide, _THUMBNAIL_SIDE)[0]
             return Picture(slide, size, made["mpp"], small)
         found = f"{slide.width} × {slide.height}"
-        problem = f"{place} has {found} pixels, the slide that was embedded {size[1]} × {size[0]}"
+        problem = f"{place} has {found} pixels, the slide of the outputs {size[1]} × {size[0]}"
         slide.close()
-    if stored is None or slides:
+    if slides:
+        raise InputError(f"--slides: {problem}")
+    if stored is None:
         raise InputError(f"{problem}; say where it is now with --slides FOLDER")
     picture = Picture(None, size, made["mpp"], stored)
     picture.notice = f"{problem}; this is its thumbnail. Say where it is now with --slides FOLDER"
     return picture
+
+
+def _problem_of(slides: Path, name: str) -> str:
+    """What is wrong where a folder, said to be that of the slides, holds none of a name."""
+    try:
+        if slides.is_dir() and slides.name != name:
+            return f"{slides} holds no {name}"
+        there = slides.exists()
+    except OSError as error:
+        return f"{slides}: {error.strerror}"
+    return f"{slides}: give the folder it is in, {slides.parent}" if there else f"{slides}: no such folder"
 
 
 class LabelLayer:

@@ -96,8 +96,14 @@ class Tab:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("websocket", lambda socket: self.asked.append(socket.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._heard)
         self.page.goto(url)
         self.settled()
+
+    def _heard(self, message) -> None:
+        """What the browser says is wrong, such as what the page's policy forbids."""
+        if message.type == "error" or "Content Security Policy" in message.text:
+            self.errors.append(message.text)
 
     def settled(self) -> None:
         self.page.wait_for_function("() => window.fseg !== undefined", timeout=PATIENCE)
@@ -235,8 +241,7 @@ def test_a_session(program, context, tmp_path):
     two = tab.pixels(2)
     tab.page.get_by_text("+ Class").click()
     tab.until("() => model('classes').text.includes('class 3')")
-    tab.choose("3")
-    for point in KERATIN:
+    for point in KERATIN:  # the new class is the chosen one
         tab.click(*point)
     tab.until("() => mask().includes(3)")
     assert tab.classes_in_mask() == [0, 1, 2, 3] and tab.pixels(2) != two
@@ -369,6 +374,30 @@ def test_a_session(program, context, tmp_path):
     hosts = {urlsplit(url).hostname for url in tab.asked if not url.startswith(("data:", "blob:"))}
     assert hosts == {"127.0.0.1"} and any("/tile/" in url for url in tab.asked)
     assert tab.errors == []
+
+
+def test_the_page_runs_no_script_that_is_not_its_own(program, context, tmp_path):
+    """What somebody might get into it, as text of its elements or as a file of the folder."""
+    (tmp_path / "out" / "more.js").write_text("window.foreign = 1")
+    tab = Tab(context, program().url)
+    assert tab.errors == []
+    for attribute, value in (("textContent", "window.foreign = 2"), ("src", "/files/more.js")):
+        tab.page.evaluate(
+            "([name, value]) => { const s = document.createElement('script'); s[name] = value;"
+            " document.body.append(s) }",
+            [attribute, value],
+        )
+    tab.page.evaluate(
+        "() => { const d = document.createElement('div'); d.innerHTML ="
+        ' \'<img src=/none onerror="window.foreign = 3"><p onclick="window.foreign = 4">x</p>\';'
+        " document.body.append(d); d.querySelector('p').click() }"
+    )
+    tab.page.evaluate(
+        "() => { const f = document.createElement('iframe'); f.src = '/'; document.body.append(f) }"
+    )
+    tab.page.wait_for_timeout(1500)
+    assert tab.run("() => window.foreign") is None
+    assert sum("Content Security Policy" in said or "Refused" in said for said in tab.errors) >= 4
 
 
 def test_two_tabs_and_a_kill(program, context, browser, tmp_path):

@@ -71,8 +71,24 @@ def test_a_slide_that_was_moved(made, tmp_path):
     beside = open_picture(record, away, None, stored)
     assert beside.slide is not None
     beside.close()
-    with pytest.raises(InputError, match="512 × 384 pixels, the slide that was embedded 500 × 384"):
+    with pytest.raises(InputError, match=r"--slides: .*512 × 384 pixels, the slide of the outputs 500 × 384"):
         open_picture(record | {"width": 500}, away, made, stored)
+    for where, says in (
+        (tmp_path / "none", "none: no such folder"),
+        (made / "tissue.png", "give the folder it is in"),
+        (tmp_path / ("a" * 300), "a{300}"),
+    ):
+        with pytest.raises(InputError, match=f"--slides: .*{says}") as caught:
+            open_picture(record, away, where, stored)
+        assert "\n" not in str(caught.value)
+    too_long = record | {"path": "a" * 300}
+    assert "\n" not in open_picture(too_long, away, None, stored).notice
+
+
+def test_levels_whose_resolutions_contradict_each_other_are_no_layer(made):
+    labels = open_labels(made / "out" / "tissue.ome.zarr")
+    with pytest.raises(InputError, match=r"tissue\.ome\.zarr: the resolutions of its levels contradict"):
+        LabelLayer(labels._replace(mpp=(1e-9, *labels.mpp[1:])), 512.0)
 
 
 def test_label_tiles_are_the_pyramids_labels(made):
