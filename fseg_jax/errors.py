@@ -42,7 +42,7 @@ def explain(error: BaseException, options: Iterable[str] = ("batch", "tile")) ->
     ``options`` are those of the command, of which the ones that save memory are advised.
     """
     if isinstance(error, InputError):
-        return " ".join(str(error).splitlines())
+        return str(error)
     text = " ".join(str(error).split())
     where = "".join(f"{note}: " for note in reversed(getattr(error, "__notes__", [])))
     if is_out_of_memory(error):

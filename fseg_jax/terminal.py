@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fseg_jax.errors import doing, explain
+from fseg_jax.file_kinds import did_you_mean
 
 if TYPE_CHECKING:
     from fseg_jax.cohort.worker import Report
@@ -102,6 +103,18 @@ def one_of(slides: Sequence[Path], what: str) -> Iterator[None]:
             raise
         click.echo(f"fseg: error: {explain(error)}", err=True)
         _log.info("the traceback:", exc_info=error)
+
+
+class Named(click.Group):
+    """A group of commands that answers a name that is none of theirs with the nearest."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            near = did_you_mean(args[0], self.commands)
+            ctx.fail(f"no command is called {args[0]!r}: {near}{ctx.command_path} -h lists them")
+        return super().resolve_command(ctx, args)
 
 
 class Several(click.Command):

@@ -22,13 +22,15 @@ class StandIn:
     cut: bool = False  # whether answers stop half-way
     damage: int = 0  # how many answers to come have a flipped byte
     asked: list[tuple[str, str]] = field(default_factory=list)
+    content: str = ""  # what it calls a file's content, where that is set: else its SHA-256
+    commit: str = COMMIT
     fails: int = 0  # answers every request with this status, where it is set
 
     def answer(self, path: str, token: str | None) -> tuple[int, dict[str, str], bytes]:
         if self.fails:
             return self.fails, {}, b""
         repo, _, rest = path.strip("/").removeprefix("datasets/").partition("/resolve/")
-        commit = {"X-Repo-Commit": COMMIT}
+        commit = {"X-Repo-Commit": self.commit}
         if token is not None and token not in self.tokens | self.members:
             return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
         if repo not in self.files:
@@ -38,7 +40,8 @@ class StandIn:
         data = self.files[repo].get(rest.partition("/")[2])
         if data is None:
             return 404, {"X-Error-Code": "EntryNotFound", **commit}, b""
-        return 200, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', **commit}, data
+        content = self.content or hashlib.sha256(data).hexdigest()
+        return 200, {"ETag": f'"{content}"', **commit}, data
 
     def fetched(self) -> list[str]:
         return [path for method, path in self.asked if method == "GET"]

@@ -14,13 +14,17 @@ from safetensors import safe_open
 from safetensors.numpy import save, save_file
 
 from fseg_jax.codebook import FORMAT, Codebook, load_all, save_all
+from fseg_jax.cohort.manifest import ManifestSlide, select_split
 from fseg_jax.encoders.catalog import lookup
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.trained import load_trained, shipped
 from fseg_jax.errors import InputError
 from fseg_jax.file_kinds import did_you_mean, kind_of
+from fseg_jax.folders.labels import Labelled
+from fseg_jax.folders.propagate import _features
 from fseg_jax.tensor_header import LARGEST, BrokenFileError, open_tensors, read_header
+from fseg_jax.training.classifier import Settings
 from fseg_jax.training.classifier_file import load_classifier
 
 CENTERS = np.random.default_rng(0).random((2, 6), np.float32)
@@ -252,6 +256,11 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_nearest():
     assert "did you mean he-small?" in line(lambda: load_all("he-smal"))
     assert "did you mean he-small?" in line(lambda: lookup("he-smal"))
     assert "did you mean uni2-h" in line(lambda: lookup("uni2h"))
+    assert "did you mean small?" in line(Settings(network="smal").check)
+    pictures = Labelled(Path(), (), np.zeros(0, int), ("a", "b"), np.zeros(0, bool))
+    assert "did you mean lire-even" in line(lambda: _features(pictures, "lire-evn", None))
+    slides = (ManifestSlide("A", Path("a.svs"), split="train"),)
+    assert "did you mean train?" in line(lambda: select_split(slides, "trian", "slides.csv"))
 
 
 def test_the_card_of_the_encoder_that_comes_with_the_program_passes():

@@ -137,6 +137,20 @@ def test_a_size_that_no_machine_has_is_not_for_want_of_memory():
     assert "1,073,741,824 GiB of memory are asked for" in said and "--batch" not in said
 
 
+def test_a_command_that_is_nearly_right_is_answered_with_the_nearest(capsys):
+    assert fseg("segmnt", "a.svs") == 2
+    assert "did you mean segment?" in capsys.readouterr().err
+    assert fseg("codebook", "shw") == 2
+    assert "did you mean show?" in capsys.readouterr().err
+
+
+def test_the_default_encoder_has_as_many_channels_in_the_list_as_in_its_card(capsys):
+    assert fseg("encoders") == 0
+    assert "he-small: the default. 276 channels" in capsys.readouterr().out
+    assert fseg("encoders", "he-small") == 0
+    assert "276" in capsys.readouterr().out
+
+
 def test_an_input_error_is_said_as_it_is():
     with pytest.raises(InputError) as caught, doing("nothing of note"):
         raise InputError("a  file.svs: gone")

@@ -20,7 +20,7 @@ from fseg_jax.cli.patches import embed, seed
 from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
 from fseg_jax.cli.view import view
-from fseg_jax.terminal import STOPPED, accept_verbose, run_command, share_the_heap, stop, stop_once
+from fseg_jax.terminal import STOPPED, Named, accept_verbose, run_command, share_the_heap, stop, stop_once
 
 
 def run() -> None:
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(run_command(cli, arguments, "fseg"))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Named, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("fseg-jax"), prog_name="fseg")
 def cli() -> None:
     """Unsupervised segmentation of pathology slides."""

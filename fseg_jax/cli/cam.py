@@ -15,7 +15,7 @@ from fseg_jax.cli.options import (
     together,
 )
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import Several, bars
+from fseg_jax.terminal import Named, Several, bars
 
 labels_options = together(
     click.option(
@@ -58,7 +58,7 @@ method_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Named)
 def cam() -> None:
     """Masks from a few image labels: spread labels, train a classifier, threshold its Grad-CAM."""
 

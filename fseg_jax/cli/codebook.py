@@ -6,9 +6,10 @@ import click
 
 from fseg_jax.cli.options import MICRONS, overwrite_option
 from fseg_jax.errors import InputError
+from fseg_jax.terminal import Named
 
 
-@click.group()
+@click.group(cls=Named)
 def codebook() -> None:
     """Cluster centres: read the authors', look at any."""
 

@@ -21,9 +21,9 @@ def encoders(name: str | None) -> None:
         row = lookup(name)
         click.echo(listing.sheet(row, status(row)))
     else:
-        click.echo(
-            "he-small: the default. 256 channels, trained on open H&E; the weights come with the program."
-        )
+        channels = load_trained("he-small").card.channels
+        said = "trained on open H&E; the weights come with the program."
+        click.echo(f"he-small: the default. {channels} channels, {said}")
         click.echo("classical: stain and texture, a baseline without weights.")
         click.echo("FILE.safetensors: your own, from fseg pretrain. From the hub:\n")
         click.echo(listing.table(list(CATALOG.values())))

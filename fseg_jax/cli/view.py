@@ -7,6 +7,7 @@ import click
 
 from fseg_jax.cli.options import Whole
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import did_you_mean
 
 
 @click.command()
@@ -44,7 +45,8 @@ def view(
     here = Folder(folder, slides, settings)
     name = slide or here.names[0]
     if name not in here.names:
-        raise InputError(f"{folder}: holds no slide {name!r}; it holds {', '.join(here.names)}")
+        near = did_you_mean(name, here.names)
+        raise InputError(f"{folder}: holds no slide {name!r}; {near}it holds {', '.join(here.names)}")
 
     served = False
 

@@ -28,6 +28,7 @@ import tensorstore as ts
 
 from fseg_jax.cohort.storage import bucket_spec
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import did_you_mean
 from fseg_jax.slides.formats import is_plausible, one_line
 from fseg_jax.slides.reader import open_slide, slide_name
 
@@ -100,7 +101,7 @@ def select_split(
     if not chosen:
         held = sorted({slide.split for slide in slides if slide.split})
         there = f"it has {', '.join(held)}" if held else "its column split is empty or missing"
-        raise InputError(f"{source}: no slide of the split {split!r}; {there}")
+        raise InputError(f"{source}: no slide of the split {split!r}; {did_you_mean(split, held)}{there}")
     return chosen
 
 

@@ -92,6 +92,11 @@ def embed_slide(
     tissue = tissue_of(slide, settings.tissue)
     share = tissue_share(tissue, rows, columns, step * mpp, patch * mpp)
     grid = np.argwhere((share >= settings.min_tissue) & (share > 0)).astype(np.int32)
+    if not len(grid) and patch > max(height, width):
+        raise InputError(
+            f"--mpp {mpp:g}: {slide.path.name} is {width} × {height} pixels at this resolution, and a patch "
+            f"has {patch}: choose a finer --mpp"
+        )
     if not len(grid):
         raise InputError(
             f"{slide.path}: no patch of {patch} pixels has {settings.min_tissue:.0%} of tissue; lower "

@@ -29,6 +29,7 @@ from fseg_jax.cohort.claims import partial_folder, sweep
 from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with
 from fseg_jax.cohort.worker import output_paths
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import did_you_mean
 from fseg_jax.methods import sic
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.embeddings import (
@@ -194,7 +195,8 @@ def _embedded(out: Path, slide: str | None) -> str:
     if slide is None and len(names) > 1:
         raise InputError(f"{out}: holds {', '.join(names)}; choose one with --slide")
     if slide is not None and slide not in names:
-        raise InputError(f"{out}: holds no embedded slide {slide!r}; it holds {', '.join(names)}")
+        near = did_you_mean(slide, names)
+        raise InputError(f"{out}: holds no embedded slide {slide!r}; {near}it holds {', '.join(names)}")
     return slide or names[0]
 
 

@@ -292,9 +292,10 @@ def fit_codebook(
     X = np.concatenate(held)
     file = Path(plan.slide["path"]).name
     if settings.k > len(X):
+        fewer = "" if plan.mpp > 4 * card.mpp else "fewer clusters or "  # so coarse, no k would help
         raise InputError(
-            f"--k {settings.k}: {file} has {len(X)} tokens of tissue at {plan.mpp:g} µm per "
-            "pixel; choose fewer clusters or a finer --mpp"
+            f"--k {settings.k}: {file} has {len(X)} tokens of tissue at {plan.mpp:g} µm per pixel; "
+            f"choose {fewer}a finer --mpp"
         )
     # As many as a power of two, where there are plenty: k-means then compiles once for slides of many sizes.
     sample = min(FIT_TOKENS, 1 << (len(X).bit_length() - 1))

@@ -111,13 +111,28 @@ def _published(row: Row, timeout: float) -> str:
     for file in row.files:
         url = hf_hub_url(row.repo, file, repo_type=row.repo_type, endpoint=_endpoint())
         try:
-            get_hf_file_metadata(url, token=get_token() or False, timeout=timeout, endpoint=_endpoint())
+            said = get_hf_file_metadata(
+                url, token=get_token() or False, timeout=timeout, endpoint=_endpoint()
+            )
         except errors.EntryNotFoundError:
             if file == row.files[-1]:
                 raise
         else:
+            _check_names(row, said.etag, said.commit_hash)
             return file
     raise LookupError(f"{row.name} names no file")
+
+
+def _check_names(row: Row, content: str | None, commit: str | None) -> None:
+    """Raise ``InputError`` unless what names files in the hub's cache has the form of a hash: the cache takes
+    it from the answer as it is, and a name may lead anywhere."""
+    hashes = r"[0-9a-f]{40}|[0-9a-f]{64}"
+    for what, name, form in (("content", content, hashes), ("commit", commit, "[0-9a-f]{40}")):
+        if not (isinstance(name, str) and re.fullmatch(form, name)):
+            raise InputError(
+                f"{row.name}: {row.repo} names its {what} {str(name)[:60]!r}, which is no hash: "
+                f"check HF_ENDPOINT, or {_by_hand(row)}"
+            )
 
 
 def _download(row: Row, file: str, *, again: bool) -> Path:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from fseg_jax.encoders.convolution import DType, Plan, convolve
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import did_you_mean
 
 Padding = int | str
 
@@ -86,7 +87,8 @@ class Network(nnx.Module):
     def _position(self, layer: str) -> int:
         names = self.layers()
         if layer not in names:
-            raise InputError(f"this network has no layer {layer!r}: give one of {_brief(names)}")
+            near = did_you_mean(layer, names)
+            raise InputError(f"this network has no layer {layer!r}: {near}give one of {_brief(names)}")
         return names.index(layer)
 
 

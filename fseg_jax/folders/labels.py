@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 
 from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import did_you_mean
 from fseg_jax.folders.images import find_images
 
 NONE = ("unlabelled", "unlabeled")
@@ -72,7 +73,9 @@ def read_labels(folder: Path, table: Path | None = None, positive: str | None = 
     if positive is not None:
         if positive not in classes:
             listed = ", ".join(classes) or "none at all"
-            raise InputError(f"--positive {positive}: the labels are {listed}")
+            raise InputError(
+                f"--positive {positive}: {did_you_mean(positive, classes)}the labels are {listed}"
+            )
         classes = [name for name in classes if name != positive] + [positive]
     labels = np.array([classes.index(name) if name else -1 for name in names], np.int64)
     return Labelled(folder, tuple(files), labels, tuple(classes), held_out)

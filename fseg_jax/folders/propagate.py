@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import did_you_mean
 from fseg_jax.folders.images import Report, resized
 from fseg_jax.folders.labels import Labelled, write_table
 from fseg_jax.folders.record import fresh, make_folder, write_record
@@ -142,8 +143,12 @@ def _features(
 
         side, describe = FEATURE_SIDE, lambda batch: global_features(batch)
     else:
+        from fseg_jax.encoders.catalog import CATALOG
         from fseg_jax.encoders.load import load_encoder
 
+        near = did_you_mean(name, (FEATURES, EVENLY))
+        if near and name.lower() not in CATALOG and not Path(name).exists():
+            raise InputError(f"--features {name}: {near}it is lire, lire-even, or an encoder's name")
         encoder = load_encoder(name)
         side, describe = encoder.card.tile, lambda batch: encoder(batch).mean((1, 2))
 

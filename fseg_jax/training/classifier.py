@@ -37,6 +37,7 @@ from fseg_jax.encoders.architectures import network
 from fseg_jax.encoders.efficientnet import SCALES, EfficientNetConfig, efficientnet
 from fseg_jax.encoders.layers import Network
 from fseg_jax.errors import InputError
+from fseg_jax.file_kinds import did_you_mean
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in 0 … 1
 STARTS = ("random", "imagenet")
@@ -66,7 +67,8 @@ class Settings:
     def check(self) -> None:
         """Raise ``InputError`` for what cannot be trained."""
         if self.network not in NETWORKS:
-            raise InputError(f"--network {self.network}: choose {', '.join(NETWORKS)}")
+            near = did_you_mean(self.network, NETWORKS)
+            raise InputError(f"--network {self.network}: {near}choose {', '.join(NETWORKS)}")
         if self.start not in STARTS:
             raise InputError(f"--start {self.start}: choose {', '.join(STARTS)}")
         if self.start == "imagenet" and self.network not in ("b0", "b1"):

@@ -35,6 +35,7 @@ from tornado.web import HTTPError, OutputTransform, RequestHandler, StaticFileHa
 
 from fseg_jax.cohort.seeds import SeedSettings
 from fseg_jax.errors import InputError, explain
+from fseg_jax.file_kinds import did_you_mean
 from fseg_jax.slides.formats import one_line
 from fseg_jax.terminal import heed
 from fseg_jax.viewer.opened import Opened, slide_names
@@ -75,7 +76,8 @@ class Folder:
     def open(self, name: str) -> Opened:
         """The slide of that name. Raises ``InputError`` where there is none, or it cannot be opened."""
         if name not in self.names:
-            raise InputError(f"{self.path}: holds no slide {name!r}; it holds {', '.join(self.names)}")
+            near = did_you_mean(name, self.names)
+            raise InputError(f"{self.path}: holds no slide {name!r}; {near}it holds {', '.join(self.names)}")
         if name not in self._opened:
             self._opened[name] = Opened(self.path, name, self._slides, self._settings)
             self._opened[name].start()

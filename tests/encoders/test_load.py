@@ -335,6 +335,14 @@ def test_a_damaged_cached_file_is_made_again(lab, images, caplog):
     assert len(lab.fetched()) == 1
 
 
+@pytest.mark.parametrize("name", ["../../../outside", "a" * 39, "A" * 64, "0" * 64 + "/x"])
+@pytest.mark.parametrize("of", ["content", "commit"])
+def test_what_the_hub_calls_a_file_names_none_unless_it_is_a_hash(lab, of, name):
+    setattr(lab, of, name)
+    assert f"names its {of} " in one_line(lambda: load_encoder("tiny"))
+    assert lab.fetched() == [] and kept() == []
+
+
 def test_a_damaged_download_is_fetched_again(lab, published, caplog):
     lab.damage = 1
     assert "delete it" in one_line(lambda: load_encoder("tiny"))
