@@ -14,6 +14,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.image_files import load_image
+from fseg_jax.slides.mirax import check_counts
 
 OME_TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.tf2", ".ome.tf8", ".ome.btf")
 _TIFF_SUFFIXES = (".tif", ".tiff", ".tf2", ".tf8", ".btf")
@@ -58,6 +59,8 @@ def open_pixels(path: Path) -> Pixels:
     name = path.name.lower()
     if name.endswith(OME_TIFF_SUFFIXES):
         return TiffPixels(path)
+    if path.suffix.lower() == ".mrxs":
+        check_counts(path)
     if OpenSlidePixels.knows(path):
         if is_tiff:
             check_tiles(path)

@@ -194,6 +194,8 @@ class Pieces:
 
     def _decode(self, page: Any, segment: int, data: bytes | None) -> np.ndarray:
         tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
+        if data and self.keyframe.compression in _JPEG and _jpeg_pixels(data) > _SEGMENT_LIMIT // 4:
+            raise OSError("its JPEG states more pixels than the tile has")
         pixels, _, shape = self.keyframe.decode(
             data, segment, **(tables if self.keyframe.compression in _JPEG else {})
         )
@@ -241,6 +243,17 @@ class _Level(Pieces):
         if any(page is None for page in pages):
             raise InputError(f"{path}: the TIFF lacks some of its planes")
         super().__init__(path, pages, blank=255)
+
+
+def _jpeg_pixels(data: bytes) -> int:
+    """The pixels that a JPEG says it has, by its frame header; 0 where there is none."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[at + 5 : at + 7], "big") * int.from_bytes(data[at + 7 : at + 9], "big")
+        at += 2 + length
+    return 0
 
 
 def check_extent(path: Path, page: Any) -> None:

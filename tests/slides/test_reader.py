@@ -579,6 +579,17 @@ def zarr_of(shape: list[int], chunks: list[int], version: int = 3):
     return write
 
 
+def mirax(description: str):
+    """A MIRAX slide of which only the description is there."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"\xff\xd8")
+        path.with_suffix("").mkdir()
+        (path.with_suffix("") / "Slidedat.ini").write_text(f"[GENERAL]\n{description}\n")
+
+    return write
+
+
 TILES = {"tile": (64, 96), "compression": "lzw"}  # which OpenSlide reads
 
 BAD = {
@@ -613,6 +624,10 @@ BAD = {
     "long.ome.zarr": (zarr_of([5_000_000, 4, 3], [64, 4, 3], 2), "which is no slide's"),
     "chunk.ome.zarr": (zarr_of([40_000] * 2 + [3], [20_000] * 2 + [3]), "too large to decode one by one"),
     "chunk v2.ome.zarr": (zarr_of([40_000] * 2 + [3], [20_000] * 2 + [3], 2), "too large to decode"),
+    "files.mrxs": (mirax("FILE_COUNT = 100001"), "says FILE_COUNT = 100001 in Slidedat.ini"),
+    "layers.mrxs": (mirax("HIER_0_COUNT=-1"), "says HIER_0_COUNT = -1 in Slidedat.ini"),
+    "images.mrxs": (mirax("IMAGENUMBER_X = 5001\nIMAGENUMBER_Y = 5000"), "that it has 25005000 images"),
+    "parts.mrxs": (mirax("CameraImageDivisionsPerSide = 1001"), "CameraImageDivisionsPerSide = 1001"),
     "missing.svs": (lambda path: None, "no such file"),
     "text.svs": (lambda path: path.write_text("this is not a slide\n" * 50), "not a slide"),
     "text.tif": (lambda path: path.write_text("this is not a slide\n" * 50), "not a slide"),
@@ -729,6 +744,17 @@ def test_a_truncated_file_is_known_by_a_relative_path_too(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^a\.ome\.tif: the TIFF is truncated"):
         open_slide("a.ome.tif")
+
+
+def test_a_tile_that_states_more_pixels_than_it_may_have_is_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    ome(tile=(64, 96), photometric="rgb", compression="jpeg")(path)
+    content = path.read_bytes()
+    frame = b"\xff\xc0\x00\x11\x08"  # and then the height and width of 8-bit samples
+    start = content.index(frame) + len(frame)
+    path.write_bytes(content[:start] + (65_000).to_bytes(2, "big") * 2 + content[start + 4 :])
+    with open_slide(path) as slide, pytest.raises(InputError, match="states more pixels than the tile has"):
+        slide.read(0, 0, 64, 96, 0.5)
 
 
 # Size
