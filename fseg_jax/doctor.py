@@ -7,12 +7,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fseg_jax.downloads import cache_folder
+from fseg_jax.versions import version_of
 
 LEAST_PYTHON = (3, 11)
 ROOM = 5e9  # bytes: the largest encoder as published, or the labels of a cohort's first slides
@@ -110,7 +110,7 @@ def _jax() -> _Found:
     import flax  # noqa: F401
     import jax  # noqa: F401
 
-    return _Found(True, ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax")))
+    return _Found(True, ", ".join(f"{name} {version_of(name)}" for name in ("jax", "jaxlib", "flax")))
 
 
 def _devices() -> _Found:
@@ -176,7 +176,7 @@ def _tensorstore() -> _Found:
         spec = {"driver": "zarr3", "kvstore": store, "metadata": {"codecs": [{"name": "zstd"}]}}
         ts.open(spec, create=True, dtype=ts.uint8, shape=written.shape).result().write(written).result()
         read = ts.open({"driver": "zarr3", "kvstore": store}).result().read().result()
-    return _Found(bool(np.array_equal(read, written)), f"{version('tensorstore')} writes and reads Zarr")
+    return _Found(bool(np.array_equal(read, written)), f"{version_of('tensorstore')} writes and reads Zarr")
 
 
 def _main_job() -> _Found:

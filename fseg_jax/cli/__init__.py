@@ -6,7 +6,6 @@ A file here is a command or a few that belong together; ``options.py`` has the o
 import os
 import signal
 import sys
-from importlib.metadata import version
 
 import click
 
@@ -21,6 +20,7 @@ from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
 from fseg_jax.cli.view import view
 from fseg_jax.terminal import STOPPED, Named, accept_verbose, run_command, share_the_heap, stop, stop_once
+from fseg_jax.versions import version_of
 
 
 def run() -> None:
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @click.group(cls=Named, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(version("fseg-jax"), prog_name="fseg")
+@click.version_option(version_of("fseg-jax"), prog_name="fseg")
 def cli() -> None:
     """Unsupervised segmentation of pathology slides."""
 

@@ -5,7 +5,6 @@ import json
 import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -13,6 +12,7 @@ import jax
 from fseg_jax.atomic import replacing
 from fseg_jax.evaluation.cam_runs import Reproduction, RunResult, Split
 from fseg_jax.evaluation.masks import MEASURES, MaskScores, markdown
+from fseg_jax.versions import versions_of
 
 # The paper's Table 1: accuracy, Jaccard, Dice, F1, recall, precision.
 PAPER_SCORES = {
@@ -176,7 +176,7 @@ def write(
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("fseg-jax", "jax", "flax", "optax", "numpy")},
+        | versions_of(("fseg-jax", "jax", "flax", "optax", "numpy")),
         "device": jax.devices()[0].device_kind,
         "setting": asdict(setting),
         "split": {what: [pair.name for pair in pairs] for what, pairs in parts._asdict().items()},

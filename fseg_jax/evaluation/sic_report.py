@@ -1,12 +1,10 @@
 """What SIC's experiment writes: results.md for people, two CSVs for programs, the paper's Figure 2, the
 record."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from fseg_jax.cohort.publish import made_with
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.evaluation.plots import OKABE_ITO, legend_once, save_figure, style
 from fseg_jax.evaluation.tables import markdown_table
+from fseg_jax.outputs.csv_table import csv_text
 
 if TYPE_CHECKING:
     from fseg_jax.evaluation.sic import Moments, Row, Setting, Trial
@@ -64,11 +63,7 @@ _COLUMNS = ("best", "mean", "one_pass_best", "one_pass_mean", "everything_positi
 
 
 def _csv(lines: list[dict[str, Any]]) -> str:
-    text = StringIO()
-    table = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(lines)
-    return text.getvalue()
+    return csv_text(list(lines[0]), lines)
 
 
 def _line(row: "Row") -> dict[str, Any]:

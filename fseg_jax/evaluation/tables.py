@@ -1,11 +1,8 @@
 """The table of an evaluation: results.csv for programs, results.md for people, evaluation.json the record."""
 
-import csv
 import json
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +10,8 @@ from fseg_jax.atomic import replacing
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.evaluation.datasets import Dataset
 from fseg_jax.evaluation.metrics import Interval
+from fseg_jax.outputs.csv_table import csv_text
+from fseg_jax.versions import versions_of
 
 if TYPE_CHECKING:
     from fseg_jax.evaluation.experiment import Row, Setting
@@ -29,11 +28,7 @@ MODE_NAMES = {
 def write(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
     """Write results.csv, a line a row and every number, and results.md, the same for people."""
     lines = [_line(dataset, row) for row in rows]
-    text = StringIO()
-    table = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(lines)
-    _save(out / "results.csv", text.getvalue())
+    _save(out / "results.csv", csv_text(list(lines[0]), lines))
     _save(out / "results.md", _markdown(dataset, rows))
 
 
@@ -67,8 +62,8 @@ def write_record(
         },
         "encoders": [vars(card) for card in cards],
         "setting": setting._asdict(),
-        "versions": {"python": platform.python_version(), "fseg-jax": version("fseg-jax")}
-        | {name: version(name) for name in ("jax", "numpy", "optax")},
+        "versions": {"python": platform.python_version()}
+        | versions_of(("fseg-jax", "jax", "numpy", "optax")),
         "device": jax.devices()[0].device_kind,
         "rows": [{key: getattr(row, key) for key in _KEYS} | {"confusion": row.confusion} for row in rows],
     }

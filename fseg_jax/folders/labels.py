@@ -2,8 +2,9 @@
 
 Without a file, an image's label is the name of the subfolder it lies in (the first below the folder); images
 in the folder itself, or in one called ``unlabelled`` or ``unlabeled``, have none. A file is CSV with the
-columns ``image`` (a path below the folder) and ``label``; images that it does not list, or lists without a
-label, have none. A column ``held_out`` that says yes keeps an image from training.
+columns ``image`` (a path below the folder) and ``label``, text as ``outputs.csv_table`` writes it; images
+that it does not list, or lists without a label, have none. A column ``held_out`` that says yes keeps an image
+from training.
 """
 
 import csv
@@ -19,6 +20,7 @@ from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError
 from fseg_jax.file_kinds import did_you_mean
 from fseg_jax.folders.images import find_images
+from fseg_jax.outputs.csv_table import csv_text, plain
 
 NONE = ("unlabelled", "unlabeled")
 _YES = ("yes", "true", "1")
@@ -97,8 +99,8 @@ def _rows(table: Path) -> list[tuple[str, str, bool]]:
         raise InputError(f"{table}: has no columns image and label: name them in its first line")
     return [
         (
-            (row["image"] or "").strip(),
-            (row["label"] or "").strip(),
+            plain((row["image"] or "").strip()),
+            plain((row["label"] or "").strip()),
             (row.get("held_out") or "").strip().lower() in _YES,
         )
         for row in rows
@@ -106,10 +108,6 @@ def _rows(table: Path) -> list[tuple[str, str, bool]]:
 
 
 def write_table(path: Path, rows: Sequence[dict[str, object]], columns: Sequence[str]) -> None:
-    """Write rows as CSV; the file appears whole or not at all."""
-    text = StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
+    """Write rows as CSV that no spreadsheet takes for formulas; the file appears whole or not at all."""
     with replacing(path) as part:
-        part.write_text(text.getvalue(), encoding="utf-8")
+        part.write_text(csv_text(columns, rows), encoding="utf-8")

@@ -4,7 +4,6 @@ import json
 import platform
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 
 from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.versions import versions_of
 
 
 def fresh(out: Path, name: str, overwrite: bool) -> Path:
@@ -36,7 +36,7 @@ def write_record(path: Path, said: dict[str, Any], started: float) -> dict[str, 
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("fseg-jax", "jax", "flax", "optax", "numpy", "pillow")},
+        | versions_of(("fseg-jax", "jax", "flax", "optax", "numpy", "pillow")),
         "device": jax.devices()[0].device_kind,
         **said,
     }

@@ -1,18 +1,17 @@
 """What pathologists look at: the slide beside its segmentation, with legend and scale bar; areas as CSV."""
 
-import csv
 import os
 import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
-from io import StringIO
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fseg_jax.atomic import replacing
+from fseg_jax.outputs.csv_table import csv_text
 
 _LONGEST = 2400
 _MOST_ENLARGED = 8
@@ -74,6 +73,9 @@ def write_overlay(
         canvas.save(part, format="PNG")
 
 
+_AREAS = ("cluster", "name", "colour", "pixels", "area_mm2", "share")
+
+
 def write_areas(
     path: str | os.PathLike[str], names: Sequence[str], pixels: np.ndarray, mpp: float, *, colours: np.ndarray
 ) -> None:
@@ -83,15 +85,20 @@ def write_areas(
     background. Raises InputError where the file cannot be written.
     """
     tissue = max(1, int(pixels[1:].sum()))
-    text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("cluster", "name", "colour", "pixels", "area_mm2", "share"))
-    for label, (name, colour) in enumerate(zip(names, colours, strict=True), 1):
-        count = int(pixels[label])
-        hexed = "#" + "".join(f"{int(v):02x}" for v in colour)
-        table.writerow((label, name, hexed, count, f"{count * mpp**2 * 1e-6:.6f}", f"{count / tissue:.6f}"))
+    rows = [
+        {
+            "cluster": label,
+            "name": name,
+            "colour": "#" + "".join(f"{int(v):02x}" for v in colour),
+            "pixels": count,
+            "area_mm2": f"{count * mpp**2 * 1e-6:.6f}",
+            "share": f"{count / tissue:.6f}",
+        }
+        for label, (name, colour) in enumerate(zip(names, colours, strict=True), 1)
+        for count in [int(pixels[label])]
+    ]
     with replacing(path) as part:
-        part.write_text(text.getvalue(), encoding="utf-8")
+        part.write_text(csv_text(_AREAS, rows), encoding="utf-8")
 
 
 def tint(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, alpha: float) -> np.ndarray:

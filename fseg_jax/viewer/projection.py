@@ -22,7 +22,6 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +33,7 @@ from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError
 from fseg_jax.methods import sic
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
+from fseg_jax.versions import versions_of
 
 SAMPLE = 20_000  # patches that UMAP is fitted on
 NEIGHBOURS = 15
@@ -158,7 +158,7 @@ def write_projection(folder: Path, name: str, embedded: Embeddings, Y: Float[np.
     It holds ``coordinates`` float32 (n, 3), ``colours`` uint8 (n, 3), and as JSON ``made_with`` and
     ``versions``. Raises ``OutputError`` where it cannot be written.
     """
-    packages = {p: version(p) for p in ("fseg-jax", "umap-learn", "numba", "numpy")}
+    packages = versions_of(("fseg-jax", "umap-learn", "numba", "numpy"))
     with replacing(projection_path(folder, name)) as part, part.open("wb") as file:
         np.savez_compressed(
             file,
