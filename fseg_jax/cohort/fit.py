@@ -108,7 +108,9 @@ def fit_cohort(
     lines = {slide.slide_id: slide for slide in slides}
     failures = _of_all(failures)
     failures = {name: failures[name] for name in lines if name in failures}
-    there = [name for name in lines if (folder / "slides" / name / "slide.json").exists()]
+    there = [
+        name for name in lines if name not in failures and (folder / "slides" / name / "slide.json").exists()
+    ]
     if unseen := lines.keys() - {*there, *failures}:
         raise InputError(
             f"{folder}: holds nothing of {min(unseen)}, which another process has sampled; give --features "

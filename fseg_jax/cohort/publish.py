@@ -5,7 +5,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,10 @@ from fseg_jax.cohort.claims import settle
 from fseg_jax.cohort.exchange import exchange
 from fseg_jax.encoders import onednn
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.paths import is_folder, is_there
+from fseg_jax.slides.identity import identify
 from fseg_jax.slides.reader import Slide
+from fseg_jax.versions import versions_of
 
 PACKAGES = ("fseg-jax", "jax", "jaxlib", "numpy", "tensorstore")
 
@@ -31,13 +33,13 @@ def check_outputs(paths: Sequence[Path], out: Path, overwrite: bool) -> None:
         except UnicodeEncodeError:
             raise InputError(f"{path.name!r}: the slide's name is not UTF-8; rename it") from None
     settle(paths[0].stem, out)
-    existing = [path for path in paths if path.exists()]
+    existing = [path for path in paths if is_there(path)]
     if existing and not overwrite:
         raise InputError(f"{existing[-1]} exists: choose another folder, or --overwrite")
-    if out.exists() and not out.is_dir():
+    if is_there(out) and not is_folder(out):
         raise InputError(f"{out}: is a file; -o names a folder")
     # The nearest folder that exists must let us in; access() alone would say yes to root on a read-only disk.
-    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+    parent = next(p for p in (out, *out.absolute().parents) if is_there(p))
     try:
         with tempfile.TemporaryFile(dir=parent):
             pass
@@ -59,7 +61,7 @@ def finish(folder: Path, record: dict[str, Any], paths: Sequence[Path]) -> dict[
 
 def made_with() -> dict[str, Any]:
     """The versions of what computes a result, and the device."""
-    versions = {name: version(name) for name in PACKAGES}
+    versions = versions_of(PACKAGES)
     convolutions = onednn.library()
     if convolutions is not None:
         versions["onednn"] = convolutions.version
@@ -73,6 +75,7 @@ def slide_facts(slide: Slide) -> dict[str, Any]:
     """Which slide a result is of, and what it is."""
     return {
         "path": str(slide.path),
+        "identity": identify(slide.path),
         "format": slide.format,
         "height": slide.height,
         "width": slide.width,

@@ -10,10 +10,9 @@ mix theirs.
 gives slides to an engine (``engines.py``) and keeps the books.
 """
 
-import csv
-import io
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -37,15 +36,29 @@ from fseg_jax.cohort.job import (
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.publish import Clock
 from fseg_jax.cohort.storage import Storage, open_storage
+from fseg_jax.cohort.survey import (
+    Survey,
+    facts_of,
+    parsed,
+    read_failure,
+    read_results,
+    read_timing,
+    state_of,
+    stated,
+    survey,
+)
 from fseg_jax.cohort.worker import SUFFIXES, Report
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, OutputError, explain
 from fseg_jax.outputs import report as reports
+from fseg_jax.outputs.csv_table import csv_text
+from fseg_jax.slides.identity import is_same
 from fseg_jax.slides.reader import open_slide
 
 _log = logging.getLogger(__name__)
 
 _RESERVED = ("cohort", "areas", "failures")  # their tables would be taken for a slide's
+_FAILURE = ("slide_id", "path", "reason")  # what failures.csv says of a slide
 _NAMED = 5  # slides named in a message
 
 
@@ -99,21 +112,30 @@ def run_cohort(
     """Segment what is missing of a cohort, and bring its tables and its report up to date.
 
     ``shard`` (i, n) takes every n-th slide from the i-th on. Slides that were run with other settings are
-    named and left, or with ``redo`` run again. Raises ``InputError`` before anything is run where the place
-    is for other settings, and ``OutputError`` as soon as nothing can be written there any more.
+    named and left, or with ``redo`` run again; slides whose results are of another file than the one that is
+    there now, or not whole any more, are named and run again. Raises ``InputError`` before anything is run
+    where the place is for other settings, and ``OutputError`` as soon as nothing can be written there.
     """
     if taken := [slide.slide_id for slide in slides if slide.slide_id.casefold() in _RESERVED]:
         raise InputError(f"the slide_id {taken[0]!r} is that of a cohort's own table; give it another")
     mine = list(slides[shard[0] :: shard[1]])
+    if job.codebook is None:
+        tell(
+            "no --codebook: each slide is clustered by itself, so that cluster 1 of one is not cluster 1 of "
+            "another; fseg fit makes a codebook for all of them"
+        )
     card = engine.describe(job)
     if job.codebook is not None:
         job.codebook.check(card.name, card.channels, card.weights_hash)
     storage = open_storage(job.out)
     storage.sweep()
-    before = _survey(storage, job, card, mine)
-    agree(storage, job, card, before, redo)
+    before = survey(storage, job, card, mine)
+    if said := agree(storage, job, card, before, redo):
+        tell(said)
     if before.other:
         tell(f"{_some(before.other)}: run with other settings" + ("; run again" if redo else ""))
+    for reason, names in _by_reason(before.outdated).items():
+        tell(f"{_some(names)}: {reason}; run again")
     todo = [s for s in mine if s.slide_id not in before.done and (redo or s.slide_id not in before.other)]
     tell(f"{len(before.done)} of {len(mine)} slides are done, {len(todo)} to do")
     if job.keep_features and todo:
@@ -122,7 +144,8 @@ def run_cohort(
         tell(
             f"features to keep: {_bytes(size)} at most, if all of the slides were tissue; zstd makes it less"
         )
-    failed_before = set(storage.names("failures"))
+    for key in set(storage.names("failures")) & {f"failures/{name}.json" for name in before.done}:
+        storage.delete(key)
     failed: dict[str, str] = {}
     count = 0
     waiting: list[ManifestSlide] = []
@@ -147,11 +170,10 @@ def run_cohort(
         if status == "failed":
             failed[name] = reason
             told = {"slide_id": name, "path": str(by_id[name].path), "reason": reason}
-            storage.write(key, _json(told))
+            storage.write(key, _json(told | ({"outdated": True} if name in before.outdated else {})))
             tell(f"{at}: failed: {reason}")
         else:
-            if key in failed_before:
-                storage.delete(key)
+            storage.delete(key)
             tell(f"{at}: {'done by another run' if status == 'already' else f'{seconds:.1f} s'}")
     storage.sweep()  # of what workers that died were at
     other = [] if redo else before.other
@@ -191,11 +213,16 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, report:
     with storage.workplace(name, wait=wait) as folder:
         card, settings = card_of(job), settings_of(slide, job)
         digest, kept_as = settings_hash(job, card, settings), features_hash(job, card, settings)
-        if _is_done(storage, job, name, digest, kept_as, storage.read(record_key)):
+        if state_of(storage, job, card, slide, storage.read(record_key)).status == "done":
             return Outcome(name, "already")
         with ExitStack() as open_things:
             if job.features:
                 plan, tokens = features.open_kept(open_storage(job.features), name, settings, kept_as)
+                if (now := facts_of(slide)) and not is_same(plan.slide, now):
+                    raise InputError(
+                        f"{job.features}/{name}{features.SUFFIX}: kept of another file than {slide.path}; "
+                        "run with --keep-features again"
+                    )
                 worker.warn_of_mpp(name, plan.mpp, job.codebook)
             else:
                 opened = open_things.enter_context(open_slide(slide.path, settings.mpp_override))
@@ -229,90 +256,55 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, report:
         for key, data in beside.items():
             (folder / key).parent.mkdir(exist_ok=True)
             (folder / key).write_bytes(data)
-        if _hash_in(storage.read(AGREED)) != agreed_hash(job, card):
+        if stated(parsed(storage.read(AGREED)), "settings_hash") != agreed_hash(job, card):
             raise OutputError(f"{job.out}: another run has begun there with other settings; this one ends")
         suffixes = (*SUFFIXES, features.SUFFIX) if job.keep_features else SUFFIXES
         storage.publish(folder, [*(f"{name}{suffix}" for suffix in suffixes), *beside])
     return Outcome(name, "done", seconds=sum(timing["seconds"].values()))
 
 
-def _is_done(storage: Storage, job: Job, name: str, digest: str, kept_as: str, record: bytes | None) -> bool:
-    """Whether a slide's results are there, and its features if they are to be kept."""
-    if _hash_in(record) != digest:
-        return False
-    if not job.keep_features:
-        return True
-    group = storage.read(f"{name}{features.SUFFIX}/zarr.json")
-    return _stated(group, "attributes", "fseg", "features_hash") == kept_as
-
-
 # ---------------------------------------------------------------------------------------- what is there
 
 
-def agree(storage: Storage, job: Job, card: EncoderCard, before: "_Survey", redo: bool) -> None:
-    """See that the place is for these settings, or with ``redo`` make it so."""
+def agree(storage: Storage, job: Job, card: EncoderCard, before: Survey, redo: bool) -> str:
+    """See that the place is for these settings, or with ``redo`` make it so; what is to be told of that."""
     what = depends_on(job, card, job.settings)
     ours = {"settings_hash": agreed_hash(job, card), "settings": what, "encoder": asdict(card)}
     if storage.create(AGREED, _json(ours)):
-        return
-    try:
-        theirs = json.loads(storage.read(AGREED) or b"")
-        same = theirs["settings_hash"] == ours["settings_hash"]
-        differs = [key for key in what if theirs["settings"].get(key) != what[key]]
-        said = ", ".join(f"{key} was {_short(theirs['settings'].get(key))}" for key in differs)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise InputError(f"{storage.url}/{AGREED}: damaged; choose another folder") from None
-    if same:
-        return
+        return ""
+    named = f": {_some(before.other)}" if before.other else ""
+    theirs = parsed(storage.read(AGREED))
+    settings, digest = stated(theirs, "settings"), stated(theirs, "settings_hash")
+    if not isinstance(settings, dict) or not isinstance(digest, str):
+        if before.other and not redo:
+            raise InputError(
+                f"{storage.url}/{AGREED}: damaged, and there are results of other settings{named}; "
+                "--redo runs these slides again, -o with another place keeps both"
+            )
+        storage.write(AGREED, _json(ours))
+        return f"{storage.url}/{AGREED} was damaged, and is written again"
+    if digest == ours["settings_hash"]:
+        return ""
     if not redo:
-        named = f": {_some(before.other)}" if before.other else ""
+        differs = [key for key in what if settings.get(key) != what[key]]
+        said = ", ".join(f"{key} was {_short(settings.get(key))}" for key in differs)
         raise InputError(
             f"{storage.url} is of other settings ({said}){named}; --redo runs these slides again, "
             "-o with another place keeps both"
         )
     storage.write(AGREED, _json(ours))
+    return ""
 
 
 def _short(value: Any) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) > 40 else f"{value}"
 
 
-class _Survey(NamedTuple):
-    """Slides of which there are results: of these settings, and of others."""
-
-    done: set[str]
-    other: list[str]
-
-
-def _survey(storage: Storage, job: Job, card: EncoderCard, slides: Iterable[ManifestSlide]) -> _Survey:
-    slides = list(slides)
-    found = storage.read_all([f"{slide.slide_id}.json" for slide in slides])
-    done, other = set(), []
-    for slide in slides:
-        if (data := found.get(f"{slide.slide_id}.json")) is None:
-            continue
-        settings = settings_of(slide, job)
-        digest = settings_hash(job, card, settings)
-        if _hash_in(data) != digest:
-            other.append(slide.slide_id)
-        elif _is_done(storage, job, slide.slide_id, digest, features_hash(job, card, settings), data):
-            done.add(slide.slide_id)
-    return _Survey(done, other)
-
-
-def _hash_in(record: bytes | None) -> str | None:
-    return _stated(record, "settings_hash")
-
-
-def _stated(data: bytes | None, *keys: str) -> Any:
-    """What JSON says under some keys, one in another; None where it does not."""
-    try:
-        value = json.loads(data or b"null")
-        for key in keys:
-            value = value[key]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return value
+def _by_reason(slides: dict[str, str]) -> dict[str, list[str]]:
+    names = defaultdict(list)
+    for name, reason in slides.items():
+        names[reason].append(name)
+    return names
 
 
 # ------------------------------------------------------------------------------------------ the books
@@ -323,8 +315,8 @@ def conclude(
 ) -> None:
     """Write failures.csv, areas.csv and, once every slide is done or has failed, report.html.
 
-    Slides of other settings are in none of them. Other shards may finish in the same moment: what is written
-    is looked at again until it is true.
+    Slides of other settings are in none of them, nor are results that are outdated and could not be made
+    again. Other shards may finish in the same moment: what is written is looked at again until it is true.
     """
     seen = None
     while True:
@@ -334,19 +326,26 @@ def conclude(
         if now == seen:
             return
         seen = now
+        told = [failure for _, data in sorted(failures.items()) if (failure := read_failure(data))]
+        outdated = {failure["slide_id"] for failure in told if failure.get("outdated")}
         made = {
-            slide.slide_id: json.loads(records[f"{slide.slide_id}.json"])
+            slide.slide_id: record
             for slide in slides
-            if _hash_in(records.get(f"{slide.slide_id}.json"))
-            == settings_hash(job, card, settings_of(slide, job))
+            if slide.slide_id not in outdated
+            and (
+                record := read_results(
+                    records.get(f"{slide.slide_id}.json"), settings_hash(job, card, settings_of(slide, job))
+                )
+            )
         }
         missing = {slide.slide_id for slide in slides} - made.keys()
-        told = [json.loads(data) for _, data in sorted(failures.items())]
-        reasons = [reason for reason in told if reason["slide_id"] in missing]
-        storage.write("failures.csv", _table(["slide_id", "path", "reason"], reasons))
+        reasons = [
+            {name: failure[name] for name in _FAILURE} for failure in told if failure["slide_id"] in missing
+        ]
+        storage.write("failures.csv", _table(_FAILURE, reasons))
         if not whole and len(made) + len(reasons) < len(slides):
             continue  # the last shard writes the rest
-        storage.write("areas.csv", _areas(slides, made))
+        storage.write("areas.csv", _areas(slides, made, job.codebook is not None))
         timings = storage.read_all([f"timings/{name}.json" for name in made])
         pictures = storage.read_all([f"thumbnails/{name}.jpg" for name in made])
         page = reports.render(
@@ -356,7 +355,7 @@ def conclude(
                     s.site,
                     s.split,
                     made.get(s.slide_id),
-                    json.loads(timings.get(f"timings/{s.slide_id}.json", b"null")),
+                    read_timing(timings.get(f"timings/{s.slide_id}.json")),
                     pictures.get(f"thumbnails/{s.slide_id}.jpg"),
                 )
                 for s in slides
@@ -369,8 +368,11 @@ def conclude(
         storage.write("report.html", page.encode())
 
 
-def _areas(slides: Sequence[ManifestSlide], made: dict[str, Any]) -> bytes:
-    clusters = list(dict.fromkeys(name for record in made.values() for name in record["areas_mm2"]))
+def _areas(slides: Sequence[ManifestSlide], made: dict[str, Any], shared: bool) -> bytes:
+    """The table of areas. Clusters have columns only where all slides share them: where each was clustered
+    by itself, cluster 1 of one is not that of another."""
+    named = (name for record in made.values() for name in record["areas_mm2"]) if shared else ()
+    clusters = list(dict.fromkeys(named))
     head = ["slide_id", "site", "split", "tissue_mm2", *clusters]
     rows = [
         {
@@ -378,7 +380,7 @@ def _areas(slides: Sequence[ManifestSlide], made: dict[str, Any]) -> bytes:
             "site": slide.site,
             "split": slide.split,
             "tissue_mm2": made[slide.slide_id]["tissue_mm2"],
-            **made[slide.slide_id]["areas_mm2"],
+            **(made[slide.slide_id]["areas_mm2"] if shared else {}),
         }
         for slide in slides
         if slide.slide_id in made
@@ -386,12 +388,8 @@ def _areas(slides: Sequence[ManifestSlide], made: dict[str, Any]) -> bytes:
     return _table(head, rows)
 
 
-def _table(head: list[str], rows: Iterable[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    table = csv.DictWriter(text, head, lineterminator="\n", restval="")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue().encode()
+def _table(head: Sequence[str], rows: Iterable[dict[str, Any]]) -> bytes:
+    return csv_text(head, rows).encode()
 
 
 def _bytes(size: float) -> str:

@@ -17,6 +17,7 @@ import tensorstore as ts
 from fseg_jax.cohort.claims import partial_folder, sweep
 from fseg_jax.cohort.exchange import exchange, write_synced
 from fseg_jax.errors import OutputError
+from fseg_jax.paths import is_there
 
 _AT_ONCE = 32  # requests to a bucket
 _RETRIES = {"max_retries": 8, "initial_delay": "500ms", "max_delay": "16s"}  # a minute, then it is refused
@@ -36,6 +37,9 @@ class Storage(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """The keys right below a folder, sorted."""
+
+    def there(self, keys: Sequence[str]) -> set[str]:
+        """Those of some keys at which something is; of a Zarr, its ``zarr.json``. Nothing is read."""
 
     def write(self, key: str, data: bytes) -> None:
         """Write a key, whole or not at all."""
@@ -126,6 +130,12 @@ class Bucket:
             keys = self._store.list(ts.KvStore.KeyRange(f"{folder}/", f"{folder}0")).result()
         return sorted(key.decode() for key in keys)
 
+    def there(self, keys: Sequence[str]) -> set[str]:
+        with _told(self.url, "read"):
+            ranges = [ts.KvStore.KeyRange(_proof(key), f"{_proof(key)}\0") for key in keys]
+            found = [self._store.list(range_) for range_ in ranges]
+            return {key for key, future in zip(keys, found, strict=True) if future.result()}
+
     def write(self, key: str, data: bytes) -> None:
         with _told(f"{self.url}/{key}"):
             self._store.write(key, data).result()
@@ -172,6 +182,11 @@ class Bucket:
         """Nothing is half-done in a bucket: an object is there or it is not."""
 
 
+def _proof(key: str) -> str:
+    """What is there if all of a key is: of a Zarr, what is written last."""
+    return f"{key}/zarr.json" if key.endswith(".zarr") else key
+
+
 def _files(path: Path) -> list[Path]:
     """A file, or all files of a folder, ``zarr.json`` of a group after what it describes."""
     if path.is_file():
@@ -189,7 +204,7 @@ class Folder:
     def read(self, key: str) -> bytes | None:
         try:
             return (self.path / key).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         except OSError as error:
             raise OutputError(f"{self.path / key}: cannot be read ({error.strerror or error})") from error
@@ -200,7 +215,10 @@ class Folder:
 
     def names(self, folder: str) -> list[str]:
         inside = (self.path / folder).glob("[!.]*")
-        return sorted(f"{folder}/{path.name}" for path in inside)
+        return sorted(f"{folder}/{path.name}" for path in inside if path.is_file())
+
+    def there(self, keys: Sequence[str]) -> set[str]:
+        return {key for key in keys if is_there(self.path / _proof(key))}
 
     def write(self, key: str, data: bytes) -> None:
         target = self.path / key

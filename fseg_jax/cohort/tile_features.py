@@ -7,15 +7,15 @@ tiles in small, so that what a cluster looks like needs no slide; and ``slide.js
 What is there is not done again, whoever made it; folders are filled by any number of workers together.
 """
 
-import csv
 import hashlib
 import json
+import logging
 import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,14 @@ from fseg_jax.cohort.claims import partial_folder
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.patches import tissue_share
 from fseg_jax.cohort.publish import made_with, slide_facts
+from fseg_jax.cohort.survey import facts_of
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.image_files import load_image
+from fseg_jax.outputs.csv_table import csv_text
 from fseg_jax.outputs.stored import stored
 from fseg_jax.slides.formats import one_line
+from fseg_jax.slides.identity import is_same
 from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
 from fseg_jax.slides.tissue import tissue_of
 
@@ -44,6 +47,10 @@ MIN_TISSUE = 0.25  # of a tile's area
 TOKENS = 4  # drawn from each tile, where rows are tokens
 PICTURE, ACROSS, QUALITY = 96, 20, 80  # pixels of a tile in small, tiles in a line of them, JPEG's
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+_log = logging.getLogger(__name__)
+
+_LOOKED_AT_ONCE = 8  # slides
 
 SlideReport = Callable[[int, int, str], None]  # slides done, of how many, which is next
 
@@ -104,12 +111,16 @@ def sample_cohort(
 ) -> dict[str, str]:
     """Sample and encode the slides that the folder does not hold yet; the failures, slide id to reason.
 
+    Slides whose files, tissue or manifest have changed since are sampled again, and it is said why.
     ``shard`` (i, n): every n-th slide from the i-th on, so that n workers do all of them. A slide that fails
     is told, and does not stop the rest; another run tries it again. Raises ``InputError`` where the folder
     was made with other settings, ``OutputError`` where it cannot be written.
     """
     prepare_folder(folder, encoder.card, settings, len(slides))
-    todo = [slide for slide in slides[shard[0] :: shard[1]] if not _done(folder, slide, settings)]
+    mine = slides[shard[0] :: shard[1]]
+    with ThreadPoolExecutor(_LOOKED_AT_ONCE, thread_name_prefix="fseg-look") as pool:
+        there = list(pool.map(lambda slide: _there(folder, slide, settings), mine))
+    todo = [slide for slide, known in zip(mine, there, strict=True) if not known]
     failures = {}
     for i, line in enumerate(todo):
         report(i, len(todo), line.slide_id)
@@ -175,11 +186,9 @@ def write_failures(folder: Path, failures: dict[str, str], share: str = "") -> N
     if not failures:
         path.unlink(missing_ok=True)
         return
-    text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerows([("slide_id", "reason"), *failures.items()])
+    rows = [{"slide_id": name, "reason": reason} for name, reason in failures.items()]
     with replacing(path) as part:
-        part.write_text(text.getvalue(), encoding="utf-8")
+        part.write_text(csv_text(("slide_id", "reason"), rows), encoding="utf-8")
 
 
 class StoredRows:
@@ -266,28 +275,58 @@ def _said(line: ManifestSlide, settings: FeatureSettings) -> dict[str, Any]:
     return {"mpp": line.mpp or settings.mpp_override, "tissue": line.tissue or settings.tissue}
 
 
-def _done(folder: Path, line: ManifestSlide, settings: FeatureSettings) -> bool:
-    path = _place(folder, line.slide_id) / "slide.json"
-    if not path.exists():
+def _there(folder: Path, line: ManifestSlide, settings: FeatureSettings) -> bool:
+    """Whether a slide has been sampled, as the manifest has it now, and all of that is there."""
+    place = _place(folder, line.slide_id)
+    if not (place / "slide.json").exists():
         return False
-    held = _json(path)
-    if held["said"] != _said(line, settings):
-        raise InputError(
-            f"{path.parent}: sampled when the manifest said {held['said']}, and now it says "
-            f"{_said(line, settings)}; remove that folder, or choose another --features"
-        )
-    return True
+    reason = _outdated(place, line, settings)
+    if reason:
+        _log.warning("%s: %s; sampled again", line.slide_id, reason)
+    return not reason
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _outdated(place: Path, line: ManifestSlide, settings: FeatureSettings) -> str:
+    """Why what is there of a slide is not to be used any more; empty where it is."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); remove {path.parent}") from error
+        held = _read_record(place)
+    except InputError:
+        return "its record is damaged"
+    if not all((place / part).exists() for part in ("features.zarr/zarr.json", "tiles.jpg")):
+        return "some of its features are gone"
+    if (now := _said(line, settings)) != held["said"]:
+        return f"sampled when the manifest said {held['said']}, and now it says {now}"
+    if held.get("tissue_sha256", tissue := _tissue_hash(now["tissue"])) != tissue:
+        return "its tissue file is another one"
+    file = facts_of(line)
+    return "the file at its path is another one" if file and not is_same(held["slide"], file) else ""
+
+
+def _tissue_hash(tissue: str) -> str | None:
+    """SHA-256 of the file that says where tissue is; None where none does, or it cannot be read."""
+    if tissue in ("find", "all"):
+        return None
+    try:
+        return hashlib.sha256(Path(tissue).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _read_record(place: Path) -> dict[str, Any]:
+    """What a slide's folder says of it. Raises ``InputError`` where it does not."""
+    path = place / "slide.json"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        numbers = isinstance(held["rows"], int) and len(held["boxes"]) > 0
+        if numbers and isinstance(held["slide"]["path"], str) and {"said", "tokens"} <= held.keys():
+            return held
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        pass
+    raise InputError(f"{path}: damaged; remove {place}")
 
 
 def _record(folder: Path, slide_id: str) -> SlideRecord:
-    held = _json(_place(folder, slide_id) / "slide.json")
+    held = _read_record(_place(folder, slide_id))
     tokens = None if held["tokens"] is None else np.asarray(held["tokens"], np.int32).reshape(-1, 2)
     boxes = np.asarray(held["boxes"], np.int32).reshape(-1, 2)
     return SlideRecord(slide_id, held["rows"], held["rows"] // len(boxes), boxes, tokens)
@@ -355,13 +394,15 @@ def _sample_slide(
         "slide_id": line.slide_id,
         "rows": len(X),
         "said": said,
+        "tissue_sha256": _tissue_hash(said["tissue"]),
         "boxes": corners.tolist(),
         "tokens": None if tokens is None else tokens.reshape(-1, 2).tolist(),
         "slide": slide_facts(slide),
         **made_with(),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    _write(_place(folder, line.slide_id), X, strip, record)
+    place = _place(folder, line.slide_id)
+    _write(place, X, strip, record, again=bool(_outdated(place, line, settings)))
 
 
 def _stored(X: Float[np.ndarray, "m c"], dtype: str, slide: Slide, card: EncoderCard) -> np.ndarray:
@@ -384,8 +425,9 @@ def _spec(place: Path) -> dict[str, Any]:
     }
 
 
-def _write(place: Path, X: np.ndarray, strip: Image.Image, record: dict[str, Any]) -> None:
-    """Write a slide's folder beside its name and rename it; if another worker was first, its is as good."""
+def _write(place: Path, X: np.ndarray, strip: Image.Image, record: dict[str, Any], again: bool) -> None:
+    """Write a slide's folder beside its name and rename it; if another worker was first, its is as good,
+    but for one that was there before and is to be made again."""
     with partial_folder(place.name, place.parent) as part:
         whole = part / "slide"
         whole.mkdir()
@@ -401,6 +443,8 @@ def _write(place: Path, X: np.ndarray, strip: Image.Image, record: dict[str, Any
         strip.save(whole / "tiles.jpg", quality=QUALITY)
         text = json.dumps(record, ensure_ascii=False, allow_nan=False)
         (whole / "slide.json").write_text(text + "\n", encoding="utf-8")
+        if again and place.exists():
+            place.rename(part / "outdated")
         if not place.exists():
             try:
                 whole.rename(place)

@@ -240,17 +240,17 @@ def _embedded(
     with open_slide(slide.image, settings.mpp_override) as opened:
         wanted = {
             **made_with(),
-            "slide": slide_facts(opened),
+            "slide": {k: v for k, v in slide_facts(opened).items() if k != "path"},  # it may have moved
             "encoder": asdict(encoder.card),
             "parameters": {k: v for k, v in asdict(settings).items() if k not in ("batch", "threads")},
         }
-        if not _still_true(folder / f"{slide.name}.embeddings.json", wanted, slide.image):
+        if not _still_true(folder / f"{slide.name}.embeddings.json", wanted):
             embed_slide(opened, folder, encoder, settings, overwrite=True, report=report)
     return open_embeddings(folder / f"{slide.name}.embeddings.zarr")
 
 
-def _still_true(record: Path, wanted: dict[str, Any], image: Path) -> bool:
-    """Whether a record says all that is wanted, and is no older than the slide."""
+def _still_true(record: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a record says all that is wanted, and what it is the record of is there."""
 
     def says(said: Any, part: Any) -> bool:
         if isinstance(part, dict):
@@ -259,6 +259,7 @@ def _still_true(record: Path, wanted: dict[str, Any], image: Path) -> bool:
 
     try:
         made = json.loads(record.read_text(encoding="utf-8"))
-        return record.stat().st_mtime >= image.stat().st_mtime and says(made, json.loads(json.dumps(wanted)))
-    except (OSError, ValueError):
+        there = record.with_suffix(".zarr").joinpath("zarr.json").exists()
+        return there and says(made, json.loads(json.dumps(wanted)))
+    except (OSError, ValueError, RecursionError):
         return False

@@ -60,12 +60,16 @@ def render(
     encoder: dict[str, Any],
     codebook: dict[str, Any] | None,
 ) -> str:
-    """The page. It holds everything it shows and asks for nothing from anywhere."""
+    """The page. It holds everything it shows and asks for nothing from anywhere.
+
+    Clusters are beside each other only where all slides have those of one ``codebook``.
+    """
     from jinja2 import Environment, select_autoescape
 
     done = [slide for slide in slides if slide.record]
-    clusters = list(dict.fromkeys(name for s in done if s.record for name in s.record["areas_mm2"]))
-    pictures = _fitting([slide.picture for slide in done])
+    named = (name for s in done if s.record for name in s.record["areas_mm2"]) if codebook else ()
+    clusters = list(dict.fromkeys(named))
+    pictures = _fitting([slide.picture if _is_jpeg(slide.picture) else None for slide in done])
     rows = [
         [
             slide.slide_id,
@@ -126,6 +130,16 @@ def _fitting(pictures: Sequence[bytes | None]) -> list[str]:
     while sum(len(p) for p in pictures if p) > _BYTES:
         pictures = [p and _jpeg(_halved(load_image(io.BytesIO(p)))) for p in pictures]
     return [base64.b64encode(p).decode() if p else "" for p in pictures]
+
+
+def _is_jpeg(picture: bytes | None) -> bool:
+    """Whether a picture can be shown: it may have been cut off, or be something else."""
+    try:
+        with Image.open(io.BytesIO(picture or b""), formats=["JPEG"]) as opened:
+            opened.load()
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return True
 
 
 def _halved(picture: Image.Image) -> Image.Image:

@@ -522,7 +522,7 @@ def test_a_run_ends_where_another_begins_with_other_settings(manifest, codebook,
     def another(slides):
         yield slides[0]
         job = job_for(tmp_path / "out", codebook, resize="nearest")
-        run.agree(open_storage(job.out), job, classical().card, run._Survey(set(), []), redo=True)
+        run.agree(open_storage(job.out), job, classical().card, run.Survey(set(), [], {}), redo=True)
         yield from slides[1:]
 
     with pytest.raises(OutputError, match="another run has begun there with other settings"):

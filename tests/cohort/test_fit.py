@@ -17,7 +17,8 @@ from PIL import Image
 
 from fseg_jax.cli import main
 from fseg_jax.codebook import load_all
-from fseg_jax.cohort.manifest import load_manifest
+from fseg_jax.cohort import fit, tile_features
+from fseg_jax.cohort.manifest import ManifestSlide, load_manifest
 from fseg_jax.cohort.tile_features import (
     FeatureSettings,
     StoredRows,
@@ -88,13 +89,94 @@ def test_other_settings_are_refused(cohort, tmp_path):
         prepare_folder(tmp_path / "f", encoder.card, replace(SETTINGS, tiles=4), 5)
     with pytest.raises(InputError, match="something else than a folder of features"):
         prepare_folder(cohort, encoder.card, SETTINGS, 5)
-    slides = load_manifest(cohort / "slides.csv")
-    sample_cohort(slides[:1], tmp_path / "f", encoder, SETTINGS)
-    with pytest.raises(InputError, match="sampled when the manifest said"):
-        sample_cohort([replace(slides[0], mpp=0.5)], tmp_path / "f", encoder, SETTINGS)
 
 
-def test_fit_from_the_command_line_and_again_without_the_slides(cohort, tmp_path, capsys):
+def sampled(folder: Path, slide: ManifestSlide) -> bytes:
+    """The features that a folder holds of a slide, after what is missing has been sampled."""
+    assert sample_cohort([slide], folder, classical(), SETTINGS) == {}
+    return (folder / "slides" / slide.slide_id / "features.zarr" / "c" / "0" / "0").read_bytes()
+
+
+def test_a_slide_that_is_another_one_now_is_sampled_again(cohort, tmp_path, caplog):
+    """Its path is corrected, it is replaced, its tissue or the manifest changes, or what is there is spoilt:
+    each time the features are those of what is there now, and it is said why."""
+    folder = tmp_path / "f"
+    shutil.copy(cohort / "0.png", path := tmp_path / "0.png")
+    slide = ManifestSlide("s", path, 1.0)
+    first = sampled(folder, slide)
+    os.utime(shutil.copy(path, tmp_path / "moved.png"), (0, 0))
+    slide = replace(slide, path=tmp_path / "moved.png")
+    assert sampled(folder, slide) == first and not caplog.messages
+
+    slide = replace(slide, path=cohort / "1.png")
+    second = sampled(folder, slide)
+    assert second == sampled(tmp_path / "fresh", slide) != first
+    assert caplog.messages == ["s: the file at its path is another one; sampled again"]
+    shutil.copy(cohort / "2.png", path)
+    third = sampled(folder, replace(slide, path=path))
+    assert third not in (first, second) and len(caplog.messages) == 2
+
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.full((192, 256), 255, np.uint8)).save(mask)
+    slide = replace(slide, path=path, tissue=str(mask))
+    sampled(folder, slide)
+    assert "now it says {'mpp': 1.0, 'tissue': " in caplog.messages[-1]
+    upper = np.zeros((192, 256), np.uint8)
+    upper[:96] = 255
+    Image.fromarray(upper).save(mask)
+    sampled(folder, slide)
+    assert caplog.messages[-1] == "s: its tissue file is another one; sampled again"
+    held = json.loads((folder / "slides" / "s" / "slide.json").read_text())
+    assert max(y for y, _ in held["boxes"]) < 96
+
+    whole = sampled(folder, slide)
+    for spoilt, why in (
+        ("slide.json", "its record is damaged"),
+        ("features.zarr/zarr.json", "some of its features are gone"),
+    ):
+        path = folder / "slides" / "s" / spoilt
+        path.write_text("") if path.name == "slide.json" else path.unlink()
+        assert sampled(folder, slide) == whole and caplog.messages[-1] == f"s: {why}; sampled again"
+    assert not list(folder.rglob(".*"))
+
+
+def test_samples_from_before_slides_had_an_identity_are_taken_by_the_names_of_their_files(
+    cohort, tmp_path, caplog
+):
+    slide = load_manifest(cohort / "slides.csv")[0]
+    first = sampled(tmp_path / "f", slide)
+    record = tmp_path / "f" / "slides" / "s0" / "slide.json"
+    held = json.loads(record.read_text())
+    del held["slide"]["identity"], held["tissue_sha256"]
+    record.write_text(json.dumps(held))
+    assert sampled(tmp_path / "f", slide) == first and not caplog.messages
+    assert sampled(tmp_path / "f", replace(slide, path=cohort / "1.png")) != first
+
+
+def test_a_slide_that_cannot_be_sampled_again_is_left_out_of_the_codebook(cohort, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    shutil.copytree(cohort, folder)
+    slides = load_manifest(folder / "slides.csv")[:3]
+    assert sample_cohort(slides, tmp_path / "f", classical(), SETTINGS) == {}
+    (folder / "1.png").write_bytes(b"another file, and no slide")
+    fitted_on = []
+
+    def rows(_, slide_ids):
+        fitted_on.extend(slide_ids)
+        raise InterruptedError
+
+    monkeypatch.setattr(fit, "StoredRows", rows)
+    with pytest.raises(InterruptedError):
+        fit.fit_cohort(
+            slides, tmp_path / "b.safetensors", classical(), tmp_path / "f", fit.FitSettings(SETTINGS)
+        )
+    assert fitted_on == ["s0", "s2"]
+    assert (tmp_path / "f" / "failures.csv").read_text().splitlines()[1].startswith("s1,")
+
+
+def test_fit_from_the_command_line_and_again_without_opening_the_slides(
+    cohort, tmp_path, capsys, monkeypatch
+):
     (tmp_path / "in").mkdir()
     for path in cohort.iterdir():
         (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
@@ -114,8 +196,7 @@ def test_fit_from_the_command_line_and_again_without_the_slides(cohort, tmp_path
     assert numbers["slides"] == 3 and numbers["failed"] == 1
     assert run("fit", *common, "-o", book, "--k", 2) == 2  # it exists
 
-    for slide in (tmp_path / "in").glob("[013].png"):
-        slide.write_bytes(b"gone")  # what was sampled is not opened again
+    monkeypatch.setattr(tile_features, "open_slide", None)  # what was sampled is not opened again
     good = tmp_path / "in" / "good.csv"
     lines = (tmp_path / "in" / "slides.csv").read_text().splitlines()
     good.write_text("\n".join([lines[0], lines[1], lines[2], lines[4]]) + "\n")

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,6 +172,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_embeddings_are_kept_while_they_are_true(slides, tmp_path, monkeypatch):
+    slides = shutil.copytree(slides, tmp_path / "slides")
     made = []
     monkeypatch.setattr(
         sic, "embed_slide", lambda s, *a, embed=sic.embed_slide, **k: (made.append(s.name), embed(s, *a, **k))
@@ -190,6 +193,13 @@ def test_embeddings_are_kept_while_they_are_true(slides, tmp_path, monkeypatch):
     other = planted.ColourEncoder(replace(ENCODER.card, weights_hash="1" * 64))
     assert run(replace(SETTINGS, overlap=0.25), other) == everything
     (tmp_path / "embeddings/colours/small.embeddings.json").write_text("[")
+    assert run(replace(SETTINGS, overlap=0.25), other) == ["small"]
+    shutil.rmtree(tmp_path / "embeddings/colours/none.embeddings.zarr")
+    assert run(replace(SETTINGS, overlap=0.25), other) == ["none"]
+    small = next(slides.glob("small.*"))
+    with Image.open(small) as image:
+        image.transpose(Image.Transpose.ROTATE_180).save(small)
+    os.utime(small, (0, 0))  # another slide, though an old one
     assert run(replace(SETTINGS, overlap=0.25), other) == ["small"]
 
 

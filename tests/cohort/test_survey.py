@@ -1,0 +1,283 @@
+"""What a place holds is used again only where it is whole, and of the file that is there now."""
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cohorts import InProcess, cohort, contents, job_for, write_manifest
+
+from fseg_jax.cohort import job as jobs
+from fseg_jax.cohort import run
+from fseg_jax.cohort.manifest import load_manifest
+from fseg_jax.cohort.storage import open_storage
+from fseg_jax.cohort.survey import Survey, survey
+from fseg_jax.encoders.classical import classical
+
+NAMES = {f"S-{i:02d}" for i in range(4)}
+ANOTHER = "the file at its path is another one"
+
+
+@pytest.fixture
+def place(finished, tmp_path) -> Path:
+    """A copy of a finished place, to be spoilt."""
+    return shutil.copytree(finished, tmp_path / "out")
+
+
+@pytest.fixture
+def slides(manifest, tmp_path) -> Path:
+    """A copy of the slides and their manifest, to be changed."""
+    shutil.copytree(manifest.parent, tmp_path / "slides")
+    return tmp_path / "slides" / "manifest.csv"
+
+
+def seen(manifest: Path, place: Path | str, codebook: Path, **options: Any) -> Survey:
+    job = job_for(place, codebook, **options)
+    return survey(open_storage(job.out), job, classical().card, load_manifest(manifest))
+
+
+def corrected(manifest: Path, **paths: str) -> Path:
+    """The manifest with the paths of some slides changed."""
+    with manifest.open() as file:
+        rows = [
+            (r["slide_id"], paths.get(r["slide_id"][2:], r["path"]), "", r["site"])
+            for r in csv.DictReader(file)
+        ]
+    return write_manifest(manifest, rows)
+
+
+def areas(place: Path) -> dict[str, dict[str, str]]:
+    with (place / "areas.csv").open() as file:
+        return {row.pop("slide_id"): row for row in csv.DictReader(file)}
+
+
+def edit(path: Path, change) -> None:
+    held = json.loads(path.read_text())
+    change(held)
+    path.write_text(json.dumps(held))
+
+
+# ------------------------------------------------------------------------------ another file
+
+
+@pytest.mark.parametrize("redo", [False, True])
+def test_a_slide_whose_path_is_corrected_is_run_again(slides, codebook, place, redo):
+    before = areas(place)
+    corrected(slides, **{"02": "s03.tif"})
+    engine = InProcess()
+    summary, told = cohort(slides, place, codebook, engine, redo=redo)
+    assert engine.ran == ["S-02"] and summary.done == 4
+    assert told[:2] == [f"S-02: {ANOTHER}; run again", "3 of 4 slides are done, 1 to do"]
+    now = areas(place)
+    assert {**now["S-02"], "site": ""} == {**before["S-03"], "site": ""} != {**before["S-02"], "site": ""}
+    records = [json.loads((place / f"{name}.json").read_text()) for name in ("S-02", "S-03")]
+    assert records[0]["slide"]["identity"] == records[1]["slide"]["identity"]
+
+
+def test_a_slide_that_is_replaced_is_another_one_though_its_name_and_its_time_stay(slides, codebook, place):
+    slide = slides.parent / "s01.tif"
+    times = slide.stat()
+    assert seen(slides, place, codebook).done == NAMES
+    data = bytearray(slide.read_bytes())
+    data[-1] ^= 1
+    slide.write_bytes(data)
+    os.utime(slide, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert seen(slides, place, codebook) == Survey(NAMES - {"S-01"}, [], {"S-01": ANOTHER})
+
+
+def test_slides_that_were_moved_and_renamed_are_the_same_ones(slides, codebook, place):
+    (slides.parent / "archive").mkdir()
+    for i in range(4):
+        old = slides.parent / f"s0{i}.tif"
+        shutil.copyfile(old, slides.parent / "archive" / f"{i}.tif")
+        old.unlink()
+    corrected(slides, **{f"0{i}": f"archive/{i}.tif" for i in range(4)})
+    assert seen(slides, place, codebook) == Survey(NAMES, [], {})
+
+
+def test_records_from_before_slides_had_an_identity_are_taken_by_the_names_of_their_files(
+    slides, codebook, place
+):
+    for name in NAMES:
+        edit(place / f"{name}.json", lambda record: record["slide"].pop("identity"))
+    assert seen(slides, place, codebook).done == NAMES
+    corrected(slides, **{"02": "s03.tif"})
+    assert seen(slides, place, codebook).outdated == {"S-02": ANOTHER}
+
+
+def test_results_of_another_file_are_in_no_table_though_the_one_that_is_there_fails(
+    manifest, slides, codebook, place
+):
+    (slides.parent / "s01.tif").write_bytes(b"another file, and no slide")
+    summary, _ = cohort(slides, place, codebook)
+    assert list(summary.failed) == ["S-01"] and summary.done == 3
+    assert (place / "S-01.json").exists() and areas(place).keys() == NAMES - {"S-01"}
+    with (place / "failures.csv").open() as file:
+        assert [row["slide_id"] for row in csv.DictReader(file)] == ["S-01"]
+    shutil.copy(manifest.parent / "s01.tif", slides.parent / "s01.tif")  # what it was before
+    assert cohort(slides, place, codebook, engine := InProcess())[0].done == 4
+    assert engine.ran == [] and areas(place).keys() == NAMES and not list((place / "failures").iterdir())
+
+
+def test_features_that_were_kept_of_another_file_are_not_used(slides, codebook, tmp_path):
+    """Neither kept on resuming, nor segmented from."""
+    keep = {"keep_features": True}
+    corrected(slides)
+    write_manifest(slides, [("S-00", "s00.tif", "", "")])
+    kept, out = tmp_path / "kept", tmp_path / "out"
+    cohort(slides, kept, codebook, kept=keep)
+    assert seen(slides, kept, codebook, kept=keep).done == {"S-00"}
+    shutil.copy(slides.parent / "s01.tif", slides.parent / "s00.tif")
+    jobs._kept_with.cache_clear()
+    summary, _ = cohort(slides, out, codebook, kept={"features": str(kept)})
+    assert summary.failed["S-00"] == (
+        f"{kept}/S-00.features.zarr: kept of another file than {slides.parent}/s00.tif; run with "
+        "--keep-features again"
+    )
+    cohort(slides, kept, codebook)  # the results are of the new file, the features of the old one
+    assert seen(slides, kept, codebook).done == {"S-00"}
+    assert seen(slides, kept, codebook, kept=keep) == Survey(set(), [], {})
+    (slides.parent / "s00.tif").unlink()  # where there is no slide, features are what there is
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "open_slide", None)
+        job = job_for(out, codebook, kept={"features": str(kept)})
+        (slide,) = load_manifest(slides, slides_needed=False)
+        assert run.run_slide(job, slide).status == "done"
+
+
+# ------------------------------------------------------------------------------ not whole
+
+
+@pytest.mark.parametrize("suffix", [".ome.zarr", ".geojson", ".png", ".csv"])
+def test_a_slide_that_has_lost_an_output_is_not_done(manifest, codebook, place, suffix):
+    gone = place / f"S-02{suffix}"
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    assert seen(manifest, place, codebook) == Survey(NAMES - {"S-02"}, [], {"S-02": f"its {suffix} is gone"})
+
+
+def test_an_output_that_was_lost_is_made_again_as_it_was(manifest, codebook, place, finished):
+    shutil.rmtree(place / "S-02.ome.zarr")
+    (place / "S-02.csv").unlink()
+    engine = InProcess()
+    _, told = cohort(manifest, place, codebook, engine)
+    assert engine.ran == ["S-02"] and told[0] == "S-02: its .ome.zarr and .csv are gone; run again"
+    assert contents(place) == contents(finished)
+
+
+def test_an_output_that_is_lost_in_a_bucket_is_missed(manifest, codebook, finished, bucket):
+    storage = open_storage(f"{bucket}/out")
+    for path in finished.rglob("*"):
+        if path.is_file() and path.parent.name not in ("timings", "thumbnails"):
+            storage.write(path.relative_to(finished).as_posix(), path.read_bytes())
+    assert seen(manifest, storage.url, codebook).done == NAMES
+    storage.delete("S-01.ome.zarr/zarr.json")
+    storage.delete("S-03.geojson")
+    assert seen(manifest, storage.url, codebook).outdated == {
+        "S-01": "its .ome.zarr is gone",
+        "S-03": "its .geojson is gone",
+    }
+
+
+# ------------------------------------------------------------------------------ foreign and damaged files
+
+FOREIGN = [b"", b"\xff\xfe", b'{"slide_id": ', b"[]", b"3", b"{}", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("data", FOREIGN)
+def test_a_damaged_record_is_a_slide_to_run_again(manifest, codebook, place, data):
+    (place / "S-01.json").write_bytes(data)
+    assert seen(manifest, place, codebook).outdated == {"S-01": "its record is damaged"}
+
+
+def test_a_record_without_what_the_tables_need_is_damaged(manifest, codebook, place):
+    for name, key, value in (
+        ("S-00", "areas_mm2", None),
+        ("S-01", "areas_mm2", {"cluster 1": "much"}),
+        ("S-02", "tissue_mm2", float("nan")),
+        ("S-03", "versions", []),
+    ):
+        edit(place / f"{name}.json", lambda record, key=key, value=value: record.update({key: value}))
+    assert seen(manifest, place, codebook).outdated == dict.fromkeys(sorted(NAMES), "its record is damaged")
+
+
+def test_foreign_files_among_the_logs_harm_no_run(manifest, codebook, place):
+    """A run over a place whose failures, timings and thumbnails are spoilt ends with the same tables."""
+    before = areas(place)
+    for folder, suffix in (("failures", "json"), ("timings", "json"), ("thumbnails", "jpg")):
+        (place / folder).mkdir(exist_ok=True)
+        (place / folder / "a folder").mkdir()
+        for i, data in enumerate(FOREIGN):
+            (place / folder / f"S-{i:02d}.{suffix}").write_bytes(data)
+    (place / "timings" / "S-00.json").write_text(
+        '{"seconds": {"a": "b"}, "finished": "2026-01-01", "tiles_per_second": 1}'
+    )
+    (place / "thumbnails" / "S-00.jpg").write_bytes((place / "thumbnails" / "S-03.jpg").read_bytes()[:300])
+    (place / "failures" / "S-09.json").write_text(
+        '{"slide_id": "S-09", "path": "x", "reason": "of another manifest"}'
+    )
+    engine = InProcess()
+    summary, _ = cohort(manifest, place, codebook, engine)
+    assert engine.ran == [] and summary.done == 4 and areas(place) == before
+    assert (place / "failures.csv").read_text() == "slide_id,path,reason\n"
+    assert "S-02" in (place / "report.html").read_text()
+
+
+@pytest.mark.parametrize("data", FOREIGN)
+def test_a_damaged_note_of_the_settings_is_written_again(manifest, codebook, place, data):
+    held = (place / "cohort.json").read_bytes()
+    (place / "cohort.json").write_bytes(data)
+    storage, job, card = open_storage(str(place)), job_for(place, codebook), classical().card
+    assert run.agree(storage, job, card, Survey(NAMES, [], {}), False) == (
+        f"{place}/cohort.json was damaged, and is written again"
+    )
+    assert (place / "cohort.json").read_bytes() == held
+    (place / "cohort.json").write_bytes(data)
+    with pytest.raises(run.InputError, match="damaged, and there are results of other settings: S-01;"):
+        run.agree(storage, job, card, Survey(set(), ["S-01"], {}), False)
+    assert run.agree(storage, job, card, Survey(set(), ["S-01"], {}), True)
+
+
+# ------------------------------------------------------------------------------ without a codebook
+
+
+def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined_up(
+    manifest, tmp_path, monkeypatch
+):
+    """It is said before anything begins; the table has what the slides share, and each slide its own."""
+    rows = [line.split(",") for line in manifest.read_text().splitlines()[1:3]]
+    table = write_manifest(tmp_path / "m.csv", [(i, str(manifest.parent / p), m, s) for i, p, m, s in rows])
+    described: list[list[str]] = []
+    told: list[str] = []
+    engine = InProcess()
+    describe = engine.describe
+    monkeypatch.setattr(engine, "describe", lambda job: described.append(list(told)) or describe(job))
+    place = tmp_path / "out"
+    job = job_for(place, None, k=2)
+    summary = run.run_cohort(load_manifest(table), job, engine, tell=told.append)
+    assert summary.done == 2
+    assert described[0] == [told[0]] and "cluster 1 of one is not cluster 1 of another; fseg fit" in told[0]
+    found = areas(place)
+    assert list(found) == ["S-00", "S-01"] and list(found["S-00"]) == ["site", "split", "tissue_mm2"]
+    for name, row in found.items():
+        record = json.loads((place / f"{name}.json").read_text())
+        assert float(row["tissue_mm2"]) == record["tissue_mm2"] and len(record["areas_mm2"]) == 2
+    page = (place / "report.html").read_text()
+    assert '"clusters": []' in page and "Heat map" not in page and "each was clustered by itself" in page
+
+
+def test_with_a_codebook_clusters_have_columns(finished):
+    assert list(areas(finished)["S-00"])[3:] == [f"cluster {j}" for j in (1, 2, 3, 4)]
+    assert "Heat map" in (finished / "report.html").read_text()
+
+
+def test_names_in_a_cohorts_tables_are_no_formulas(manifest, codebook, place):
+    rows = [(f"S-{i:02d}", str(manifest.parent / f"s{i:02d}.tif"), "", "=1+1") for i in range(4)]
+    table = write_manifest(place.parent / "m.csv", [*rows, ("-x", "none.svs", "", "")])
+    slides = load_manifest(table, slides_needed=False)
+    summary = run.run_cohort(slides, job_for(place, codebook), InProcess())
+    assert list(summary.failed) == ["-x"]
+    assert {row["site"] for row in areas(place).values()} == {"'=1+1"}
+    assert (place / "failures.csv").read_text().splitlines()[1].startswith("'-x,")
