@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from fseg_jax.errors import InputError
 from fseg_jax.image_files import load_image
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.labels import level_for, open_labels
@@ -135,9 +136,8 @@ def _fitting(pictures: Sequence[bytes | None]) -> list[str]:
 def _is_jpeg(picture: bytes | None) -> bool:
     """Whether a picture can be shown: it may have been cut off, or be something else."""
     try:
-        with Image.open(io.BytesIO(picture or b""), formats=["JPEG"]) as opened:
-            opened.load()
-    except (OSError, ValueError, SyntaxError):
+        load_image(io.BytesIO(picture or b""), "a thumbnail", formats=("JPEG",))
+    except InputError:
         return False
     return True
 

@@ -244,26 +244,29 @@ def test_a_damaged_note_of_the_settings_is_written_again(manifest, codebook, pla
 
 
 def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined_up(
-    manifest, tmp_path, monkeypatch
+    manifest, place, monkeypatch
 ):
     """It is said before anything begins; the table has what the slides share, and each slide its own."""
-    rows = [line.split(",") for line in manifest.read_text().splitlines()[1:3]]
-    table = write_manifest(tmp_path / "m.csv", [(i, str(manifest.parent / p), m, s) for i, p, m, s in rows])
-    described: list[list[str]] = []
+    job, engine = job_for(place, None, k=4), InProcess()
+    for slide in load_manifest(manifest):  # as if each were of its own centres
+        digest = jobs.settings_hash(job, classical().card, jobs.settings_of(slide, job))
+        edit(
+            place / f"{slide.slide_id}.json",
+            lambda record, digest=digest: record.update(settings_hash=digest),
+        )
+    (place / "cohort.json").unlink()
     told: list[str] = []
-    engine = InProcess()
+    before: list[list[str]] = []
     describe = engine.describe
-    monkeypatch.setattr(engine, "describe", lambda job: described.append(list(told)) or describe(job))
-    place = tmp_path / "out"
-    job = job_for(place, None, k=2)
-    summary = run.run_cohort(load_manifest(table), job, engine, tell=told.append)
-    assert summary.done == 2
-    assert described[0] == [told[0]] and "cluster 1 of one is not cluster 1 of another; fseg fit" in told[0]
+    monkeypatch.setattr(engine, "describe", lambda job: before.append(list(told)) or describe(job))
+    summary = run.run_cohort(load_manifest(manifest), job, engine, tell=told.append)
+    assert summary.done == 4 and engine.ran == []
+    assert before == [told[:1]] and "cluster 1 of one is not cluster 1 of another; fseg fit" in told[0]
     found = areas(place)
-    assert list(found) == ["S-00", "S-01"] and list(found["S-00"]) == ["site", "split", "tissue_mm2"]
+    assert list(found) == sorted(NAMES) and list(found["S-00"]) == ["site", "split", "tissue_mm2"]
     for name, row in found.items():
         record = json.loads((place / f"{name}.json").read_text())
-        assert float(row["tissue_mm2"]) == record["tissue_mm2"] and len(record["areas_mm2"]) == 2
+        assert float(row["tissue_mm2"]) == record["tissue_mm2"] and len(record["areas_mm2"]) == 4
     page = (place / "report.html").read_text()
     assert '"clusters": []' in page and "Heat map" not in page and "each was clustered by itself" in page
 

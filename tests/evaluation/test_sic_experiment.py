@@ -197,8 +197,7 @@ def test_embeddings_are_kept_while_they_are_true(slides, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "embeddings/colours/none.embeddings.zarr")
     assert run(replace(SETTINGS, overlap=0.25), other) == ["none"]
     small = next(slides.glob("small.*"))
-    with Image.open(small) as image:
-        image.transpose(Image.Transpose.ROTATE_180).save(small)
+    small.write_bytes(small.read_bytes() + bytes(1))
     os.utime(small, (0, 0))  # another slide, though an old one
     assert run(replace(SETTINGS, overlap=0.25), other) == ["small"]
 
