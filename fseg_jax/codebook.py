@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from fseg_jax.errors import InputError
 from fseg_jax.file_kinds import CODEBOOK, did_you_mean, kind_of
+from fseg_jax.paths import is_file
 from fseg_jax.tensor_header import BrokenFileError, Tensors, open_tensors
 from fseg_jax.tensors import write_tensors
 
@@ -107,7 +108,7 @@ class Codebook:
 def load_all(path: str | Path) -> dict[int, Codebook]:
     """Read every codebook of a file, by k: ours (safetensors), or the authors' (joblib, ``{k: (k, c)}``)."""
     path = shipped() if str(path) == SHIPPED else Path(path)
-    if not path.is_file():
+    if not is_file(path):
         near = did_you_mean(str(path), [SHIPPED])
         raise InputError(
             f"{path}: no such codebook file; {near.strip() or 'give one from fseg fit, or he-small'}"

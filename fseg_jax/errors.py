@@ -47,6 +47,9 @@ def explain(error: BaseException, options: Iterable[str] = ("batch", "tile")) ->
     where = "".join(f"{note}: " for note in reversed(getattr(error, "__notes__", [])))
     if is_out_of_memory(error):
         return f"{where}{_of_memory(error, [name for name in _SAVING if name in options])}"
+    if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
+        named = " ".join(error.filename.split())[:300]
+        return f"{where}{named}: {error.strerror}"  # of the machine, not of the program
     what = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
     return f"{where}{what}; this is a fault of the program: run again with -v for the traceback"
 

@@ -33,8 +33,9 @@ def codebook_import(
 ) -> None:
     """Turn the F-SEG authors' joblib file of centres into a codebook, without running anything in it."""
     from fseg_jax.codebook import Provenance, import_joblib, save_all
+    from fseg_jax.paths import is_there
 
-    if output.exists() and not overwrite:
+    if is_there(output) and not overwrite:
         raise InputError(f"{output} exists: choose another name, or --overwrite")
     books = import_joblib(source, Provenance(encoder=encoder, layer=layer, mpp=mpp, source=source.name))
     save_all(output, books)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fseg_jax.cli.options import (
+    MICRONS,
     Shard,
     Whole,
     batching_options,
@@ -22,8 +23,8 @@ from fseg_jax.errors import InputError
 _DEFAULT = click.core.ParameterSource.DEFAULT
 # What cannot be chosen again once features are made.
 _OF_FEATURES = (
-    *("encoder", "weights", "dtype", "mpp", "tile", "halo", "no_tissue"),
-    *("keep_features", "sample_check"),
+    *("encoder", "weights", "dtype", "mpp", "tile", "halo", "tissue", "no_tissue"),
+    *("mpp_override", "keep_features", "sample_check"),
 )
 
 
@@ -38,7 +39,15 @@ _OF_FEATURES = (
 )
 @together(encoder_options, method_options, tiling_options)
 @click.option(
+    "--tissue",
+    metavar="FILE",
+    help="A mask or GeoJSON of tissue, where the manifest says nothing.",
+)
+@click.option(
     "--no-tissue", is_flag=True, help="Take everything, glass too, where the manifest says nothing."
+)
+@click.option(
+    "--mpp-override", type=MICRONS, metavar="µM", help="µm per pixel of the slides that the manifest leaves."
 )
 @click.option("--split", metavar="NAME", help="Only the slides of this split.")
 @click.option("--sample-check", is_flag=True, help="Open every slide's header before anything starts.")
@@ -104,19 +113,29 @@ def cohort(
     from fseg_jax.cohort.storage import open_storage
     from fseg_jax.cohort.worker import Settings
     from fseg_jax.methods import fseg
+    from fseg_jax.paths import is_file
 
     if features is not None:
         given = [name for name in _OF_FEATURES if context.get_parameter_source(name) is not _DEFAULT]
         if given:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise InputError(f"{named}: the features have that already; leave it out with --features")
-    found = load_manifest(manifest, sample_check=sample_check, slides_needed=features is None)
+    found = load_manifest(
+        manifest,
+        sample_check=sample_check,
+        slides_needed=features is None,
+        mpp_override=options["mpp_override"],
+    )
     slides = select_split(found, split, manifest)
     weights = options.pop("weights")
     chosen = {name: options.pop(name) for name in ("encoder", "dtype")}
     path = options.pop("codebook")
     book = Codebook.load(path, options["k"]) if path else None
     tissue = tissue_setting(options)
+    if tissue not in ("find", "all"):
+        if not is_file(tissue):
+            raise InputError(f"--tissue {tissue}: no such file")
+        tissue = str(Path(tissue).absolute())  # workers may be elsewhere
     said = {name: value for name, value in options.items() if value is not None}
     settings = Settings(**said, tissue=tissue, features="bfloat16")
     fseg.check(settings.mode, settings.resize)

@@ -134,7 +134,8 @@ def fit(
 
     if not shard:
         check_codebook_path(output, overwrite)
-    slides = select_split(load_manifest(manifest, sample_check=sample_check), split, manifest)
+    found = load_manifest(manifest, sample_check=sample_check, mpp_override=options["mpp_override"])
+    slides = select_split(found, split, manifest)
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     settings = FeatureSettings(
         tiles=options["tiles_per_slide"],

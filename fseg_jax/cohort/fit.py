@@ -27,6 +27,7 @@ from fseg_jax.cohort.tile_features import (
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_card
+from fseg_jax.paths import is_folder, is_there
 
 _log = logging.getLogger(__name__)
 
@@ -67,11 +68,11 @@ def check_codebook_path(path: Path, overwrite: bool) -> None:
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: a codebook's name ends in .safetensors")
     for existing in (path, card_folder(path)):
-        if existing.exists() and not overwrite:
+        if is_there(existing) and not overwrite:
             raise InputError(f"{existing} exists: choose another name, or --overwrite")
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise InputError(f"{path.parent}: no such folder")
-    if path.is_dir():
+    if is_folder(path):
         raise InputError(f"{path}: is a folder")
 
 

@@ -16,7 +16,7 @@ import io
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -29,6 +29,7 @@ import tensorstore as ts
 from fseg_jax.cohort.storage import bucket_spec
 from fseg_jax.errors import InputError
 from fseg_jax.file_kinds import did_you_mean
+from fseg_jax.paths import is_folder, is_there
 from fseg_jax.slides.formats import is_plausible, one_line
 from fseg_jax.slides.reader import open_slide, slide_name
 
@@ -43,6 +44,8 @@ SUFFIXES = (
 _LONGEST_ID = 180  # bytes: outputs add their suffixes, and file systems end at 255
 _PATIENCE = 60  # seconds that a cloud store may take; its client tries again and again by itself
 _HEADER_THREADS = 8
+_HEAD = 4096  # bytes in which what is no text shows
+_WANTED = "a manifest is a CSV file, a folder or a glob of slides"
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,23 @@ class _Problem:
 
 
 def load_manifest(
-    source: str | Path, *, sample_check: bool = False, slides_needed: bool = True
+    source: str | Path,
+    *,
+    sample_check: bool = False,
+    slides_needed: bool = True,
+    mpp_override: float | None = None,
 ) -> tuple[ManifestSlide, ...]:
     """Read a manifest whole, and every slide of it, in its order.
 
     ``source`` is a CSV file, a folder or a glob (see the module); CSV may be separated by commas, semicolons
-    or tabs. ``sample_check`` also opens each slide's header; without ``slides_needed`` slides may be gone.
+    or tabs. ``sample_check`` also opens each slide's header, with ``mpp_override`` where the manifest says no
+    mpp; without ``slides_needed`` slides may be gone.
     Raises one ``InputError`` that lists every problem with its line.
     """
     name = str(source)
     slides, problems = _read(name, slides_needed)
     if sample_check:
-        problems += _unreadable(slides)
+        problems += _unreadable(slides, mpp_override)
     if problems:
         problems.sort(key=lambda problem: problem.line)
         said = [f"  line {p.line}: {p.text}" if p.line else f"  {p.text}" for p in problems]
@@ -111,9 +119,7 @@ def read_bytes(location: str) -> bytes:
         try:
             return Path(location).read_bytes()
         except FileNotFoundError:
-            raise InputError(
-                f"{location}: no such file; a manifest is a CSV file, a folder or a glob of slides"
-            ) from None
+            raise InputError(f"{location}: no such file; {_WANTED}") from None
         except OSError as error:
             raise InputError(f"{location}: cannot be read ({error.strerror or error})") from error
     try:
@@ -139,37 +145,51 @@ def is_remote(location: str) -> bool:
 def _read(name: str, slides_needed: bool) -> tuple[list[ManifestSlide], list[_Problem]]:
     if not is_remote(name):
         path = Path(name)
-        if path.is_dir():
-            return _named(_in_folder(path))
-        if has_magic(name) and not path.exists():
-            return _named(_matching(name))
+        if path.name.lower().endswith((*SUFFIXES, ".zarr")) and is_there(path):
+            raise InputError(f"{name}: is a slide; {_WANTED}; fseg segment takes single slides")
+        if is_folder(path):
+            return _named(*_in_folder(path))
+        if has_magic(name) and not is_there(path):
+            return _named(*_matching(name))
     return _table(name, read_bytes(name), slides_needed)
 
 
-def _in_folder(folder: Path) -> list[Path]:
+def _in_folder(folder: Path) -> tuple[list[Path], list[_Problem]]:
     try:
         inside = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-    slides = [p for p in inside if not p.name.startswith(".") and p.name.lower().endswith(SUFFIXES)]
-    slides = [p for p in slides if p.is_dir() == p.name.lower().endswith(".ome.zarr")]
-    if not slides:
+    named = [p for p in inside if not p.name.startswith(".") and p.name.lower().endswith(SUFFIXES)]
+    slides, problems = _of_which(named, lambda p, folder: folder == p.name.lower().endswith(".ome.zarr"))
+    if not slides and not problems:
         raise InputError(f"{folder}: no slides in it; a glob looks deeper: '{folder}/**/*.svs', in quotes")
-    return slides
+    return slides, problems
 
 
-def _matching(pattern: str) -> list[Path]:
+def _matching(pattern: str) -> tuple[list[Path], list[_Problem]]:
     found = sorted(Path(path) for path in glob(pattern, recursive=True))  # noqa: PTH207, of any root
     # Folders are matched on the way to files (and .mrxs slides come with one); OME-Zarr slides are folders.
-    found = [p for p in found if not p.is_dir() or p.name.lower().endswith(".zarr")]
-    if not found:
+    slides, problems = _of_which(found, lambda p, folder: not folder or p.name.lower().endswith(".zarr"))
+    if not slides and not problems:
         raise InputError(f"{pattern}: matches no file")
-    return found
+    return slides, problems
 
 
-def _named(paths: list[Path]) -> tuple[list[ManifestSlide], list[_Problem]]:
-    """Slides named by their files, with what is wrong with the names."""
-    slides, problems, seen = [], [], _Seen()
+def _of_which(paths: list[Path], wanted: Callable[[Path, bool], bool]) -> tuple[list[Path], list[_Problem]]:
+    """The paths that are wanted, by themselves and by whether they are folders, and what cannot be said."""
+    slides, problems = [], []
+    for path in paths:
+        try:
+            if wanted(path, is_folder(path)):
+                slides.append(path)
+        except InputError as error:
+            problems.append(_Problem(0, str(error)))
+    return slides, problems
+
+
+def _named(paths: list[Path], problems: list[_Problem]) -> tuple[list[ManifestSlide], list[_Problem]]:
+    """Slides named by their files, with what is wrong with the names too."""
+    slides, seen = [], _Seen()
     for path in paths:
         slide = ManifestSlide(slide_name(path), path)
         problems += [_Problem(0, f"{path}: {text}") for text in seen.wrong(slide.slide_id, str(path))]
@@ -206,6 +226,8 @@ def _table(name: str, content: bytes, slides_needed: bool) -> tuple[list[Manifes
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if b"\0" in content[:_HEAD] and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise InputError(f"{name}: is no text; {_WANTED}; fseg segment takes single slides") from None
         line = content[: error.start].count(b"\n") + 1
         raise InputError(f"{name}: line {line} is not UTF-8; save the table as CSV in UTF-8") from None
     first = text.partition("\n")[0]
@@ -280,28 +302,37 @@ def _located(name: str, said: str, column: str, wrong: list[str], *, needed: boo
     elif is_remote(name):
         if not path.is_absolute():
             wrong.append(f"{column} {said}: in a manifest of a bucket, paths must be absolute")
-        elif needed and not path.exists():
-            wrong.append(f"{column} {said}: no such file")
+        elif needed:
+            wrong += _missing(path, column, said)
     else:
         path = Path(name).parent / path
-        if needed and not path.exists():
-            wrong.append(f"{column} {said}: no such file{'' if Path(said).is_absolute() else f' ({path})'}")
+        if needed:
+            wrong += _missing(path, column, said)
     return path
 
 
-def _unreadable(slides: list[ManifestSlide]) -> list[_Problem]:
+def _missing(path: Path, column: str, said: str) -> Iterator[str]:
+    """What is wrong with a file that is needed, where something is."""
+    try:
+        if not is_there(path):
+            yield f"{column} {said}: no such file{'' if str(path) == said else f' ({path})'}"
+    except InputError as error:
+        yield f"{column} {error}"
+
+
+def _unreadable(slides: list[ManifestSlide], mpp_override: float | None) -> list[_Problem]:
     """What is wrong with the slides whose files are there, by their headers."""
 
     def wrong(slide: ManifestSlide) -> _Problem | None:
         try:
-            open_slide(slide.path, slide.mpp).close()
+            open_slide(slide.path, slide.mpp or mpp_override).close()
         except InputError as error:
             text, _, advice = str(error).partition("; give it with --mpp-override")
             in_table = "; give it in the column mpp, as 0.5 for 20×, 0.25 for 40×"
             return _Problem(slide.line, text + in_table if slide.line and advice else str(error))
         return None
 
-    there = [slide for slide in slides if "\0" not in str(slide.path) and slide.path.exists()]
+    there = [slide for slide in slides if not any(_missing(slide.path, "path", str(slide.path)))]
     there = [slide for slide in there if slide.mpp is None or is_plausible(slide.mpp)]
     with ThreadPoolExecutor(_HEADER_THREADS, thread_name_prefix="fseg-check") as pool:
         return [problem for problem in pool.map(wrong, there) if problem is not None]

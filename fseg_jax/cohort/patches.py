@@ -21,7 +21,7 @@ from fseg_jax.cohort.worker import FIGURE_SIDE, Report
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_embeddings, try_anndata
-from fseg_jax.slides.reader import Slide, read_batches, shape_at, thumbnail
+from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at, thumbnail
 from fseg_jax.slides.tissue import Tissue, tissue_of
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
@@ -56,8 +56,8 @@ def embedding_paths(name: str, out: Path) -> list[Path]:
 
 
 def embed_slide(
-    slide: Slide,
-    out: Path,
+    slide: Slide | str | Path,
+    out: str | Path,
     encoder: Encoder,
     settings: PatchSettings | None = None,
     *,
@@ -67,11 +67,17 @@ def embed_slide(
 ) -> dict[str, Any]:
     """Embed a slide's patches, and write them and all that seeding needs of the slide to a folder.
 
-    Writes ``out/NAME.embeddings.zarr``, with ``anndata`` also ``.h5ad``, and last ``.json``, whose content it
-    returns. Raises ``InputError``, with nothing written, for anything wrong with what was given; and where
-    the ``.h5ad`` cannot be made, with all else written.
+    ``slide`` is an open slide, or a path. Writes ``out/NAME.embeddings.zarr``, with ``anndata`` also
+    ``.h5ad``, and last ``.json``, whose content it returns. Raises ``InputError``, with nothing written, for
+    anything wrong with what was given; and where the ``.h5ad`` cannot be made, with all else written.
     """
     settings = settings or PatchSettings()
+    if not isinstance(slide, Slide):
+        with open_slide(slide, settings.mpp_override) as opened:
+            return embed_slide(
+                opened, out, encoder, settings, anndata=anndata, overwrite=overwrite, report=report
+            )
+    out = Path(out)
     card = encoder.card
     patch, mpp = settings.patch, settings.mpp
     if patch < 1 or patch % card.stride:

@@ -14,9 +14,11 @@ which classes there are, they are those of its seeds (``own_classes``).
 
 import hashlib
 import json
+import logging
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +46,10 @@ from fseg_jax.outputs.figures import write_areas, write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, label_dtype, level_for
 from fseg_jax.slides.formats import one_line
+from fseg_jax.slides.identity import identify
 from fseg_jax.slides.tissue import Tissue
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
 CLASSES = ("negative", "positive")
@@ -70,8 +75,8 @@ class SeedSettings:
 
 
 def seed_slide(
-    out: Path,
-    seeds: Path,
+    out: str | Path,
+    seeds: str | Path,
     settings: SeedSettings | None = None,
     *,
     slide: str | None = None,
@@ -88,6 +93,7 @@ def seed_slide(
     what was given; and where the ``.h5ad`` cannot be made, with all else written.
     """
     settings = settings or SeedSettings()
+    out, seeds = Path(out), Path(seeds)
     if settings.metric not in sic.METRICS:
         raise InputError(f"--metric {settings.metric}: choose {', '.join(sic.METRICS)}")
     if anndata:
@@ -96,6 +102,7 @@ def seed_slide(
     name = _embedded(out, slide)
     embedded = open_embeddings(out / f"{name}.embeddings.zarr")
     made = embedded.provenance
+    _warn_of_another(made["slide"])
     file = read_seed_file(seeds)
     given, names = _numbered(file, seeds, settings.classes)
     size = (made["slide"]["height"], made["slide"]["width"])
@@ -185,6 +192,17 @@ def seed_slide(
     if lost:
         raise lost
     return record
+
+
+def _warn_of_another(slide: dict[str, Any]) -> None:
+    """Say so where another file lies now where the slide was that was embedded."""
+    with suppress(InputError):
+        if slide.get("identity") not in (None, identify(slide["path"])):
+            _log.warning(
+                "%s: is another slide than the one that was embedded, which is what is segmented here; fseg "
+                "embed it again",
+                slide["path"],
+            )
 
 
 def _embedded(out: Path, slide: str | None) -> str:

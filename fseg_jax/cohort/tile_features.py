@@ -37,6 +37,7 @@ from fseg_jax.errors import InputError, OutputError
 from fseg_jax.image_files import load_image
 from fseg_jax.outputs.csv_table import csv_text
 from fseg_jax.outputs.stored import stored
+from fseg_jax.paths import is_folder, is_there
 from fseg_jax.slides.formats import one_line
 from fseg_jax.slides.identity import is_same
 from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
@@ -139,7 +140,7 @@ def prepare_folder(folder: Path, card: EncoderCard, settings: FeatureSettings, s
     """Make a folder of features, or check that one was made with these settings."""
     wanted = _facts(card, settings)
     path = folder / "settings.json"
-    if path.exists():
+    if is_there(path):
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -154,8 +155,8 @@ def prepare_folder(folder: Path, card: EncoderCard, settings: FeatureSettings, s
         return
     # What another worker, which makes the folder just now, may have put there.
     begun = re.compile(r"slides|settings\.json|\.settings\.json\..*")
-    if folder.exists() and not (
-        folder.is_dir() and all(begun.fullmatch(held.name) for held in folder.iterdir())
+    if is_there(folder) and not (
+        is_folder(folder) and all(begun.fullmatch(held.name) for held in folder.iterdir())
     ):
         raise InputError(f"{folder}: is something else than a folder of features; choose another --features")
     try:

@@ -31,7 +31,7 @@ from fseg_jax.outputs.colours import default_names, palette
 from fseg_jax.outputs.figures import write_areas, write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, label_dtype, level_for
-from fseg_jax.slides.reader import Slide, read_batches, shape_at, thumbnail
+from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at, thumbnail
 from fseg_jax.slides.tiles import TileGrid, make_grid, tiles_with_tissue
 from fseg_jax.slides.tissue import Tissue, tissue_of
 
@@ -116,8 +116,8 @@ def output_paths(name: str, out: Path) -> list[Path]:
 
 
 def segment_slide(
-    slide: Slide,
-    out: Path,
+    slide: Slide | str | Path,
+    out: str | Path,
     encoder: Encoder,
     codebook: Codebook | None = None,
     settings: Settings | None = None,
@@ -128,11 +128,16 @@ def segment_slide(
     """Segment a slide into the clusters of a codebook, or of one fitted on itself, and write all outputs to
     a folder.
 
-    Writes ``out/NAME.ome.zarr``, ``.geojson``, ``.png``, ``.csv`` and, last, ``.json``, whose content it
-    returns. Raises ``InputError``, with nothing written, for anything wrong with what was given, a tile that
+    ``slide`` is an open slide, or a path that is opened with the settings' ``mpp_override``. Writes
+    ``out/NAME.ome.zarr``, ``.geojson``, ``.png``, ``.csv`` and, last, ``.json``, whose content it returns.
+    Raises ``InputError``, with nothing written, for anything wrong with what was given, a tile that
     cannot be decoded included.
     """
     settings = settings or Settings()
+    if not isinstance(slide, Slide):
+        with open_slide(slide, settings.mpp_override) as opened:
+            return segment_slide(opened, out, encoder, codebook, settings, overwrite=overwrite, report=report)
+    out = Path(out)
     fseg.check(settings.mode, settings.resize)
     card = encoder.card
     if codebook is not None:

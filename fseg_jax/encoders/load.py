@@ -32,6 +32,7 @@ from fseg_jax.encoders.vit import ViTConfig
 from fseg_jax.encoders.weights_file import Loaded
 from fseg_jax.errors import InputError
 from fseg_jax.file_kinds import is_ours, kind_of
+from fseg_jax.paths import is_file
 from fseg_jax.tensor_header import BrokenFileError, read_header
 
 # F-SEG's resolution in µm per pixel, whatever an encoder was trained at: its tokens of 14 or 16 µm see
@@ -52,7 +53,7 @@ class CachedFile(NamedTuple):
 
 
 def load_encoder(
-    name: str, *, weights: str | Path | None = None, dtype: str = "float32", last: bool = False
+    name: str | Path, *, weights: str | Path | None = None, dtype: str = "float32", last: bool = False
 ) -> Encoder:
     """The encoder of a name, ready to call on images: ``he-small`` and ``classical``, which come with the
     program, one of the catalog, ``timm:NAME``, or the file that ``fseg pretrain`` wrote.
@@ -68,6 +69,7 @@ def load_encoder(
     InputError, in one line that says what to do, for an unknown name; for weights that are not here and
     cannot be had (no network, no access, no room); and for ones that are damaged or another encoder's.
     """
+    name = str(name)
     if name.lower() == "classical":
         if weights is not None:
             raise InputError(
@@ -158,7 +160,7 @@ def _given(row: Row, checkpoint: Path, dtype: str) -> Loaded:
     it."""
     from weights_convert.checkpoint import sha256
 
-    if not checkpoint.is_file():
+    if not is_file(checkpoint):
         raise InputError(
             f"{checkpoint}: no such file: give a published checkpoint of {row.name}, or a converted one"
         )

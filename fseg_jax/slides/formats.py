@@ -14,6 +14,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.image_files import load_image
+from fseg_jax.paths import is_folder, is_there
 from fseg_jax.slides.mirax import check_counts
 
 OME_TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.tf2", ".ome.tf8", ".ome.btf")
@@ -44,13 +45,13 @@ def open_pixels(path: Path) -> Pixels:
     from fseg_jax.slides.ome_zarr import ZarrPixels
     from fseg_jax.slides.tiff import TiffPixels, check_tiles
 
+    if is_folder(path):
+        return ZarrPixels(path)
+    if not is_there(path):
+        raise InputError(f"{path}: no such file")
     try:
-        if path.is_dir():
-            return ZarrPixels(path)
         with path.open("rb") as file:
             magic = file.read(4)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not magic:

@@ -78,7 +78,10 @@ def _attributes(path: Path) -> dict[str, Any]:
                 content = content.get("attributes", {})
                 content = content.get("ome", content)
             return content
-    raise InputError(f"{path}: the folder is no OME-Zarr (it has neither zarr.json nor .zattrs)")
+    raise InputError(
+        f"{path}: a folder that is no OME-Zarr (it has neither zarr.json nor .zattrs); "
+        "fseg cohort and fseg fit take folders of slides"
+    )
 
 
 def _open_level(root: Path, name: str, axes: list[str], context: ts.Context) -> ts.TensorStore:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.labels import LabelPyramid
+from fseg_jax.slides.identity import identify
 from fseg_jax.slides.reader import Slide, open_slide, thumbnail
 
 TILE = 512  # pixels of a rendered tile; it is laid out as half of that, so that it is sharp on any screen
@@ -106,11 +107,14 @@ def open_picture(
         except (InputError, OSError) as error:
             problem = str(error) if isinstance(error, InputError) else f"{place}: {error.strerror}"
             continue
-        if (slide.height, slide.width) == size:
+        if made.get("identity") not in (None, identify(place)):
+            problem = f"{place} is another slide than the one of the outputs"
+        elif (slide.height, slide.width) == size:
             small = stored if stored is not None else thumbnail(slide, _THUMBNAIL_SIDE)[0]
             return Picture(slide, size, made["mpp"], small)
-        found = f"{slide.width} × {slide.height}"
-        problem = f"{place} has {found} pixels, the slide of the outputs {size[1]} × {size[0]}"
+        else:
+            found = f"{slide.width} × {slide.height}"
+            problem = f"{place} has {found} pixels, the slide of the outputs {size[1]} × {size[0]}"
         slide.close()
     if slides:
         raise InputError(f"--slides: {problem}")
