@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt
+from scipy.spatial import cKDTree
 
 from fseg_jax.cohort.claims import partial_folder, sweep
 from fseg_jax.cohort.publish import Clock, check_outputs, finish, made_with
@@ -405,23 +406,25 @@ def seeds_on_patches(
     seeds of several classes it takes the class of most of them, of the last one placed in a tie. Raises
     ``InputError`` for a seed outside the slide, or on no patch.
     """
-    n = len(embedded.centers)
     side = embedded.provenance["parameters"]["side_level0"]
-    placed: dict[int, list[int]] = {}
-    for (x, y), j in zip(points, given, strict=True):
+    for x, y in points:
         if not (0 <= x < size[1] and 0 <= y < size[0]):
             raise InputError(
                 f"{path}: the seed at x = {x:g}, y = {y:g} is outside the slide, {size[1]} × {size[0]} pixels"
             )
-        away = np.abs(embedded.centers - (y, x))
-        inside = away.max(1) <= side / 2
+    near = cKDTree(embedded.centers).query_ball_point(points[:, ::-1], side / 2 * 1.001, p=np.inf)
+    placed: dict[int, list[int]] = {}
+    for (x, y), j, found in zip(points, given, near, strict=True):
+        rows = np.sort(np.asarray(found, np.int64))
+        away = np.abs(embedded.centers[rows] - (y, x))
+        inside = away.max(1, initial=0) <= side / 2
         if not inside.any():
             raise InputError(
                 f"{path}: the seed at x = {x:g}, y = {y:g} is on no embedded patch: too little tissue"
             )
-        nearest = int(np.argmin(np.where(inside, (away**2).sum(1), np.inf)))
+        nearest = int(rows[np.argmin(np.where(inside, (away**2).sum(1), np.inf))])
         placed.setdefault(nearest, []).append(int(j))
-    classes = np.full(n, -1, np.int32)
+    classes = np.full(len(embedded.centers), -1, np.int32)
     overruled = 0
     for patch, theirs in placed.items():
         most = max(theirs.count(j) for j in theirs)

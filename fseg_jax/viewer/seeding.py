@@ -181,6 +181,7 @@ class Seeding:
     def choose(self, *, hard: bool, smooth: bool) -> None:
         """Set whether seeds keep their class, and whether neighbouring patches agree."""
         self.settings = SeedSettings(**{**vars(self.settings), "hard": hard, "smooth": smooth})
+        self._refused = ""
         self._recluster()
 
     def _attempt(self, make: Callable[[], Annotation]) -> bool:

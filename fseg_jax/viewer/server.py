@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlencode
 
+from bokeh.document import Document
 from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
 from bokeh.server.views.autoload_js_handler import AutoloadJsHandler
@@ -30,6 +31,7 @@ from bokeh.server.views.metadata_handler import MetadataHandler
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.ioloop import IOLoop
+from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import HTTPError, OutputTransform, RequestHandler, StaticFileHandler
 
@@ -105,10 +107,10 @@ class Server(BaseServer):
         sockets = _bound(port)
         self._bound_port = sockets[0].getsockname()[1]
         token = secrets.token_urlsafe(24)
-        renderer = _Renderer(folder)
+        self._renderer = renderer = _Renderer(folder)
         origins = [f"{host}:{self._bound_port}" for host in (ADDRESS, "localhost")]
         application = _Guarded(
-            lambda document: show(document, folder, first),
+            _on_this_loop(lambda document: show(document, folder, first)),
             token=token,
             cookie=f"fseg-{self._bound_port}",
             names=folder.names,
@@ -126,6 +128,11 @@ class Server(BaseServer):
         http.add_sockets(sockets)
         super().__init__(IOLoop.current(), application, http)
         self.url = f"http://{ADDRESS}:{self._bound_port}/?token={token}"
+
+    def stop(self, wait: bool = True) -> None:
+        """Stop serving; when it returns no slide is read any more, and all can be closed."""
+        super().stop(wait)
+        self._renderer.close()
 
 
 def serve(
@@ -183,6 +190,25 @@ def _in_one_line(record: logging.LogRecord) -> bool:
         record.msg = f"page: {text}: {type(error).__name__}: {one_line(error)}" if error else f"page: {text}"
         record.args, record.exc_info, record.exc_text, record.stack_info = None, None, None, None
     return True
+
+
+def _on_this_loop(fill: Callable[[Document], None]) -> Callable[[Document], None]:
+    """What fills a document, run by the loop that runs now: some versions of Bokeh call it in a thread, and
+    slides belong to the loop's."""
+    loop = asyncio.get_running_loop()
+
+    async def filled(document: Document) -> None:
+        fill(document)
+
+    def run(document: Document) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run_coroutine_threadsafe(filled(document), loop).result()
+        else:
+            fill(document)
+
+    return run
 
 
 def _bound(port: int | None) -> list[Any]:
@@ -295,6 +321,10 @@ class _Renderer:
         self._kept: OrderedDict[tuple, bytes] = OrderedDict()
         self._size = 0
 
+    def close(self) -> None:
+        """Wait for what is being rendered: a slide that is closed meanwhile ends the program."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
     async def render(self, key: tuple, make: Callable[[], bytes]) -> bytes:
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -320,7 +350,8 @@ class _Rendered(RequestHandler):
         data = await self.renderer.render((type(self).__name__, *key), make)
         self.set_header("Content-Type", kind)
         self.set_header("Cache-Control", "private, max-age=600")
-        await self.finish(data)
+        with suppress(StreamClosedError):  # whoever asked has gone on
+            await self.finish(data)
 
 
 class _SlideTile(_Rendered):
@@ -399,9 +430,10 @@ class _Files(StaticFileHandler):
             await loop.run_in_executor(None, _zip, found, file)
             file.seek(0)
             self.set_header("Content-Type", "application/zip")
-            while block := file.read(1 << 20):
-                self.write(block)
-                await self.flush()
+            with suppress(StreamClosedError):
+                while block := file.read(1 << 20):
+                    self.write(block)
+                    await self.flush()
 
     def set_extra_headers(self, path: str) -> None:
         self.set_header("Cache-Control", "no-store")

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -389,6 +390,23 @@ def test_contradictory_seeds_on_one_patch(folder):
             points[: len(clicked)], np.array(clicked), embedded, (384, 512), Path("s")
         )
         assert classes[7] == winner and (classes >= 0).sum() == 1 and lost == overruled
+
+
+def test_many_seeds_on_many_patches_go_to_the_nearest_in_seconds():
+    rng = np.random.default_rng(0)
+    grid = np.argwhere(np.ones((300, 300))).astype(np.int32)
+    made = {"parameters": {"side_level0": 256.0}}
+    embedded = Embeddings(None, grid * 128.0 + 128, grid, np.ones((1, 1), bool), np.zeros((1, 1, 3)), made)
+    points = rng.uniform(200, 38000, (20_000, 2))
+    given_ = np.zeros(len(points), np.int64)
+    begun = time.perf_counter()
+    classes, lost = seeds_on_patches(points, given_, embedded, (38528, 38528), Path("s"))
+    assert time.perf_counter() - begun < 20 and lost == 0
+    for x, y in points[:200]:
+        away = np.abs(embedded.centers - (y, x))
+        inside = away.max(1) <= 128
+        assert classes[np.argmin(np.where(inside, (away**2).sum(1), np.inf))] == 0
+    assert (classes == 0).sum() < len(grid)
 
 
 @settings(max_examples=40, deadline=None)

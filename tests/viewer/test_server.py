@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import html
+import http.client
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from fseg_jax import cli
 from fseg_jax.cli.view import check_packages
 from fseg_jax.errors import InputError
 from fseg_jax.terminal import STOPPED, log, stop
+from fseg_jax.viewer.server import _on_this_loop
 
 PATCH = '{"msgid": "1", "msgtype": "PATCH-DOC"}'
 EVENT = '{"events": [{"kind": "ModelChanged", "model": {"id": "none"}, "attr": "x", "new": 1}]}'
@@ -212,6 +214,21 @@ def test_a_slides_name_is_no_html(out, in_loop, name):
     in_loop(folder.close)
 
 
+def test_a_page_is_filled_by_the_loop_whatever_thread_bokeh_asks_in(in_loop):
+    """Bokeh 3.10 asks in one of its own."""
+    seen = []
+
+    async def ask() -> None:
+        fill = _on_this_loop(lambda document: seen.append((document, threading.current_thread())))
+        fill("here")
+        await asyncio.to_thread(fill, "there")
+        seen.append(("loop", threading.current_thread()))
+
+    in_loop(ask)
+    assert [said for said, _ in seen] == ["here", "there", "loop"]
+    assert len({thread for _, thread in seen}) == 1
+
+
 def test_a_slide_that_cannot_be_shown_is_a_page_that_says_why(out, in_loop):
     from fseg_jax.cohort.seeds import SeedSettings
     from fseg_jax.viewer.server import Folder, Server
@@ -255,6 +272,46 @@ def test_damage_is_not_found(served, out, caplog):
         path.write_bytes(b"none" * 40)
     assert fetch(served, "/labels/tissue/0/0/0", **admitted(served))[0] == 404
     assert "Traceback" not in caplog.text
+
+
+def test_what_is_being_rendered_when_it_stops_is_waited_for(out, in_loop, monkeypatch):
+    """OpenSlide ends a program that closes a slide while it is read."""
+    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.viewer.server import Folder, Server
+
+    happened = []
+
+    def begin() -> tuple[Folder, Server]:
+        folder = Folder(out, None, SeedSettings())
+        folder.open("tissue")
+        server = Server(folder, "tissue", 0)
+        server.start()
+        return folder, server
+
+    folder, server = in_loop(begin)
+    picture, begun = folder.open("tissue").picture, threading.Event()
+    close = picture.close
+
+    def tile(*_: int) -> bytes:
+        begun.set()
+        time.sleep(0.5)
+        happened.append("read")
+        return b""
+
+    monkeypatch.setattr(picture, "tile", tile)
+    monkeypatch.setattr(picture, "close", lambda: (happened.append("closed"), close()))
+    me = admitted(server.url)
+
+    def ask() -> None:
+        with suppress(OSError, http.client.HTTPException):  # it is not answered any more
+            fetch(server.url, "/tile/tissue/1/0/0", **me)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert begun.wait(30)
+    in_loop(lambda: (server.stop(), folder.close()))
+    asking.join()
+    assert happened == ["read", "closed"]
 
 
 def test_garbage_is_no_traceback(out, capsys):
