@@ -81,6 +81,17 @@ def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def silence_swallowed() -> None:
+    """Have Python not print the interruptions that callbacks swallow: they are remembered, and heeded."""
+    tell = sys.unraisablehook
+
+    def hook(raised: "sys.UnraisableHookArgs") -> None:
+        if not (STOPPED.is_set() and issubclass(raised.exc_type, KeyboardInterrupt)):
+            tell(raised)
+
+    sys.unraisablehook = hook
+
+
 def stop_once(*_: object) -> None:
     """Interrupt, and let nothing interrupt what is then cleared away."""
     if not STOPPED.is_set():

@@ -1,6 +1,9 @@
 """A signal that was swallowed, in a callback of compiled code, is heeded by whatever takes long."""
 
+import gc
 import multiprocessing
+import sys
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -9,7 +12,7 @@ import pytest
 from fseg_jax.cli.fit import _progress
 from fseg_jax.cli.pretrain import _bar
 from fseg_jax.cohort.engines import Local, _Worker
-from fseg_jax.terminal import STOPPED, bars
+from fseg_jax.terminal import STOPPED, bars, silence_swallowed
 
 
 @pytest.fixture
@@ -58,3 +61,25 @@ def test_by_a_cohort_that_waits_for_its_workers(swallowed, monkeypatch, idle):
         next(engine.run(SimpleNamespace(), [], False))
     ours.close()
     theirs.close()
+
+
+def test_and_it_is_no_traceback(swallowed, monkeypatch, capsys):
+    """As of any other exception that nobody can catch, which is one."""
+
+    class Thing:
+        pass
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def failed(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    silence_swallowed()
+    for callback, told in ((interrupted, False), (failed, True)):
+        thing = Thing()
+        reference = weakref.ref(thing, callback)
+        del thing
+        gc.collect()
+        assert reference() is None and ("Traceback" in capsys.readouterr().err) == told

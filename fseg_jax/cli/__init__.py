@@ -19,7 +19,16 @@ from fseg_jax.cli.patches import embed, seed
 from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
 from fseg_jax.cli.view import view
-from fseg_jax.terminal import STOPPED, Named, accept_verbose, run_command, share_the_heap, stop, stop_once
+from fseg_jax.terminal import (
+    STOPPED,
+    Named,
+    accept_verbose,
+    run_command,
+    share_the_heap,
+    silence_swallowed,
+    stop,
+    stop_once,
+)
 from fseg_jax.versions import version_of
 
 
@@ -27,6 +36,7 @@ def run() -> None:
     """The program: ``main``, with signals that are not lost, and an end that waits for nothing."""
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    silence_swallowed()
     try:
         main()
     except (SystemExit, KeyboardInterrupt):

@@ -16,6 +16,7 @@ from fseg_jax.cohort.seeds import SeedSettings
 from fseg_jax.errors import InputError, explain
 from fseg_jax.outputs.embeddings import RECORD, embedded_slides, open_embeddings
 from fseg_jax.outputs.labels import open_labels
+from fseg_jax.terminal import heed
 from fseg_jax.viewer.annotation import write_whole
 from fseg_jax.viewer.picture import LabelLayer, open_picture
 from fseg_jax.viewer.projection import read_projection
@@ -70,7 +71,9 @@ class Opened:
                 stored, self.made = embedded.thumbnail, embedded.provenance
             else:
                 self.made = _record(folder / f"{name}.json")
+            heed()
             self.picture = open_picture(self.made["slide"], folder, slides, stored)
+            heed()
             if stored is not None:
                 self.seeding = Seeding(folder, name, settings, self.tell)
                 self.map = read_projection(folder, name, self.seeding.embedded)
