@@ -13,6 +13,7 @@ from typing import BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fseg_jax.errors import InputError
+from fseg_jax.slides.extent import check_first_page
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 MOST_PIXELS = 178_000_000  # of an image that is decoded whole: 534 MB of RGB
@@ -85,9 +86,13 @@ def _open(
             with Image.open(source, formats=list(formats)) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise Image.DecompressionBombError
+                if image.format == "TIFF" and isinstance(source, Path):
+                    check_first_page(source)
                 if decode:
                     image.load()
                 return ImageOps.exif_transpose(image) if upright else image
+    except InputError:
+        raise
     except Image.DecompressionBombError:
         raise InputError(
             f"{name}: has too many pixels for {what} that is decoded whole: give one of up to "

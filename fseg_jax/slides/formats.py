@@ -15,6 +15,7 @@ from PIL import Image
 from fseg_jax.errors import InputError
 from fseg_jax.image_files import load_image
 from fseg_jax.paths import is_folder, is_there
+from fseg_jax.slides.extent import check_tiles
 from fseg_jax.slides.mirax import check_counts
 
 OME_TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.tf2", ".ome.tf8", ".ome.btf")
@@ -43,7 +44,7 @@ class Pixels(Protocol):
 def open_pixels(path: Path) -> Pixels:
     """Open a file or an OME-Zarr folder with the reader that fits it; InputError where none does."""
     from fseg_jax.slides.ome_zarr import ZarrPixels
-    from fseg_jax.slides.tiff import TiffPixels, check_tiles
+    from fseg_jax.slides.tiff import TiffPixels
 
     if is_folder(path):
         return ZarrPixels(path)

@@ -5,8 +5,6 @@ declares is checked against what it holds when it is opened: a tile that was nev
 0) is blank, and one that should be there and is not is an error.
 """
 
-import logging
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,15 +18,10 @@ import tifffile
 from PIL import Image
 
 from fseg_jax.errors import InputError
+from fseg_jax.slides.extent import SEGMENT_LIMIT, check_directories, check_extent, check_piece
 from fseg_jax.slides.formats import flatten, is_plausible, one_line
 
-_log = logging.getLogger(__name__)
-# tifffile's remarks are of no use to someone with a slide; what matters becomes an InputError.
-logging.getLogger("tifffile").propagate = False
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
-
 _CACHE = 256 << 20  # bytes of decoded tiles: a row of wide strips fits
-_SEGMENT_LIMIT = 256 << 20  # bytes of one decoded tile or strip
 _JPEG = (6, 7, 33007, 34892)
 _SELF_COLOURED = (
     6,
@@ -73,7 +66,7 @@ class TiffPixels:
             raise InputError(f"{path}: the TIFF is damaged or truncated: {one_line(error)}") from None
 
     def _open(self) -> None:
-        _check_directories(self._path, self._tiff)
+        check_directories(self._path, self._tiff)
         images = [series for series in self._tiff.series if {"Y", "X"} <= set(series.axes)]
         if not images:
             raise InputError(f"{self._path}: the TIFF has no image")
@@ -173,7 +166,7 @@ class Pieces:
             mapped = np.memmap(path, dtype, "r", pages[0].dataoffsets[0], planar)
             self.mapped = np.moveaxis(mapped, 0, 2) if self._planes > 1 else mapped
         else:
-            _check_piece(path, keyframe, self.tile, self.samples)
+            check_piece(path, keyframe, self.tile, self.samples)
 
     def piece(self, row: int, column: int, lock: AbstractContextManager) -> np.ndarray:
         """Read and decode one tile or strip, (height, width, samples); at the image's edge it may be less."""
@@ -194,7 +187,7 @@ class Pieces:
 
     def _decode(self, page: Any, segment: int, data: bytes | None) -> np.ndarray:
         tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
-        if data and self.keyframe.compression in _JPEG and _jpeg_pixels(data) > _SEGMENT_LIMIT // 4:
+        if data and self.keyframe.compression in _JPEG and _jpeg_pixels(data) > SEGMENT_LIMIT // 4:
             raise OSError("its JPEG states more pixels than the tile has")
         pixels, _, shape = self.keyframe.decode(
             data, segment, **(tables if self.keyframe.compression in _JPEG else {})
@@ -254,81 +247,6 @@ def _jpeg_pixels(data: bytes) -> int:
             return int.from_bytes(data[at + 5 : at + 7], "big") * int.from_bytes(data[at + 7 : at + 9], "big")
         at += 2 + length
     return 0
-
-
-def check_extent(path: Path, page: Any) -> None:
-    """Fail where a page's tiles or strips are not all listed, hold too little, or lie past the file's end."""
-    keyframe = page.keyframe
-    height, width = keyframe.imagelength, keyframe.imagewidth
-    if keyframe.is_tiled:
-        length, across = keyframe.tilelength, keyframe.tilewidth
-        grid = -(-height // length) * -(-width // across)
-    else:
-        length, across = max(1, min(keyframe.rowsperstrip, height)), width
-        grid = -(-height // length)
-    planes, samples = keyframe.samplesperpixel, 1
-    if keyframe.planarconfig != 2:
-        planes, samples = samples, planes
-    offsets, counts = (np.asarray(x, np.uint64) for x in (page.dataoffsets, page.databytecounts))
-    if min(len(offsets), len(counts)) < grid * planes:
-        raise InputError(
-            f"{path}: the TIFF is damaged (it declares {height} × {width} pixels, and its list of tiles is "
-            "too short for them)"
-        )
-    written = (offsets > 0) & (counts > 0)
-    if keyframe.compression == 1 and keyframe.photometric != 6:
-        lengths = np.full(len(counts), length)
-        if not keyframe.is_tiled:
-            lengths[grid - 1 :: grid] = height - (grid - 1) * length  # the last strip of each plane
-        need = lengths * (-(-across * samples * keyframe.bitspersample // 8))
-        if (written & (counts < need.astype(np.uint64))).any():
-            raise InputError(f"{path}: the TIFF is damaged (it declares more pixels than it holds)")
-    size = page.parent.filehandle.size
-    if (written & ((offsets > size) | (counts > size) | (offsets + counts > size))).any():
-        raise InputError(f"{path}: the TIFF is truncated (pixels lie past the end of the file)")
-
-
-def check_tiles(path: Path) -> None:
-    """Fail where another library would read white, or take all memory: over the tiled pages of a TIFF.
-
-    What tifffile cannot make sense of is left to that library.
-    """
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            if not tiff.is_ndpi:  # whose offsets are of another kind, and whose levels are strips
-                _check_directories(path, tiff)
-            pages: list[Any] = list(tiff.pages)
-            for page in pages:
-                if page.is_tiled:
-                    _check_piece(path, page, (page.tilelength, page.tilewidth), page.samplesperpixel)
-                if page.is_tiled or tiff.is_ndpi:
-                    check_extent(path, page)
-    except InputError:
-        raise
-    except Exception as error:
-        _log.debug("%s: its extent is not checked: %s", path, error)
-
-
-def _check_piece(path: Path, page: Any, piece: tuple[int, int], samples: int) -> None:
-    if piece[0] * piece[1] * samples * page.dtype.itemsize > _SEGMENT_LIMIT:
-        raise InputError(
-            f"{path}: its pixels are compressed in pieces of {piece[0]} × {piece[1]}, "
-            "too large to decode one by one; convert it to a tiled TIFF"
-        )
-
-
-def _check_directories(path: Path, tiff: tifffile.TiffFile) -> None:
-    if _next_directory(tiff) >= tiff.filehandle.size:
-        raise InputError(f"{path}: the TIFF is truncated (a directory lies past the end of the file)")
-
-
-def _next_directory(tiff: tifffile.TiffFile) -> int:
-    """Where the directory after the last readable one should be; 0 at a proper end."""
-    layout, file = tiff.tiff, tiff.filehandle
-    file.seek(tiff.pages[len(tiff.pages) - 1].offset)
-    count = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))[0]
-    file.seek(count * layout.tagsize, 1)
-    return struct.unpack(layout.offsetformat, file.read(layout.offsetsize))[0]
 
 
 def _tag_mpp(tags: Any) -> tuple[float, float] | None:

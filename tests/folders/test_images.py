@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from fseg_jax.downloads import cache_folder
@@ -127,3 +128,17 @@ def test_an_image_of_too_many_pixels_is_left_out_and_named(tmp_path, colours, mo
     read = resized([good, large], 16)
     assert read.files == (good,)
     assert "b.png: has too many pixels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tile": (16, 16)}, {"rowsperstrip": 4, "compression": "lzw"}], ids=str
+)
+@pytest.mark.parametrize("tag", ["ImageLength", "ImageWidth"])
+def test_a_tiff_that_declares_more_than_it_holds_is_not_read_as_black(tmp_path, colours, tag, options):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, colours, photometric="rgb", **options)
+    np.testing.assert_array_equal(read_image(path), colours)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags[tag].overwrite(200)
+    with pytest.raises(InputError, match=r"a\.tif: (the TIFF is damaged|cannot be read as an image)"):
+        read_image(path)
