@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 
 from fseg_jax.errors import InputError
 
@@ -58,6 +57,8 @@ def check_tiles(path: Path) -> None:
 
     What tifffile cannot make sense of is left to that library.
     """
+    import tifffile
+
     try:
         with tifffile.TiffFile(path) as tiff:
             if not tiff.is_ndpi:  # whose offsets are of another kind, and whose levels are strips
@@ -76,6 +77,8 @@ def check_tiles(path: Path) -> None:
 
 def check_first_page(path: Path) -> None:
     """Fail where a library that reads a TIFF's first page would read black."""
+    import tifffile
+
     try:
         with tifffile.TiffFile(path) as tiff:
             check_extent(path, tiff.pages[0])
@@ -94,13 +97,13 @@ def check_piece(path: Path, page: Any, piece: tuple[int, int], samples: int) -> 
         )
 
 
-def check_directories(path: Path, tiff: tifffile.TiffFile) -> None:
+def check_directories(path: Path, tiff: Any) -> None:
     """Fail where a page is said to lie past the end of the file."""
     if _next_directory(tiff) >= tiff.filehandle.size:
         raise InputError(f"{path}: the TIFF is truncated (a directory lies past the end of the file)")
 
 
-def _next_directory(tiff: tifffile.TiffFile) -> int:
+def _next_directory(tiff: Any) -> int:
     """Where the directory after the last readable one should be; 0 at a proper end."""
     layout, file = tiff.tiff, tiff.filehandle
     file.seek(tiff.pages[len(tiff.pages) - 1].offset)

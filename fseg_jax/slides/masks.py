@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 
 from fseg_jax.errors import InputError
 from fseg_jax.image_files import FORMATS, MOST_PIXELS, load_image
 from fseg_jax.slides.formats import is_tiff, one_line
-from fseg_jax.slides.tiff import Pieces
 
 _BLOCK = 1 << 24  # pixels that are looked at together
 _MODES = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "I", "F")
@@ -163,7 +161,9 @@ class _ImageMask(Mask):
 class _TiffMask(Mask):
     """A mask that tifffile decodes, a row of tiles or strips at a time."""
 
-    def __init__(self, path: Path, tiff: tifffile.TiffFile):
+    def __init__(self, path: Path, tiff: Any):
+        from fseg_jax.slides.tiff import Pieces
+
         super().__init__(path)
         pages: list[Any] = list(tiff.pages)
         page, *others = pages
@@ -216,6 +216,8 @@ def open_mask(path: Path, what: str = "a mask image") -> Iterator[Mask]:
     if not tiff:
         yield _ImageMask(path, what)
         return
+    import tifffile
+
     try:
         file = tifffile.TiffFile(path)
     except Exception as error:
