@@ -4,7 +4,6 @@ Pillow knows more formats than it decodes by itself: for some of them it starts 
 program. Only those of ``FORMATS`` are tried, whatever a file is called.
 """
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,42 +37,6 @@ def image_size(source: Path) -> tuple[int, int]:
     """The (height, width) of an image that ``load_image`` takes, by its header alone."""
     image = _open(source, "an image", FORMATS, decode=False)
     return image.height, image.width
-
-
-def cannot_be_read(path: Path, error: OSError) -> InputError:
-    """What the file system says of a path, or of one below it, as one line."""
-    reason = error.strerror or str(error) or type(error).__name__
-    return InputError(f"{error.filename or path}: cannot be read ({reason}): see to it, or leave it out")
-
-
-def check_folder(folder: Path, what: str) -> None:
-    """Raise ``InputError`` for what is no folder, which says ``what`` to do, or cannot be looked at."""
-    try:
-        there = folder.is_dir()
-    except OSError as error:
-        raise cannot_be_read(folder, error) from None
-    if not there:
-        raise InputError(f"{folder}: no such folder: {what}")
-
-
-def files_of(folder: Path, *, deep: bool = True) -> list[Path]:
-    """List the files of a folder, and of those below it if ``deep``, in the order of their paths.
-
-    Raises ``InputError`` for what cannot be looked at, rather than leave it out without a word.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    found: list[Path] = []
-    try:
-        for place, below, names in os.walk(folder, onerror=fail):
-            found += [path for path in (Path(place, name) for name in names) if path.is_file()]
-            if not deep:
-                below.clear()
-    except OSError as error:
-        raise cannot_be_read(folder, error) from None
-    return sorted(found)
 
 
 def _open(

@@ -1,5 +1,6 @@
 """What lies at paths that users give: nothing, a file, a folder, or what cannot be looked at."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -25,6 +26,34 @@ def is_file(path: str | Path) -> bool:
     return mode is not None and stat.S_ISREG(mode)
 
 
+def check_folder(path: Path, what: str) -> None:
+    """Raise ``InputError``, which says ``what`` to do, for what is no folder or cannot be looked at."""
+    if not is_folder(path):
+        raise InputError(f"{shown(path)}: no such folder: {what}")
+
+
+def files_of(folder: Path, *, deep: bool = True) -> list[Path]:
+    """List the files of a folder, and of those below it if ``deep``, in the order of their paths.
+
+    Raises ``InputError`` for what cannot be looked at, rather than leave it out without a word.
+    """
+
+    def fail(error: OSError) -> None:
+        raise unseen(error.filename or folder, error) from None
+
+    found: list[Path] = []
+    for place, below, names in os.walk(folder, onerror=fail):
+        found += [path for path in (Path(place, name) for name in names) if is_file(path)]
+        if not deep:
+            below.clear()
+    return sorted(found)
+
+
+def unseen(path: str | Path, error: Exception) -> InputError:
+    """What is said of a path that cannot be looked at."""
+    return InputError(f"{shown(path)}: cannot be looked at ({getattr(error, 'strerror', None) or error})")
+
+
 def shown(path: str | Path) -> str:
     """A path for a message of one line."""
     said = str(path)
@@ -38,5 +67,4 @@ def _mode(path: str | Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:  # no permission, too long, links in a circle; a NUL
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{shown(path)}: cannot be looked at ({reason})") from None
+        raise unseen(path, error) from None

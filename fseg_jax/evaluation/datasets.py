@@ -20,7 +20,8 @@ from jaxtyping import Int, UInt8
 
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.dataset_file import IGNORED, UNKNOWN, read_description
-from fseg_jax.image_files import cannot_be_read, check_folder, image_size, load_image
+from fseg_jax.image_files import image_size, load_image
+from fseg_jax.paths import check_folder, files_of, is_file, is_folder, unseen
 from fseg_jax.slides.masks import Mask, check_size, open_mask
 
 TEST_SHARE = 1 / 3  # of the cases, where a dataset has no split of its own
@@ -152,7 +153,7 @@ def open_dataset(path: str | Path) -> Dataset:
             if (dataset := reader(folder)) is not None:
                 return dataset
     except OSError as error:
-        raise cannot_be_read(folder, error) from None
+        raise unseen(error.filename or folder, error) from None
     raise InputError(
         f"{folder}: neither BCSS (masks/TCGA-…), WSSS4LUAD (2.validation/, 3.testing/) nor EBHI-Seg "
         "(CLASS/images, CLASS/masks): put a dataset.yaml beside images/ and masks/"
@@ -189,7 +190,7 @@ def _wsss4luad(folder: Path) -> Dataset | None:
     """
     train = _first(folder, "2.validation", "validation", "val")
     test = _first(folder, "3.testing", "testing", "test")
-    if train is None or test is None or not (train / "mask").is_dir():
+    if train is None or test is None or not is_folder(train / "mask"):
         return None
     pairs: dict[str, tuple[Path | None, Path | None]] = {}
     for split in (train, test):
@@ -215,7 +216,7 @@ def _ebhi(folder: Path) -> Dataset | None:
         (d, images, masks)
         for d in sorted(folder.iterdir())
         for images, masks in (("images", "masks"), ("image", "label"))
-        if (d / images).is_dir() and (d / masks).is_dir()
+        if is_folder(d / images) and is_folder(d / masks)
     ]
     pairs: dict[str, tuple[Path | None, Path | None]] = {}
     for d, images, masks in layouts:
@@ -235,7 +236,7 @@ def _ebhi(folder: Path) -> Dataset | None:
 def _yaml(folder: Path) -> Dataset | None:
     """A folder of one's own, which dataset.yaml describes."""
     path = folder / "dataset.yaml"
-    if not path.is_file():
+    if not is_file(path):
         return None
     described = read_description(path)
     return _checked(
@@ -254,13 +255,14 @@ def _yaml(folder: Path) -> Dataset | None:
 
 
 def _first(folder: Path, *names: str) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    return next((folder / name for name in names if is_folder(folder / name)), None)
 
 
 def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+    files = files_of(folder, deep=False)
+    return [path for path in files if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")]
 
 
 def _pairs(images: Path, masks: Path) -> dict[str, tuple[Path | None, Path | None]]:

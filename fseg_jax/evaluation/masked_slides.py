@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from fseg_jax.errors import InputError
-from fseg_jax.image_files import check_folder, files_of
+from fseg_jax.paths import check_folder, files_of
 from fseg_jax.slides.masks import open_mask
 from fseg_jax.slides.reader import Slide, open_slide, slide_name
 

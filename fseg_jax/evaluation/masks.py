@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.metrics import RESAMPLES, Interval
 from fseg_jax.folders.images import find_images
-from fseg_jax.image_files import check_folder
+from fseg_jax.paths import check_folder
 from fseg_jax.slides.masks import read_bright
 
 MEASURES = ("accuracy", "jaccard", "dice", "f1", "recall", "precision")

@@ -17,7 +17,8 @@ from PIL import Image
 from fseg_jax.atomic import replacing
 from fseg_jax.downloads import cache_folder
 from fseg_jax.errors import InputError
-from fseg_jax.image_files import check_folder, files_of, load_image
+from fseg_jax.image_files import load_image
+from fseg_jax.paths import check_folder, files_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 Report = Callable[[str, int, int], None]
