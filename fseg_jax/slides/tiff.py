@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from fseg_jax.errors import InputError
-from fseg_jax.slides.extent import SEGMENT_LIMIT, check_directories, check_extent, check_piece
+from fseg_jax.slides.extent import check_directories, check_extent, check_piece
 from fseg_jax.slides.formats import flatten, is_plausible, one_line
 
 _CACHE = 256 << 20  # bytes of decoded tiles: a row of wide strips fits
@@ -187,7 +187,8 @@ class Pieces:
 
     def _decode(self, page: Any, segment: int, data: bytes | None) -> np.ndarray:
         tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
-        if data and self.keyframe.compression in _JPEG and _jpeg_pixels(data) > SEGMENT_LIMIT // 4:
+        stated = _STATED.get(self.keyframe.compression)
+        if data and stated and stated(data) > self.tile[0] * self.tile[1]:
             raise OSError("its JPEG states more pixels than the tile has")
         pixels, _, shape = self.keyframe.decode(
             data, segment, **(tables if self.keyframe.compression in _JPEG else {})
@@ -247,6 +248,17 @@ def _jpeg_pixels(data: bytes) -> int:
             return int.from_bytes(data[at + 5 : at + 7], "big") * int.from_bytes(data[at + 7 : at + 9], "big")
         at += 2 + length
     return 0
+
+
+def _jpeg2000_pixels(data: bytes) -> int:
+    """The pixels that a JPEG 2000 says it has, by the header of its codestream; 0 where there is none."""
+    if (at := data.find(b"\xff\x4f\xff\x51")) < 0:
+        return 0
+    right, bottom, left, top = (int.from_bytes(data[at + i : at + i + 4], "big") for i in (8, 12, 16, 20))
+    return max(0, right - left) * max(0, bottom - top)
+
+
+_STATED = dict.fromkeys(_JPEG, _jpeg_pixels) | dict.fromkeys((33003, 33004, 33005, 34712), _jpeg2000_pixels)
 
 
 def _tag_mpp(tags: Any) -> tuple[float, float] | None:

@@ -746,13 +746,22 @@ def test_a_truncated_file_is_known_by_a_relative_path_too(
         open_slide("a.ome.tif")
 
 
-def test_a_tile_that_states_more_pixels_than_it_may_have_is_not_decoded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000"])
+def test_a_tile_that_states_more_pixels_than_it_may_have_is_not_decoded(
+    compression: str, tmp_path: Path
+) -> None:
     path = tmp_path / "a.ome.tif"
-    ome(tile=(64, 96), photometric="rgb", compression="jpeg")(path)
+    ome(tile=(64, 96), photometric="rgb", compression=compression)(path)
+    with open_slide(path) as slide:
+        assert slide.read(0, 0, 64, 96, 0.5).std() > 20
     content = path.read_bytes()
-    frame = b"\xff\xc0\x00\x11\x08"  # and then the height and width of 8-bit samples
-    start = content.index(frame) + len(frame)
-    path.write_bytes(content[:start] + (65_000).to_bytes(2, "big") * 2 + content[start + 4 :])
+    if compression == "jpeg":
+        frame, height = b"\xff\xc0\x00\x11\x08", (64).to_bytes(2, "big")
+    else:  # the width, and then the height
+        frame, height = content[content.index(b"\xff\x4f\xff\x51") :][:12], (64).to_bytes(4, "big")
+    taller = (65).to_bytes(len(height), "big")
+    assert frame + height in content
+    path.write_bytes(content.replace(frame + height, frame + taller, 1))
     with open_slide(path) as slide, pytest.raises(InputError, match="states more pixels than the tile has"):
         slide.read(0, 0, 64, 96, 0.5)
 
