@@ -149,3 +149,63 @@ def test_a_manifest_in_a_bucket(slides, monkeypatch):
         InputError, match=r"line 3: path scans/b.jpg: in a manifest of a bucket, paths must be absolute"
     ):
         load_manifest("s3://bucket/slides.csv")
+
+
+def test_paths_that_cannot_be_looked_at_are_a_line_each_and_hide_no_other(slides):
+    (slides / "loop.png").symlink_to(slides / "loop.png")
+    path = write(
+        slides,
+        "slide_id,path,tissue",
+        f"A,{'x' * 300}.svs,",
+        "B,loop.png,",
+        "C,scans/none.png,",
+        f"D,scans/a.png,{'y' * 300}",
+        "E,scans/b.jpg,",
+        "F,a\0b.svs,",
+    )
+    with pytest.raises(InputError) as error:
+        load_manifest(path)
+    first, *rest = str(error.value).split("\n")
+    assert first == f"{path}: 5 problems; nothing was started"
+    for said, (line, text) in zip(
+        rest,
+        [
+            (2, "cannot be looked at (File name too long)"),
+            (3, f"path {slides}/loop.png: cannot be looked at (Too many levels of symbolic links)"),
+            (4, "no such file"),
+            (5, "cannot be looked at (File name too long)"),
+            (7, "no path has such a character"),
+        ],
+        strict=True,
+    ):
+        assert said.startswith(f"  line {line}: ") and text in said
+
+
+def test_a_slide_of_a_folder_or_a_glob_that_cannot_be_looked_at_is_named(slides):
+    (slides / "scans" / "loop.png").symlink_to(slides / "scans" / "loop.png")
+    for source in (slides / "scans", f"{slides}/scans/*.png"):
+        with pytest.raises(InputError, match=r"1 problem; .*\n  .*loop\.png: cannot be looked at"):
+            load_manifest(source)
+
+
+def test_a_slide_is_no_manifest(slides):
+    says = "a manifest is a CSV file, a folder or a glob of slides; fseg segment takes single slides"
+    (slides / "slide.ome.zarr").mkdir()
+    (slides / "scan.img").write_bytes(b"II*\0" + bytes(range(256)))
+    for source, what in (
+        ("scans/a.png", "is a slide"),
+        ("slide.ome.zarr", "is a slide"),
+        ("scan.img", "is no text"),
+    ):
+        with pytest.raises(InputError) as error:
+            load_manifest(slides / source)
+        assert str(error.value) == f"{slides / source}: {what}; {says}"
+    (slides / "excel.csv").write_bytes("slide_id,path\nA,a.png\n".encode("utf-16"))
+    with pytest.raises(InputError, match="line 1 is not UTF-8"):
+        load_manifest(slides / "excel.csv")
+
+
+def test_the_sample_check_knows_the_mpp_that_all_slides_are_given(slides):
+    assert len(load_manifest(slides / "scans", sample_check=True, mpp_override=0.5)) == 2
+    with pytest.raises(InputError, match="no resolution"):
+        load_manifest(slides / "scans", sample_check=True)

@@ -24,6 +24,7 @@ from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.outputs.labels import open_labels
+from fseg_jax.slides.identity import identify
 from fseg_jax.slides.tissue import Tissue
 
 ENCODER = classical()
@@ -164,10 +165,19 @@ def test_everything_is_written_and_agrees(folder, seeds):
     assert sum(record["patches"].values()) == record["embeddings"]["patches"]
 
 
-def test_the_slide_is_not_needed_and_results_repeat(picture, tmp_path, seeds):
+def test_the_slide_is_not_needed_and_results_repeat(picture, tmp_path, seeds, caplog):
     moved = tmp_path / "moved.png"
     moved.write_bytes(picture.read_bytes())
-    embed(moved, tmp_path / "out")
+    record = embed(moved, tmp_path / "out")
+    assert record["slide"]["identity"] == identify(picture)
+    seed_slide(tmp_path / "out", seeds, slide="moved")
+    assert not caplog.messages
+    moved.write_bytes(b"another slide")
+    seed_slide(tmp_path / "out", seeds, slide="moved", overwrite=True)
+    assert caplog.messages == [
+        f"{moved}: is another slide than the one that was embedded, which is what is segmented here; "
+        "fseg embed it again"
+    ]
     moved.unlink()
     first, second = (
         seed_slide(tmp_path / "out", seeds, slide="moved", metric=metric, overwrite=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cohorts import InProcess, cohort, contents, job_for, write_manifest
 
+from fseg_jax.cli import main
 from fseg_jax.cohort import job as jobs
 from fseg_jax.cohort import run
 from fseg_jax.cohort.manifest import load_manifest
@@ -284,3 +285,35 @@ def test_names_in_a_cohorts_tables_are_no_formulas(manifest, codebook, place):
     assert list(summary.failed) == ["-x"]
     assert {row["site"] for row in areas(place).values()} == {"'=1+1"}
     assert (place / "failures.csv").read_text().splitlines()[1].startswith("'-x,")
+
+
+# ------------------------------------------------------------------------------ options of the cohort
+
+
+def test_a_cohort_takes_mpp_and_tissue_for_slides_of_which_the_manifest_says_nothing(
+    manifest, tmp_path, monkeypatch, capsys
+):
+    """What its failures advise is there to be given."""
+    jobs_run = []
+    monkeypatch.setattr(
+        run, "run_cohort", lambda slides, job, *_, **__: jobs_run.append(job) or run.Summary(0, 0, {}, [])
+    )
+    mask = tmp_path / "mask.png"
+    mask.touch()
+
+    def start(*options: object) -> int:
+        with pytest.raises(SystemExit) as end:
+            main(["cohort", str(manifest), "-o", str(tmp_path / "out"), *map(str, options)])
+        return int(end.value.code or 0)
+
+    assert start("--mpp-override", 0.5, "--tissue", mask) == 0
+    assert (jobs_run[0].settings.mpp_override, jobs_run[0].settings.tissue) == (0.5, str(mask))
+    slide = load_manifest(manifest)[0]
+    assert jobs.settings_of(slide, jobs_run[0]).mpp_override == 0.5
+    assert start("--no-tissue") == 0 and jobs_run[1].settings.tissue == "all"
+    assert start("--tissue", tmp_path / "none.png") == 2
+    assert "--tissue" in capsys.readouterr().err
+    assert start("--tissue", mask, "--no-tissue") == 2 and start("--mpp-override", 0) == 2
+    assert start("--features", tmp_path, "--mpp-override", 0.5) == 2
+    assert "--mpp-override: the features have that already" in capsys.readouterr().err
+    assert len(jobs_run) == 2

@@ -14,6 +14,7 @@ from fseg_jax.cohort.seeds import vote
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.outputs.labels import open_labels
+from fseg_jax.slides.identity import identify
 from fseg_jax.viewer.mask import MaskPainter
 from fseg_jax.viewer.picture import CANVAS, TILE, LabelLayer, Picture, open_picture
 
@@ -135,3 +136,16 @@ def test_a_large_slides_mask_is_reduced(made):
     n = len(embedded.centers)
     mask = painter.paint(np.zeros(n, int), np.ones((n, 2)) / 2)
     assert mask.shape == (1152, 1536) and painter.mpp == pytest.approx(20 * 512 / 1536)
+
+
+def test_another_slide_of_the_same_name_and_size_is_not_shown(made, tmp_path):
+    stored = np.asarray(Image.open(made / "tissue.png"))
+    record = {"path": str(tmp_path / "tissue.png"), "height": 384, "width": 512, "mpp": 1.0}
+    record["identity"] = identify(made / "tissue.png")
+    shutil.copy(made / "tissue.png", tmp_path / "tissue.png")
+    same = open_picture(record, tmp_path, None, stored)
+    assert same.slide is not None and not same.notice
+    same.close()
+    Image.fromarray(stored[::-1]).save(tmp_path / "tissue.png")
+    other = open_picture(record, tmp_path, None, stored)
+    assert other.slide is None and "tissue.png is another slide than the one of the outputs" in other.notice
