@@ -121,22 +121,14 @@ def pretrain(
 ) -> None:
     """Train an encoder on your own slides, without labels: SimCLR, with regions contrasted too.
 
-    IMAGES are manifests, folders, globs. Interrupted, the same command goes on where it stopped. Then: fseg
-    segment --encoder FILE.
+    IMAGES are manifests, folders, globs. Interrupted, the same command goes on where it stopped; with
+    --overwrite another run's checkpoint is replaced too. Then: fseg segment --encoder FILE.
     """
-    from fseg_jax.training.pretrain import pretrain
+    from fseg_jax.training.pretrain import check_output, pretrain
     from fseg_jax.training.simclr import Settings
     from fseg_jax.training.views import Geometry
 
-    if output.suffix != ".safetensors":
-        raise InputError(f"{output}: an encoder's file must end in .safetensors")
-    checkpoint = output.with_suffix(".checkpoint.safetensors")
-    if overwrite:
-        checkpoint.unlink(missing_ok=True)
-    elif output.exists():
-        raise InputError(f"{output} exists: choose another name, or --overwrite")
-    if not output.parent.is_dir():
-        raise InputError(f"{output.parent}: no such folder; make it first")
+    check_output(output, overwrite)
     finest, coarsest = resolutions
     if not 0 < finest <= coarsest:
         raise InputError(f"--mpp {finest:g} {coarsest:g}: give the finer one first, both above 0")
@@ -157,8 +149,6 @@ def pretrain(
     fields = _fields(sources, geometry, mpp_override, fields_per_slide, seed)
     sites = {field.site for field in fields}
     click.echo(f"fseg: {len(fields)} fields of {len(sites)} site(s)", err=True)
-    if checkpoint.exists():
-        click.echo(f"fseg: going on from {checkpoint}", err=True)
     with _bar(steps, every) as report:
         pretrain(
             fields,
@@ -170,6 +160,7 @@ def pretrain(
             stains=stains,
             score=_score(score) if score else None,
             every=every,
+            overwrite=overwrite,
             report=report,
         )
     click.echo(output)

@@ -1,11 +1,13 @@
 """A run of self-supervision, from fields of tissue to an encoder's file: resumed as if never interrupted.
 
-While it runs, ``NAME.checkpoint.safetensors`` beside the output holds everything that a step changes; it goes
-when the encoder is there. ``NAME.json`` says what was trained on what, ``NAME.png`` draws the curves.
+While it runs, ``NAME.checkpoint.safetensors`` beside the output holds everything that a step changes.
+``NAME.json`` says what was trained on what, ``NAME.png`` draws the curves: both come with the encoder, in
+place of those of before, and with that the checkpoint goes.
 """
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fseg_jax.atomic import replacing
+from fseg_jax.cohort.claims import partial_folder, settle
+from fseg_jax.cohort.exchange import exchange
 from fseg_jax.cohort.publish import made_with
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
@@ -41,6 +45,7 @@ from fseg_jax.training.simclr import (
 )
 from fseg_jax.training.views import Field, Geometry, chances, draw, stream
 
+_LOG = logging.getLogger(__name__)
 FORMAT = PRETRAINING
 TILE, MPP = 512, 1.0  # what the encoder is used at unless told otherwise: F-SEG's
 
@@ -75,6 +80,7 @@ def pretrain(
     stains: float = 0.0,
     score: Callable[[Encoder], float] | None = None,
     every: int = 100,
+    overwrite: bool = False,
     report: Callable[[Report], None] = lambda where: None,
 ) -> dict[str, Any]:
     """Train an encoder called ``name`` on views of fields, and write it to ``out``, a ``.safetensors`` file.
@@ -82,8 +88,9 @@ def pretrain(
     With ``stains`` the classical encoder's channels stand beside the trunk's, with so many times their
     standard deviation. Every so many steps it is scored, where there is a score, and a checkpoint is written,
     from which the same call goes on; so does one that was interrupted. Returns what ``NAME.json`` holds.
-    Raises ``InputError`` where there are no fields, where a checkpoint is of another run, and where the loss
-    is no longer a number: the last checkpoint then stays.
+    Raises ``InputError`` where there are no fields, where a checkpoint is of another run or damaged (unless
+    with ``overwrite``, which begins anew), and where the loss is no longer a number: the last checkpoint then
+    stays. An encoder that is there is replaced; ``check_output`` says whether it may be.
     """
     if not fields:
         raise InputError("no field of tissue to train on: give slides or images that hold some")
@@ -100,7 +107,13 @@ def pretrain(
     }
     state, history = made.begin, History(np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
     if checkpoint.exists():
-        state, history = load_checkpoint(checkpoint, made.begin, what)
+        try:
+            state, history = load_checkpoint(checkpoint, made.begin, what)
+            _LOG.warning("going on from %s", checkpoint)
+        except InputError:
+            if not overwrite:
+                raise
+            _LOG.warning("%s does not fit this run, which begins anew", checkpoint)
     start = int(state.step)
     losses, scores = list(history.losses), list(history.scores)
     rates = schedule(settings)
@@ -173,13 +186,27 @@ def pretrain(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     trunk = made.trunk(state)
-    save_trained(out, trunk, card(), gains(trunk))
-    draw_curves(out.with_suffix(".png"), history, settings)
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    with replacing(out.with_suffix(".json")) as part:
-        part.write_text(text, encoding="utf-8")
-    checkpoint.unlink(missing_ok=True)
+    outputs = [out.with_suffix(".json").name, out.with_suffix(".png").name, out.name]
+    with partial_folder(out.name, out.parent, wait=True) as folder:
+        save_trained(folder / out.name, trunk, card(), gains(trunk))
+        draw_curves(folder / outputs[1], history, settings)
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        (folder / outputs[0]).write_text(text, encoding="utf-8")
+        exchange(folder, [*outputs, checkpoint.name])
     return json.loads(text)
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Raise ``InputError`` if an encoder is there and may not be replaced, or none can be written there."""
+    if out.suffix != ".safetensors":
+        raise InputError(f"{out}: an encoder's file must end in .safetensors")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder; make it first")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; choose another name")
+    settle(out.name, out.parent)
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists: choose another name, or --overwrite")
 
 
 def save_checkpoint(path: Path, state: State, history: History, what: dict[str, Any]) -> None:

@@ -1,22 +1,27 @@
 """A run of self-supervision: the same whenever it is run and however often it is interrupted."""
 
 import json
+import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from killed import dies
 from PIL import Image
 
 from fseg_jax.cli import main
+from fseg_jax.cohort.claims import sweep
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.resnet import ResNet as Trunk
 from fseg_jax.encoders.resnet import ResNetConfig
 from fseg_jax.encoders.trained import assemble, calibrated
 from fseg_jax.errors import InputError
+from fseg_jax.training import pretrain as pretraining
 from fseg_jax.training.pretrain import pretrain
 from fseg_jax.training.simclr import Settings
 from fseg_jax.training.views import Field, Geometry
@@ -140,6 +145,81 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path):
         run(out)
 
 
+@pytest.fixture
+def trained_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which a run was interrupted after its last step; what is left is drawn in no time."""
+
+    def stop(at):
+        if at.step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretraining, "draw_curves", lambda path, *_: path.write_bytes(b"curves"))
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run(folder / "a.safetensors", steps=2, report=stop)
+    assert [path.name for path in folder.iterdir()] == ["a.checkpoint.safetensors"]
+    return folder
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_at_any_step_of_its_end_the_same_command_goes_on(
+    trained_to_the_end: Path, tmp_path: Path, overwrite: bool
+):
+    """It is not refused, begins nothing anew, and loses no encoder that is there."""
+    outputs = {"a.safetensors", "a.json", "a.png"}
+    if overwrite:
+        for name in outputs:
+            (trained_to_the_end / name).write_bytes(b"old")
+    whole = shutil.copytree(trained_to_the_end, tmp_path / "whole") / "a.safetensors"
+    run(whole, steps=2, overwrite=overwrite)
+    for step in count():
+        out = shutil.copytree(trained_to_the_end, tmp_path / f"{step}") / "a.safetensors"
+
+        def work(out=out):
+            pretraining.check_output(out, overwrite)
+            run(out, steps=2, overwrite=overwrite)
+
+        died = dies(work, step)
+        sweep(out.parent)
+        there = {path.name: path.read_bytes() for path in out.parent.iterdir()}
+        if out.exists() and there["a.safetensors"] != b"old":
+            assert there.keys() == outputs and there["a.safetensors"] == tensors(whole)
+            assert json.loads(there["a.json"])["name"] == "ours" and there["a.png"] == b"curves"
+            with pytest.raises(InputError, match="exists"):
+                pretraining.check_output(out, overwrite=False)
+        else:
+            old = dict.fromkeys(outputs, b"old") if overwrite else {}
+            assert {name: data for name, data in there.items() if "checkpoint" not in name} == old
+            pretraining.check_output(out, overwrite)
+            assert run(out, steps=2, overwrite=overwrite)["resumed_at"] == 2
+            assert {path.name for path in out.parent.iterdir()} == outputs
+            assert tensors(out) == tensors(whole)
+        if not died:
+            break
+    assert step > 20
+
+
+def test_overwriting_goes_on_from_its_own_checkpoint_and_from_no_other(
+    trained_to_the_end: Path, caplog: pytest.LogCaptureFixture
+):
+    out, checkpoint = (trained_to_the_end / f"a.{name}" for name in ("safetensors", "checkpoint.safetensors"))
+    kept = checkpoint.read_bytes()
+
+    def stop(at):
+        raise KeyboardInterrupt
+
+    for damage in (kept[:500], kept):
+        checkpoint.write_bytes(damage)
+        steps = 3 if damage == kept else 2
+        with pytest.raises(InputError, match="--overwrite"):
+            run(out, steps=steps)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, steps=steps, overwrite=True, report=stop)
+        assert "does not fit this run, which begins anew" in caplog.messages[-1]
+    assert run(out, steps=3, overwrite=True)["resumed_at"] == 1
+
+
 def command(*arguments: object) -> int:
     with pytest.raises(SystemExit) as end:
         main([str(a) for a in ("pretrain", *arguments)])
@@ -168,6 +248,11 @@ def test_the_command_and_its_errors(tmp_path: Path, capsys: pytest.CaptureFixtur
     fails("finer one first", images, "-o", out, *small, "--mpp", 2, 1)
     fails("must divide", images, "-o", out, *small, "--chunk", 3)
     fails("--mpp-override", images, "-o", out, "--steps", 1)
+    checkpoint = tmp_path / "ours.checkpoint.safetensors"
+    checkpoint.write_bytes(b"of a run")
+    fails("finer one first", images, "-o", out, *small, "--mpp", 2, 1, "--overwrite")
+    assert checkpoint.read_bytes() == b"of a run"
+    checkpoint.unlink()
     assert command(images, "-o", out, *small) == 0
     assert "step 1/1 · loss" in capsys.readouterr().err
     assert load_encoder(str(out)).card.name == "ours"
