@@ -5,6 +5,7 @@ of which each tile's (row, column) is in ``tiles``; and of the slide ``tissue`` 
 comes out is what a run on the slide gives, to the last byte.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from fseg_jax.cohort.worker import Plan, Settings, Tile, Tokens
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.rows import RowsWriter, open_rows
+from fseg_jax.outputs.stored import answered
 from fseg_jax.slides.reader import open_slide, shape_at
 from fseg_jax.slides.tiles import TileGrid, make_grid
 from fseg_jax.slides.tissue import Tissue
@@ -76,7 +78,7 @@ def open_kept(storage: Storage, name: str, settings: Settings, features_hash: st
     where = f"{storage.url}/{name}{SUFFIX}"
     try:
         rows, beside, made = open_rows(
-            storage.spec(f"{name}{SUFFIX}"), "tokens", ("tiles", "tissue", "image")
+            storage.spec(f"{name}{SUFFIX}"), "tokens", ("tiles", "tissue", "image"), where=where
         )
         same = made["features_hash"] == features_hash
         grid = TileGrid(**made["grid"])
@@ -98,7 +100,9 @@ def open_kept(storage: Storage, name: str, settings: Settings, features_hash: st
             at = [index[tile] for tile in here]
             run = at == list(range(at[0], at[0] + len(at)))
             try:
-                found = rows[slice(at[0], at[-1] + 1) if run else at].read().result()
+                part = rows[slice(at[0], at[-1] + 1) if run else at]
+                size = math.prod(part.shape) * part.dtype.numpy_dtype.itemsize
+                (found,) = answered(where, part.read(), size=size)
             except (OSError, ValueError, RuntimeError):
                 raise InputError(f"{where}: damaged; run with --keep-features again") from None
             out = np.zeros((settings.batch, *found.shape[1:]), found.dtype)

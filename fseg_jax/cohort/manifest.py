@@ -29,6 +29,7 @@ import tensorstore as ts
 from fseg_jax.cohort.storage import bucket_spec
 from fseg_jax.errors import InputError
 from fseg_jax.file_kinds import did_you_mean
+from fseg_jax.outputs.stored import answered
 from fseg_jax.paths import is_folder, is_there
 from fseg_jax.slides.formats import is_plausible, one_line
 from fseg_jax.slides.reader import open_slide, slide_name
@@ -42,7 +43,6 @@ SUFFIXES = (
     *(".tif", ".tiff", ".tf2", ".tf8", ".btf", ".png", ".jpg", ".jpeg", ".bmp", ".webp"),
 )
 _LONGEST_ID = 180  # bytes: outputs add their suffixes, and file systems end at 255
-_PATIENCE = 60  # seconds that a cloud store may take; its client tries again and again by itself
 _HEADER_THREADS = 8
 _HEAD = 4096  # bytes in which what is no text shows
 _WANTED = "a manifest is a CSV file, a folder or a glob of slides"
@@ -124,12 +124,8 @@ def read_bytes(location: str) -> bytes:
             raise InputError(f"{location}: cannot be read ({error.strerror or error})") from error
     try:
         folder, _, key = location.rpartition("/")
-        store = ts.KvStore.open(bucket_spec(folder + "/")).result(timeout=_PATIENCE)
-        found = store.read(key).result(timeout=_PATIENCE)
-    except TimeoutError:
-        raise InputError(
-            f"{location}: no answer in {_PATIENCE} s; look at the network and the store's credentials"
-        ) from None
+        (store,) = answered(location, ts.KvStore.open(bucket_spec(folder + "/")))
+        (found,) = answered(location, store.read(key))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{location}: cannot be read ({one_line(error)})") from error
     if found.state != "value":

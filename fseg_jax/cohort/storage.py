@@ -4,10 +4,15 @@ A key is a path below that place. ``s3://`` finds its credentials as AWS's own t
 AWS's by ``AWS_ENDPOINT_URL``. Everything raises ``OutputError`` where the place cannot be read or written.
 """
 
+import json
 import os
+import re
+import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -15,11 +20,13 @@ from urllib.parse import urlsplit
 import tensorstore as ts
 
 from fseg_jax.cohort.claims import partial_folder, sweep
-from fseg_jax.cohort.exchange import exchange, write_synced
+from fseg_jax.cohort.exchange import PARTIAL, WHOLE, exchange, write_synced
 from fseg_jax.errors import OutputError
+from fseg_jax.outputs.stored import answered
 from fseg_jax.paths import is_there
 
 _AT_ONCE = 32  # requests to a bucket
+_ABANDONED = 24 * 3600  # seconds after which what was begun in a bucket is taken for a dead run's
 _RETRIES = {"max_retries": 8, "initial_delay": "500ms", "max_delay": "16s"}  # a minute, then it is refused
 _CONTEXT = ts.Context({"s3_request_retries": _RETRIES, "gcs_request_retries": _RETRIES})
 
@@ -104,12 +111,19 @@ def _told(what: str, done: str = "written") -> Iterator[None]:
 
 
 class Bucket:
-    """A folder in a bucket. There are no locks: what two runs of the same settings write is the same."""
+    """A folder in a bucket. There are no locks: what two runs of the same settings write is the same.
+
+    Outputs that replace others are first written whole below a hidden key, and an object ``.NAME.json.whole``
+    that names them decides; from then on whoever sweeps the place can put them under their own keys. A reader
+    who waits for the record sees the old outputs until it is decided, then no record while their keys are
+    written and what is not among the new is deleted, and then the new ones.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         with _told(self.url, "used"):
-            self._store = ts.KvStore.open(bucket_spec(self.url + "/"), context=_CONTEXT).result()
+            opening = ts.KvStore.open(bucket_spec(self.url + "/"), context=_CONTEXT)
+            (self._store,) = answered(self.url, opening)
 
     def read(self, key: str) -> bytes | None:
         return self.read_all([key]).get(key)
@@ -119,40 +133,35 @@ class Bucket:
         with _told(self.url, "read"):
             for start in range(0, len(keys), _AT_ONCE):
                 here = keys[start : start + _AT_ONCE]
-                futures = [self._store.read(key) for key in here]
-                for key, future in zip(here, futures, strict=True):
-                    if (result := future.result()).state == "value":
-                        found[key] = result.value
+                results = answered(self.url, *(self._store.read(key) for key in here))
+                found |= {k: r.value for k, r in zip(here, results, strict=True) if r.state == "value"}
         return found
 
     def names(self, folder: str) -> list[str]:
-        with _told(self.url, "read"):
-            keys = self._store.list(ts.KvStore.KeyRange(f"{folder}/", f"{folder}0")).result()
-        return sorted(key.decode() for key in keys)
+        return self._listed(f"{folder}/", f"{folder}0")
 
     def there(self, keys: Sequence[str]) -> set[str]:
         with _told(self.url, "read"):
             ranges = [ts.KvStore.KeyRange(_proof(key), f"{_proof(key)}\0") for key in keys]
-            found = [self._store.list(range_) for range_ in ranges]
-            return {key for key, future in zip(keys, found, strict=True) if future.result()}
+            found = answered(self.url, *(self._store.list(range_) for range_ in ranges))
+            return {key for key, inside in zip(keys, found, strict=True) if inside}
 
     def write(self, key: str, data: bytes) -> None:
-        with _told(f"{self.url}/{key}"):
-            self._store.write(key, data).result()
+        self._write_all([(key, data)], key)
 
     def create(self, key: str, data: bytes) -> bool:
-        with _told(f"{self.url}/{key}"):
-            nothing = self._store.read(key).result()
+        where = f"{self.url}/{key}"
+        with _told(where):
+            (nothing,) = answered(where, self._store.read(key))
             if nothing.state == "value":
                 return False
-            written = self._store.write(key, data, if_equal=nothing.stamp.generation).result()
+            (written,) = answered(where, self._store.write(key, data, if_equal=nothing.stamp.generation))
         if not written.generation and self.read(key) is None:
             self.write(key, data)  # nobody was quicker: it is refused, and this says why
         return bool(written.generation)
 
     def delete(self, key: str) -> None:
-        with _told(f"{self.url}/{key}"):
-            self._store.write(key, None).result()
+        self._write_all([(key, None)], key)
 
     @contextmanager
     def workplace(self, name: str, *, wait: bool = False) -> Iterator[Path]:
@@ -160,26 +169,84 @@ class Bucket:
             yield Path(folder)
 
     def publish(self, folder: Path, keys: Sequence[str]) -> None:
+        record, *others = keys
+        files = [path.relative_to(folder).as_posix() for key in others for path in _files(folder / key)]
+        files.append(record)
+        decided = f".{record}{WHOLE}"
+        there = self.read_all([record, decided])
+        if not there:  # nothing whole can be lost
+            self._place(keys, files, lambda key: (folder / key).read_bytes())
+            return
+        staged = f".{record}.{int(time.time()):08x}{secrets.token_hex(4)}{PARTIAL}/"
+        self._write_all((staged + key, (folder / key).read_bytes()) for key in files)
+        said = {"staged": staged, "keys": list(keys), "files": files}
+        self.write(decided, json.dumps(said).encode())
+        self._place(keys, files, lambda key: (folder / key).read_bytes())
+        self.delete(decided)
+        self._forget(staged)
+        if decided in there and (before := _staged(there[decided])) is not None:
+            self._forget(before["staged"])
+
+    def _place(self, keys: Sequence[str], files: Sequence[str], data: Callable[[str], bytes | None]) -> None:
+        """Write files, of which the record is the last, and delete what else there is at and below keys."""
+        record = data(files[-1])
+        if record is None:  # another run has just done so
+            return
+        if self.read(keys[0]) not in (None, record):
+            self.delete(keys[0])
+        found = ((key, data(key)) for key in files[:-1])
+        self._write_all((key, content) for key, content in found if content is not None)
+        left = {key for name in keys[1:] for key in (name, *self.names(name))} - {*files}
+        self._write_all((key, None) for key in sorted(left))
+        self.write(keys[0], record)
+
+    def _write_all(self, items: Iterable[tuple[str, bytes | None]], told: str = "") -> None:
+        """Write keys, some at once, and delete those that are to have nothing."""
+        where = f"{self.url}/{told}".rstrip("/")
+        waiting = iter(items)
+        with _told(where):
+            while here := list(islice(waiting, _AT_ONCE)):
+                size = sum(len(data or b"") for _, data in here)
+                answered(where, *(self._store.write(key, data) for key, data in here), size=size)
+
+    def _listed(self, first: str, after: str) -> list[str]:
+        with _told(self.url, "read"):
+            (keys,) = answered(self.url, self._store.list(ts.KvStore.KeyRange(first, after)))
+        return sorted(key.decode() for key in keys)
+
+    def _forget(self, staged: str) -> None:
+        """Delete what was written below a hidden key, once no object names it."""
         with _told(self.url):
-            self._store.write(keys[0], None).result()
-            for key in keys[1:]:
-                self._store.write(key, None).result()
-                self._store.delete_range(ts.KvStore.KeyRange(f"{key}/", f"{key}0")).result()
-            files = [path for key in keys[1:] for path in _files(folder / key)]
-            for start in range(0, len(files), _AT_ONCE):
-                futures = [
-                    self._store.write(path.relative_to(folder).as_posix(), path.read_bytes())
-                    for path in files[start : start + _AT_ONCE]
-                ]
-                for future in futures:
-                    future.result()
-            self._store.write(keys[0], (folder / keys[0]).read_bytes()).result()
+            answered(self.url, self._store.delete_range(ts.KvStore.KeyRange(staged, f"{staged[:-1]}0")))
 
     def spec(self, key: str) -> dict[str, Any]:
         return bucket_spec(f"{self.url}/{key}/")
 
     def sweep(self) -> None:
-        """Nothing is half-done in a bucket: an object is there or it is not."""
+        hidden = self._listed(".", "/")
+        for decided in (key for key in hidden if key.endswith(WHOLE) and "/" not in key):
+            said = _staged(self.read(decided) or b"")
+            if said is None or {said["staged"] + key for key in said["files"]} - {*hidden}:
+                continue  # another run has just finished it
+            self._place(said["keys"], said["files"], lambda key, at=said["staged"]: self.read(at + key))
+            self.delete(decided)
+            self._forget(said["staged"])
+        begun = {match[0]: int(match[1], 16) for key in hidden if (match := _STAGED.match(key))}
+        for staged in (key for key, since in begun.items() if since < time.time() - _ABANDONED):
+            self._forget(staged)
+
+
+_STAGED = re.compile(rf"\..*\.([0-9a-f]{{8}})[0-9a-f]{{8}}{re.escape(PARTIAL)}/")
+
+
+def _staged(data: bytes) -> dict[str, Any] | None:
+    """Where outputs are that replace others, and what goes where; None where that is not said."""
+    try:
+        said = json.loads(data)
+        whole = {"staged": str(said["staged"]), "keys": list(said["keys"]), "files": list(said["files"])}
+    except (ValueError, LookupError, TypeError):
+        return None
+    return whole if _STAGED.fullmatch(whole["staged"]) and whole["keys"] and whole["files"] else None
 
 
 def _proof(key: str) -> str:

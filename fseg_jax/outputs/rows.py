@@ -16,7 +16,7 @@ import tensorstore as ts
 
 from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.outputs.stored import stored
+from fseg_jax.outputs.stored import answered, stored
 
 _CHUNK_BYTES = 4 << 20
 _SMALL_BYTES = 64 << 20  # of an array, or a chunk, whatever its files hold
@@ -125,25 +125,36 @@ class Rows(NamedTuple):
     provenance: dict[str, Any]
 
 
-def open_rows(kvstore: dict[str, Any], name: str, beside: tuple[str, ...]) -> Rows:
+def open_rows(
+    kvstore: dict[str, Any], name: str, beside: tuple[str, ...], *, where: str | None = None
+) -> Rows:
     """Open a finished group, where ``kvstore`` tells tensorstore it is; its small arrays are read.
+
+    ``where`` is what the place is called where it does not answer.
 
     Raises OSError, ValueError, LookupError or TypeError where there is none, one that was never finished, or
     one that states sizes which what is stored cannot have.
     """
     try:
-        found = ts.KvStore.open(kvstore).result().read("zarr.json").result()
+        where = where or kvstore["path"]
+        (group,) = answered(where, ts.KvStore.open(kvstore))
+        (found,) = answered(where, group.read("zarr.json"))
         if found.state != "value":
             raise LookupError("zarr.json is not there")
         provenance = json.loads(found.value, parse_constant=_refuse)["attributes"]["fseg"]
 
         def array(key: str) -> Any:
             place = {**kvstore, "path": f"{kvstore['path']}{key}/"}
-            store = ts.open({"driver": "zarr3", "kvstore": place}, read=True).result()
-            _check_size(store, place, key)
+            (store,) = answered(where, ts.open({"driver": "zarr3", "kvstore": place}, read=True))
+            _check_size(store, place, key, where)
             return store
 
-        return Rows(array(name), {key: array(key).read().result() for key in beside}, provenance)
+        def held(key: str) -> np.ndarray:
+            store = array(key)
+            (values,) = answered(where, store.read(), size=_bytes(store))
+            return values
+
+        return Rows(array(name), {key: held(key) for key in beside}, provenance)
     except RuntimeError as error:  # tensorstore's, and of JSON that nests too deep
         raise ValueError(str(error)) from error
 
@@ -152,7 +163,11 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"zarr.json holds {constant}")
 
 
-def _check_size(store: Any, kvstore: dict[str, Any], key: str) -> None:
+def _bytes(store: Any) -> int:
+    return math.prod(store.shape) * store.dtype.numpy_dtype.itemsize
+
+
+def _check_size(store: Any, kvstore: dict[str, Any], key: str, where: str) -> None:
     """Raise ValueError where an array, or a chunk of it, would be far larger than its files can make it."""
     item = store.dtype.numpy_dtype.itemsize
     stated, chunk = (math.prod(shape) * item for shape in (store.shape, store.chunk_layout.read_chunk.shape))
@@ -160,6 +175,8 @@ def _check_size(store: Any, kvstore: dict[str, Any], key: str) -> None:
     if stated > held and kvstore["driver"] == "file":
         held += _SQUEEZED * sum(p.stat().st_size for p in Path(kvstore["path"]).rglob("*") if p.is_file())
     elif stated > held:  # a bucket tells no sizes, only how many chunks there are
-        held += _SQUEEZED * len(ts.KvStore.open(kvstore).result().list().result()) * 1024
+        (folder,) = answered(where, ts.KvStore.open(kvstore))
+        (chunks,) = answered(where, folder.list())
+        held += _SQUEEZED * len(chunks) * 1024
     if stated > held or chunk > max(stated, _SMALL_BYTES):
         raise ValueError(f"{key} states a shape of {'×'.join(map(str, store.shape))}, and holds little")

@@ -97,18 +97,25 @@ def test_a_record_is_the_last_to_come_and_the_first_to_go(bucket, tmp_path, monk
         def __init__(self, store):
             self.store = store
 
+        def __getattr__(self, name):
+            return getattr(self.store, name)
+
         def write(self, key, data):
             asked.append((key, data is not None))
             return self.store.write(key, data)
 
-        def delete_range(self, keys):
-            return self.store.delete_range(keys)
-
     monkeypatch.setattr(place, "_store", Told(place._store))
     place.publish(tmp_path, ["a.json", "a.ome.zarr"])
-    written = [key for key, there in asked if there]
-    assert asked[0] == ("a.json", False)
-    assert written == ["a.ome.zarr/0/c/0", "a.ome.zarr/zarr.json", "a.json"]
+    first = [key for key, there in asked if there]
+    assert first == ["a.ome.zarr/0/c/0", "a.ome.zarr/zarr.json", "a.json"]
+    asked.clear()
+    (tmp_path / "a.json").write_bytes(b"another")
+    place.publish(tmp_path, ["a.json", "a.ome.zarr"])
+    shown = [(key, there) for key, there in asked if not key.startswith(".")]
+    assert shown[0] == ("a.json", False) and [key for key, there in shown if there] == first
+    decided = [key for key, there in asked if there].index(".a.json.whole")
+    assert decided < asked.index(("a.json", False))
+    assert sorted(place._listed("", "")) == sorted(first)
 
 
 def test_a_bucket_that_refuses_is_one_line(manifest, codebook, bucket, monkeypatch, capsys):
