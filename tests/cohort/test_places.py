@@ -85,7 +85,7 @@ def test_only_one_of_two_creates_a_key(bucket, tmp_path):
 
 
 def test_a_record_is_the_last_to_come_and_the_first_to_go(bucket, tmp_path, monkeypatch):
-    place = open_storage(bucket)
+    place = open_storage(f"{bucket}/record")
     folder = tmp_path / "a.ome.zarr" / "0" / "c"
     folder.mkdir(parents=True)
     (folder / "0").write_bytes(b"chunk")
