@@ -22,6 +22,7 @@ from typing import IO
 
 from fseg_jax.cohort.exchange import PARTIAL, TOKEN, WHOLE, complete
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.paths import is_there
 
 try:
     import fcntl
@@ -104,7 +105,7 @@ def sweep(out: Path) -> None:
 
 def settle(name: str, out: Path) -> None:
     """Put the outputs of a name in place, if a killed run had them whole."""
-    if _whole(name, out).exists():
+    if is_there(_whole(name, out)):
         _settle(name, out)
 
 
