@@ -12,9 +12,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import tensorstore as ts
@@ -129,7 +130,7 @@ class Bucket:
         return self.read_all([key]).get(key)
 
     def read_all(self, keys: Sequence[str]) -> dict[str, bytes]:
-        found = {}
+        found: dict[str, bytes] = {}
         with _told(self.url, "read"):
             for start in range(0, len(keys), _AT_ONCE):
                 here = keys[start : start + _AT_ONCE]
@@ -185,7 +186,7 @@ class Bucket:
         self.delete(decided)
         self._forget(staged)
         if decided in there and (before := _staged(there[decided])) is not None:
-            self._forget(before["staged"])
+            self._forget(before.folder)
 
     def _place(self, keys: Sequence[str], files: Sequence[str], data: Callable[[str], bytes | None]) -> None:
         """Write files, of which the record is the last, and delete what else there is at and below keys."""
@@ -214,6 +215,9 @@ class Bucket:
             (keys,) = answered(self.url, self._store.list(ts.KvStore.KeyRange(first, after)))
         return sorted(key.decode() for key in keys)
 
+    def _read_below(self, folder: str, key: str) -> bytes | None:
+        return self.read(folder + key)
+
     def _forget(self, staged: str) -> None:
         """Delete what was written below a hidden key, once no object names it."""
         with _told(self.url):
@@ -226,11 +230,11 @@ class Bucket:
         hidden = self._listed(".", "/")
         for decided in (key for key in hidden if key.endswith(WHOLE) and "/" not in key):
             said = _staged(self.read(decided) or b"")
-            if said is None or {said["staged"] + key for key in said["files"]} - {*hidden}:
+            if said is None or {said.folder + key for key in said.files} - {*hidden}:
                 continue  # another run has just finished it
-            self._place(said["keys"], said["files"], lambda key, at=said["staged"]: self.read(at + key))
+            self._place(said.keys, said.files, partial(self._read_below, said.folder))
             self.delete(decided)
-            self._forget(said["staged"])
+            self._forget(said.folder)
         begun = {match[0]: int(match[1], 16) for key in hidden if (match := _STAGED.match(key))}
         for staged in (key for key, since in begun.items() if since < time.time() - _ABANDONED):
             self._forget(staged)
@@ -239,14 +243,22 @@ class Bucket:
 _STAGED = re.compile(rf"\..*\.([0-9a-f]{{8}})[0-9a-f]{{8}}{re.escape(PARTIAL)}/")
 
 
-def _staged(data: bytes) -> dict[str, Any] | None:
-    """Where outputs are that replace others, and what goes where; None where that is not said."""
+class _Staged(NamedTuple):
+    """Outputs that replace others: below which hidden key they are whole, and what goes where."""
+
+    folder: str
+    keys: list[str]
+    files: list[str]
+
+
+def _staged(data: bytes) -> _Staged | None:
+    """What was decided on; None where that is not said."""
     try:
         said = json.loads(data)
-        whole = {"staged": str(said["staged"]), "keys": list(said["keys"]), "files": list(said["files"])}
+        whole = _Staged(str(said["staged"]), list(said["keys"]), list(said["files"]))
     except (ValueError, LookupError, TypeError):
         return None
-    return whole if _STAGED.fullmatch(whole["staged"]) and whole["keys"] and whole["files"] else None
+    return whole if _STAGED.fullmatch(whole.folder) and whole.keys and whole.files else None
 
 
 def _proof(key: str) -> str:

@@ -21,7 +21,7 @@ def answered(where: str, *futures: Any, size: int = 0) -> list[Any]:
     That a store is silent is told every ten seconds; ``OutputError`` where it is for a minute.
     """
     patience = _PATIENCE + size / _SLOWEST
-    answers = []
+    answers: list[Any] = []
     for future in futures:
         began = time.monotonic()
         while len(answers) < len(futures):
