@@ -85,6 +85,7 @@ def _checks() -> Iterator[Check]:
     yield _check("disk, here", lambda: _disk(Path.cwd()), "free it, or write (-o) to another", required=False)
     hub = _check("hub", _hub, "see to the network, or give weights with --weights FILE", required=False)
     yield hub
+    yield _check("processor", _processor, "pip install --upgrade jax", required=False)
     yield _check("oneDNN", _onednn, "pip install 'fseg-jax[onednn]'", required=False)
     yield _check("torch", _torch, "pip install 'fseg-jax[convert]'", required=False)
     yield _check("token", _token, "`hf auth login`, or set HF_TOKEN, for the gated encoders", required=False)
@@ -224,6 +225,17 @@ def _torch() -> _Found:
     return _Found(there, "reads checkpoints that are no safetensors" if there else _NO_TORCH)
 
 
+def _processor() -> _Found:
+    from fseg_jax.encoders.processor import processor
+
+    found = processor()
+    if not found.extensions:
+        return _Found(True, "of a kind that XLA does not name: float32, the default, is the one to take")
+    if found.multiplies_bfloat16:
+        return _Found(True, f"{found.instruction_set}: fast in bfloat16; --dtype bfloat16 takes less time")
+    return _Found(True, f"{found.instruction_set}: fast in float32, the default; bfloat16 takes longer")
+
+
 def _onednn() -> _Found:
     import jax
 
@@ -231,10 +243,27 @@ def _onednn() -> _Found:
 
     found = onednn.library()
     if found is not None:
-        return _Found(True, f"{found.version}, for convolutions on the CPU")
+        taken = _convolved_in()
+        if taken:
+            return _Found(True, f"{found.version}, for convolutions on the CPU, {taken}")
+        return _Found(True, f"{found.version}, which has no convolution for this processor: XLA's are taken")
     if jax.default_backend() != "cpu" or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return _Found(True, "none; not needed")
     return _Found(False, "none: ResNets and he-small take up to twice the time")
+
+
+def _convolved_in() -> str:
+    """What oneDNN does a convolution of either precision in, as ``convolution.py`` chooses."""
+    import jax.numpy as jnp
+
+    from fseg_jax.encoders.convolution import Plan, library_spec
+
+    plan = Plan(1, ((1, 1), (1, 1)), 1, True, jnp.float32)
+    shapes = (1, 16, 16, 64), (3, 3, 64, 64)
+    if library_spec(*shapes, plan, False) is None:
+        return ""
+    narrow = library_spec(*shapes, plan._replace(dtype=jnp.bfloat16), False)
+    return "each in its own precision" if narrow and narrow.half else "all in float32"
 
 
 def _hub() -> _Found:

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -12,7 +13,9 @@ from stand_in import StandIn, running
 
 from fseg_jax import doctor
 from fseg_jax.doctor import Check
-from fseg_jax.encoders import catalog, classical, hub
+from fseg_jax.encoders import catalog, classical, convolution, hub, onednn
+from fseg_jax.encoders import processor as processors
+from fseg_jax.encoders.processor import Processor
 
 GATED = ("uni", "virchow")
 REQUIRED = ["Python", "JAX", "devices", "OpenSlide", "TIFF codecs", "TensorStore", "main job"]
@@ -54,8 +57,43 @@ def test_this_machine_can_do_the_main_job():
     assert failing == [] and doctor.exit_code(found) == 0
     assert all(check.message and "\n" not in check.message for check in found)
     assert all(check.remedy for check in found if not check.ok)
+    assert named(found, "processor").ok and "float" in named(found, "processor").message
     assert not {check.name for check in found} & set(GATED)
     assert not named(found, "hub").ok and not named(found, "token").ok
+
+
+NARROW = Processor("znver4", frozenset({"avx2", "avx512f", "avx512bf16"}))
+WIDE = Processor("znver3", frozenset({"avx2", "fma"}))
+
+
+@pytest.mark.parametrize(
+    "kind, precision, path",
+    [
+        (
+            NARROW,
+            "AVX-512-BF16: fast in bfloat16; --dtype bfloat16 takes less time",
+            "each in its own precision",
+        ),
+        (WIDE, "AVX2: fast in float32, the default; bfloat16 takes longer", "all in float32"),
+    ],
+)
+def test_what_the_processor_is_fast_at_and_how_it_convolves_is_said(monkeypatch, kind, precision, path):
+    monkeypatch.setattr(processors, "processor", lambda: kind)
+    monkeypatch.setattr(convolution, "processor", lambda: kind)
+    assert doctor._processor() == (True, precision)
+    monkeypatch.setattr(onednn, "library", lambda: SimpleNamespace(version="3.2.0"))
+    monkeypatch.setattr(onednn, "supports", lambda *_: True)
+    assert doctor._onednn() == (True, f"3.2.0, for convolutions on the CPU, {path}")
+    monkeypatch.setattr(onednn, "supports", lambda *_: False)
+    assert doctor._onednn().message == "3.2.0, which has no convolution for this processor: XLA's are taken"
+
+
+def test_a_processor_that_xla_does_not_describe_is_said(monkeypatch):
+    monkeypatch.setattr(processors, "processor", lambda: Processor("", frozenset()))
+    assert doctor._processor() == (
+        True,
+        "of a kind that XLA does not name: float32, the default, is the one to take",
+    )
 
 
 def test_a_line_a_check_and_a_remedy_under_a_failure():

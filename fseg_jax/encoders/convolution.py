@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from fseg_jax.encoders import onednn
+from fseg_jax.encoders.processor import processor
 
 DType = Any
 Pads = tuple[tuple[int, int], ...]  # before and after, of rows and columns
@@ -39,26 +40,42 @@ def convolve(
     uniform = kernel.dtype == plan.dtype and kernel.dtype in (jnp.float32, jnp.bfloat16)
     if bias is None or plan.groups > 1 or not uniform:
         return _by_xla(plan, x, kernel, bias, add)
-    if not onednn.supports(x.shape, kernel.shape, _spec(plan), add is not None):
+    spec = library_spec(x.shape, kernel.shape, plan, add is not None)
+    if spec is None:
         return _by_xla(plan, x, kernel, bias, add)
-    return _by_library(plan, x, kernel, bias, None if add is None else add.astype(plan.dtype))
+    return _by_library(plan, spec, x, kernel, bias, None if add is None else add.astype(plan.dtype))
+
+
+def library_spec(x: tuple[int, ...], kernel: tuple[int, ...], plan: Plan, adds: bool) -> onednn.Spec | None:
+    """The library's convolution that is fast on this processor: in the plan's dtype, or, where products of
+    bfloat16 are slow, in float32, which holds the same numbers. None where the library has neither."""
+    (top, bottom), (left, right) = plan.pads
+    wide = onednn.Spec(plan.stride, top, bottom, left, right, int(plan.relu), half=0)
+    narrow = plan.dtype == jnp.bfloat16 and processor().multiplies_bfloat16
+    specs = (wide._replace(half=1), wide) if narrow else (wide,)
+    return next((spec for spec in specs if onednn.supports(x, kernel, spec, adds)), None)
 
 
 # The library's convolution has no derivative of its own.
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _by_library(plan: Plan, x: Array, kernel: Array, bias: Array, add: Array | None) -> Array:
-    library = partial(onednn.convolve, spec=_spec(plan))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _by_library(
+    plan: Plan, spec: onednn.Spec, x: Array, kernel: Array, bias: Array, add: Array | None
+) -> Array:
+    library = partial(_in_its_dtype, plan, spec)
     return lax.platform_dependent(x, kernel, bias, add, cpu=library, default=partial(_by_xla, plan))
 
 
 @_by_library.defjvp
-def _(plan: Plan, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _(plan: Plan, spec: onednn.Spec, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return jax.jvp(partial(_by_xla, plan), primals, tangents)
 
 
-def _spec(plan: Plan) -> onednn.Spec:
-    (top, bottom), (left, right) = plan.pads
-    return onednn.Spec(plan.stride, top, bottom, left, right, int(plan.relu), int(plan.dtype == jnp.bfloat16))
+def _in_its_dtype(
+    plan: Plan, spec: onednn.Spec, x: Array, kernel: Array, bias: Array, add: Array | None
+) -> Array:
+    dtype = jnp.bfloat16 if spec.half else jnp.float32
+    added = None if add is None else add.astype(dtype)
+    return onednn.convolve(x.astype(dtype), kernel.astype(dtype), bias, added, spec).astype(plan.dtype)
 
 
 def _by_xla(plan: Plan, x: Array, kernel: Array, bias: Array | None, add: Array | None) -> Array:

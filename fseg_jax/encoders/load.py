@@ -27,7 +27,7 @@ from fseg_jax.encoders.layers import Network
 from fseg_jax.encoders.resnet import ResNet
 from fseg_jax.encoders.rows import Row
 from fseg_jax.encoders.swin import SwinConfig
-from fseg_jax.encoders.trained import DTYPES, SHIPPED, load_trained
+from fseg_jax.encoders.trained import DTYPES, SHIPPED, check_dtype, load_trained
 from fseg_jax.encoders.vit import ViTConfig
 from fseg_jax.encoders.weights_file import Loaded
 from fseg_jax.errors import InputError
@@ -59,7 +59,8 @@ def load_encoder(
     program, one of the catalog, ``timm:NAME``, or the file that ``fseg pretrain`` wrote.
 
     ``weights`` is a published checkpoint or a converted file, instead of the cache and the hub. ``dtype`` is
-    ``float32`` or ``bfloat16``: of the products' operands; sums, norms and features are float32. The card
+    ``float32`` or ``bfloat16``: of the products' operands; sums, norms and features are float32, and a line
+    says where bfloat16 is the slower on this processor. The card
     asks for images at 1 µm per pixel, F-SEG's resolution, and for tiles of the size that a transformer was
     published for. Encoders of one architecture, layer and dtype compile once between them.
 
@@ -104,8 +105,7 @@ def load_network(name: str, *, weights: str | Path | None = None, dtype: str = "
     Arguments and errors are those of ``load_encoder``.
     """
     row = lookup(name)
-    if dtype not in DTYPES:
-        raise InputError(f"no dtype {dtype!r} for an encoder: give one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     if weights is None:
         return _published(row, dtype)
     path = Path(weights)

@@ -7,6 +7,7 @@ which tells tissues of one slide apart. Each part is scaled, so that clusters he
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ from fseg_jax.encoders.architectures import abstract, targets
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.classical import features as stain_features
 from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder, of_network
+from fseg_jax.encoders.processor import processor
 from fseg_jax.encoders.resnet import ResNet
 from fseg_jax.errors import InputError
 from fseg_jax.file_kinds import kind_of
@@ -41,6 +43,25 @@ class Gains(NamedTuple):
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SHIPPED = {"he-small": "he_small.safetensors"}
+
+_log = logging.getLogger(__name__)
+
+
+def check_dtype(dtype: str) -> None:
+    """InputError for what no encoder's products can be of; a line, once, where they are slow in it here."""
+    if dtype not in DTYPES:
+        raise InputError(f"no dtype {dtype!r} for an encoder: give one of {', '.join(DTYPES)}")
+    slow = dtype == "bfloat16" and not processor().multiplies_bfloat16
+    if slow and jax.default_backend() == "cpu":
+        _say_slow(processor().instruction_set)
+
+
+@cache
+def _say_slow(instruction_set: str) -> None:
+    _log.warning(
+        "bfloat16 takes longer than float32 on this processor (%s): float32 is the faster here",
+        instruction_set,
+    )
 
 
 def assemble(network: ResNet, card: EncoderCard, gains: Gains) -> JaxEncoder:
@@ -90,8 +111,7 @@ def load_trained(name: str | Path, *, dtype: str = "float32") -> JaxEncoder:
 
     Raises ``InputError`` for a file that is not there, damaged, or not written by ``fseg pretrain``.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"no dtype {dtype!r} for an encoder: give one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     path = shipped(str(name)) if str(name).lower() in SHIPPED else Path(name)
     loaded = weights_file.load(path, dtype=DTYPES[dtype])
     network = loaded.network

@@ -1,5 +1,9 @@
 """Convolutions by each way there is against XLA's own, in value and gradient."""
 
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -12,10 +16,14 @@ from jax import lax
 from fseg_jax.encoders import onednn
 from fseg_jax.encoders.foreign_call import register
 from fseg_jax.encoders.layers import Conv
+from fseg_jax.encoders.processor import processor
 from fseg_jax.encoders.resnet import _max_pooled, _windowed
 
 needs_library = pytest.mark.skipif(
     onednn.library() is None, reason="oneDNN is not installed: pip install 'fseg-jax[onednn]'"
+)
+needs_x86 = pytest.mark.skipif(
+    not {"avx2", "fma"} <= processor().extensions, reason="the variables make an AVX2 machine of an x86 one"
 )
 
 
@@ -34,6 +42,16 @@ def reference(conv, x, pads, add=None, relu=False):
         y = y if conv.bias is None else y + conv.bias[...].astype(jnp.float64).reshape(1, 1, 1, -1)
         y = y if add is None else y + add.astype(jnp.float64)
         return np.asarray(jax.nn.relu(y) if relu else y)
+
+
+def path_of(program):
+    """What a lowered program convolves in: XLA, or the library's float32 or bfloat16."""
+    calls = [line for line in program.splitlines() if onednn.TARGET in line]
+    if not calls:
+        return "XLA"
+    (call,) = calls
+    types = call.rpartition(" : ")[2]
+    return "bfloat16" if "xbf16>" in types else "float32"
 
 
 def drawn(conv, key=2):
@@ -87,11 +105,81 @@ def test_what_follows_is_part_of_it(
     add = jax.random.normal(jax.random.key(3), shape).astype(dtype) if adds else None
     apply = jax.jit(lambda x, add: conv(x, add=add, relu=relu))
     y = apply(x, add)
-    assert (onednn.TARGET in apply.lower(x, add).as_text()) == by_library
+    narrow = dtype == jnp.bfloat16 and processor().multiplies_bfloat16
+    taken = "bfloat16" if narrow else "float32"
+    assert path_of(apply.lower(x, add).as_text()) == (taken if by_library else "XLA")
     assert y.dtype == dtype
     z = reference(conv, x, [(padding, padding)] * 2, add, relu)
     rounding = 2**-8 if dtype == jnp.bfloat16 else 1e-5  # once
     np.testing.assert_allclose(y.astype(jnp.float32), z, atol=1e-4, rtol=rounding)
+
+
+# What a process of its own takes for a convolution of whole numbers, and whether the result is exact.
+TAKEN = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from fseg_jax.encoders import onednn
+from fseg_jax.encoders.layers import Conv
+from fseg_jax.encoders.processor import processor
+
+made = processor()
+said = {"set": made.instruction_set, "narrow": made.multiplies_bfloat16}
+whole = np.random.default_rng(0).integers(-3, 4, (1, 9, 12, 64))
+for dtype in (jnp.float32, jnp.bfloat16):
+    conv = Conv(64, 64, 3, padding=1, dtype=dtype, rounded=dtype, rngs=nnx.Rngs(0))
+    conv.kernel[...] = jnp.asarray(np.random.default_rng(1).integers(-1, 2, (3, 3, 64, 64)), dtype)
+    x = jnp.asarray(whole, dtype)
+    program = jax.jit(lambda x, conv=conv: conv(x, add=x, relu=True)).lower(x)
+    found = np.asarray(program.compile()(x))
+    library, onednn.library = onednn.library, lambda: None
+    exact = np.array_equal(found, conv(x, add=x, relu=True))
+    onednn.library = library
+    said[jnp.dtype(dtype).name] = [program.as_text(), exact]
+print(json.dumps(said))
+"""
+KINDS = {
+    "as it is": {},
+    "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"},
+    "AVX2 to the library alone": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+}
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    """What is taken on each kind of processor, in processes that run beside one another."""
+    own = {name: value for name, value in os.environ.items() if name not in KINDS["AVX2"]}
+    runs = {
+        kind: subprocess.Popen([sys.executable, "-c", TAKEN], env=own | given, stdout=subprocess.PIPE)
+        for kind, given in KINDS.items()
+    }
+    return {kind: json.loads(run.communicate()[0]) for kind, run in runs.items()}
+
+
+@needs_library
+@needs_x86
+def test_a_processor_without_bfloat16_convolves_it_in_float32(kinds):
+    found = kinds["AVX2"]
+    assert (found["set"], found["narrow"]) == ("AVX2", False)
+    for dtype in ("float32", "bfloat16"):
+        program, exact = found[dtype]
+        assert path_of(program) == "float32" and exact
+
+
+@needs_library
+def test_this_processor_convolves_in_what_it_is_fast_at(kinds):
+    found = kinds["as it is"]
+    assert found["set"] != "unknown"
+    for dtype in ("float32", "bfloat16"):
+        program, exact = found[dtype]
+        assert path_of(program) == (dtype if found["narrow"] else "float32") and exact
+
+
+@needs_library
+@needs_x86
+def test_what_the_library_lacks_it_does_in_float32(kinds):
+    program, exact = kinds["AVX2 to the library alone"]["bfloat16"]
+    assert path_of(program) == "float32" and exact
 
 
 @needs_library
