@@ -30,8 +30,8 @@ def exchange(folder: Path, names: Sequence[str]) -> None:
     """
     made = [name for name in names if (folder / name).exists()]
     for name in made:
-        if (folder / name).is_file():  # a Zarr's files are synced as they are written
-            with (folder / name).open("rb+") as file:
+        for path in _files(folder / name):
+            with path.open("rb+") as file:
                 os.fsync(file.fileno())
     write_synced(folder / _NAMES, json.dumps({"names": list(names), "made": made}).encode())
     sync_folder(folder)
@@ -39,6 +39,13 @@ def exchange(folder: Path, names: Sequence[str]) -> None:
     folder.rename(whole)
     sync_folder(whole.parent)
     complete(whole)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files to sync: not a Zarr's, which are synced as they are written."""
+    if path.is_file():
+        return [path]
+    return [] if path.suffix == ".zarr" else [inside for inside in path.rglob("*") if inside.is_file()]
 
 
 def complete(whole: Path) -> None:

@@ -15,6 +15,8 @@ from jax.experimental import multihost_utils
 
 from fseg_jax import kmeans_stream
 from fseg_jax.codebook import Codebook, Provenance, save_all
+from fseg_jax.cohort.claims import partial_folder, settle
+from fseg_jax.cohort.exchange import exchange
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.tile_features import (
     FeatureSettings,
@@ -67,6 +69,7 @@ def check_codebook_path(path: Path, overwrite: bool) -> None:
     """Raise ``InputError`` if a codebook cannot be written there, or one is there and may not be replaced."""
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: a codebook's name ends in .safetensors")
+    settle(path.name, path.parent)
     for existing in (path, card_folder(path)):
         if is_there(existing) and not overwrite:
             raise InputError(f"{existing} exists: choose another name, or --overwrite")
@@ -158,29 +161,34 @@ def fit_cohort(
         sites = [lines[record.slide_id].site for record in rows.records]
         made = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         stride = card.stride / tile_side(settings.features, card)
-        write_card(
-            card_folder(path),
-            Card(
-                title=path.stem,
-                unit=unit,
-                rows=n,
-                slides=len(there),
-                failed=len(failures),
-                settings={
-                    **{name: made[name] for name in STATED},
-                    "algorithm": settings.algorithm,
-                    "spherical": settings.spherical,
-                    "restarts": settings.restarts,
-                    "seed": settings.seed,
-                    "source": origin.source,
-                },
-                of_k=[_of_k(k, results[k], books[k], rows, sites, stride) for k in sorted(results)],
-            ),
+        card_of_books = Card(
+            title=path.stem,
+            unit=unit,
+            rows=n,
+            slides=len(there),
+            failed=len(failures),
+            settings={
+                **{name: made[name] for name in STATED},
+                "algorithm": settings.algorithm,
+                "spherical": settings.spherical,
+                "restarts": settings.restarts,
+                "seed": settings.seed,
+                "source": origin.source,
+            },
+            of_k=[_of_k(k, results[k], books[k], rows, sites, stride) for k in sorted(results)],
         )
-        save_all(path, books)
+        write_books(path, books, card_of_books)
     if processes > 1:
         multihost_utils.sync_global_devices("fseg-fit-written")
     return FitOutcome(books, len(there), failures, card_folder(path))
+
+
+def write_books(path: Path, books: dict[int, Codebook], card: Card) -> None:
+    """Write codebooks and their card, both in place of those that are there, or neither."""
+    with partial_folder(path.name, path.parent, wait=True) as folder:
+        write_card(folder / card_folder(path).name, card)
+        save_all(folder / path.name, books)
+        exchange(folder, [path.name, card_folder(path).name])
 
 
 def _of_all(failures: dict[str, str]) -> dict[str, str]:

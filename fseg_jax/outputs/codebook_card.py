@@ -6,7 +6,6 @@ for each k, and ``card.json``, the same in numbers.
 
 import html
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,23 +111,16 @@ def find_warnings(
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write a codebook's card, replacing one that is there. Raises ``OutputError`` where it cannot be."""
-    part = folder.with_name(f".{folder.name}.part")
+    """Write a codebook's card, a folder that is not there yet. Raises ``OutputError`` where it cannot be."""
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        _write_curve(part / "inertia.png", card)
+        folder.mkdir(parents=True)
+        _write_curve(folder / "inertia.png", card)
         for of_k in card.of_k:
-            _contact_sheet(of_k, card.unit).save(part / f"k{of_k.k}.png")
-        (part / "card.json").write_text(_numbers(card), encoding="utf-8")
-        (part / "index.html").write_text(_page(card), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
+            _contact_sheet(of_k, card.unit).save(folder / f"k{of_k.k}.png")
+        (folder / "card.json").write_text(_numbers(card), encoding="utf-8")
+        (folder / "index.html").write_text(_page(card), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_curve(path: Path, card: Card) -> None:

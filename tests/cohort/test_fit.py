@@ -7,16 +7,18 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore as ts
+from killed import dies
 from PIL import Image
 
 from fseg_jax.cli import main
-from fseg_jax.codebook import load_all
+from fseg_jax.codebook import Codebook, Provenance, load_all
 from fseg_jax.cohort import fit, tile_features
 from fseg_jax.cohort.manifest import ManifestSlide, load_manifest
 from fseg_jax.cohort.tile_features import (
@@ -257,6 +259,43 @@ def test_tokens_are_drawn_from_tiles_and_framed(cohort, tmp_path):
     assert rows.shape[0] == 2 * 3 * 4
     (picture,) = rows.pictures(np.array([5]), encoder.card.stride / 64)
     assert (picture == (0, 240, 220)).all(-1).sum() > 20
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_at_any_step_of_writing_a_codebook_and_its_card_are_of_one_fit(
+    tmp_path, monkeypatch, overwrite
+):
+    """And the same command is not refused for a card without its codebook."""
+
+    def write(folder, card):
+        folder.mkdir()
+        for name in ("index.html", "card.json"):
+            (folder / name).write_text(card)
+
+    monkeypatch.setattr(fit, "write_card", write)
+    books = [{1: Codebook(np.full((1, 3), i, np.float32), Provenance(encoder="classical"))} for i in (0, 1)]
+    for step in count():
+        path = tmp_path / f"{step}" / "a.safetensors"
+        path.parent.mkdir()
+        if overwrite:
+            fit.write_books(path, books[0], "0")
+        died = dies(lambda path=path: fit.write_books(path, books[1], "1"), step)
+        try:
+            fit.check_codebook_path(path, overwrite)
+        except InputError as error:
+            assert "exists" in str(error) and not overwrite
+        there = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
+        assert there in ([], ["a.card", "a.safetensors"])
+        if there:
+            said = f"{load_all(path)[1].centers[0, 0]:.0f}"
+            assert [p.read_text() for p in (path.parent / "a.card").iterdir()] == [said] * 2
+            assert overwrite or said == "1"
+        else:
+            assert not overwrite
+        if not died:
+            assert there and said == "1"
+            break
+    assert step > 20
 
 
 @pytest.mark.parametrize(
