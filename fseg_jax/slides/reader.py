@@ -238,6 +238,10 @@ def _check_sizes(path: Path, shapes: Sequence[tuple[int, int]]) -> None:
             raise InputError(
                 f"{path}: says that it has {width} × {height} pixels, which is no slide's: it is damaged"
             )
+        if height > shapes[0][0] or width > shapes[0][1]:
+            raise InputError(
+                f"{path}: has a level of {width} × {height} pixels, larger than its first: it is damaged"
+            )
 
 
 def _mpp(path: Path, pixels: Pixels) -> float:

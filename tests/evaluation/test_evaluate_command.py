@@ -78,11 +78,11 @@ def test_sic(tmp_path, capsys):
     ("arguments", "says"),
     [
         (("none",), "no such folder"),
-        (("none", "--threshold", "high"), "'high' is not a valid float"),
-        (("none", "--panels", "-1"), "-1 is not in the range"),
+        (("none", "--threshold", "high"), "'high': give a number"),
+        (("none", "--panels", "-1"), "'-1': give a whole number, 0 or more"),
         (("sic", "none"), "no such folder: give one that holds NAME.jpg with NAME_mask.jpg"),
         (("sic",), "Missing argument 'DATASET'"),
-        (("sic", "none", "--clicks", "0"), "0 is not in the range"),
+        (("sic", "none", "--clicks", "0"), "'0': give a whole number, 1 or more"),
         (("sic", "none", "--k", "4"), "No such option '--k'"),
     ],
 )

@@ -579,6 +579,14 @@ def zarr_of(shape: list[int], chunks: list[int], version: int = 3):
     return write
 
 
+def narrow(multiscale: dict, path: Path) -> None:
+    """The first level is taller than the second, and not as wide."""
+    zarr.open_group(path, mode="a").create_array(
+        "narrow", shape=(1, 3, 1, HEIGHT, 1), dtype="uint8", chunks=(1, 1, 1, 64, 1)
+    )
+    multiscale["datasets"][0]["path"] = "narrow"
+
+
 def mirax(description: str):
     """A MIRAX slide of which only the description is there."""
 
@@ -618,6 +626,7 @@ BAD = {
         "its list of tiles is too short",
     ),
     "tile.tif": (declaring(plain(**TILES), TileWidth=60_000, TileLength=60_000), "too large to decode"),
+    "narrow.ome.zarr": (bad_zarr(narrow), "larger than its first"),
     "none.ome.zarr": (zarr_of([0, 0, 3], [64, 64, 3]), "level 0: its array is empty: 0 × 0 × 3"),
     "none v2.ome.zarr": (zarr_of([64, 0, 3], [64, 64, 3], 2), "level 0: its array is empty: 64 × 0 × 3"),
     "endless.ome.zarr": (zarr_of([1 << 60, 1 << 60, 3], [64, 64, 3]), "which is no slide's"),
