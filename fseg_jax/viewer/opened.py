@@ -136,6 +136,7 @@ class Opened:
         except asyncio.CancelledError:
             if process.returncode is None:
                 process.kill()
+            await process.communicate()  # its pipes are the loop's, which ends
             raise
         return said[-1] if said else ""
 

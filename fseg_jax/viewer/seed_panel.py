@@ -275,6 +275,9 @@ class SeedPanel:
         if what != "seeds" and await seeding.export(anndata=what == "anndata") is None:
             return
         file = f"{self._opened.name}{_EXPORTS[what][1]}"
+        if not seeding.now.seeds and not (self._opened.folder / file).exists():
+            seeding.refuse("no seeds yet: place some first")
+            return
         try:
             seeding.kept()
         except InputError as error:

@@ -163,3 +163,22 @@ def test_how_the_page_was_left_is_believed_only_where_it_can_be(out, text):
         tab.document.to_json()
 
     opened(out, script)
+
+
+def test_exporting_seeds_before_there_are_any_is_refused_and_writes_nothing(out):
+    async def run():
+        slide = Opened(out, "tissue", None, SeedSettings())
+        tab = Tab(slide)
+        tab.press("seeds")
+        await asyncio.sleep(0)
+        tab.seen()
+        assert "no seeds yet: place some first" in tab.model("status").text
+        assert not (out / "tissue.seeds.geojson").exists()
+        tab.click(300, 60)
+        (out / "tissue.seeds.geojson").unlink()  # somebody removed it
+        tab.press("seeds")
+        await asyncio.sleep(0)
+        assert load(out / "tissue.seeds.geojson") == slide.seeding.now
+        slide.close()
+
+    asyncio.run(run())
