@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import RESULTS
+from benchmarks.measure import OURS, RESULTS
 from fseg_jax.evaluation.plots import OKABE_ITO, style
 from fseg_jax.evaluation.tables import markdown_table
 
 HERE = Path(__file__).parent
 QUESTIONS = {
     "encoders": "Encoders: images a second",
+    "processors": "Encoders on an AVX2 machine: images a second of a core's time",
     "nmf": "Factorization: tiles a second",
     "kmeans": "k-means: 50,000 × 1024",
     "slide": "A slide, end to end",
@@ -88,6 +89,16 @@ def _table(question: str, rows: list[dict[str, Any]]) -> list[str]:
         head = ["what", "seconds", "aim"]
         return markdown_table(
             head, [[r["what"], f"{1 / r['rates'][r['ours']]:.2f}", f"{1 / r['limit']:.2g}"] for r in rows]
+        )
+    if question == "processors":
+        sides = list(dict.fromkeys(side for row in rows for side in row["rates"]))
+        head = ["what", *(side.removeprefix(f"{OURS} ") for side in sides)]
+        return markdown_table(
+            head,
+            [
+                [row["what"], *(f"{row['rates'][s]:.4g}" if s in row["rates"] else "" for s in sides)]
+                for row in rows
+            ],
         )
     head = ["what", "ours", "best peer", "ratio", "to reach", "of the limit"]
     head += ["overhead"] if question == "slide" else []

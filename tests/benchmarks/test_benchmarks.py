@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("question", ["nmf", "kmeans", pytest.param("startup", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "question",
+    ["nmf", "kmeans", *(pytest.param(name, marks=pytest.mark.long) for name in ("startup", "processors"))],
+)
 def test_a_benchmark_runs(question: str) -> None:
     kept = RESULTS / f"speed_{question}.json"
     before = kept.read_bytes()

@@ -1,0 +1,100 @@
+"""Which precision is fast on which processor? Images a second of a core, in float32 and bfloat16, here and as
+on a processor without AVX-512.
+
+    python -m benchmarks.processors [--tiny]
+
+Each processor is a process of its own, which ``ONEDNN_MAX_CPU_ISA`` and ``XLA_FLAGS`` make a lesser one. What
+is measured is CPU time on one core, so that what else the machine does says little. XLA's own products, all
+that a transformer does, ask the processor itself and heed neither variable: it is left out where they are set.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import click
+
+from benchmarks.measure import OURS, REPEATS, Timing, row, save
+
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}
+KINDS: dict[str, dict[str, str]] = {"this processor": {}, "AVX2": AVX2}
+BATCH = 2
+SIDES = {"he-small": 224, "ResNet-50 to stride 16": 256, "ViT-S/16": 224}
+
+
+def encode(name: str, dtype: str) -> Callable[[], Any]:
+    """A call that encodes a batch of noise; the weights of all but he-small are noise too."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from fseg_jax.encoders.architectures import abstract
+    from fseg_jax.encoders.catalog import CATALOG
+    from fseg_jax.encoders.load import load_encoder
+
+    generator, side = np.random.default_rng(0), SIDES[name]
+    if name == "he-small":
+        images = generator.integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8)
+        return partial(load_encoder(name, dtype=dtype), jnp.asarray(images))
+    entry = CATALOG["resnet50" if name.startswith("ResNet") else "kaiko-s16"]
+    graphdef, state = nnx.split(abstract(entry.config, dtype=jnp.dtype(dtype)))
+    weights = jax.tree.map(lambda a: jnp.asarray(0.02 * generator.standard_normal(a.shape), a.dtype), state)
+    x = jnp.asarray(generator.standard_normal((BATCH, side, side, 3)), jnp.float32)
+    grid = jax.jit(lambda weights, x: nnx.merge(graphdef, weights).grid(x, entry.layer))
+    return partial(grid, weights, x)
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    """CPU seconds of each network and precision on this process's processor, in turn."""
+    import jax
+
+    from fseg_jax.encoders.processor import processor
+
+    def seconds(call: Callable[[], Any]) -> float:
+        begin = time.process_time()
+        jax.block_until_ready(call())
+        return time.process_time() - begin
+
+    calls = {(name, dtype): encode(name, dtype) for name in SIDES for dtype in ("float32", "bfloat16")}
+    first = {key: seconds(call) for key, call in calls.items()}
+    rounds = [{key: seconds(call) for key, call in calls.items()} for _ in range(repeats)]
+    timed = {key: Timing.of([one[key] for one in rounds], first[key]) for key in calls}
+    return {
+        "instruction_set": processor().instruction_set,
+        "seconds": [[name, dtype, *timing] for (name, dtype), timing in timed.items()],
+    }
+
+
+@click.command()
+@click.option("--tiny", is_flag=True, help="Once each.")
+@click.option("--here", is_flag=True, hidden=True)
+def main(tiny: bool, here: bool) -> None:
+    if here:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before XLA counts the cores
+        print(json.dumps(measure(1 if tiny else REPEATS)))
+        return
+    timings: dict[str, dict[str, Timing]] = {name: {} for name in SIDES}
+    own = {name: value for name, value in os.environ.items() if name not in AVX2}
+    command = [sys.executable, "-m", "benchmarks.processors", "--here", *(["--tiny"] if tiny else [])]
+    for kind, given in KINDS.items():
+        run = subprocess.run(command, env=own | given, stdout=subprocess.PIPE, check=True)
+        found = json.loads(run.stdout)
+        title = kind if given else f"{found['instruction_set']}, {kind}"
+        for name, dtype, *timing in found["seconds"]:
+            if not (given and name.startswith("ViT")):
+                timings[name][f"{OURS} {dtype}, {title}"] = Timing(*timing)
+    rows = [
+        row(f"{name}, {SIDES[name]} px, batch {BATCH}, one core", "images/s", BATCH, timings[name])
+        for name in SIDES
+    ]
+    save("processors", rows, tiny=tiny)
+
+
+if __name__ == "__main__":
+    main()
