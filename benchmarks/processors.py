@@ -5,7 +5,8 @@ on a processor without AVX-512.
 
 Each processor is a process of its own, which ``ONEDNN_MAX_CPU_ISA`` and ``XLA_FLAGS`` make a lesser one. What
 is measured is CPU time on one core, so that what else the machine does says little. XLA's own products, all
-that a transformer does, ask the processor itself and heed neither variable: it is left out where they are set.
+that a transformer does, ask the processor itself and heed neither variable: it is left out where they are
+set.
 """
 
 import json
