@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fseg_jax.errors import InputError
-from fseg_jax.folders.labels import read_labels
+from fseg_jax.folders.labels import read_labels, write_table
 
 
 @pytest.fixture
@@ -66,3 +66,18 @@ def test_a_table_that_cannot_be_is_one_line(folder, tmp_path, text, message):
     with pytest.raises(InputError, match=message) as error:
         read_labels(folder, table)
     assert "\n" not in str(error.value)
+
+
+def test_names_that_a_spreadsheet_would_run_come_back_from_the_table_that_is_written(tmp_path):
+    rows: list[dict[str, object]] = [
+        {"image": "=a.png", "label": "-polyp"},
+        {"image": "'=b.png", "label": "+normal"},
+        {"image": "c.png", "label": ""},
+    ]
+    for row in rows:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / str(row["image"])).touch()
+    write_table(tmp_path / "labels.csv", rows, ("image", "label"))
+    assert "'=a.png,'-polyp\n''=b.png,'+normal\n" in (tmp_path / "labels.csv").read_text()
+    found = read_labels(tmp_path / "images", tmp_path / "labels.csv")
+    assert by_name(found) == {str(row["image"]): row["label"] or None for row in rows}
