@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat
 
 _log = logging.getLogger(__name__)
 
+_WIDEST = 1 << 16  # channels
 _LOOKED_AT_ONCE = 8  # slides
 
 SlideReport = Callable[[int, int, str], None]  # slides done, of how many, which is next
@@ -143,10 +145,12 @@ def prepare_folder(folder: Path, card: EncoderCard, settings: FeatureSettings, s
     if is_there(path):
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}: cannot be read ({one_line(error)}); choose another --features"
             ) from error
+        if not isinstance(held, dict):
+            raise InputError(f"{path}: damaged; choose another --features")
         if different := [name for name in wanted if held.get(name) != wanted[name]]:
             said = ", ".join(f"{n} {held.get(n)!r} there, {wanted[n]!r} here" for n in different)
             raise InputError(
@@ -204,9 +208,14 @@ class StoredRows:
         self.starts = np.cumsum([0, *(record.rows for record in self.records)])
         opened = [ts.open(_spec(_place(folder, r.slide_id)), read=True) for r in self.records]
         try:
-            self._stores = [future.result() for future in opened]
+            self._stores: list[Any] = [future.result() for future in opened]
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"{folder}: a slide's features cannot be read ({one_line(error)})") from error
+        for record, store in zip(self.records, self._stores, strict=True):
+            width = self._stores[0].shape[-1]
+            chunk = prod(store.chunk_layout.read_chunk.shape)
+            if store.shape != (record.rows, width) or width > _WIDEST or chunk > prod(store.shape):
+                raise _damaged(_place(folder, record.slide_id) / "features.zarr")
         self.shape = (int(self.starts[-1]), self._stores[0].shape[1])
 
     def __getitem__(self, rows: slice) -> np.ndarray:
@@ -219,7 +228,12 @@ class StoredRows:
                 reads.append(self._stores[i][int(low) : int(high)].read())
         if not reads:
             return np.empty((0, self.shape[1]), self._stores[0].dtype.numpy_dtype)
-        return np.concatenate([read.result() for read in reads])
+        try:
+            return np.concatenate([read.result() for read in reads])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{self.folder}: a slide's features are damaged ({one_line(error)}); remove its folder"
+            ) from error
 
     def slide_of(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
         """Which record each row is of."""
@@ -323,14 +337,25 @@ def _read_record(place: Path) -> dict[str, Any]:
             return held
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         pass
-    raise InputError(f"{path}: damaged; remove {place}")
+    raise _damaged(path)
 
 
 def _record(folder: Path, slide_id: str) -> SlideRecord:
-    held = _read_record(_place(folder, slide_id))
-    tokens = None if held["tokens"] is None else np.asarray(held["tokens"], np.int32).reshape(-1, 2)
-    boxes = np.asarray(held["boxes"], np.int32).reshape(-1, 2)
-    return SlideRecord(slide_id, held["rows"], held["rows"] // len(boxes), boxes, tokens)
+    place = _place(folder, slide_id)
+    held = _read_record(place)
+    try:
+        tokens = None if held["tokens"] is None else np.asarray(held["tokens"], np.int32).reshape(-1, 2)
+        boxes = np.asarray(held["boxes"], np.int32).reshape(-1, 2)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _damaged(place / "slide.json") from error
+    per_tile, left = divmod(held["rows"], len(boxes))
+    if left or not 1 <= per_tile <= TOKENS or (tokens is not None and len(tokens) != held["rows"]):
+        raise _damaged(place / "slide.json")
+    return SlideRecord(slide_id, held["rows"], per_tile, boxes, tokens)
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path}: damaged; remove {path.parent}")
 
 
 def _generator(slide_id: str) -> np.random.Generator:

@@ -142,6 +142,33 @@ def test_a_slide_that_is_another_one_now_is_sampled_again(cohort, tmp_path, capl
     assert not list(folder.rglob(".*"))
 
 
+def test_sampled_features_that_are_damaged_are_one_line(cohort, tmp_path):
+    sampled(tmp_path / "f", load_manifest(cohort / "slides.csv")[0])
+    place = tmp_path / "f" / "slides" / "s0"
+    array = json.loads((place / "features.zarr" / "zarr.json").read_text())
+    held = json.loads((place / "slide.json").read_text())
+    grid = {"name": "regular", "configuration": {"chunk_shape": [10**6, 10**6]}}
+    damages = {
+        "features.zarr/zarr.json": [
+            *("{", json.dumps(array | {"shape": [10**12, 20]}), json.dumps(array | {"chunk_grid": grid}))
+        ],
+        "slide.json": [json.dumps(held | {"boxes": ["x", "y"]}), json.dumps(held | {"rows": 10**12})],
+        "features.zarr/c/0/0": ["short"],
+    }
+    for name, contents in damages.items():
+        before = (place / name).read_bytes()
+        for content in contents:
+            (place / name).write_text(content)
+            with pytest.raises(InputError, match=r"damaged|cannot be read") as caught:
+                StoredRows(tmp_path / "f", ["s0"])[0:3]
+            assert "\n" not in str(caught.value)
+        (place / name).write_bytes(before)
+    StoredRows(tmp_path / "f", ["s0"])[0:3]
+    (tmp_path / "f" / "settings.json").write_text("[]")
+    with pytest.raises(InputError, match=r"settings\.json: damaged"):
+        prepare_folder(tmp_path / "f", classical().card, SETTINGS, 1)
+
+
 def test_samples_from_before_slides_had_an_identity_are_taken_by_the_names_of_their_files(
     cohort, tmp_path, caplog
 ):

@@ -1,0 +1,208 @@
+"""What reads each sample, below the net of the command line: only an ``InputError`` may come out of it."""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import samples
+import tifffile
+
+from fseg_jax import cli
+from fseg_jax.codebook import load_all
+from fseg_jax.cohort import features
+from fseg_jax.cohort.job import card_of, features_hash, from_features, settings_of
+from fseg_jax.cohort.manifest import load_manifest
+from fseg_jax.cohort.run import Outcome, run_cohort
+from fseg_jax.cohort.seeds import SeedSettings, read_seed_file
+from fseg_jax.cohort.storage import open_storage
+from fseg_jax.cohort.tile_features import StoredRows, prepare_folder
+from fseg_jax.encoders.classical import classical
+from fseg_jax.encoders.trained import load_trained
+from fseg_jax.errors import InputError
+from fseg_jax.evaluation.datasets import open_dataset
+from fseg_jax.evaluation.masks import evaluate_folder
+from fseg_jax.folders.images import read_image
+from fseg_jax.folders.labels import read_labels
+from fseg_jax.outputs.embeddings import open_embeddings
+from fseg_jax.outputs.labels import level_for, open_labels
+from fseg_jax.slides.reader import Slide, open_slide, thumbnail
+from fseg_jax.slides.tissue import load_tissue
+from fseg_jax.training import classifier, pretrain, simclr
+from fseg_jax.training.classifier_file import load_classifier, read_state
+from fseg_jax.viewer import annotation
+from fseg_jax.viewer.opened import Opened
+from weights_convert.checkpoint import open_checkpoint
+
+
+class Idle:
+    """An engine that runs nothing: what is read of a cohort's place is what was there."""
+
+    def describe(self, job: Any) -> Any:
+        return classical().card
+
+    def run(self, job: Any, slides: Any, wait_for_others: bool) -> Any:
+        return (Outcome(slide.slide_id, "failed", "not run") for slide in slides)
+
+
+def slide(path: Path) -> None:
+    with open_slide(path) as opened:
+        thumbnail(opened, 200)
+        opened.read(0, 0, 64, 64, opened.mpp)
+        opened.read(-10, 30, 64, 64, 2 * opened.mpp)
+
+
+@cache
+def _whole_slide() -> Slide:
+    path = Path(_scratch()) / "whole.tif"
+    resolution = {"resolution": (10_000, 10_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, samples.picture(), tile=(64, 64), **resolution)
+    return open_slide(path)
+
+
+@cache
+def _scratch() -> str:
+    import tempfile
+
+    return tempfile.mkdtemp()
+
+
+def tissue(path: Path) -> None:
+    load_tissue(path, _whole_slide())
+
+
+def seeds(path: Path) -> None:
+    read_seed_file(path)
+    annotation.load(path)
+
+
+def published(path: Path) -> None:
+    for tensor in open_checkpoint(path).values():
+        np.asarray(tensor)
+
+
+@cache
+def _learner() -> Any:
+    return classifier.trainer(samples.LEARNER, 2)
+
+
+@cache
+def _begin() -> Any:
+    return simclr.trainer(samples.TRAINED, samples.TRUNK).begin
+
+
+def unfinished_encoder(path: Path) -> None:
+    pretrain.load_checkpoint(path, _begin(), {"settings": {"steps": 2}})
+
+
+def cohort(folder: Path) -> None:
+    slides = load_manifest(str(folder / "slides.csv"), slides_needed=False)
+    out = folder / "out"
+    made = samples.job(out)
+    kept = from_features(made.__class__(**{**vars(made), "features": str(out), "keep_features": False}))
+    settings = settings_of(slides[0], kept)
+    with contextlib.suppress(InputError):
+        hash_ = features_hash(kept, card_of(kept), settings)
+        plan, tokens = features.open_kept(open_storage(str(out)), "A", settings, hash_)
+        for _ in tokens(plan.tiles()):
+            pass
+    with contextlib.suppress(InputError):
+        _levels(out / "A.ome.zarr")
+    run_cohort(slides, made, Idle())
+
+
+def _levels(path: Path) -> None:
+    pyramid = open_labels(path)
+    for level in range(len(pyramid.levels)):
+        pyramid.read(level)
+    level_for(path, 64)
+
+
+def sampled(folder: Path) -> None:
+    prepare_folder(folder / "features", classical().card, samples.SAMPLED, 1)
+    rows = StoredRows(folder / "features", ["A"])
+    rows[:]
+    rows.pictures(np.arange(1))
+
+
+def embeddings(folder: Path) -> None:
+    with contextlib.suppress(InputError):
+        open_embeddings(folder / "a.embeddings.zarr").read()
+    Opened(folder, "a", None, SeedSettings()).close()
+
+
+def dataset(folder: Path) -> None:
+    images = open_dataset(folder)
+    for item in images.items:
+        images.image(item)
+        images.truth(item)
+
+
+def labelled(folder: Path) -> None:
+    images = read_labels(folder, folder / "labels.csv", "polyp")
+    for path in images.files:
+        read_image(path)
+
+
+def masks(folder: Path) -> None:
+    evaluate_folder(folder / "masks", folder / "truth")
+
+
+def program(*arguments: str) -> Callable[[Path], None]:
+    """The command line with a file: one line and exit code 2, or none and 0, and no fault of the program."""
+
+    def run(path: Path) -> None:
+        out, err = io.StringIO(), io.StringIO()
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                cli.main([a.format(path=path, out=path.parent / "out") for a in arguments])
+        except SystemExit as ended:
+            if ended.code not in (0, 1, 2) or "fault of the program" in err.getvalue():
+                raise RuntimeError(f"exit code {ended.code}: {err.getvalue()}") from None
+        finally:
+            shutil.rmtree(path.parent / "out", ignore_errors=True)
+
+    return run
+
+
+# The reader of each sample; a second one of the same sample has a name after "by".
+READERS: dict[str, Callable[[Path], Any]] = {
+    "manifest": lambda path: load_manifest(str(path)),
+    "tissue outline": tissue,
+    "tissue mask, PNG": tissue,
+    "tissue mask, TIFF": tissue,
+    "tissue mask, JPEG": tissue,
+    "seeds": seeds,
+    "slide, tiled TIFF": slide,
+    "slide, striped TIFF": slide,
+    "slide, deflated TIFF": slide,
+    "slide, JPEG in TIFF": slide,
+    "slide, OME-TIFF": slide,
+    "slide, SVS": slide,
+    "slide, OME-Zarr": slide,
+    "image, PNG": read_image,
+    "image, JPEG": read_image,
+    "codebook": load_all,
+    "codebook, joblib": load_all,
+    "encoder": load_trained,
+    "published checkpoint": published,
+    "classifier": load_classifier,
+    "unfinished classifier": lambda path: read_state(path, _learner(), "of this training"),
+    "unfinished encoder": unfinished_encoder,
+    "cohort": cohort,
+    "sampled features": sampled,
+    "embeddings": embeddings,
+    "dataset": dataset,
+    "image labels": labelled,
+    "masks to score": masks,
+    "codebook by fseg codebook show": program("codebook", "show", "{path}"),
+    "encoder by fseg encoders": program("encoders", "{path}"),
+    "codebook, joblib by fseg codebook import": program("codebook", "import", "{path}", "-o", "{out}"),
+    "slide, tiled TIFF by fseg segment": program(
+        *("segment", "{path}", "-o", "{out}", "--encoder", "classical", "--k", "2", "--tile", "64")
+    ),
+}
