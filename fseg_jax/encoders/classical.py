@@ -19,10 +19,11 @@ import hashlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from fseg_jax.arrays import Array
 from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder
+from fseg_jax.encoders.framed import own_sizes, repeated
 
 VERSION = 1  # raised whenever the features of an image change
 STRIDE = 16
@@ -80,10 +81,15 @@ def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 2
     """Encode images in [0, 1] whose sides are multiples of 16: 2 × 8 histogram bins and 2 × 2 gradient
     energies."""
     # One image at a time: what is made of it stays in the cache, and memory does not grow with the batch.
-    return _blur(jax.lax.map(_image_features, x))
+    sizes = own_sizes(*x.shape[1:3])
+    if sizes is None:
+        return _blur(jax.lax.map(_image_features, x))
+    grid = jax.lax.map(lambda image: _image_features(*image), (x, sizes))
+    own = jax.vmap(repeated)(jnp.moveaxis(grid, -1, 1), sizes // STRIDE)
+    return _blur(jnp.moveaxis(own, 1, -1))
 
 
-def _image_features(x: Float[Array, "H W 3"]) -> Float[Array, "h w 20"]:
+def _image_features(x: Float[Array, "H W 3"], size: Int[Array, "2"] | None = None) -> Float[Array, "h w 20"]:
     height, width, _ = x.shape
     # Optical density of haematoxylin and eosin, ≥ 0 (Ruifrok & Johnston 2001).
     optical = -jnp.log10(jnp.maximum(x, 1 / 255))
@@ -95,7 +101,9 @@ def _image_features(x: Float[Array, "H W 3"]) -> Float[Array, "h w 20"]:
     position = jnp.minimum(density / most, 1) * (BINS - 1)
     histograms = [_pool(jnp.maximum(1 - jnp.abs(position - centre), 0), STRIDE) for centre in range(BINS)]
     fine = _pool(_gradient_energy(density), STRIDE)
-    coarse = _pool(_gradient_energy(_pool(density, 4)), STRIDE // 4)
+    quarter = _pool(density, 4)
+    quarter = quarter if size is None else repeated(quarter, size // 4)
+    coarse = _pool(_gradient_energy(quarter), STRIDE // 4)
     stained = jnp.stack(histograms, axis=1).reshape(2 * BINS, *fine.shape[1:])
     # The energies are brought to the histograms' scale: about 1 in the roughest tissue.
     return jnp.moveaxis(jnp.concatenate([stained, 4 * fine, 4 * coarse]), 0, -1)

@@ -2,6 +2,7 @@
 about it."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Protocol, runtime_checkable
@@ -9,9 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from fseg_jax.arrays import Array, Features, Images
+from fseg_jax.encoders.framed import framed
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,20 @@ class JaxEncoder:
         return _encode(self.apply, self.weights, self.card.mean, self.card.std, images)
 
 
+def encode_framed(encoder: Encoder, images: Images, sizes: Int[Any, "b 2"]) -> Features:
+    """Encode images of many sizes in arrays of one shape, with one program.
+
+    ``images (b, H, W, 3)`` hold each image in the top left corner, edges replicated beyond; ``sizes (b, 2)``
+    are its rows and columns in pixels, multiples of the stride. What is in its part of ``(b, h, w, c)`` is
+    what the image alone would give, but for rounding; what is beyond means nothing. Of an encoder that is no
+    ``JaxEncoder`` of our networks, features near the replicated edges depend on them.
+    """
+    if isinstance(encoder, JaxEncoder):
+        card = encoder.card
+        return _encode(encoder.apply, encoder.weights, card.mean, card.std, images, sizes)
+    return encoder(images)
+
+
 def of_network(network: nnx.Module, card: EncoderCard) -> JaxEncoder:
     """The encoder that reads a network's grid at the layer of the card."""
     graphdef, state = nnx.split(network)
@@ -91,9 +107,15 @@ def _apply(graphdef: Any, structure: Any, layer: str) -> Callable:
 
 @partial(jax.jit, static_argnames=("apply", "mean", "std"))
 def _encode(
-    apply: Callable, weights: Any, mean: tuple[float, ...], std: tuple[float, ...], images: Images
+    apply: Callable,
+    weights: Any,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    images: Images,
+    sizes: Int[Array, "b 2"] | None = None,
 ) -> Features:
     scale = 1 / (255 * jnp.asarray(std, jnp.float32))
     shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
     x = images.astype(jnp.float32) * scale.reshape(1, 1, 1, 3) - shift.reshape(1, 1, 1, 3)
-    return jax.nn.relu(apply(weights, x))
+    with nullcontext() if sizes is None else framed(sizes, *images.shape[1:3]):
+        return jax.nn.relu(apply(weights, x))

@@ -16,6 +16,7 @@ from jax.nn.initializers import lecun_normal, variance_scaling
 from jaxtyping import Array, Float
 
 from fseg_jax.encoders.convolution import DType, Plan, convolve
+from fseg_jax.encoders.framed import cleared, inside
 from fseg_jax.errors import InputError
 from fseg_jax.file_kinds import did_you_mean
 
@@ -129,6 +130,8 @@ class Conv(nnx.Module):
     ) -> Float[Array, "b p q o"]:
         """The convolution, plus ``add``, or the positive part of that."""
         kernel = self.kernel[...]
+        if kernel.shape[:2] != (1, 1):
+            x = cleared(x)
         if isinstance(self.padding, str):
             strides = (self.stride, self.stride)
             pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, self.padding))
@@ -188,5 +191,6 @@ def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def global_average(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-    """The mean over the grid, in float32."""
-    return x.astype(jnp.float32).mean((1, 2))
+    """The mean over each image's grid, in float32."""
+    x, own = x.astype(jnp.float32), inside(*x.shape[1:3])
+    return x.mean((1, 2)) if own is None else x.mean((1, 2), where=own[..., None])

@@ -5,7 +5,8 @@
 - ``bicubic``: transformers' ViT and DINOv2, torch's bicubic without (a = −0.75, border repeated);
 - ``bicubic_offset``: DINO's own code and CONCH v1.5's, the same at the scale (size + 0.1) / old size.
 
-The sizes are static, so an axis is a constant matrix, and resampling two small float32 products.
+The sizes are static, so an axis is a constant matrix, and resampling two small float32 products; for images
+of different grids it is one of a constant stack of the same matrices.
 """
 
 from typing import Literal
@@ -13,7 +14,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Resampling = Literal["antialiased", "bicubic", "bicubic_offset"]
 
@@ -30,6 +31,33 @@ def resample(
     image = jnp.einsum("ph,hwc->pwc", rows, image, precision=lax.Precision.HIGHEST)
     image = jnp.einsum("qw,pwc->pqc", columns, image, precision=lax.Precision.HIGHEST)
     return image.reshape(new[0] * new[1], -1)
+
+
+def resample_each(
+    table: Float[Array, "n c"],
+    old: tuple[int, int],
+    most: tuple[int, int],
+    sizes: Int[Array, "b 2"],
+    how: Resampling,
+) -> Float[Array, "b m c"]:
+    """An embedding of ``old`` rows and columns on each image's own, ``sizes``, of at most ``most``: zero
+    beyond."""
+
+    def matrices(axis: int) -> Float[np.ndarray, "sizes most old"]:
+        stack = np.zeros((most[axis] + 1, most[axis], old[axis]), np.float32)
+        for new in range(1, most[axis] + 1):
+            stack[new, :new] = _matrix(old[axis], new, how)
+        return stack
+
+    rows, columns = (jnp.asarray(matrices(axis))[sizes[:, axis]] for axis in (0, 1))
+    image = table.astype(jnp.float32).reshape(*old, -1)
+    each = jnp.einsum("bph,hwc->bpwc", rows, image, precision=lax.Precision.HIGHEST)
+    each = jnp.einsum("bqw,bpwc->bpqc", columns, each, precision=lax.Precision.HIGHEST)
+    if old[0] <= most[0] and old[1] <= most[1]:
+        unchanged = (sizes == jnp.asarray(old)[None]).all(1).reshape(-1, 1, 1, 1)
+        beyond = [(0, most[axis] - old[axis]) for axis in (0, 1)]
+        each = jnp.where(unchanged, jnp.pad(image, (*beyond, (0, 0)))[None], each)
+    return each.reshape(len(sizes), most[0] * most[1], -1)
 
 
 def _matrix(old: int, new: int, how: Resampling) -> Float[np.ndarray, "new old"]:

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from fseg_jax.encoders.framed import cleared
 from fseg_jax.encoders.layers import (
     Conv,
     DType,
@@ -177,7 +178,7 @@ class ResNet(Network):
     def _stem(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
         if self.config.patches:
             return self.conv1(_patches(x), relu=True)
-        return _max_pooled(self.conv1(x, relu=True))
+        return _max_pooled(cleared(self.conv1(x, relu=True)))
 
 
 @jax.custom_jvp

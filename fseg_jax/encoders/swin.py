@@ -15,8 +15,11 @@ from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int
 
+from fseg_jax.encoders.framed import cleared, own_sizes
 from fseg_jax.encoders.layers import Conv, DType, LayerNorm, Linear, Network, Stage, relu
 from fseg_jax.errors import InputError
+
+Pair = np.ndarray | Array
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class WindowAttention(nnx.Module):
         self.heads, self.window, self.dtype = heads, window, dtype
 
     def __call__(
-        self, x: Float[Array, "b windows n c"], mask: Float[np.ndarray, "windows n n"] | None
+        self, x: Float[Array, "b windows n c"], mask: Float[Pair, "images windows n n"] | None
     ) -> Float[Array, "b windows n c"]:
         batch, windows, tokens, channels = x.shape
         qkv = self.qkv(x).reshape(batch, windows, tokens, 3, self.heads, channels // self.heads)
@@ -76,7 +79,7 @@ class WindowAttention(nnx.Module):
         bias = self.relative_position_bias_table[...][_relative_positions(self.window)]
         scores = scores + bias.transpose(2, 0, 1)[None, None]
         if mask is not None:
-            scores = scores + mask[None, :, None]
+            scores = scores + mask[:, :, None]
         attended = jnp.einsum(
             "bwhmn,bwnhd->bwmhd",
             jax.nn.softmax(scores, axis=-1).astype(self.dtype),
@@ -104,18 +107,28 @@ class Block(nnx.Module):
     def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         batch, h, w, channels = x.shape
         side = self.window
+        sizes = own_sizes(h, w)
         # An axis of one window has nothing to shift.
-        shift = tuple(self.shift if size > side else 0 for size in (h, w))
+        if sizes is None:
+            shift = tuple(self.shift if size > side else 0 for size in (h, w))
+            x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
+        else:
+            shifts = jnp.where(sizes > side, self.shift, 0)
+            x = _rolled(cleared(x), sizes, -shifts)
         # A grid that the window does not divide is padded, as timm does.
         rows, columns = -(-h // side), -(-w // side)
-        x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
         x = jnp.pad(x, ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
         x = x.reshape(batch, rows, side, columns, side, channels).transpose(0, 1, 3, 2, 4, 5)
-        mask = _shift_mask(rows, columns, side, shift) if any(shift) else None
+        if sizes is not None:
+            mask = _shift_mask(rows, columns, side, -(-sizes // side), shifts)
+        elif any(shift):
+            mask = _shift_mask(rows, columns, side, np.array([[rows, columns]]), np.array([shift]))
+        else:
+            mask = None
         x = self.attn(x.reshape(batch, rows * columns, side * side, channels), mask)
         x = x.reshape(batch, rows, columns, side, side, channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(batch, rows * side, columns * side, channels)[:, :h, :w]
-        return jnp.roll(x, shift, (1, 2))
+        return jnp.roll(x, shift, (1, 2)) if sizes is None else _rolled(x, sizes, shifts)
 
 
 class PatchMerging(nnx.Module):
@@ -191,14 +204,33 @@ def _relative_positions(window: int) -> Int[np.ndarray, "n n"]:
 
 
 def _shift_mask(
-    rows: int, columns: int, side: int, shift: tuple[int, ...]
-) -> Float[np.ndarray, "windows n n"]:
-    """−100 between tokens that shared a window only because the grid was rolled."""
+    rows: int, columns: int, side: int, counts: Int[Pair, "b 2"], shift: Int[Pair, "b 2"]
+) -> Float[Pair, "b windows n n"]:
+    """−100 between tokens that shared a window only because the grid was rolled by ``shift``; each image has
+    ``counts`` of the ``rows × columns`` windows."""
 
-    def regions(count: int, moved: int) -> np.ndarray:
-        place = np.arange(count * side)
-        return (place >= (count - 1) * side).astype(int) + (place >= count * side - moved) * (moved > 0)
+    def regions(axis: int, windows: int) -> Int[Pair, "b length"]:
+        place = np.arange(windows * side)[None]
+        count, moved = counts[:, axis, None], shift[:, axis, None]
+        return (place >= (count - 1) * side) * 1 + (place >= count * side - moved) * (moved > 0)
 
-    region = 3 * regions(rows, shift[0])[:, None] + regions(columns, shift[1])[None, :]
-    windows = region.reshape(rows, side, columns, side).transpose(0, 2, 1, 3).reshape(-1, side * side)
-    return np.where(windows[:, :, None] == windows[:, None, :], 0.0, -100.0).astype(np.float32)
+    region = 3 * regions(0, rows)[:, :, None] + regions(1, columns)[:, None]
+    windows = region.reshape(-1, rows, side, columns, side).swapaxes(2, 3)
+    windows = windows.reshape(-1, rows * columns, side * side)
+    return (windows[..., None] != windows[..., None, :]) * np.float32(-100)
+
+
+def _rolled(
+    x: Float[Array, "b h w c"], sizes: Int[Array, "b 2"], shift: Int[Array, "b 2"]
+) -> Float[Array, "b h w c"]:
+    """Each image rolled by its shift within its own rows and columns; what is beyond stays."""
+
+    def one(x: Array, size: Array, by: Array) -> Array:
+        places = (jnp.arange(n) for n in x.shape[:2])
+        rows, columns = (
+            jnp.where(place < size[axis], (place - by[axis]) % size[axis], place)
+            for axis, place in enumerate(places)
+        )
+        return x[rows[:, None], columns[None]]
+
+    return jax.vmap(one)(x, sizes, shift)

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from fseg_jax.encoders.framed import own_sizes, own_tokens
 from fseg_jax.encoders.layers import DType, LayerNorm, Linear, Network, Stage, along_channels
-from fseg_jax.encoders.positions import Resampling, resample
+from fseg_jax.encoders.positions import Resampling, resample, resample_each
 from fseg_jax.errors import InputError
 
 
@@ -71,18 +72,20 @@ class ViTConfig:
 
 
 class Attention(nnx.Module):
-    """Self-attention over all tokens; the scores and their softmax in float32."""
+    """Self-attention over all tokens of an image; the scores and their softmax in float32."""
 
     def __init__(self, config: ViTConfig, *, dtype: DType, rngs: nnx.Rngs):
         self.qkv = Linear(config.dim, 3 * config.dim, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(config.dim, config.dim, dtype=dtype, rngs=rngs)
         self.heads, self.dtype = config.heads, dtype
+        self.patch, self.prefix = config.patch, config.prefix
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         batch, tokens, channels = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, channels // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        return self.proj(attend(q, k, v, self.dtype).reshape(x.shape))
+        seen = own_tokens(self.patch, self.prefix)
+        return self.proj(attend(q, k, v, self.dtype, seen).reshape(x.shape))
 
 
 def attend(
@@ -90,14 +93,18 @@ def attend(
     k: Float[Array, "b n heads d"],
     v: Float[Array, "b n heads d"],
     dtype: DType,
+    seen: Bool[Array, "b n"] | None = None,
 ) -> Float[Array, "b m heads d"]:
-    """softmax(q·kᵀ / √d) · v: products of ``dtype``, everything else in float32."""
+    """softmax(q·kᵀ / √d) · v over the tokens that are ``seen``: products of ``dtype``, everything else in
+    float32."""
     scores = jnp.einsum(
         "bmhd,bnhd->bhmn",
         (q * q.shape[-1] ** -0.5).astype(dtype),
         k.astype(dtype),
         preferred_element_type=jnp.float32,
     )
+    if seen is not None:
+        scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     return jnp.einsum(
         "bhmn,bnhd->bmhd", weights.astype(dtype), v.astype(dtype), preferred_element_type=jnp.float32
@@ -231,9 +238,12 @@ class ViT(Network):
         config = self.config
         table = self.pos_embed[...]
         own = config.prefix if config.embed_prefix else 0
-        positions = resample(table[own:], config.positions, (h, w), config.resampling)
+        if (sizes := own_sizes(h, w)) is None:
+            positions = resample(table[own:], config.positions, (h, w), config.resampling)[None]
+        else:
+            positions = resample_each(table[own:], config.positions, (h, w), sizes, config.resampling)
         parts = [token[...] for token in (self.cls_token, self.reg_token) if token is not None]
-        x = x.reshape(batch, h * w, channels) + positions[None]
+        x = x.reshape(batch, h * w, channels) + positions
         if not parts:
             return x
         prefix = jnp.concatenate(parts)

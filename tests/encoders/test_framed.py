@@ -1,0 +1,46 @@
+"""Images in larger frames: their features are those that they have alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fixtures import fixture, relative_error
+from flax import nnx
+
+from fseg_jax.encoders.framed import framed
+
+# One of each way to look around: "same" padding and squeezes, a max-pool, windows padded and shifted,
+# and each resampling of positions, with class and register tokens.
+NETWORKS = (
+    "efficientnet_same",
+    "resnet_basic_classifier",
+    "swin_ctranspath_padded",
+    "vit_plain_patch8",
+    "vit_transformers_dinov2_registers",
+)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_sees_an_image_in_a_frame_as_it_sees_it_alone(name):
+    network = fixture(name).network()
+    config, layer = network.config, network.layers()[:6][-1]
+    stride = getattr(config, "patch", None) or getattr(config, "stride", 32)
+    least = getattr(config, "window", 1)
+    size, side = ((least + 1) * stride, (least + 2) * stride), (least + 3) * stride
+    graphdef, state = nnx.split(network)
+
+    @jax.jit
+    def alone(state, x):
+        return nnx.merge(graphdef, state).grid(x, layer)
+
+    @jax.jit
+    def in_frames(state, x, sizes):
+        with framed(sizes, side, side):
+            return nnx.merge(graphdef, state).grid(x, layer)
+
+    frames = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
+    sizes = jnp.asarray([size, (side, side)])
+    found = in_frames(state, jnp.asarray(frames), sizes)
+    wanted = alone(state, jnp.asarray(frames[:1, : size[0], : size[1]]))
+    h, w = wanted.shape[1:3]
+    assert relative_error(found[0, :h, :w], wanted[0]) <= 1e-5
