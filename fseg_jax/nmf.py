@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.arrays import Concepts, Key, Tokens, Weights
@@ -136,6 +137,7 @@ def factorize(
     start: str | tuple[Float[Array, "*shared n k"], Float[Array, "*shared k c"]] = "random",
     tolerance: float = 1e-4,
     max_iterations: int | None = None,
+    rows: Int[Array | np.ndarray, "*batch"] | None = None,
 ) -> NMFResult:
     """Factorize every matrix of a batch into k non-negative concepts, A ≈ W·H (F-SEG §3.1).
 
@@ -151,6 +153,9 @@ def factorize(
     value in an iteration); it then stands still while others go on. At most ``max_iterations`` are made: 200,
     or 60 of ``"accelerated"``.
 
+    ``rows``: how many rows of each A count, the first ones; the rest must be zero, get zero weights, and
+    change nothing: from the random start, what the rows alone would give, but for rounding.
+
     k may exceed the rank: superfluous concepts fade to zero. An all-zero A gives an error of 0 and no NaN.
     """
     if k < 1:
@@ -162,7 +167,8 @@ def factorize(
     if isinstance(start, str):
         if start not in ("random", "nndsvd"):
             raise InputError(f"NMF start {start!r}: choose 'random' or 'nndsvd', or give (W, H)")
-        W, H = _start(A, key, k, start)
+        counted = None if rows is None else jnp.broadcast_to(rows, batch).reshape(-1)
+        W, H = _start(A, key, k, start, counted)
     else:
         W = jnp.broadcast_to(start[0].astype(A.dtype), (*batch, n, k)).reshape(-1, n, k)
         H = jnp.broadcast_to(start[1].astype(A.dtype), (*batch, k, c)).reshape(-1, k, c)
@@ -171,16 +177,22 @@ def factorize(
 
 
 @partial(jax.jit, static_argnames=("k", "kind"))
-def _start(A: Float[Array, "b n c"], key: Key, k: int, kind: str) -> tuple[Array, Array]:
+def _start(
+    A: Float[Array, "b n c"], key: Key, k: int, kind: str, rows: Int[Array, " b"] | None = None
+) -> tuple[Array, Array]:
     _, n, c = A.shape
 
-    def random(a: Array) -> tuple[Array, Array]:
-        scale = jnp.sqrt(jnp.mean(a) / k)
+    def mean(a: Array, count: Array | None) -> Array:
+        return jnp.mean(a) if count is None else jnp.sum(a) / jnp.maximum(count * c, 1)
+
+    # Drawn row by row: the first rows are the same however many follow.
+    def random(a: Array, count: Array | None) -> tuple[Array, Array]:
+        scale = jnp.sqrt(mean(a, count) / k)
         w_key, h_key = jax.random.split(key)
         W = scale * jnp.abs(jax.random.normal(w_key, (n, k), a.dtype))
         return W, scale * jnp.abs(jax.random.normal(h_key, (k, c), a.dtype))
 
-    def nndsvd(a: Array) -> tuple[Array, Array]:
+    def nndsvd(a: Array, count: Array | None) -> tuple[Array, Array]:
         U, S, Vt = jnp.linalg.svd(a, full_matrices=False)
         r = min(k, min(n, c))
 
@@ -196,13 +208,16 @@ def _start(A: Float[Array, "b n c"], key: Key, k: int, kind: str) -> tuple[Array
         W, H = jax.vmap(component)(U.T[:r], S[:r], Vt[:r])
         W, H = W.T, H
         if r < k:  # more concepts than the rank can seed: the rest start at random
-            W_rest, H_rest = random(a)
+            W_rest, H_rest = random(a, count)
             W = jnp.concatenate([W, W_rest[:, r:]], axis=1)
             H = jnp.concatenate([H, H_rest[r:]], axis=0)
-        fill = jnp.mean(a)
+        fill = mean(a, count)
         return jnp.where(W > 1e-6, W, fill), jnp.where(H > 1e-6, H, fill)
 
-    return jax.vmap(random if kind == "random" else nndsvd)(A)
+    W, H = jax.vmap(random if kind == "random" else nndsvd)(A, rows)
+    if rows is not None:
+        W = jnp.where(jnp.arange(n)[None, :, None] < rows[:, None, None], W, 0)
+    return W, H
 
 
 @partial(jax.jit, static_argnames=("method", "max_iterations"))

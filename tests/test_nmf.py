@@ -202,6 +202,18 @@ def test_factorize_stops_each_problem_of_a_batch_by_itself():
         np.testing.assert_allclose(both.W[i], result.W, rtol=1e-2, atol=1e-2)
 
 
+def test_rows_beyond_those_that_count_change_nothing():
+    A = np.random.default_rng(0).random((2, 35, 12), np.float32)
+    A[1, 20:] = 0
+    padded = jnp.asarray(np.pad(A, ((0, 0), (0, 29), (0, 0))))
+    found = nmf.factorize(padded, 4, key=jax.random.key(0), rows=jnp.asarray([35, 20]))
+    for i, rows in enumerate((35, 20)):
+        alone = nmf.factorize(jnp.asarray(A[i : i + 1, :rows]), 4, key=jax.random.key(0))
+        np.testing.assert_allclose(found.H[i], alone.H[0], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.W[i, :rows], alone.W[0], rtol=1e-3, atol=1e-4)
+        assert not np.asarray(found.W[i, rows:]).any()
+
+
 def test_nothing_recompiles_for_the_same_shapes():
     solve = jax.jit(chex.assert_max_traces(lambda a, h: nmf.solve_weights(a, h), n=1))
     for seed in range(3):

@@ -25,13 +25,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt, UInt8
 
 from fseg_jax import nmf
 from fseg_jax.arrays import Centres, Features, Key
 from fseg_jax.axes import first, unit
 from fseg_jax.codebook import Codebook
-from fseg_jax.encoders.encoder import Encoder
+from fseg_jax.encoders.encoder import Encoder, EncoderCard, encode_framed
 from fseg_jax.errors import InputError
 from fseg_jax.packing import packed
 
@@ -51,13 +51,18 @@ def segment(
     concepts: int = CONCEPTS,
     seed: int = 0,
 ) -> UInt[np.ndarray, "height width"]:
-    """Segment one image, taken whole, into the clusters of a codebook.
+    """Segment one image into the clusters of a codebook.
 
     ``image``: ``uint8 (height, width, 3)`` RGB of any size, at the encoder's mpp; its edges are replicated
-    up to a multiple of the stride, as the authors do. Returns the clusters 1…k of the codebook's rows, uint8
-    (uint16 when k > 255). Raises ``InputError`` for an image of another kind, a codebook of another encoder,
-    features that are not finite, or fewer tokens than concepts. For slides, use
-    ``cohort.worker.segment_slide``.
+    up to a multiple of the stride, as the authors do. It is taken whole up to 512 pixels a side (the
+    encoder's tile, where that is larger), and beyond in overlapping tiles of that side, whose W are blended.
+    Whatever the sizes of the images, six programs are compiled at most: each image is put into the smallest
+    of a few frames that holds it (``frame_sides``), which changes neither its features nor its factorization
+    but for rounding (of an encoder of your own, the features near its right and lower edges).
+
+    Returns the clusters 1…k of the codebook's rows, uint8 (uint16 when k > 255). Raises ``InputError`` for an
+    image of another kind, a codebook of another encoder, features that are not finite, or fewer tokens than
+    concepts. For slides, use ``cohort.worker.segment_slide``.
     """
     check(mode, resize)
     image = np.asarray(image)
@@ -65,16 +70,90 @@ def segment(
         raise InputError(f"an image of {image.dtype} {image.shape}: uint8 (height, width, 3) is needed")
     card = encoder.card
     codebook.check(card.name, card.channels, card.weights_hash)
-    height, width = image.shape[:2]
-    padding = [(0, -height % card.stride), (0, -width % card.stride), (0, 0)]
-    features = encoder(jnp.asarray(np.pad(image, padding, mode="edge"))[None])
+    stride, (height, width) = card.stride, image.shape[:2]
+    image = np.pad(image, [(0, -height % stride), (0, -width % stride), (0, 0)], mode="edge")
+    h, w = image.shape[0] // stride, image.shape[1] // stride
+    centers, key = jax.device_put(codebook.centers), jax.random.key(seed)
+    largest = frame_sides(card)[-1] // stride
+    rows, columns = min(h, largest), min(w, largest)
+    if mode == "assign":
+        check_concepts(concepts, rows * columns)
+    W = np.zeros((h, w, len(centers)), np.float32)
+    for y, down in _spans(h, largest):
+        for x, across in _spans(w, largest):
+            tile = image[y * stride : (y + rows) * stride, x * stride : (x + columns) * stride]
+            own = _framed_weights(tile, encoder, centers, key, mode, concepts)
+            W[y : y + rows, x : x + columns] += down[:, None, None] * across[:, None] * own
+    return _labels(W, card, resize)[:height, :width]
+
+
+PATCHES = (256, 512)  # pixels of a side: what images mostly are that are no slides
+
+
+def frame_sides(card: EncoderCard) -> tuple[int, ...]:
+    """The sides in pixels of the frames that images are put into: those that patches mostly have, rounded up
+    to the encoder's stride, and its tile's."""
+    return tuple(sorted({-(-side // card.stride) * card.stride for side in (*PATCHES, card.tile)}))
+
+
+def _spans(n: int, tile: int) -> list[tuple[int, Float[np.ndarray, " length"]]]:
+    """Where tiles begin along an axis of n tokens, the last moved back inside, and what each of their tokens
+    counts: the more the deeper it lies in its tile."""
+    halo, length = max(1, round(tile / 16)), min(n, tile)
+    starts = [*range(0, n - tile, tile - 2 * halo), n - length]
+    place = np.arange(length, dtype=np.float32) + 0.5
+    ramp = np.minimum(np.minimum(place, length - place) / (2 * halo), 1)
+    total = np.zeros(n, np.float32)
+    for start in starts:
+        total[start : start + length] += ramp
+    return [(start, ramp / total[start : start + length]) for start in starts]
+
+
+def _framed_weights(
+    image: UInt8[np.ndarray, "height width 3"],
+    encoder: Encoder,
+    centers: Centres,
+    key: Key,
+    mode: str,
+    concepts: int,
+) -> Float[np.ndarray, "h w k"]:
+    """W of an image that fits into a frame: what it would be without one."""
+    card, size = encoder.card, np.array(image.shape[:2], np.int32)
+    side = next(side for side in frame_sides(card) if side >= size.max())
+    framed = np.pad(image, [(0, side - size[0]), (0, side - size[1]), (0, 0)], mode="edge")
+    h, w = (size // card.stride).tolist()
+    features = np.asarray(encode_framed(encoder, jax.device_put(framed[None]), size[None]))
+    A = features[0, :h, :w].reshape(h * w, -1)
+    # Tokens in one row, so that two numbers of them are enough.
+    rows = next(n for n in ((side // card.stride) ** 2 for side in frame_sides(card)[-2:]) if n >= len(A))
+    A = np.pad(A, [(0, rows - len(A)), (0, 0)])
+    own = np.array([h * w], np.int32)
     W, finite = tile_weights(
-        features, jnp.asarray(codebook.centers), jax.random.key(seed), mode=mode, concepts=concepts
+        jax.device_put(A[None, None]), centers, key, mode=mode, concepts=concepts, tokens=own
     )
-    if not bool(finite.all()):
+    if not np.asarray(finite).all():
         raise InputError(f"the features of the encoder {card.name!r} hold a NaN or an infinity")
-    framed = jnp.pad(W[0], ((1, 1), (1, 1), (0, 0)), mode="edge")
-    return np.asarray(block_labels(framed[None], card.stride, resize))[0, :height, :width]
+    return np.asarray(W)[0, 0, : h * w].reshape(h, w, -1)
+
+
+def _labels(
+    W: Float[np.ndarray, "h w k"], card: EncoderCard, resize: str
+) -> UInt[np.ndarray, "height width"]:
+    """The labels of an image, made in blocks of one size."""
+    h, w, _ = W.shape
+    side, stride = -(-PATCHES[0] // card.stride), card.stride
+    W = np.pad(W, [(1, 1 + -h % side), (1, 1 + -w % side), (0, 0)], mode="edge")
+    return np.block(
+        [
+            [
+                np.asarray(
+                    block_labels(jax.device_put(W[None, y : y + side + 2, x : x + side + 2]), stride, resize)
+                )[0]
+                for x in range(0, w, side)
+            ]
+            for y in range(0, h, side)
+        ]
+    )
 
 
 def check(mode: str, resize: str) -> None:
@@ -92,23 +171,36 @@ def check_concepts(concepts: int, tokens: int) -> None:
 
 
 def tile_weights(
-    features: Features, centers: Centres, key: Key, *, mode: str, concepts: int = CONCEPTS
+    features: Features,
+    centers: Centres,
+    key: Key,
+    *,
+    mode: str,
+    concepts: int = CONCEPTS,
+    tokens: Int[Array | np.ndarray, " b"] | None = None,
 ) -> tuple[Float[Array, "b h w k"], Bool[Array, " b"]]:
     """Solve for the contribution of every cluster to every token of a batch of tiles, in either mode.
 
     ``features (b, h, w, c)``, ``centers (k, c)`` → ``W (b, h, w, k)`` and whether each tile's features were
     all finite. In mode "assign" a cluster's contribution is the largest of the concepts that bear its name,
     so that its argmax is the name of β, and W of neighbouring tiles, whose concepts differ, can be blended.
+    ``tokens`` says how many of each tile's tokens, row by row, are its own, where the rest are zero: those
+    change nothing.
     """
     _, h, w, _ = features.shape
     if mode == "assign":
         check_concepts(concepts, h * w)
-    return _tile_weights(features, centers, key, mode, concepts)
+    return _tile_weights(features, centers, key, mode, concepts, tokens)
 
 
 @partial(jax.jit, static_argnames=("mode", "concepts"))
 def _tile_weights(
-    features: Features, centers: Centres, key: Key, mode: str, concepts: int
+    features: Features,
+    centers: Centres,
+    key: Key,
+    mode: str,
+    concepts: int,
+    tokens: Int[Array | np.ndarray, " b"] | None = None,
 ) -> tuple[Float[Array, "b h w k"], Bool[Array, " b"]]:
     b, h, w, c = features.shape
     A = features.reshape(b, h * w, c).astype(jnp.float32)
@@ -117,7 +209,7 @@ def _tile_weights(
     if mode == "fixed":
         W = nmf.solve_weights(A, centers)
     else:
-        W, H, *_ = nmf.factorize(A, concepts, key=key)
+        W, H, *_ = nmf.factorize(A, concepts, key=key, rows=tokens)
         W = name_weights(W, name_concepts(H, centers), centers.shape[0])
     return W.reshape(b, h, w, -1), finite
 

@@ -1,17 +1,22 @@
 """F-SEG against the authors' algorithm run with scikit-learn, SciPy's resampling, and hand-made cases."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
+from skimage import data as pictures
 from sklearn.decomposition import NMF, non_negative_factorization
 from sklearn.metrics.pairwise import cosine_distances
 
 from fseg_jax import nmf
 from fseg_jax.codebook import Codebook, Provenance
 from fseg_jax.encoders.classical import classical
-from fseg_jax.encoders.encoder import EncoderCard
+from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder, encode_framed
+from fseg_jax.encoders.load import load_encoder
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
 
@@ -105,9 +110,13 @@ def test_assign_mode_equals_the_authors_from_the_same_start(monkeypatch):
     resized = resized_bilinearly(model.components_.T.reshape(h, w, concepts), STRIDE)
     theirs = names[resized.argmax(-1)] + 1
 
-    start = (jnp.asarray(W0), jnp.asarray(H0))
     original = nmf.factorize
-    monkeypatch.setattr(nmf, "factorize", lambda A, k, *, key: original(A, k, key=key, start=start))
+
+    def started(A, k, *, key, rows):
+        W = jnp.pad(jnp.asarray(W0), ((0, A.shape[1] - h * w), (0, 0)))
+        return original(A, k, key=key, start=(W, jnp.asarray(H0)), rows=rows)
+
+    monkeypatch.setattr(nmf, "factorize", started)
     fseg._tile_weights.clear_cache()
     ours = fseg.segment(blank(A), Fixed(A), Codebook(centers), mode="assign", concepts=concepts)
     fseg._tile_weights.clear_cache()
@@ -238,6 +247,111 @@ def test_bad_input_is_named(change, says):
     with pytest.raises(InputError) as caught:
         fseg.segment(**arguments)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def labels_alone(image, encoder, codebook, **options) -> np.ndarray:
+    """The labels of an image in arrays of its own shape."""
+    height, width = image.shape[:2]
+    padded = np.pad(image, [(0, -height % STRIDE), (0, -width % STRIDE), (0, 0)], mode="edge")
+    centers, key = jnp.asarray(codebook.centers), jax.random.key(0)
+    W, _ = fseg.tile_weights(encoder(jnp.asarray(padded[None])), centers, key, **options)
+    framed = jnp.pad(W, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    return np.asarray(fseg.block_labels(framed, STRIDE))[0, :height, :width]
+
+
+TISSUE = pictures.immunohistochemistry()
+BOOK = Codebook(np.asarray(classical()(jnp.asarray(TISSUE[None, :64])))[0, ::3, 3::4].reshape(-1, 20)[:8])
+
+
+@pytest.mark.parametrize("mode", ["fixed", "assign"])
+@pytest.mark.parametrize("size", [(70, 45), (300, 210)])
+def test_an_image_has_the_labels_it_has_in_arrays_of_its_own_shape(mode, size):
+    image = TISSUE[: size[0], 100 : 100 + size[1]]
+    ours = fseg.segment(image, classical(), BOOK, mode=mode, concepts=6)
+    theirs = labels_alone(image, classical(), BOOK, mode=mode, concepts=6)
+    assert len(np.unique(theirs)) > 1 and (ours == theirs).mean() >= 0.9999
+
+
+def test_an_image_of_a_frames_size_has_the_same_features_to_the_bit():
+    for side in fseg.frame_sides(classical().card):
+        image = jnp.asarray(TISSUE[None, :side, :side])
+        framed = encode_framed(classical(), image, np.array([[side, side]]))
+        np.testing.assert_array_equal(framed, classical()(image))
+
+
+def test_a_large_image_is_blended_from_tiles():
+    image = np.pad(TISSUE, [(40, 48), (0, 200), (0, 0)], mode="reflect")
+    ours = fseg.segment(image, classical(), BOOK)
+    assert (
+        ours.shape == image.shape[:2]
+        and (ours == labels_alone(image, classical(), BOOK, mode="fixed")).mean() > 0.99
+    )
+
+
+@pytest.mark.parametrize(("n", "tile"), [(5, 32), (32, 32), (33, 32), (100, 32), (9, 4)])
+def test_tiles_cover_an_axis_and_count_as_one_in_all(n, tile):
+    total = np.zeros(n)
+    for start, share in fseg._spans(n, tile):
+        assert start + len(share) <= n and len(share) == min(n, tile) and (share > 0).all()
+        total[start : start + len(share)] += share
+    np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+def blocks_of_colour(weights, x):
+    b, height, width, _ = x.shape
+    return x.reshape(b, height // 32, 32, width // 32, 32, 3).mean((2, 4)) + 1
+
+
+COLOURS = JaxEncoder(
+    EncoderCard("colours", "x", 3, 32, 224, 1.0, (0.0,) * 3, (1.0,) * 3, "none", "none", ""),
+    blocks_of_colour,
+    None,
+)
+
+
+@contextmanager
+def counted_programs() -> Iterator[list[str]]:
+    """What is compiled within the block."""
+    compiled: list[str] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def thousand_sizes(encoder, codebook, **options) -> int:
+    """How many programs a thousand images of as many sizes take, some of them larger than any frame."""
+    r = np.random.default_rng(0)
+    drawn = np.concatenate([r.integers(32, 300, (990, 2)), r.integers(32, 600, (110, 2))]).tolist()
+    sizes = list(dict.fromkeys(map(tuple, drawn)))[-1000:]
+    assert len(sizes) == 1000 and max(max(size) for size in sizes) > 512
+    jax.random.key(0)  # a program of its own
+    with counted_programs() as compiled:
+        for height, width in sizes:
+            image = np.pad(
+                TISSUE[:height, :width], [(0, max(0, n - 512)) for n in (height, width)] + [(0, 0)]
+            )
+            labels = fseg.segment(image, encoder, codebook, concepts=1, **options)
+            assert labels.shape == (height, width) and labels.min() >= 1
+    return len(compiled)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "assign"])
+def test_a_thousand_sizes_take_six_programs(mode):
+    fseg._tile_weights.clear_cache()
+    fseg.block_labels.clear_cache()
+    assert 3 <= thousand_sizes(COLOURS, Codebook(np.eye(3)[:2]), mode=mode, resize="nearest") <= 6
+
+
+@pytest.mark.long
+def test_a_thousand_sizes_take_six_programs_of_he_small():
+    assert thousand_sizes(load_encoder("he-small"), Codebook.load("he-small", k=16)) <= 6
 
 
 def test_segmenting_compiles_once():
