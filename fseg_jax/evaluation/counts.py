@@ -10,13 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt
 
 from fseg_jax import nmf
-from fseg_jax.arrays import Centres, Features, Key
+from fseg_jax.arrays import Centres, Key, Tokens
 from fseg_jax.axes import unit
 from fseg_jax.evaluation.datasets import IGNORED
-from fseg_jax.evaluation.features import Encoded, Report
+from fseg_jax.evaluation.features import Batch, Encoded, Report, Shape
 from fseg_jax.methods import fseg
 
 
@@ -27,29 +27,42 @@ class Concepts(NamedTuple):
     counts: Int[np.ndarray, "tiles m n"]
 
 
-def fixed(features: Features, centers: Centres) -> Float[Array, "b h w k"]:
+Own = Int[Array | np.ndarray, " b"]  # how many of each tile's tokens are its own, the first ones
+Score = Callable[[Tokens, Centres, Own], Float[Array, "b n k"]]
+
+
+def fixed(tokens: Tokens, centers: Centres, own: Own) -> Float[Array, "b n k"]:
     """W for H fixed to the centres (§3.2.2), as ``fseg.tile_weights`` solves for it."""
-    b, h, w, c = features.shape
-    return nmf.solve_weights(features.reshape(b, h * w, c), centers).reshape(b, h, w, -1)
+    return nmf.solve_weights(tokens, centers)
 
 
 @jax.jit
-def nearest(features: Features, centers: Centres) -> Float[Array, "b h w k"]:
+def nearest(tokens: Tokens, centers: Centres, own: Own) -> Float[Array, "b n k"]:
     """No factorization: each token's cosine similarity with each centre."""
-    return jnp.matmul(unit(features), unit(centers).T, precision="highest")
+    return jnp.matmul(unit(tokens), unit(centers).T, precision="highest")
 
 
-@partial(jax.jit, static_argnames="stride")
-def labels(scores: Float[Array, "b h w k"], stride: int) -> Array:
+def labels(scores: Float[Array, "b n k"], batch: Batch, stride: int) -> list[UInt[np.ndarray, "_ _"]]:
     """Resize what each cluster scores at each token to pixels, and take the best (§3.2), as ``fseg.segment``
-    does: labels 1…k."""
-    framed = jnp.pad(scores, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    return fseg.block_labels(framed, stride)
+    does: labels 1…k of each tile."""
+    found = np.asarray(_labels(scores, batch.sizes, batch.frame, stride))
+    sizes = (batch.sizes[: len(batch.tiles)] * stride).tolist()
+    return [own[:height, :width] for own, (height, width) in zip(found, sizes, strict=False)]
+
+
+@partial(jax.jit, static_argnames=("frame", "stride"))
+def _labels(scores: Float[Array, "b n k"], sizes: Int[Array, "b 2"], frame: Shape, stride: int) -> Array:
+    def framed(score: Float[Array, "n k"], size: Int[Array, "2"]) -> Float[Array, "p q k"]:
+        """A tile on its grid, its edges repeated all around."""
+        rows, columns = (jnp.clip(jnp.arange(-1, n + 1), 0, size[i] - 1) for i, n in enumerate(frame))
+        return score[rows[:, None] * size[1] + columns[None]]
+
+    return fseg.block_labels(jax.vmap(framed)(scores, sizes), stride)
 
 
 def clusters(
     encoded: Encoded,
-    score: Callable[[Features, Centres], Array],
+    score: Score,
     centers: Centres,
     items: int,
     n: int,
@@ -58,9 +71,9 @@ def clusters(
     category."""
     k = centers.shape[0]
     counts = np.zeros((items, k, n), np.int64)
-    for chosen, features in encoded.batches():
-        found = np.asarray(labels(score(jnp.asarray(features), centers), encoded.card.stride))
-        for t, own in zip(chosen, found, strict=False):
+    for batch in encoded.batches():
+        scores = score(jnp.asarray(batch.tokens), centers, batch.sizes.prod(1))
+        for t, own in zip(batch.tiles, labels(scores, batch, encoded.card.stride), strict=True):
             counts[encoded.of[t]] += _count(own, encoded.categories(t), k, n)
     return counts
 
@@ -75,14 +88,14 @@ def concepts(encoded: Encoded, m: int, n: int, key: Key, report: Report | None =
     H_of = np.zeros((tiles, m, encoded.card.channels), np.float32)
     counts = np.zeros((tiles, m, n), np.int64)
     done = 0
-    for chosen, features in encoded.batches():
-        b, h, w, c = features.shape
-        W, H, *_ = nmf.factorize(jnp.asarray(features.reshape(b, h * w, c)), m, key=key)
-        found = np.asarray(labels(W.reshape(b, h, w, m), encoded.card.stride))
-        for t, own, concept in zip(chosen, found, np.asarray(H), strict=False):
+    for batch in encoded.batches():
+        own_tokens = jnp.asarray(batch.sizes.prod(1))
+        W, H, *_ = nmf.factorize(jnp.asarray(batch.tokens), m, key=key, rows=own_tokens)
+        found = labels(W, batch, encoded.card.stride)
+        for t, own, concept in zip(batch.tiles, found, np.asarray(H), strict=False):
             H_of[t] = concept
             counts[t] = _count(own, encoded.categories(t), m, n)
-        done += len(chosen)
+        done += len(batch.tiles)
         if report:
             report(f"factorize {encoded.card.name}", done, tiles)
     return Concepts(H_of, counts)

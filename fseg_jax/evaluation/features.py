@@ -4,9 +4,12 @@ Images are worked on at the encoder's resolution, where theirs is known; the tru
 same pixels (nearest). An image larger than a tile is cut into tiles; those at its right and lower edges are
 moved back inside it, and pixels that two tiles share count once. A smaller one is a tile by itself, its edges
 replicated up to a multiple of the stride, as ``fseg.segment`` does. Nothing is kept in memory but a batch.
+
+Where tiles have more than three shapes, all but the largest are worked on in one frame that holds them, so
+that not every shape compiles anew; ``encode_framed`` sees to it that this changes no features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +19,33 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from fseg_jax.encoders.encoder import Encoder, EncoderCard
+from fseg_jax.encoders.encoder import Encoder, EncoderCard, encode_framed
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.datasets import IGNORED, Dataset, Item
 
 Report = Callable[[str, int, int], None]  # phase, done, total
 _BATCH_PIXELS = 2**19  # of the images that are encoded or labelled at once
+
+
+Shape = tuple[int, int]  # in tokens
+_SHAPES = 3  # of tiles that are taken as they are
+
+
+class Frame(NamedTuple):
+    """The shape that tiles are worked on in, and whether some of them are smaller."""
+
+    shape: Shape
+    shared: bool
+
+
+class Batch(NamedTuple):
+    """``tiles``, by number, of one frame, and more rows where they do not fill a batch: their features
+    ``tokens (b, n, c)``, a tile's own rows first and zero beyond, and ``sizes (b, 2)`` in tokens."""
+
+    tiles: list[int]
+    tokens: Float[np.ndarray, "b n c"]
+    sizes: Int[np.ndarray, "b 2"]
+    frame: Shape
 
 
 class Tile(NamedTuple):
@@ -64,18 +88,25 @@ class Encoded:
         flat = self.truth[tile.offset * area : (tile.offset + tile.rows * tile.columns) * area]
         return flat.reshape(tile.rows * stride, tile.columns * stride)
 
-    def batches(self) -> Iterator[tuple[list[int], Float[np.ndarray, "b h w c"]]]:
-        """Tiles of one shape at a time with their features; the last of a shape is padded by repetition, so
-        that nothing recompiles."""
-        shapes: dict[tuple[int, int], list[int]] = {}
+    def batches(self, item: int | None = None) -> Iterator[Batch]:
+        """Tiles of one frame at a time, of all images or one; the last batch is padded by repetition, so that
+        nothing recompiles."""
+        frames = frames_of((tile.rows, tile.columns) for tile in self.tiles)
+        members: dict[Frame, list[int]] = {}
         for t, tile in enumerate(self.tiles):
-            shapes.setdefault((tile.rows, tile.columns), []).append(t)
-        for (rows, columns), members in shapes.items():
-            size = min(len(members), _batch(rows * columns * self.card.stride**2))
-            for begin in range(0, len(members), size):
-                chosen = members[begin : begin + size]
-                padded = chosen + chosen[-1:] * (size - len(chosen))
-                yield chosen, np.stack([self.tokens(t) for t in padded])
+            members.setdefault(frames[tile.rows, tile.columns], []).append(t)
+        for (shape, _), tiles in members.items():
+            area = shape[0] * shape[1]
+            size = min(len(tiles), _batch(area * self.card.stride**2))
+            wanted = [t for t in tiles if item is None or self.of[t] == item]
+            for begin in range(0, len(wanted), size):
+                chosen = wanted[begin : begin + size]
+                tokens = np.zeros((size, area, self.card.channels), np.float32)
+                sizes = np.zeros((size, 2), np.int32)
+                for i, t in enumerate(chosen + chosen[-1:] * (size - len(chosen))):
+                    sizes[i] = rows, columns = self.tiles[t].rows, self.tiles[t].columns
+                    tokens[i, : rows * columns] = self.tokens(t).reshape(rows * columns, -1)
+                yield Batch(chosen, tokens, sizes, shape)
 
     def sample(self, most: int, seed: int) -> Float[np.ndarray, "s c"]:
         """At most so many tokens of the training tiles, as many of each tile, drawn by the seed."""
@@ -117,15 +148,22 @@ def encode(
     features = np.memmap(folder / "features", np.float32, "w+", shape=(tokens, card.channels))
     truth = np.memmap(folder / "truth", np.uint8, "w+", shape=tokens * card.stride**2)
     tiles: list[Tile] = []
-    waiting: dict[tuple[int, int], list[tuple[Tile, np.ndarray]]] = {}
+    frames = frames_of((rows, columns) for plan in plans for (_, rows, _), (_, columns, _) in plan)
+    waiting: dict[Frame, list[tuple[Tile, np.ndarray]]] = {}
     means = np.zeros((sum(len(plan) for plan in plans), card.channels), np.float32)
     place: dict[int, int] = {}  # of a tile's first token: its number
 
-    def flush(shape: tuple[int, int], size: int) -> None:
-        batch = waiting.pop(shape)
-        images = [image for _, image in batch]
-        grid = np.asarray(encoder(jnp.asarray(np.stack(images + images[-1:] * (size - len(images))))))
-        for (at, _), own in zip(batch, grid, strict=False):
+    def flush(frame: Frame, size: int) -> None:
+        batch = waiting.pop(frame)
+        padded = batch + batch[-1:] * (size - len(batch))
+        images = jnp.asarray(np.stack([image for _, image in padded]))
+        if frame.shared:
+            of_tiles = np.array([(at.rows, at.columns) for at, _ in padded], np.int32)
+            grid = np.asarray(encode_framed(encoder, images, of_tiles * card.stride))
+        else:
+            grid = np.asarray(encoder(images))
+        for (at, _), found in zip(batch, grid, strict=False):
+            own = found[: at.rows, : at.columns]
             if not np.isfinite(own).all():
                 name = dataset.items[at.item].name
                 raise InputError(
@@ -135,7 +173,7 @@ def encode(
             means[place[at.offset]] = own.mean((0, 1))
 
     offset = 0
-    full: set[tuple[int, int]] = set()
+    full: set[Frame] = set()
     for n, (item, size, plan) in enumerate(zip(dataset.items, sizes, plans, strict=True)):
         image, categories = working(dataset, item, size)
         for (y, rows, fresh_y), (x, columns, fresh_x) in plan:
@@ -144,25 +182,38 @@ def encode(
             tiles.append(at)
             height, width = rows * card.stride, columns * card.stride
             inside = image[y : y + height, x : x + width]
-            padding = [(0, height - inside.shape[0]), (0, width - inside.shape[1]), (0, 0)]
             own = np.full((height, width), IGNORED, np.uint8)
             seen = categories[y : y + height, x : x + width]
             own[fresh_y : seen.shape[0], fresh_x : seen.shape[1]] = seen[fresh_y:, fresh_x:]
             truth[offset * card.stride**2 :][: own.size] = own.reshape(-1)
             offset += rows * columns
-            shape = (rows, columns)
-            waiting.setdefault(shape, []).append((at, np.pad(inside, padding, mode="edge")))
-            if len(waiting[shape]) == _batch(height * width):
-                flush(shape, _batch(height * width))
-                full.add(shape)
+            frame = frames[rows, columns]
+            tall, wide = (side * card.stride for side in frame.shape)
+            padding = [(0, tall - inside.shape[0]), (0, wide - inside.shape[1]), (0, 0)]
+            waiting.setdefault(frame, []).append((at, np.pad(inside, padding, mode="edge")))
+            if len(waiting[frame]) == _batch(tall * wide):
+                flush(frame, _batch(tall * wide))
+                full.add(frame)
         if report:
             report(f"encode {card.name}", n + 1, len(dataset.items))
-    for shape in list(waiting):  # a shape that filled no batch has no program to reuse
-        most = _batch(shape[0] * shape[1] * card.stride**2)
-        flush(shape, most if shape in full else len(waiting[shape]))
+    for frame in list(waiting):  # a frame that filled no batch has no program to reuse
+        most = _batch(frame.shape[0] * frame.shape[1] * card.stride**2)
+        flush(frame, most if frame in full else len(waiting[frame]))
     of = np.array([t.item for t in tiles])
     train = np.array([dataset.items[n].split == "train" for n in of])
     return Encoded(card, tiles, features, truth, means, of, train, sizes)
+
+
+def frames_of(shapes: Iterable[Shape]) -> dict[Shape, Frame]:
+    """The frame of each shape of tiles: itself, or where there are more than three, one for all but the
+    largest."""
+    distinct = sorted(set(shapes))
+    largest = (max(rows for rows, _ in distinct), max(columns for _, columns in distinct))
+    others = [shape for shape in distinct if shape != largest]
+    if len(distinct) <= _SHAPES:
+        return {shape: Frame(shape, False) for shape in distinct}
+    one = Frame((max(rows for rows, _ in others), max(columns for _, columns in others)), True)
+    return {largest: Frame(largest, False)} | dict.fromkeys(others, one)
 
 
 def working(dataset: Dataset, item: Item, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

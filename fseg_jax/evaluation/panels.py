@@ -41,8 +41,10 @@ def write_panels(folder: Path, dataset: Dataset, encoded: Encoded, setting: "Set
     train = np.array([item.split == "train" for item in items])
     key = jax.random.key(setting.seed)
 
-    def weights(features: jax.Array, centers: jax.Array) -> jax.Array:
-        return fseg.tile_weights(features, centers, key, mode=mode, concepts=setting.concepts)[0]
+    def weights(tokens: jax.Array, centers: jax.Array, own: counts.Own) -> jax.Array:
+        in_a_row = jnp.expand_dims(tokens, 1)
+        W, _ = fseg.tile_weights(in_a_row, centers, key, mode=mode, concepts=setting.concepts, tokens=own)
+        return W.squeeze(1)
 
     found = counts.clusters(encoded, weights, mu, len(items), n)
     matching = match(found[train].sum(0))
@@ -67,20 +69,22 @@ def write_panels(folder: Path, dataset: Dataset, encoded: Encoded, setting: "Set
 
 
 def _assembled(
-    encoded: Encoded, item: int, weights: counts.Callable, mu: jax.Array
+    encoded: Encoded, item: int, weights: counts.Score, mu: jax.Array
 ) -> tuple[Float[np.ndarray, "h w k"], Int[np.ndarray, "height width"]]:
     """W and labels of a whole image, put together from its tiles; W at the tokens."""
     stride, (height, width) = encoded.card.stride, encoded.sizes[item]
     W = np.zeros((-(-height // stride), -(-width // stride), mu.shape[0]), np.float32)
     labels = np.zeros((height, width), np.int32)
-    for t in np.flatnonzero(encoded.of == item):
-        tile = encoded.tiles[t]
-        own = weights(jnp.asarray(encoded.tokens(int(t))[None]), mu)
-        mask = np.asarray(counts.labels(own, stride))[0]
-        here = labels[tile.y : tile.y + mask.shape[0], tile.x : tile.x + mask.shape[1]]
-        here[:] = mask[: here.shape[0], : here.shape[1]]
-        row, column = tile.y // stride, tile.x // stride
-        W[row : row + tile.rows, column : column + tile.columns] = own[0]
+    for batch in encoded.batches(item):
+        found = weights(jnp.asarray(batch.tokens), mu, batch.sizes.prod(1))
+        masks = counts.labels(found, batch, stride)
+        for t, own, mask in zip(batch.tiles, np.asarray(found), masks, strict=False):
+            tile = encoded.tiles[t]
+            here = labels[tile.y : tile.y + mask.shape[0], tile.x : tile.x + mask.shape[1]]
+            here[:] = mask[: here.shape[0], : here.shape[1]]
+            row, column, area = tile.y // stride, tile.x // stride, tile.rows * tile.columns
+            grid = own[:area].reshape(tile.rows, tile.columns, -1)
+            W[row : row + tile.rows, column : column + tile.columns] = grid
     return W, labels
 
 

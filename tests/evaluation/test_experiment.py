@@ -7,16 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import planted
 import pytest
 from PIL import Image
 
+from fseg_jax import nmf
+from fseg_jax.encoders import encoder
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation import counts, experiment, features, plots
 from fseg_jax.evaluation.datasets import IGNORED, open_dataset
+from fseg_jax.methods import fseg
 
 # Under this name no other encoder is added to it.
 ALONE = [planted.encoder("classical")]
@@ -148,6 +152,45 @@ def test_every_pixel_of_a_large_image_counts_once_and_truth_lies_under_its_label
     assert (found.sum((1, 2)) == dataset.pixels.sum(1)).all()
     # Tokens of the tiles that were moved back straddle two colours of the plan; all others are right.
     assert np.trace(found[large]) / found[large].sum() > 0.75
+
+
+def mean_colours(weights: None, x: jax.Array) -> jax.Array:
+    b, height, width, _ = x.shape
+    return x.reshape(b, height // 8, 8, width // 8, 8, 3).mean((2, 4))
+
+
+def test_tiles_of_many_sizes_share_programs_and_count_as_they_do_alone(tmp_path: Path) -> None:
+    folder = planted.write(tmp_path / "data", images=2)
+    rng = np.random.default_rng(0)
+    sizes = [(12 + 5 * n, 60 - 4 * n) for n in range(9)]
+    for height, width in sizes:
+        pixels = np.kron(rng.integers(0, 3, (8, 8)), np.ones((8, 8), int))[:height, :width]
+        name = f"test-{height}.png"
+        Image.fromarray(planted.COLOURS[pixels]).save(folder / "images" / name)
+        Image.fromarray((pixels + 1).astype(np.uint8)).save(folder / "masks" / name)
+    dataset = open_dataset(folder)
+    jitted = (encoder._encode, nmf._solve, nmf._start, nmf._factorize, counts._labels)
+    before = [function._cache_size() for function in jitted]
+    colours = encoder.JaxEncoder(planted.encoder().card, mean_colours, None)
+    encoded = features.encode(dataset, colours, tmp_path)
+    key, centres = jax.random.key(0), jnp.asarray(planted.COLOURS / 255, jnp.float32)
+    found = counts.clusters(encoded, counts.fixed, centres, len(dataset.items), 3)
+    concepts = counts.concepts(encoded, 3, 3, key)
+    assert len({batch.frame for batch in encoded.batches()}) == 2
+    made = [function._cache_size() - n for function, n in zip(jitted, before, strict=True)]
+    assert max(made) <= 2, made  # of the whole tiles and of the smaller ones
+
+    some = [t for t, tile in enumerate(encoded.tiles) if (tile.rows, tile.columns) == (3, 7)]
+    assert len(some) == 2
+    for t in some:
+        grid = jnp.asarray(encoded.tokens(t)[None])
+        A = grid.reshape(1, -1, 3)
+        alone = nmf.factorize(A, 3, key=key)
+        np.testing.assert_allclose(concepts.H[t], alone.H[0], rtol=1e-3, atol=1e-4)
+        W = nmf.solve_weights(A, centres).reshape(*grid.shape[:3], 3)
+        labels = fseg.block_labels(jnp.pad(W, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge"), 8)[0]
+        own = counts._count(np.asarray(labels), encoded.categories(t), 3, 3)
+        np.testing.assert_array_equal(found[encoded.of[t]], own)
 
 
 @pytest.mark.usefixtures("undrawn")
