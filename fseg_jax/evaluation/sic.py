@@ -173,11 +173,13 @@ def try_seeds(
 ) -> Trial:
     """Segment one slide from random seeds, several times, and compare each answer with the truth."""
     f1, one_pass, score, cuts = [], [], [], []
+    n = len(truth)
     for run in range(runs):
         y = draw_seeds(truth, clicks, slide, run, seed)
-        found = sic.fit(X, y, key=jax.random.fold_in(jax.random.key(seed), run))
-        f1.append(sic.f1(truth.astype(int), np.asarray(found.labels)))
-        one_pass.append(sic.f1(truth.astype(int), sic.seeded_kmeans(X, y)))
+        more, seeds = sic.filled(X, y)
+        found = sic.fit(more, seeds, key=jax.random.fold_in(jax.random.key(seed), run), patches=n)
+        f1.append(sic.f1(truth.astype(int), np.asarray(found.labels)[:n]))
+        one_pass.append(sic.f1(truth.astype(int), sic.seeded_kmeans(more, seeds, n)[:n]))
         score.append(found.score)
         cuts.append(found.iterations)
     return Trial(

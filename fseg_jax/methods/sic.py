@@ -171,6 +171,7 @@ def fit(
     hard: bool = False,
     soft: bool = False,
     neighbours: Int[Array | np.ndarray, "n m"] | None = None,
+    patches: int | None = None,
 ) -> SICResult:
     """Label every patch of a slide from the classes of a few: Algorithm 1.
 
@@ -183,7 +184,9 @@ def fit(
     ``hard`` holds every seed at its class, in the centres and in the labels (constrained k-means, Basu et al.
     2002). ``soft`` adds the memberships of fuzzy c-means (m = 2; Bezdek 1981) to the centres of the last
     clustering a patch took part in. ``neighbours (n, m)``, rows of X or −1 (``grid_neighbours``), has every
-    patch outvoted by them and itself at the end; it keeps its label in a tie.
+    patch outvoted by them and itself at the end; it keeps its label in a tie. ``patches``: how many rows of X
+    there are, the first ones, where the rest only fill it up (``filled``): those get no class, −1, and change
+    nothing but for rounding.
 
     Raises ``InputError`` where there is no seed, a class that is none of ``classes``, seeds of one class only
     where there are more than two classes, or a NaN in X.
@@ -191,6 +194,8 @@ def fit(
     X = jnp.asarray(X, jnp.float32)
     y = np.asarray(y, np.int32)
     n = X.shape[0]
+    count = n if patches is None else patches
+    there = np.arange(n) < count
     seeded = np.flatnonzero(y >= 0)
     if not len(seeded):
         raise InputError("no seeds: place one of each class at least")
@@ -199,7 +204,7 @@ def fit(
         raise InputError(f"seeds of class {given[-1]} where classes are 0…{classes - 1} (−1: no seed)")
     if classes > 2 and len(given) < 2:
         raise InputError(f"seeds of one class only: of {classes} classes, at least two must have some")
-    if n == 1:
+    if count == 1 == n:
         only = jnp.full(1, given[0], jnp.int32)
         score = float(metric(y, y))
         return SICResult(only, score, (score,), 0, jax.nn.one_hot(only, classes) if soft else None)
@@ -212,9 +217,12 @@ def fit(
 
     def cut(labels: np.ndarray, j: int, plain: bool) -> tuple[np.ndarray, _Clusters]:
         """Cluster the patches of class j (−1: all): their labels, the others' unchanged."""
-        member = np.ones(n, bool) if j < 0 else labels == j
-        start = _plain_start if plain else _seeded_start
-        found = _lloyd(X, jnp.asarray(member), *start(X, jnp.asarray(member), seeds, key, classes), pins)
+        member = there if j < 0 else labels == j
+        if plain:
+            start = _plain_start(X, jnp.asarray(member), seeds, key, jnp.asarray(count), classes)
+        else:
+            start = _seeded_start(X, jnp.asarray(member), seeds, classes)
+        found = _lloyd(X, jnp.asarray(member), *start, pins)
         new = np.where(member, np.asarray(found.labels), labels)
         if classes == 2 and not hard:
             other = np.where(member, 1 - new, new)
@@ -256,24 +264,34 @@ def fit(
     return SICResult(out, best, tuple(scores), iterations, soft_best if soft else None)
 
 
-def seeded_kmeans(
+def filled(
     X: Float[Array | np.ndarray, "n q"], y: Int[Array | np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, "m q"], Int[np.ndarray, " m"]]:
+    """Fill patches up to a power of two, 1,024 at least, with zeros that have no seed, so that slides of many
+    sizes share programs."""
+    more = max(1024, 1 << (len(y) - 1).bit_length()) - len(y)
+    return np.pad(np.asarray(X), [(0, more), (0, 0)]), np.pad(np.asarray(y), (0, more), constant_values=-1)
+
+
+def seeded_kmeans(
+    X: Float[Array | np.ndarray, "n q"], y: Int[Array | np.ndarray, " n"], patches: int | None = None
 ) -> Int[np.ndarray, " n"]:
     """One pass: the clustering in two that Algorithm 1 begins with, of all patches, and none after it.
 
-    ``X (n, q)`` and ``y (n,)`` as for ``fit``, seeds of both classes among them → labels (n,), int32. As in
-    the algorithm, positive is the cluster that agrees better with the seeds.
+    ``X (n, q)``, ``y (n,)`` and ``patches`` as for ``fit``, seeds of both classes among them → labels (n,),
+    int32. As in the algorithm, positive is the cluster that agrees better with the seeds.
     """
     X, y = jnp.asarray(X, jnp.float32), np.asarray(y, np.int32)
-    everything, free = jnp.ones(len(y), bool), jnp.full(len(y), -1, jnp.int32)
-    start = _seeded_start(X, everything, jnp.asarray(y), jax.random.key(0), 2)
+    everything = jnp.asarray(np.arange(len(y)) < (len(y) if patches is None else patches))
+    free = jnp.asarray(np.full(len(y), -1, np.int32))
+    start = _seeded_start(X, everything, jnp.asarray(y), 2)
     labels = np.asarray(_lloyd(X, everything, *start, free).labels)
     given = y >= 0
     return labels if f1(y[given], labels[given]) >= f1(y[given], 1 - labels[given]) else 1 - labels
 
 
 def _seeded_start(
-    X: Float[Array, "n q"], member: Bool[Array, " n"], y: Int[Array, " n"], key: Key, classes: int
+    X: Float[Array, "n q"], member: Bool[Array, " n"], y: Int[Array, " n"], classes: int
 ) -> tuple[Centres, Bool[Array, " k"]]:
     """Each class's first centre, the mean of its seeds among the members, and which classes have any."""
     return _means(X, jnp.where(member, y, -1), classes)
@@ -291,7 +309,12 @@ def _means(
 
 @partial(jax.jit, static_argnames="classes")
 def _plain_start(
-    X: Float[Array, "n q"], member: Bool[Array, " n"], y: Int[Array, " n"], key: Key, classes: int
+    X: Float[Array, "n q"],
+    member: Bool[Array, " n"],
+    y: Int[Array, " n"],
+    key: Key,
+    count: Int[Array, ""],
+    classes: int,
 ) -> tuple[Centres, Bool[Array, " k"]]:
     """Two centres for members with seeds of one class: their mean, and a member by greedy k-means++."""
     means, live = _means(X, jnp.where(member, y, -1), classes)
@@ -302,7 +325,11 @@ def _plain_start(
 
     nearest = distances(means[seeds])
     # Members that all coincide leave nothing to draw from.
-    drawn = jax.random.categorical(key, jnp.where(jnp.any(nearest > 0), jnp.log(nearest), 0.0), shape=(2,))
+    odds = jnp.where(jnp.any(nearest > 0), jnp.log(nearest), 0.0)
+    # As ``categorical`` draws two of ``count`` patches, whatever follows them.
+    n, place = len(X), jnp.arange(len(X))[None]
+    noise = jax.random.gumbel(key, (2 * n,), X.dtype)[jnp.arange(2)[:, None] * count + place]
+    drawn = jnp.argmax(jnp.where(place < count, noise + odds[None], -jnp.inf), axis=1)
     after = jnp.stack([jnp.sum(jnp.minimum(nearest, distances(X[i]))) for i in drawn])
     return means.at[1 - seeds].set(X[drawn[jnp.argmin(after)]]), jnp.ones(classes, bool)
 

@@ -296,3 +296,24 @@ def test_a_click_compiles_nothing():
         y[chosen] = tissue[chosen] == 2
         sic.fit(prepared, y, soft=bool(rng.integers(2)), hard=bool(rng.integers(2)))
     assert [f._cache_size() for f in functions] == before
+
+
+def test_slides_of_many_sizes_share_programs_and_have_the_labels_they_have_alone():
+    X, tissue = planted(0.3, 3)
+    X = np.asarray(sic.prepare(X).X)
+    functions = (sic._lloyd, sic._means, sic._plain_start)
+    for n in (4000, 2999, 2100):
+        y = one_a_class(tissue, 1, n)[:n]
+        y[[np.flatnonzero(tissue == 0)[0], np.flatnonzero(tissue == 2)[0]]] = 0, 1  # both, whatever n is
+        more, seeds = sic.filled(X[:n], y)
+        assert len(more) == len(seeds) == 4096
+        found = sic.fit(more, seeds, key=jax.random.key(1), patches=n)
+        one = sic.seeded_kmeans(more, seeds, n)
+        if n == 4000:
+            alone = sic.fit(X, y, key=jax.random.key(1))
+            np.testing.assert_array_equal(np.asarray(found.labels)[:n], alone.labels)
+            assert found.scores == alone.scores and found.iterations == alone.iterations
+            np.testing.assert_array_equal(one[:n], sic.seeded_kmeans(X, y))
+            programs = [function._cache_size() for function in functions]
+        assert (np.asarray(found.labels)[n:] == -1).all()
+    assert [function._cache_size() for function in functions] == programs
