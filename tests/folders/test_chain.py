@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -163,6 +164,25 @@ def test_masks_pictures_and_table_of_a_folder(folder, trained, tmp_path):
     )
     assert len(list((out / "overlays").iterdir())) == 21
     assert fseg("cam", "segment", source, "-o", out, "--classifier", folder / "trained") == 2
+
+
+def test_images_of_many_sizes_take_one_program(trained):
+    mapper = Mapper(trained, MaskSettings(layer="blocks.1", tiles=2))
+    mapper(np.zeros((64, 64, 3), np.uint8))
+    compiled: list[str] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for side in range(20, 60):
+            heat, _ = mapper(np.full((side, 90 - side, 3), side, np.uint8))
+            assert heat.shape == (side, 90 - side)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
 
 
 def test_tiles_rejection_and_the_other_class(trained, folder):
