@@ -103,3 +103,10 @@ def test_an_error_of_the_file_system_is_no_fault_of_the_program():
     assert explain(PermissionError(13, "Permission denied", "/archive/a.svs")) == (
         "/archive/a.svs: Permission denied"
     )
+
+
+def test_a_folder_of_slides_in_place_of_a_slide_is_sent_to_where_folders_go(tmp_path, slide, capsys):
+    text = said(capsys, "segment", tmp_path, "-o", tmp_path / "out")
+    assert (
+        "a folder that is no OME-Zarr" in text and "fseg cohort and fseg fit take folders of slides" in text
+    )
