@@ -97,13 +97,18 @@ class Tab:
         self.page.on("websocket", lambda socket: self.asked.append(socket.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self._heard)
+        self.page.on("response", self._answered)
         self.page.goto(url)
         self.settled()
 
     def _heard(self, message) -> None:
         """What the browser says is wrong, such as what the page's policy forbids."""
-        if message.type == "error" or "Content Security Policy" in message.text:
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
             self.errors.append(message.text)
+
+    def _answered(self, response) -> None:
+        if response.status >= 400:
+            self.errors.append(f"{response.status} {response.url}")
 
     def settled(self) -> None:
         self.page.wait_for_function("() => window.fseg !== undefined", timeout=PATIENCE)
@@ -368,12 +373,12 @@ def test_a_session(program, context, tmp_path):
     page.reload()
     tab.settled()
     all_there(tab)
+    assert tab.errors == []
     assert first.end(signal.SIGTERM) == 0
     second = program()
     all_there(Tab(context, second.url))
     hosts = {urlsplit(url).hostname for url in tab.asked if not url.startswith(("data:", "blob:"))}
     assert hosts == {"127.0.0.1"} and any("/tile/" in url for url in tab.asked)
-    assert tab.errors == []
 
 
 def test_the_page_runs_no_script_that_is_not_its_own(program, context, tmp_path):

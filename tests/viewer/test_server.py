@@ -333,7 +333,7 @@ def test_garbage_is_no_traceback(out, capsys):
             )
             for message in messages:
                 await line.write_message(message, isinstance(message, bytes))
-            while await asyncio.wait_for(line.read_message(), 1) is not None:
+            while await asyncio.wait_for(line.read_message(), 0.3) is not None:
                 pass
 
     told: list = []
