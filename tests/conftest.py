@@ -3,6 +3,7 @@ cache."""
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,13 @@ _HOOK = install_import_hook(
     ],
     "beartype.beartype",
 )
+
+# The session's processes compile a program once between them. JAX does not write an entry in one step: one
+# that is read too early is warned of and compiled anew, and no test is to read that warning on stderr.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="fseg-programs-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _PROGRAMS.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache entry:UserWarning")
 
 import jax  # noqa: E402
 
