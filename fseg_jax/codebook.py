@@ -28,7 +28,10 @@ SHIPPED = "he-small"  # the codebook that comes with the encoder of that name
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where centres came from; an empty string or None is unknown, and matches anything."""
+    """Where centres came from; an empty string or None is unknown, and matches anything.
+
+    ``fingerprint`` is the encoder's (``encoders/fingerprint.py``), where its weights have no hash to go by.
+    """
 
     encoder: str = ""
     weights_hash: str = ""
@@ -37,6 +40,11 @@ class Provenance:
     tiles: int | None = None
     seed: int | None = None
     source: str = ""
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.fingerprint and not re.fullmatch("[0-9a-f]{64}", self.fingerprint):
+            raise ValueError("a fingerprint is 64 hexadecimal digits")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +55,19 @@ class Codebook:
     provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
-        centers = np.asarray(self.centers, np.float32)
+        given = np.asarray(self.centers)
+        with np.errstate(over="ignore", under="ignore"):
+            centers = given.astype(np.float32)
         if centers.ndim != 2 or 0 in centers.shape:
             raise InputError(f"codebook: centres have the shape {centers.shape}; (k, channels) is needed")
-        if not np.isfinite(centers).all():
+        if not np.isfinite(given).all():
             raise InputError("codebook: the centres hold a NaN or an infinity")
+        vanished = (centers.max(1) < np.finfo(np.float32).tiny) & (given.max(1) > 0)
+        if not np.isfinite(centers).all() or vanished.any():
+            size = np.abs(given).max()
+            raise InputError(
+                f"codebook: float32 does not hold centres of such a size ({size:.3g}): scale them"
+            )
         # As the authors' code does: averages of non-negative features are negative only by rounding.
         object.__setattr__(self, "centers", np.maximum(centers, 0))
 
@@ -148,7 +164,10 @@ def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:
     origins = {book.provenance for book in books.values()}
     if len(origins) != 1:
         raise InputError(f"{path}: the codebooks of one file must have one provenance")
-    metadata = {"format": FORMAT, "version": "1", "provenance": json.dumps(vars(origins.pop()))}
+    origin = vars(origins.pop())
+    if not origin["fingerprint"]:  # earlier versions know of none
+        origin = {name: value for name, value in origin.items() if name != "fingerprint"}
+    metadata = {"format": FORMAT, "version": "1", "provenance": json.dumps(origin)}
     write_tensors(path, {str(k): book.centers for k, book in sorted(books.items())}, metadata)
 
 

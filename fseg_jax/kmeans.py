@@ -12,21 +12,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax import kmeans_bounds
 from fseg_jax.arrays import Centres, Key
-from fseg_jax.axes import smallest, unit
+from fseg_jax.axes import is_ordinary_square, smallest, to_ordinary, unit
 from fseg_jax.errors import InputError
 
 
 class KMeansResult(NamedTuple):
-    """What ``fit`` found: ``inertia`` is the sum of squared distances of the points to their centres."""
+    """What ``fit`` found: ``inertia`` is the sum of squared distances of the points to their centres, in
+    float64 where the points are not of ordinary size (``axes.ORDINARY``), and float32 may not hold it."""
 
     centers: Centres
     labels: Int[Array, " n"]
-    inertia: Float[Array, ""]
+    inertia: Float[Array | np.ndarray, ""]
     iterations: Int[Array, ""]
+    converged: Bool[Array, ""]
 
 
 def fit(
@@ -61,12 +63,26 @@ def fit(
         if start.shape != (k, X.shape[1]):
             raise InputError(f"first centres of shape {start.shape}: give (k, c) = ({k}, {X.shape[1]})")
     keys = [key, *(jax.random.fold_in(key, i) for i in range(1, restarts))]
-    results = [_fit(X, each, k, max_iterations, tolerance, spherical, start) for each in keys]
-    best = min(results, key=lambda result: float(result.inertia))
-    # One look at the end: a point that is not finite makes the inertia such.
-    if not np.isfinite(best.inertia) and not bool(jnp.isfinite(X).all()):
+
+    def best(X: Array, start: Array | None) -> tuple[KMeansResult, Array]:
+        results = [_fit(X, each, k, max_iterations, tolerance, spherical, start) for each in keys]
+        return min(results, key=lambda result: float(result[0].inertia))
+
+    found, spread = best(X, start)
+    if is_ordinary_square(spread):
+        return found
+    # One look at the end: points that are not finite, huge or tiny, or all the same show in their spread.
+    size = jnp.max(jnp.abs(X))
+    if not bool(jnp.isfinite(size)):
         raise InputError("k-means: the points hold a NaN or an infinity; look at the encoder's features")
-    return best
+    scale = to_ordinary(size)
+    if scale == 1:
+        return found
+    found, _ = best(X * scale, None if start is None else start * scale)
+    if spherical:
+        return found
+    inertia = np.asarray(float(found.inertia) / float(scale) ** 2)
+    return found._replace(centers=found.centers / scale, inertia=inertia)
 
 
 @partial(jax.jit, static_argnames=("k", "max_iterations", "spherical"))
@@ -78,7 +94,8 @@ def _fit(
     tolerance: float | Float[Array, ""],
     spherical: bool = False,
     start: Centres | None = None,
-) -> KMeansResult:
+) -> tuple[KMeansResult, Float[Array, ""]]:
+    """The result, and the points' mean squared distance from their mean."""
     if spherical:
         X = unit(X)
         start = None if start is None else unit(start)
@@ -86,9 +103,10 @@ def _fit(
     # the cache: a copy of all would take as long as several iterations.
     mean = jnp.mean(X, axis=0, keepdims=True)
     _, (squares,) = _by_slabs(X, mean, lambda _, x, *rows: (None, (jnp.sum(x * x, axis=1),)), None)
-    threshold = tolerance * jnp.mean(squares) / X.shape[1]
+    spread = jnp.mean(squares)
+    threshold = tolerance * spread / X.shape[1]
 
-    def lloyd(bounded: bool, X: Array, centers: Centres) -> tuple[Array, Centres, Array]:
+    def lloyd(bounded: bool, X: Array, centers: Centres) -> tuple[Array, Centres, Array, Array]:
         def summed(labels: Array) -> tuple[Array, Array]:
             return _totals(X, mean, k, lambda x, rows: labels[rows])
 
@@ -108,19 +126,20 @@ def _fit(
             return i + 1, moved, jnp.sum(shifts), known
 
         known: Any = kmeans_bounds.unknown(len(X), centers) if bounded else None
-        i, centers, _, known = jax.lax.while_loop(
+        i, centers, shift, known = jax.lax.while_loop(
             lambda state: (state[0] < max_iterations) & (state[2] > threshold),
             body,
             (jnp.asarray(0), centers, jnp.asarray(jnp.inf, X.dtype), known),
         )
         if bounded:
-            return i, centers, kmeans_bounds.assign(X, mean, squares, centers, known, summed).labels
-        _, (labels,) = _by_slabs(X, mean, lambda _, x, *rows: (None, _nearest(x, centers)[:1]), None)
-        return i, centers, labels
+            labels = kmeans_bounds.assign(X, mean, squares, centers, known, summed).labels
+        else:
+            _, (labels,) = _by_slabs(X, mean, lambda _, x, *rows: (None, _nearest(x, centers)[:1]), None)
+        return i, centers, labels, shift <= threshold
 
-    centers = (plus_plus(X, k, key) if start is None else start) - mean
+    centers = (_plus_plus(X, k, key) if start is None else start) - mean
     # Elsewhere looking at some of the points takes longer than looking at all.
-    i, centers, labels = jax.lax.platform_dependent(
+    i, centers, labels, converged = jax.lax.platform_dependent(
         X, centers, cpu=partial(lloyd, True), default=partial(lloyd, False)
     )
 
@@ -129,7 +148,7 @@ def _fit(
         return inertia + jnp.sum(jnp.where(fresh, distances, 0)), ()
 
     inertia, _ = _by_slabs(X, mean, left, jnp.zeros((), X.dtype))
-    return KMeansResult(centers + mean, labels, inertia, i)
+    return KMeansResult(centers + mean, labels, inertia, i, converged), spread
 
 
 def _move(
@@ -209,7 +228,6 @@ def _sums(
     return jax.lax.platform_dependent(x, labels, cpu=one_by_one, default=product)
 
 
-@partial(jax.jit, static_argnames="k")
 def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centres:
     """Choose k of the points as first centres, each far from those before (greedy k-means++, as in
     scikit-learn).
@@ -217,6 +235,12 @@ def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centres:
     ``X (n, c)`` → ``(k, c)``. Each next centre is the best of 2 + ⌊ln k⌋ points drawn with a probability
     proportional to the squared distance to the nearest centre so far.
     """
+    scale = to_ordinary(jnp.max(jnp.abs(X)))
+    return _plus_plus(X * scale, k, key) / scale
+
+
+@partial(jax.jit, static_argnames="k")
+def _plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centres:
     n, c = X.shape
     trials = 2 + int(np.log(k))
     mean = jnp.mean(X, axis=0, keepdims=True)

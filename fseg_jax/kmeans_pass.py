@@ -180,7 +180,10 @@ class Points:
     def _sums(self, totals: _Totals, ks: Sequence[int]) -> dict[int, Sums]:
         whole = jax.tree.map(np.asarray, _gather(totals, self.layout.mesh))
         if whole.finite.any():
-            raise InputError("k-means: the points hold a NaN or an infinity; look at the encoder's features")
+            raise InputError(
+                "k-means: the points hold a NaN, an infinity or a value far beyond the others; look at the "
+                "encoder's features"
+            )
         out = {}
         for j, (k, begin) in enumerate(zip(ks, np.cumsum([0, *ks]), strict=False)):
             far, where = whole.far[:, j].ravel(), whole.where[:, j].ravel()
@@ -236,7 +239,10 @@ def take(rows: Rows, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m c"]:
 
 def _prepared(x: Float[Array, "m c"], mean: Float[Given, " c"], spherical: bool) -> Float[Array, "m c"]:
     x = x.astype(jnp.float32)
-    return (unit(x) if spherical else x) - mean[None]
+    if spherical:  # as ``unit`` does, in one reading less; what is too long for it is found not to be finite
+        length = jnp.linalg.vector_norm(x, axis=-1, keepdims=True)
+        x = x / jnp.where(jnp.isfinite(length), jnp.maximum(length, 1e-12), jnp.nan)
+    return x - mean[None]
 
 
 def _products(a: Array, b: Given, exact: bool) -> Float[Array, "m n"]:

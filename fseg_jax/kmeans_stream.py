@@ -8,6 +8,7 @@ float32.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
 from fseg_jax.arrays import Key
-from fseg_jax.axes import unit
+from fseg_jax.axes import to_ordinary, unit
 from fseg_jax.errors import InputError
 from fseg_jax.kmeans_pass import Points, Rows, Sums, take
 
@@ -32,14 +33,30 @@ Report = Callable[[int, float], None]  # passes over the points so far, the larg
 
 
 class StreamResult(NamedTuple):
-    """What ``fit`` found for one k: ``KMeansResult`` with the squared distance of each point to its
-    centre."""
+    """What ``fit`` found for one k: ``KMeansResult`` with the squared distance of each point to its centre,
+    in float64 where the points are not of ordinary size."""
 
     centers: Float[np.ndarray, "k c"]
     labels: Int[np.ndarray, " n"]
     distances: Float[np.ndarray, " n"]
     inertia: float
     iterations: int
+    converged: bool
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Points that are not of ordinary size, made so as they are read."""
+
+    rows: Rows
+    scale: np.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows.shape
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        return np.asarray(self.rows[rows], np.float32) * self.scale
 
 
 def fit(
@@ -65,7 +82,7 @@ def fit(
 
     ``devices`` are all there are unless given; every process of a ``jax.distributed`` job calls this alike
     and gets the same result, and reads only its own part of each batch. Raises ``InputError`` where a k is no
-    number of clusters for n points, or a point holds a NaN or an infinity.
+    number of clusters for n points, or a point holds a NaN or an infinity, or is far beyond the others.
     """
     n = rows.shape[0]
     for k in ks:
@@ -77,24 +94,36 @@ def fit(
         max_iterations = LLOYD_PASSES if algorithm == "lloyd" else MINI_BATCH_PASSES
     devices = list(devices if devices is not None else jax.devices())
     sample = _sample(rows, min(n, max(SAMPLE, 128 * max(ks))), key)
+    scale = to_ordinary(np.abs(sample[:: -(-len(sample) // 1024)]).max(keepdims=True)).item()
+    if scale != 1:
+        rows, sample = _Scaled(rows, np.float32(scale)), sample * np.float32(scale)
     if spherical:
         sample = unit(sample)
+        scale = 1.0  # of what comes out
     mean = sample.mean(0, dtype=np.float64).astype(np.float32)
     threshold = tolerance * float(sample.var(0, dtype=np.float64).mean())
     centers = _start(sample, sorted(set(ks)), key, mean, threshold, spherical, restarts, devices)
     del sample
     points = Points(rows, devices, mean, spherical)
     if algorithm == "lloyd":
-        centers, iterations = _lloyd(points, centers, max_iterations, threshold, report)
+        centers, iterations, moving = _lloyd(points, centers, max_iterations, threshold, report)
     else:
-        centers, iterations = _mini_batches(points, centers, max_iterations, threshold, key, report)
+        centers, iterations, moving = _mini_batches(points, centers, max_iterations, threshold, key, report)
     every = sorted(set(ks))
     if algorithm == "lloyd":  # what bfloat16 rounded away, in one last step
         centers = _moved(points, points.totals(centers, every, exact=True), centers)
     labels, distances = points.assign(centers, every)
+    if scale != 1:
+        centers = {k: each / np.float32(scale) for k, each in centers.items()}
+        distances = distances.astype(np.float64) / scale**2
     return {
         k: StreamResult(
-            centers[k], labels[j], distances[j], float(distances[j].sum(dtype=np.float64)), iterations[k]
+            centers[k],
+            labels[j],
+            distances[j],
+            float(distances[j].sum(dtype=np.float64)),
+            iterations[k],
+            k not in moving,
         )
         for j, k in enumerate(every)
     }
@@ -138,7 +167,9 @@ def _start(
             sums = points.totals(held, [count])
             held = _moved(points, sums, held)
         centers = ward(held[count] - mean, sums[count].counts, ks)
-        centers, _ = _lloyd(points, {k: c + mean for k, c in centers.items()}, START_PASSES, 10 * threshold)
+        centers, _, _ = _lloyd(
+            points, {k: c + mean for k, c in centers.items()}, START_PASSES, 10 * threshold
+        )
         for k, here in points.totals(centers, ks).items():
             if k not in best or here.inertia < best[k][0]:
                 best[k] = here.inertia, centers[k]
@@ -211,8 +242,9 @@ def _lloyd(
     max_iterations: int,
     threshold: float,
     report: Report = lambda passes, shift: None,
-) -> tuple[dict[int, np.ndarray], dict[int, int]]:
-    """Lloyd's iteration for every k until its centres rest: the centres, and after how many passes."""
+) -> tuple[dict[int, np.ndarray], dict[int, int], list[int]]:
+    """Lloyd's iteration for every k until its centres rest: the centres, after how many passes, and which k
+    still move."""
     return _passes(
         lambda i, held: _moved(points, points.totals(held, sorted(held)), held),
         centers,
@@ -229,7 +261,7 @@ def _mini_batches(
     threshold: float,
     key: Key,
     report: Report,
-) -> tuple[dict[int, np.ndarray], dict[int, int]]:
+) -> tuple[dict[int, np.ndarray], dict[int, int], list[int]]:
     """Sculley's mini-batches: each in turn, in an order drawn for each pass, moves a centre towards the mean
     of all points it was ever given."""
     seen = {k: np.zeros(k) for k in centers}
@@ -262,7 +294,7 @@ def _passes(
     max_iterations: int,
     threshold: float,
     report: Report,
-) -> tuple[dict[int, np.ndarray], dict[int, int]]:
+) -> tuple[dict[int, np.ndarray], dict[int, int], list[int]]:
     centers, iterations, moving = dict(centers), dict.fromkeys(centers, 0), sorted(centers)
     taken = moving
     for i in range(max_iterations):
@@ -276,7 +308,7 @@ def _passes(
             break
         if 2 * sum(moving) <= sum(taken):  # leaving a k out compiles the pass again
             taken = moving
-    return centers, iterations
+    return centers, iterations, moving
 
 
 def _moved(points: Points, sums: dict[int, Sums], centers: dict[int, np.ndarray]) -> dict[int, np.ndarray]:

@@ -16,11 +16,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.arrays import Concepts, Key, Tokens, Weights
+from fseg_jax.axes import ordinary_exponent, power_of_two, to_ordinary
 from fseg_jax.errors import InputError
 from fseg_jax.nnls import active_set, conjugate_gradients, unfinished
 from fseg_jax.packing import packed
 
 Scalar = float | Float[Array, ""]
+
+
+class WeightsResult(NamedTuple):
+    """What ``solve`` found: W, and of which tokens it is the minimiser up to the tolerance."""
+
+    W: Weights
+    converged: Bool[Array, "*batch n"]
 
 
 class NMFResult(NamedTuple):
@@ -55,52 +63,75 @@ def solve_weights(
     gradients for what that leaves; ``"cg"``, conjugate gradients alone; both exact up to ``tolerance``, the
     projected gradient relative to N (``fseg_jax/nnls.py``); or ``"mu"``, multiplicative updates (Lee & Seung
     2001), which are slower. At most ``max_iterations`` are made of the last two (500, and 2000 for
-    ``"mu"``). Zero tokens and zero concepts get zero weights.
+    ``"mu"``). Zero tokens and zero concepts get zero weights. Tokens may be of any size from 1e-36 to 1e36
+    (a smaller one counts as zero, the weights of a larger one are NaN), concepts of any that float32 holds.
     """
+    return solve(A, H, method=method, tolerance=tolerance, max_iterations=max_iterations).W
+
+
+def solve(
+    A: Tokens,
+    H: Float[Array, "*shared k c"],
+    *,
+    method: str = "active set",
+    tolerance: float = 3e-6,
+    max_iterations: int | None = None,
+) -> WeightsResult:
+    """Solve as ``solve_weights`` does, and say which tokens have converged; those that are not finite have
+    not."""
     if method not in LIMITS:
         raise InputError(f"NMF method {method!r}: choose {', '.join(map(repr, LIMITS))}")
     limit = max_iterations or LIMITS[method]
     if H.ndim == 2:  # all tokens share H: one problem with many rows, so that the products are large
         tokens = A.reshape(-1, A.shape[-1])
-        return _solve(tokens, H, method, tolerance, limit).reshape(*A.shape[:-1], H.shape[0])
+        W, converged = _solve(tokens, H, method, tolerance, limit)
+        return WeightsResult(W.reshape(*A.shape[:-1], H.shape[0]), converged.reshape(A.shape[:-1]))
     batch = jnp.broadcast_shapes(A.shape[:-2], H.shape[:-2])
     A = jnp.broadcast_to(A, batch + A.shape[-2:]).reshape(-1, *A.shape[-2:])
     H = jnp.broadcast_to(H, batch + H.shape[-2:]).reshape(-1, *H.shape[-2:])
-    W = jax.lax.map(lambda problem: _solve(*problem, method, tolerance, limit), (A, H))
-    return W.reshape(*batch, *W.shape[-2:])
+    W, converged = jax.lax.map(lambda problem: _solve(*problem, method, tolerance, limit), (A, H))
+    return WeightsResult(W.reshape(*batch, *W.shape[-2:]), converged.reshape(*batch, A.shape[-2]))
 
 
 @partial(jax.jit, static_argnames=("method", "max_iterations"))
 def _solve(
     A: Float[Array, "n c"], H: Float[Array, "k c"], method: str, tolerance: Scalar, max_iterations: int
-) -> Float[Array, "n k"]:
+) -> WeightsResult:
     dtype = jnp.promote_types(jnp.result_type(A, H), jnp.float32)
     H = H.astype(dtype)
+    of_concepts = to_ordinary(jnp.max(jnp.abs(H), axis=1, keepdims=True))
+    H = H * of_concepts
     # Concepts of unit length: G has a unit diagonal, which is the best diagonal preconditioner.
     norm = jnp.linalg.norm(H, axis=1, keepdims=True)
     unit = H / jnp.where(norm > 0, norm, 1)
     G = jnp.matmul(unit, unit.T, precision="highest")
     N = jnp.matmul(A.astype(dtype), unit.T, precision="highest")
+    # Scaled here, where the channels are gone, tokens of any size cost nothing.
+    of_tokens = to_ordinary(jnp.max(jnp.abs(N), axis=1, keepdims=True))
+    N = N * of_tokens
     if method == "mu":
-        W = _multiplicative_weights(G, N, tolerance, max_iterations)
+        W, left = _multiplicative_weights(G, N, tolerance, max_iterations)
     elif method == "cg":
-        W = conjugate_gradients(G, N, tolerance, max_iterations, jnp.zeros_like(N))
+        W, left = conjugate_gradients(G, N, tolerance, max_iterations, jnp.zeros_like(N))
     else:
-        W = active_set(G, N, tolerance / 3)
+        began = active_set(G, N, tolerance / 3)
 
-        def finish(rows: Int[Array, " m"]) -> Array:
-            return conjugate_gradients(G, N[rows], tolerance, max_iterations, W[rows])
+        def finish(rows: Int[Array, " m"]) -> tuple[Array, Array]:
+            return conjugate_gradients(G, N[rows], tolerance, max_iterations, began[rows])
 
-        W = packed(finish, unfinished(G, N, W, tolerance), W)
+        rest = unfinished(G, N, began, tolerance)
+        W, left = packed(finish, rest, (began, rest))
     norm = norm.T
-    return jnp.where(norm > 0, W / jnp.where(norm > 0, norm, 1), 0)
+    W = jnp.where(norm > 0, W / jnp.where(norm > 0, norm, 1), 0) * of_concepts.T / of_tokens
+    W = jnp.where(jnp.isfinite(N).all(1, keepdims=True), W, jnp.nan)
+    return WeightsResult(W, ~left & jnp.isfinite(W).all(1))
 
 
 def _multiplicative_weights(
     G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar, max_iterations: int
-) -> Float[Array, "n k"]:
+) -> tuple[Float[Array, "n k"], Bool[Array, " n"]]:
     """Lee & Seung's update W ← W ∘ N ⊘ (W·G), for every row until its largest change falls under the
-    tolerance."""
+    tolerance; and which rows are left unfinished."""
     tiny = jnp.finfo(N.dtype).tiny
 
     def body(state: tuple) -> tuple:
@@ -115,10 +146,10 @@ def _multiplicative_weights(
     w = jnp.maximum(jnp.sum(N, axis=1, keepdims=True), 0) / jnp.maximum(total, tiny)
     w = jnp.broadcast_to(w, N.shape)
     live = jnp.ones((N.shape[0], 1), bool)
-    _, w, _ = jax.lax.while_loop(
+    _, w, live = jax.lax.while_loop(
         lambda state: (state[0] < max_iterations) & jnp.any(state[2]), body, (0, w, live)
     )
-    return w
+    return w, live[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------ W, H free
@@ -157,23 +188,33 @@ def factorize(
     change nothing: from the random start, what the rows alone would give, but for rounding.
 
     k may exceed the rank: superfluous concepts fade to zero. An all-zero A gives an error of 0 and no NaN.
+    A may be of any size that float32 holds.
     """
     if k < 1:
         raise InputError(f"k = {k}: a factorization needs at least one concept")
     if method not in FREE_LIMITS:
         raise InputError(f"NMF method {method!r}: choose {', '.join(map(repr, FREE_LIMITS))}")
     batch, (n, c) = A.shape[:-2], A.shape[-2:]
-    A = A.reshape(-1, n, c).astype(jnp.promote_types(A.dtype, jnp.float32))
+    A, root = _to_ordinary(A.reshape(-1, n, c).astype(jnp.promote_types(A.dtype, jnp.float32)))
     if isinstance(start, str):
         if start not in ("random", "nndsvd"):
             raise InputError(f"NMF start {start!r}: choose 'random' or 'nndsvd', or give (W, H)")
         counted = None if rows is None else jnp.broadcast_to(rows, batch).reshape(-1)
         W, H = _start(A, key, k, start, counted)
     else:
-        W = jnp.broadcast_to(start[0].astype(A.dtype), (*batch, n, k)).reshape(-1, n, k)
-        H = jnp.broadcast_to(start[1].astype(A.dtype), (*batch, k, c)).reshape(-1, k, c)
-    result = _factorize(A, W, H, method, tolerance, max_iterations or FREE_LIMITS[method])
-    return NMFResult(*(x.reshape(*batch, *x.shape[1:]) for x in result))
+        W = jnp.broadcast_to(start[0].astype(A.dtype), (*batch, n, k)).reshape(-1, n, k) * root
+        H = jnp.broadcast_to(start[1].astype(A.dtype), (*batch, k, c)).reshape(-1, k, c) * root
+    found = _factorize(A, W, H, method, tolerance, max_iterations or FREE_LIMITS[method])
+    each = root[:, 0, 0]
+    found = found._replace(W=found.W / root, H=found.H / root, error=found.error / each / each)
+    return NMFResult(*(x.reshape(*batch, *x.shape[1:]) for x in found))
+
+
+@jax.jit
+def _to_ordinary(A: Float[Array, "b n c"]) -> tuple[Float[Array, "b n c"], Float[Array, "b 1 1"]]:
+    """Problems of ordinary size, and what W and H of each are then multiplied with, a power of two."""
+    exponent = ordinary_exponent(jnp.max(jnp.abs(A), axis=(1, 2), keepdims=True))
+    return A * power_of_two(exponent, A.dtype), power_of_two(exponent // 2, A.dtype)
 
 
 @partial(jax.jit, static_argnames=("k", "kind"))

@@ -7,7 +7,8 @@ for many tokens in step: each keeps the inverse of its own few rows and columns 
 slots, and a step takes one weight in or out. ``conjugate_gradients`` needs no slots and bears a singular G;
 it finishes what the first leaves.
 
-G has a unit diagonal (a zero concept's row is zero). Tokens lie along the last axis of the active set's
+G has a unit diagonal (a zero concept's row is zero), and N is of ordinary size (``axes.to_ordinary``), as
+``nmf`` makes them. Tokens lie along the last axis of the active set's
 arrays, so that all its small sums run over whole vectors.
 """
 
@@ -163,8 +164,9 @@ def conjugate_gradients(
     tolerance: Scalar,
     max_iterations: int,
     start: Float[Array, "n k"],
-) -> Float[Array, "n k"]:
-    """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N, all rows at once and each at its own pace.
+) -> tuple[Float[Array, "n k"], Bool[Array, " n"]]:
+    """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N, all rows at once and each at its own pace; and
+    say which rows are left unfinished.
 
     Conjugate gradients on the face of the positive weights with projected expansion (Dostál's MPRGP with the
     projected step of Kružík et al. 2020), until the projected gradient falls under ``tolerance`` × ‖n‖.
@@ -200,12 +202,12 @@ def conjugate_gradients(
 
     w = start
     g = jnp.matmul(w, G, precision="highest") - N
-    _, w, _, _, _ = jax.lax.while_loop(
+    _, w, _, _, live = jax.lax.while_loop(
         lambda state: (state[0] < max_iterations) & jnp.any(state[4]),
         body,
         (0, w, g, _split(w, g)[0], _gap(w, g) > target),
     )
-    return w
+    return w, live[:, 0]
 
 
 def unfinished(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fseg_jax.axes import first, smallest, unit
+from fseg_jax.axes import first, smallest, to_ordinary, unit
 
 
 @settings(max_examples=50, deadline=None)
@@ -39,3 +39,19 @@ def test_unit_has_length_one_stays_of_its_kind_and_leaves_zeros(kind):
     scaled = unit(x)
     assert type(scaled) is type(x) and scaled.dtype == x.dtype
     np.testing.assert_allclose(scaled, [[[0.6, 0.8], [0.0, 0.0]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_unit_has_length_one_whatever_the_size(kind):
+    x = np.array([[3.0, 4.0], [3e30, 4e30], [3e-30, 4e-30], [1e38, 0.0], [2e-38, 0.0]], np.float32)
+    expected = [[0.6, 0.8], [0.6, 0.8], [0.6, 0.8], [1.0, 0.0], [1.0, 0.0]]
+    np.testing.assert_allclose(unit(kind(x)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_what_is_not_of_ordinary_size_is_made_so_by_powers_of_two(kind):
+    sizes = np.array([0, 1, 1e-9, 4e9, 1e30, 1e-30, 3.4e38, 1.2e-38, np.inf, np.nan], np.float32)
+    powers = np.asarray(to_ordinary(kind(sizes)))
+    assert (powers[[0, 1, 2, 3, 8, 9]] == 1).all()
+    assert (np.frexp(powers)[0] == 0.5).all()  # a power of two, exactly
+    assert ((sizes * powers)[4:8] >= 1).all() and ((sizes * powers)[4:8] < 32).all()

@@ -132,6 +132,13 @@ def test_another_encoders_codebook_is_an_error():
         book.check("uni", 6, "bb")
 
 
+@pytest.mark.parametrize("size", [1e60, 1e-60, 1e-42])
+def test_centres_that_float32_does_not_hold_are_an_error(size):
+    with pytest.raises(InputError, match="float32 does not hold centres of such a size"):
+        Codebook(np.float64(CENTERS[5]) * size)
+    assert Codebook(np.zeros((2, 3))).k == 2
+
+
 @pytest.mark.parametrize("centers", [np.zeros((0, 3)), np.full((2, 2), np.nan)])
 def test_bad_centres_are_named(centers):
     with pytest.raises(InputError, match="codebook"):

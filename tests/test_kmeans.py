@@ -1,6 +1,7 @@
 """k-means against scikit-learn, brute force and planted clusters."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -81,6 +82,33 @@ def test_identical_points_give_coinciding_clusters():
     result = kmeans.fit(np.ones((10, 2), np.float32), 3, key=KEY)
     assert np.isfinite(np.asarray(result.centers)).all()
     assert float(result.inertia) == 0
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("power", [2.0**100, 2.0**-100])
+def test_points_of_any_size_are_clustered_as_those_near_one(power, spherical):
+    X, _ = blobs(4, n=200, c=5)
+    plain = kmeans.fit(X, 4, key=KEY, spherical=spherical)
+    far = kmeans.fit(X * np.float32(power), 4, key=KEY, spherical=spherical)
+    own = 1 if spherical else power
+    np.testing.assert_array_equal(far.labels, plain.labels)
+    np.testing.assert_array_equal(np.asarray(far.centers) / np.float32(own), plain.centers)
+    assert float(far.inertia) == pytest.approx(float(plain.inertia) * own**2, rel=1e-6)
+    start = kmeans.fit(X * np.float32(power), 4, key=KEY, start=X[:4] * np.float32(power))
+    np.testing.assert_array_equal(start.labels, kmeans.fit(X, 4, key=KEY, start=X[:4]).labels)
+
+
+@pytest.mark.parametrize("power", [2.0**100, 2.0**-100])
+def test_first_centres_of_points_of_any_size(power):
+    X, _ = blobs(4, n=200, c=5)
+    plain, far = (kmeans.plus_plus(jnp.asarray(X * np.float32(p)), 4, KEY) for p in (1, power))
+    np.testing.assert_array_equal(np.asarray(far) / np.float32(power), plain)
+
+
+def test_it_is_said_whether_the_centres_came_to_rest():
+    X, _ = blobs(8, spread=2.0)
+    assert bool(kmeans.fit(X, 8, key=KEY).converged)
+    assert not bool(kmeans.fit(X, 8, key=KEY, max_iterations=1).converged)
 
 
 def test_one_key_gives_one_result():

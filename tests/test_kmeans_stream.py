@@ -54,6 +54,40 @@ def test_the_result_is_what_it_says(fitted, k):
     np.testing.assert_allclose(result.centers, means, atol=1e-4)  # bfloat16 is in none of it
 
 
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("power", [2.0**100, 2.0**-100])
+def test_points_of_any_size_are_clustered_as_those_near_one(power, spherical):
+    X = nested(600).astype(np.float32)
+    plain, far = (
+        kmeans_stream.fit(X * np.float32(p), (4,), key=KEY, spherical=spherical, restarts=1)[4]
+        for p in (1, power)
+    )
+    own = 1 if spherical else power
+    np.testing.assert_array_equal(far.labels, plain.labels)
+    np.testing.assert_array_equal(far.centers / np.float32(own), plain.centers)
+    np.testing.assert_allclose(far.distances / own**2, plain.distances, rtol=1e-6)
+    assert far.inertia == pytest.approx(plain.inertia * own**2, rel=1e-6)
+
+
+def test_a_point_far_beyond_the_others_is_refused_where_float32_cannot_hold_both():
+    X = nested(3000).astype(np.float32)
+    X[1, 4] = 1e30
+    for spherical in (False, True):
+        with pytest.raises(InputError, match="a value far beyond the others"):
+            kmeans_stream.fit(X, (4,), key=jax.random.key(1), spherical=spherical, restarts=1)
+
+
+def test_it_is_said_whether_the_centres_came_to_rest(fitted, monkeypatch):
+    assert fitted[1][4].converged and fitted[1][16].converged
+    monkeypatch.setattr(kmeans_stream, "START_PASSES", 1)  # or else they begin at rest
+    noise = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
+    for passes, rested in ((1, False), (100, True)):
+        assert (
+            kmeans_stream.fit(noise, (16,), key=KEY, restarts=1, max_iterations=passes)[16].converged
+            == rested
+        )
+
+
 def test_spherical_ignores_lengths_and_keeps_to_the_sphere():
     X = nested(2000).astype(np.float32)
     scaled = X * np.random.default_rng(1).uniform(0.5, 2, (len(X), 1)).astype(np.float32)

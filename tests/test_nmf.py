@@ -112,6 +112,42 @@ def test_concepts_that_are_all_but_equal():
     assert (objective(A, W, H) - best <= 1e-4 * (np.float64(A) ** 2).sum(1)).all()
 
 
+@pytest.mark.parametrize("method", ["active set", "cg", "mu"])
+@pytest.mark.parametrize(("of_tokens", "of_concepts"), [(1e30, 1.0), (1e-30, 1.0), (1.0, 1e25), (1e30, 1e30)])
+def test_solve_weights_is_right_for_numbers_of_any_size(of_tokens, of_concepts, method):
+    """Squares of these are beyond float32 on either side."""
+    A, H = random_problem(8, "mixtures", n=12, c=32)
+    expected = exact(A, H)
+    huge = [
+        jnp.asarray((np.float64(x) * s).astype(np.float32)) for x, s in ((A, of_tokens), (H, of_concepts))
+    ]
+    W, converged = nmf.solve(*huge, method=method)
+    W = np.float64(W) / of_tokens * of_concepts
+    assert converged.all()
+    np.testing.assert_allclose(W, expected, atol=(1e-2 if method == "mu" else 1e-4) * expected.max())
+
+
+def test_tiny_concepts_are_no_zero_concepts():
+    A, H = random_problem(8, "mixtures", n=12, c=32)
+    W = nmf.solve_weights(jnp.asarray(A * np.float32(1e-10)), jnp.asarray(H * np.float32(1e-30)))
+    np.testing.assert_allclose(np.float64(W) * 1e-20, exact(A, H), atol=1e-4 * np.asarray(W).max() * 1e-20)
+
+
+def test_solve_says_which_tokens_have_converged():
+    A, H = random_problem(16, "mixtures", n=24, c=64)
+    A[3], A[5] = 0, np.nan
+    fine = np.arange(24) != 5
+    for method in nmf.LIMITS:
+        W, converged = nmf.solve(jnp.asarray(A), jnp.asarray(H), method=method)
+        np.testing.assert_array_equal(converged, fine, err_msg=method)
+        np.testing.assert_array_equal(W, nmf.solve_weights(jnp.asarray(A), jnp.asarray(H), method=method))
+    for method in ("cg", "mu"):
+        _, converged = nmf.solve(jnp.asarray(A), jnp.asarray(H), method=method, max_iterations=1)
+        assert converged[3] and not converged.all() and converged.sum() < 12
+    each = nmf.solve(jnp.asarray(A.reshape(2, 12, 64)), jnp.stack([jnp.asarray(H)] * 2))
+    np.testing.assert_array_equal(each.converged, fine.reshape(2, 12))
+
+
 def test_solve_weights_does_not_depend_on_the_batch():
     A, H = random_problem(16, "mixtures", n=64, c=128)
     together = np.asarray(nmf.solve_weights(jnp.asarray(A), jnp.asarray(H)))
@@ -188,6 +224,31 @@ def test_factorize_survives_degenerate_tiles(method, start):
     for field in result[:3]:
         assert np.isfinite(np.asarray(field)).all()
     assert float(result.error[1]) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["hals", "accelerated", "mu"])
+@pytest.mark.parametrize("start", ["random", "nndsvd", "given"])
+def test_factorize_is_right_for_numbers_of_any_size(method, start):
+    """One batch of the same problem in three sizes: the results are the same, each in its own size."""
+    A = planted(3, n=20, c=24)
+    powers = np.array([1, 2.0**100, 2.0**-100], np.float32)[:, None, None]
+    r = np.random.default_rng(0)
+    given = [r.random(shape, np.float32) * np.sqrt(powers) for shape in ((20, 3), (3, 24))]
+    begin = tuple(map(jnp.asarray, given)) if start == "given" else start
+    result = nmf.factorize(jnp.asarray(A * powers), 3, key=KEY, method=method, start=begin)
+    product = np.float64(result.W) @ np.float64(result.H) / powers
+    assert np.linalg.norm(product[0] - A) <= 0.1 * np.linalg.norm(A)
+    np.testing.assert_allclose(product[1:], product[[0, 0]], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result.error / powers[:, 0, 0], np.asarray(result.error)[[0, 0, 0]], rtol=1e-5)
+
+
+def test_factorize_says_which_problems_have_converged():
+    A = jnp.asarray(np.stack([planted(4, n=20, c=24), np.zeros((20, 24), np.float32)]))
+    for method in nmf.FREE_LIMITS:
+        assert nmf.factorize(A, 4, key=KEY, method=method, max_iterations=2).converged.tolist() == [
+            False,
+            True,
+        ]
 
 
 def test_factorize_stops_each_problem_of_a_batch_by_itself():

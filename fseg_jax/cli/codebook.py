@@ -1,12 +1,17 @@
 """``fseg codebook import`` and ``show``."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fseg_jax.cli.options import MICRONS, overwrite_option
 from fseg_jax.errors import InputError
 from fseg_jax.terminal import Named
+
+if TYPE_CHECKING:
+    from fseg_jax.codebook import Provenance
 
 
 @click.group(cls=Named)
@@ -31,15 +36,42 @@ def codebook() -> None:
 def codebook_import(
     source: Path, output: Path, encoder: str, layer: str, mpp: float | None, overwrite: bool
 ) -> None:
-    """Turn the F-SEG authors' joblib file of centres into a codebook, without running anything in it."""
+    """Turn the F-SEG authors' joblib file of centres into a codebook, without running anything in it.
+
+    Where the encoder's weights are on this machine, its fingerprint goes with the centres: another of the
+    same width is then refused.
+    """
     from fseg_jax.codebook import Provenance, import_joblib, save_all
     from fseg_jax.paths import is_there
 
     if is_there(output) and not overwrite:
         raise InputError(f"{output} exists: choose another name, or --overwrite")
-    books = import_joblib(source, Provenance(encoder=encoder, layer=layer, mpp=mpp, source=source.name))
+    origin = Provenance(encoder=encoder, layer=layer, mpp=mpp, source=source.name)
+    books = import_joblib(source, origin)
+    if encoder:
+        origin = _identified(origin, next(iter(books.values())).channels)
+        books = {k: replace(book, provenance=origin) for k, book in books.items()}
     save_all(output, books)
     click.echo(f"{output}: k = {', '.join(str(k) for k in sorted(books))}")
+
+
+def _identified(origin: "Provenance", channels: int) -> "Provenance":
+    """The provenance with the fingerprint of its encoder, where that is on this machine and has the width."""
+    from fseg_jax.encoders.fingerprint import take_fingerprint
+    from fseg_jax.encoders.load import is_here, load_encoder
+
+    if not is_here(origin.encoder):
+        return origin
+    encoder = load_encoder(origin.encoder)
+    card = encoder.card
+    if card.channels != channels:
+        raise InputError(
+            f"--encoder {origin.encoder}: its features are {card.channels} wide, and the centres {channels}: "
+            "name the encoder that they were made with"
+        )
+    return replace(
+        origin, encoder=card.name, layer=origin.layer or card.layer, fingerprint=take_fingerprint(encoder)
+    )
 
 
 @codebook.command("show")

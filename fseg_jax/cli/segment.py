@@ -115,9 +115,10 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
 
 def _load_codebook(path: Path | None, options: dict[str, Any], encoder: "Encoder") -> "Codebook | None":
     from fseg_jax.codebook import Codebook
+    from fseg_jax.methods.fseg import check_codebook
 
     if path is None:
         return None
     book = Codebook.load(path, options["k"])
-    book.check(encoder.card.name, encoder.card.channels, encoder.card.weights_hash)
+    check_codebook(book, encoder)
     return book

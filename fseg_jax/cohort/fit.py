@@ -27,6 +27,7 @@ from fseg_jax.cohort.tile_features import (
     write_failures,
 )
 from fseg_jax.encoders.encoder import Encoder
+from fseg_jax.encoders.fingerprint import take_fingerprint
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_card
 from fseg_jax.paths import is_folder, is_there
@@ -144,6 +145,9 @@ def fit_cohort(
         restarts=settings.restarts,
         report=clustering,
     )
+    moving = [k for k, result in results.items() if not result.converged]
+    if moving and settings.algorithm == "lloyd":  # mini-batches are a few passes, and do not come to rest
+        _log.warning("k-means has not converged for k = %s", ", ".join(map(str, moving)))
     results = {k: _by_size(result) for k, result in results.items()}
     card = encoder.card
     origin = Provenance(
@@ -155,6 +159,7 @@ def fit_cohort(
         seed=settings.seed,
         source=f"{source or 'a cohort'}: {n} {unit} of {len(there)} slides"
         + (", spherical" if settings.spherical else ""),
+        fingerprint="" if card.weights_hash else take_fingerprint(encoder),
     )
     books = {k: Codebook(result.centers, origin) for k, result in results.items()}
     if first:

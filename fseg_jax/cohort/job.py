@@ -15,6 +15,7 @@ from fseg_jax.cohort.worker import Settings
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.errors import InputError
+from fseg_jax.methods import fseg
 
 AGREED = "cohort.json"  # what a place is for
 
@@ -56,9 +57,12 @@ def loaded_encoder(name: str, weights: str | None, dtype: str) -> Encoder:
 
 
 def card_of(job: Job) -> EncoderCard:
-    """The encoder's card: its own, or as it is kept with its features."""
+    """The encoder's card: as kept with its features, or its own once it is known to fit the codebook."""
     if job.features is None:
-        return loaded_encoder(job.encoder, job.weights, job.dtype).card
+        encoder = loaded_encoder(job.encoder, job.weights, job.dtype)
+        if job.codebook is not None:
+            fseg.check_codebook(job.codebook, encoder)
+        return encoder.card
     try:
         return EncoderCard.from_json(_kept_with(job.features)["encoder"])
     except (LookupError, TypeError):

@@ -439,8 +439,12 @@ def _stored(X: Float[np.ndarray, "m c"], dtype: str, slide: Slide, card: Encoder
         )
     with np.errstate(over="ignore"):
         narrow = X.astype(DTYPES[dtype])
-    if not np.isfinite(narrow.astype(np.float32)).all():
-        raise InputError(f"{slide.path}: a feature does not fit in {dtype}: choose --store bfloat16")
+    small = float(ml_dtypes.finfo(DTYPES[dtype]).smallest_normal)
+    if not np.isfinite(narrow.astype(np.float32)).all() or 0 < np.abs(X).max() < small:
+        raise InputError(
+            f"{slide.path}: features of up to {np.abs(X).max():.3g} do not fit in {dtype}: choose --store "
+            "bfloat16"
+        )
     return narrow
 
 

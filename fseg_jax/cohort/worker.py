@@ -7,6 +7,7 @@ tiles; everything it writes appears under its final name only when all of it is 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -141,7 +142,7 @@ def segment_slide(
     fseg.check(settings.mode, settings.resize)
     card = encoder.card
     if codebook is not None:
-        codebook.check(card.name, card.channels, card.weights_hash)
+        fseg.check_codebook(codebook, encoder)
     paths = output_paths(slide.name, out)
     check_outputs(paths, out, overwrite)
     clock = Clock()
@@ -173,11 +174,14 @@ def segment(
     labels_path = folder / f"{name}.ome.zarr"
     shape = (plan.grid.height, plan.grid.width)
     writer = LabelWriter(labels_path, shape, plan.mpp, k, names=names, colours=colours, provenance=provenance)
-    for rows in _label_rows(plan, tokens, card, codebook, settings, report):
+    left: Counter[str] = Counter()
+    for rows in _label_rows(plan, tokens, card, codebook, settings, report, left):
         writer.append(rows)
     pixels = writer.close()
     clock.lap("segmentation")
     areas = pixels * plan.mpp**2 * 1e-6
+    uncovered = left["pixels"] * plan.mpp**2 * 1e-6
+    _warn_of_left(plan, left["tokens"], uncovered)
     write_areas(folder / f"{name}.csv", names, pixels, plan.mpp, colours=colours)
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-outlines") as pool:
         drawn = pool.submit(
@@ -205,11 +209,23 @@ def segment(
         **provenance,
         "tissue_mm2": round(float(areas[1:].sum()), 6),
         "areas_mm2": {name: round(float(a), 6) for name, a in zip(names, areas[1:], strict=True)},
+        "uncovered_mm2": round(uncovered, 6),
+        "tokens_not_converged": left["tokens"],
         "tiles": tiles,
         "outlines": outlines,
         "seconds": clock.laps,
         "tiles_per_second": round(tiles / clock.laps["segmentation"], 2),
     }
+
+
+def _warn_of_left(plan: Plan, tokens: int, uncovered: float) -> None:
+    """Say so where tissue has no label, or one of a solver that had to stop."""
+    if uncovered:
+        _log.warning(
+            "%s: %.3g mm² of tissue have no weight in any cluster, and are background", plan.name, uncovered
+        )
+    if tokens:
+        _log.warning("%s: the factorization of %d tokens of tissue has not converged", plan.name, tokens)
 
 
 def working_mpp(card: EncoderCard, settings: Settings, codebook: Codebook | None) -> float:
@@ -307,6 +323,8 @@ def fit_codebook(
     if sample >= max(1024, 4 * settings.k) and sample < len(X):
         X = X[np.sort(rng.choice(len(X), sample, replace=False))]
     result = kmeans.fit(X.astype(np.float32), settings.k, key=jax.random.key(settings.seed))
+    if not result.converged:
+        _log.warning("%s: k-means has not converged in %d iterations", plan.name, result.iterations)
     # Clusters are numbered from the largest down, which is how their legend reads.
     counts = np.bincount(np.asarray(result.labels), minlength=settings.k)
     centers = np.asarray(result.centers)[np.argsort(-counts, kind="stable")]
@@ -325,10 +343,17 @@ def fit_codebook(
 
 
 def _label_rows(
-    plan: Plan, tokens: Tokens, card: EncoderCard, codebook: Codebook, settings: Settings, report: Report
+    plan: Plan,
+    tokens: Tokens,
+    card: EncoderCard,
+    codebook: Codebook,
+    settings: Settings,
+    report: Report,
+    left: Counter[str],
 ) -> Iterator[UInt[np.ndarray, "n width"]]:
     """Yield the slide's labels from top to bottom, a row of tiles at a time: made in a thread, beside the
-    factorization of the rows below."""
+    factorization of the rows below. Counted in ``left`` are the tokens of tissue that have not converged, and
+    the pixels of tissue that no cluster has any weight at."""
     grid = plan.grid
     centers = jnp.asarray(codebook.centers)
     key = jax.random.key(settings.seed)
@@ -341,25 +366,27 @@ def _label_rows(
         nonlocal next_row
         pending = tiles[done][0] if done < len(tiles) else grid.rows + 1
         while next_row < grid.rows and next_row + 1 < pending:
-            yield pool.submit(_label_row, plan, dict(held), next_row, codebook.k, settings)
+            yield pool.submit(_label_row, plan, dict(held), next_row, codebook.k, settings, left)
             for column in range(grid.columns):
                 held.pop((next_row - 1, column), None)
             next_row += 1
 
-    def solved() -> Iterator[tuple[list[Tile], Float[jax.Array, "b t t k"], Bool[jax.Array, " b"]]]:
+    def solved() -> Iterator[tuple[list[Tile], fseg.TileWeights]]:
         for here, features in tokens(tiles):
             yield (
                 here,
-                *fseg.tile_weights(features, centers, key, mode=settings.mode, concepts=settings.concepts),
+                fseg.tile_weights(features, centers, key, mode=settings.mode, concepts=settings.concepts),
             )
 
     def begun() -> Iterator[Future[UInt[np.ndarray, "n width"]]]:
         nonlocal done
         report("segmentation", 0, len(tiles))
-        for here, W, finite in ahead(solved()):
-            for tile, weights, fine in zip(here, np.asarray(W), np.asarray(finite), strict=False):
+        for here, found in ahead(solved()):
+            for tile, weights, fine, done_with in zip(here, *map(np.asarray, found), strict=False):
                 if not fine:
                     raise _not_finite(plan, card, tile)
+                if not done_with.all():
+                    left["tokens"] += int((~done_with & plan.core_mask(*tile)).sum())
                 held[tile] = weights
             done += len(here)
             report("segmentation", done, len(tiles))
@@ -377,6 +404,7 @@ def _label_row(
     row: int,
     k: int,
     settings: Settings,
+    left: Counter[str],
 ) -> UInt[np.ndarray, "n width"]:
     """The labels of one row of tiles: blended, upsampled, and background where there is no tissue."""
     grid = plan.grid
@@ -401,7 +429,10 @@ def _label_row(
         for column, block in zip(here, np.asarray(labels), strict=False):
             _, x, h, w = grid.core(row, int(column))
             tissue = plan.tissue.crop(top, x, h, w, plan.mpp)
-            out[:, x : x + w] = np.where(tissue, block[:h, :w], 0)
+            inside = block[:h, :w]
+            if not inside.all():
+                left["pixels"] += int((tissue & (inside == 0)).sum())
+            out[:, x : x + w] = np.where(tissue, inside, 0)
     return out
 
 

@@ -136,6 +136,19 @@ def cached() -> list[CachedFile]:
     return [CachedFile(path.parent.name, path, path.stat().st_size) for path in paths]
 
 
+def is_here(name: str) -> bool:
+    """Whether ``load_encoder(name)`` has all it needs on this machine, and fetches nothing."""
+    if name.lower() == "classical" or name.lower() in SHIPPED:
+        return True
+    if name.endswith(".safetensors"):
+        return Path(name).is_file()
+    try:
+        row = lookup(name)
+    except InputError:
+        return False
+    return any(_folder(row).glob("published-*.safetensors")) or hub.downloaded(row) is not None
+
+
 def _published(row: Row, dtype: str) -> Loaded:
     """The weights as published, from the cache, or fetched and converted into it."""
     path = _folder(row) / f"published-{dtype}.safetensors"

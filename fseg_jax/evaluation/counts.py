@@ -44,7 +44,8 @@ def nearest(tokens: Tokens, centers: Centres, own: Own) -> Float[Array, "b n k"]
 
 def labels(scores: Float[Array, "b n k"], batch: Batch, stride: int) -> list[UInt[np.ndarray, "_ _"]]:
     """Resize what each cluster scores at each token to pixels, and take the best (§3.2), as ``fseg.segment``
-    does: labels 1…k of each tile."""
+    does: labels 1…k of each tile. Every pixel is judged: one at which all score 0 goes to the first, as in
+    the paper."""
     found = np.asarray(_labels(scores, batch.sizes, batch.frame, stride))
     sizes = (batch.sizes[: len(batch.tiles)] * stride).tolist()
     return [own[:height, :width] for own, (height, width) in zip(found, sizes, strict=False)]
@@ -57,7 +58,7 @@ def _labels(scores: Float[Array, "b n k"], sizes: Int[Array, "b 2"], frame: Shap
         rows, columns = (jnp.clip(jnp.arange(-1, n + 1), 0, size[i] - 1) for i, n in enumerate(frame))
         return score[rows[:, None] * size[1] + columns[None]]
 
-    return fseg.block_labels(jax.vmap(framed)(scores, sizes), stride)
+    return jnp.maximum(fseg.block_labels(jax.vmap(framed)(scores, sizes), stride), 1)
 
 
 def clusters(

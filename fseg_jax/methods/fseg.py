@@ -5,7 +5,8 @@ factorized,
 
     A ≈ W × H,                                                                        (§3.1)
 
-and each pixel belongs to the concept that contributes most to it, β_ij = argmax_m W_ijm. What a concept is
+and each pixel belongs to the concept that contributes most to it, β_ij = argmax_m W_ijm; one to which none
+contributes belongs to none, and is background. What a concept is
 called comes from cluster centres μ fitted over a cohort (``codebook.py``), in one of two ways:
 
 - ``mode="assign"`` (§3.2.1): W and H are both solved for, and each concept takes the name of the centre of
@@ -21,6 +22,7 @@ code's start for ``"assign"`` is scikit-learn's random one on the transposed mat
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +31,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt, UInt8
 
 from fseg_jax import nmf
 from fseg_jax.arrays import Centres, Features, Key
-from fseg_jax.axes import first, unit
+from fseg_jax.axes import first, to_ordinary, unit
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder, EncoderCard, encode_framed
+from fseg_jax.encoders.fingerprint import alike, take_fingerprint
 from fseg_jax.errors import InputError
 from fseg_jax.packing import packed
 
@@ -39,6 +42,15 @@ CONCEPTS = 20  # of mode "assign", a tile: the authors' default
 MODES = ("fixed", "assign")
 RESIZES = ("bilinear", "nearest")
 FEW, MANY = 2, 16  # clusters interpolated in a cell between tokens: by all cells; by those that need more
+
+
+class TileWeights(NamedTuple):
+    """What ``tile_weights`` found: the contributions, whether all features of a tile (and what came of them)
+    are finite, and for which tokens the solver converged."""
+
+    W: Float[Array, "b h w k"]
+    finite: Bool[Array, " b"]
+    converged: Bool[Array, "b h w"]
 
 
 def segment(
@@ -60,16 +72,17 @@ def segment(
     of a few frames that holds it (``frame_sides``), which changes neither its features nor its factorization
     but for rounding (of an encoder of your own, the features near its right and lower edges).
 
-    Returns the clusters 1…k of the codebook's rows, uint8 (uint16 when k > 255). Raises ``InputError`` for an
-    image of another kind, a codebook of another encoder, features that are not finite, or fewer tokens than
-    concepts. For slides, use ``cohort.worker.segment_slide``.
+    Returns the clusters 1…k of the codebook's rows, uint8 (uint16 when k > 255), and 0 where no cluster has
+    any weight: features of zero. Raises ``InputError`` for an image of another kind, a codebook of another
+    encoder, features that are not finite, or fewer tokens than concepts. For slides, use
+    ``cohort.worker.segment_slide``.
     """
     check(mode, resize)
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(f"an image of {image.dtype} {image.shape}: uint8 (height, width, 3) is needed")
     card = encoder.card
-    codebook.check(card.name, card.channels, card.weights_hash)
+    check_codebook(codebook, encoder)
     stride, (height, width) = card.stride, image.shape[:2]
     image = np.pad(image, [(0, -height % stride), (0, -width % stride), (0, 0)], mode="edge")
     h, w = image.shape[0] // stride, image.shape[1] // stride
@@ -128,7 +141,7 @@ def _framed_weights(
     rows = next(n for n in ((side // card.stride) ** 2 for side in frame_sides(card)[-2:]) if n >= len(A))
     A = np.pad(A, [(0, rows - len(A)), (0, 0)])
     own = np.array([h * w], np.int32)
-    W, finite = tile_weights(
+    W, finite, _ = tile_weights(
         jax.device_put(A[None, None]), centers, key, mode=mode, concepts=concepts, tokens=own
     )
     if not np.asarray(finite).all():
@@ -164,6 +177,23 @@ def check(mode: str, resize: str) -> None:
         raise InputError(f"resize {resize!r}: choose 'bilinear' or 'nearest'")
 
 
+def check_codebook(codebook: Codebook, encoder: Encoder) -> None:
+    """Raise ``InputError`` unless a codebook was made with this encoder, as far as it says with which.
+
+    Where the hash of either's weights is unknown and the codebook holds a fingerprint, the encoder's own is
+    taken and compared.
+    """
+    card, theirs = encoder.card, codebook.provenance
+    codebook.check(card.name, card.channels, card.weights_hash)
+    if not theirs.fingerprint or (theirs.weights_hash and card.weights_hash):
+        return
+    if not alike(take_fingerprint(encoder), theirs.fingerprint):
+        raise InputError(
+            f"the codebook was made with another encoder than this {card.name!r}: on one picture their "
+            "features are unlike; use the encoder, weights and layer it was made with, or another codebook"
+        )
+
+
 def check_concepts(concepts: int, tokens: int) -> None:
     """Raise ``InputError`` unless a tile has as many tokens as it is to have concepts."""
     if concepts > tokens:
@@ -178,12 +208,13 @@ def tile_weights(
     mode: str,
     concepts: int = CONCEPTS,
     tokens: Int[Array | np.ndarray, " b"] | None = None,
-) -> tuple[Float[Array, "b h w k"], Bool[Array, " b"]]:
+) -> TileWeights:
     """Solve for the contribution of every cluster to every token of a batch of tiles, in either mode.
 
-    ``features (b, h, w, c)``, ``centers (k, c)`` → ``W (b, h, w, k)`` and whether each tile's features were
-    all finite. In mode "assign" a cluster's contribution is the largest of the concepts that bear its name,
-    so that its argmax is the name of β, and W of neighbouring tiles, whose concepts differ, can be blended.
+    ``features (b, h, w, c)``, ``centers (k, c)`` → ``W (b, h, w, k)`` and what is known of it. Centres that
+    are not of ordinary size are all scaled by one power of two, which changes no label. In mode "assign" a
+    cluster's contribution is the largest of the concepts that bear its name, so that its argmax is the name
+    of β, and W of neighbouring tiles, whose concepts differ, can be blended.
     ``tokens`` says how many of each tile's tokens, row by row, are its own, where the rest are zero: those
     change nothing.
     """
@@ -201,17 +232,19 @@ def _tile_weights(
     mode: str,
     concepts: int,
     tokens: Int[Array | np.ndarray, " b"] | None = None,
-) -> tuple[Float[Array, "b h w k"], Bool[Array, " b"]]:
+) -> TileWeights:
     b, h, w, c = features.shape
     A = features.reshape(b, h * w, c).astype(jnp.float32)
     finite = jnp.isfinite(A).all((1, 2))
     A = jnp.where(finite[:, None, None], A, 0)  # a broken tile must not keep the solver going
     if mode == "fixed":
-        W = nmf.solve_weights(A, centers)
+        W, converged = nmf.solve(A, centers * to_ordinary(jnp.max(centers)))
     else:
-        W, H, *_ = nmf.factorize(A, concepts, key=key, rows=tokens)
-        W = name_weights(W, name_concepts(H, centers), centers.shape[0])
-    return W.reshape(b, h, w, -1), finite
+        found = nmf.factorize(A, concepts, key=key, rows=tokens)
+        W = name_weights(found.W, name_concepts(found.H, centers), centers.shape[0])
+        converged = jnp.broadcast_to(found.converged[:, None], (b, h * w))
+    finite &= jnp.isfinite(W).all((1, 2))
+    return TileWeights(W.reshape(b, h, w, -1), finite, converged.reshape(b, h, w))
 
 
 def name_concepts(H: Float[Array, "*b m c"], centers: Centres) -> Int[Array, "*b m"]:
@@ -233,7 +266,8 @@ def name_weights(W: Float[Array, "b n m"], names: Int[Array, "b m"], k: int) -> 
 def block_labels(
     W: Float[Array, "b p q k"], stride: int, resize: str = "bilinear"
 ) -> UInt[Array, "b height width"]:
-    """Turn blocks of W, framed by one token on each side, into the labels 1…k of the pixels inside the frame.
+    """Turn blocks of W ≥ 0, framed by one token on each side, into the labels of the pixels inside the frame:
+    1…k, or 0 where no weight is positive.
 
     ``W (b, h + 2, w + 2, k)`` → ``(b, h·stride, w·stride)``, uint8 (uint16 when k > 255). With
     ``"bilinear"`` each contribution is resized first (half-pixel centres, as in torch's
@@ -243,7 +277,8 @@ def block_labels(
     k = W.shape[-1]
     dtype = jnp.uint8 if k <= 255 else jnp.uint16
     if resize == "nearest":
-        labels = (jnp.argmax(W[:, 1:-1, 1:-1], axis=-1) + 1).astype(dtype)
+        inside = W[:, 1:-1, 1:-1]
+        labels = jnp.where(jnp.any(inside > 0, axis=-1), jnp.argmax(inside, axis=-1) + 1, 0).astype(dtype)
         return jnp.repeat(jnp.repeat(labels, stride, axis=1), stride, axis=2)
     W = jnp.moveaxis(W, -1, 0)
     begin = (stride + 1) // 2  # half tokens of the frame
@@ -270,7 +305,7 @@ def _halfway(W: Float[Array, "k b p q"], axis: int) -> Float[Array, "k b p2 q2"]
 
 
 def _cells(W: Float[Array, "k b p q"], t: Float[Array, " side"]) -> Int[Array, "n pixels"]:
-    """The labels 1…k of the pixels of the b · (p − 1) · (q − 1) cells that have the weights ``W`` at their
+    """The labels 0…k of the pixels of the b · (p − 1) · (q − 1) cells that have the weights ``W`` at their
     corners, interpolated at ``t`` of the way from one corner to the next, down and across.
 
     A cluster can only have the largest weight at a pixel if its largest corner is at least the largest of all
@@ -319,7 +354,8 @@ def _cells(W: Float[Array, "k b p q"], t: Float[Array, " side"]) -> Int[Array, "
         else:
             most_here = jnp.minimum(jnp.max(count[of]), most_wanted)
             state = jax.lax.fori_loop(0, most_here, lambda _, state: step(state), state)
-        return state[1].reshape(-1, side * side) + 1
+        largest, label, _ = state
+        return jnp.where(largest > 0, label + 1, 0).reshape(-1, side * side)
 
     few, many = min(FEW, k), min(MANY, k)
     labels = best(None, few)

@@ -45,6 +45,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.arrays import Centres, Key
+from fseg_jax.axes import is_ordinary_square, to_ordinary, unit
 from fseg_jax.errors import InputError
 
 DIMENSIONS = 64
@@ -61,7 +62,10 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Prepared(NamedTuple):
-    """Coordinates to cluster in, and the share of the embeddings' variance that they hold."""
+    """Coordinates to cluster in, and the share of the embeddings' variance that they hold.
+
+    Those of embeddings that are not of ordinary size (``axes.ORDINARY``) are scaled by a power of two.
+    """
 
     X: Float[Array, "n q"]
     kept: float
@@ -71,7 +75,8 @@ class SICResult(NamedTuple):
     """The best labels: ``score`` is theirs against the seeds, before constraints and smoothing.
 
     ``scores`` are those of every clustering made, in order; ``iterations`` is how many cuts of the positive
-    class were kept. ``soft (n, classes)`` sums to 1 a patch, None unless asked for.
+    class were kept. ``soft (n, classes)`` sums to 1 a patch, None unless asked for. ``converged`` is whether
+    every clustering that was kept had come to rest.
     """
 
     labels: Int[Array, " n"]
@@ -79,15 +84,19 @@ class SICResult(NamedTuple):
     scores: tuple[float, ...]
     iterations: int
     soft: Float[Array, "n k"] | None
+    converged: bool = True
 
 
 class _Clusters(NamedTuple):
-    """Clusters of the members; ``apart`` is whether the first two are more than one blob cut in two."""
+    """Clusters of the members; ``apart`` is whether the first two are more than one blob cut in two, and
+    ``square`` the mean square of the members' coordinates."""
 
     labels: Int[Array, " n"]
     soft: Float[Array, "n k"]
     centers: Centres
     apart: Bool[Array, ""]
+    converged: Bool[Array, ""]
+    square: Float[Array, ""]
 
 
 def prepare(
@@ -106,13 +115,11 @@ def prepare(
     if n == 0:
         raise InputError("there are no patches to cluster")
     slabs = [slice(i, i + 8192) for i in range(0, n, 8192)]
+    scale = np.ones((1, 1), np.float32)
 
     def rows(slab: slice) -> Float[np.ndarray, "s c"]:
         x = np.asarray(X[slab], np.float32)
-        if distance == "cosine":
-            norm = np.linalg.norm(x, axis=1, keepdims=True)
-            x = x / np.maximum(norm, np.finfo(np.float32).tiny)
-        return x
+        return unit(x) if distance == "cosine" else x if scale == 1 else x * scale
 
     total = np.zeros(c)
     for slab in slabs:
@@ -122,10 +129,20 @@ def prepare(
     mean = (total / n).astype(np.float32)
     if c <= dimensions:
         return Prepared(jnp.asarray(np.concatenate([rows(slab) - mean for slab in slabs])), 1.0)
-    scatter = np.zeros((c, c))
-    for slab in slabs:
-        x = rows(slab) - mean
-        scatter += x.T @ x
+
+    def scattered() -> Float[np.ndarray, "c c"]:
+        scatter = np.zeros((c, c))
+        for slab in slabs:
+            x = rows(slab) - mean
+            scatter += x.T @ x
+        return scatter
+
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # it is looked at, and made again
+        scatter = scattered()
+    if not is_ordinary_square(np.trace(scatter) / n):
+        scale = to_ordinary(np.max([np.abs(rows(slab)).max() for slab in slabs], keepdims=True)[None])
+        mean = mean * scale[0]
+        scatter = scattered()
     variances, axes = np.linalg.eigh(scatter)
     V = axes[:, ::-1][:, :dimensions].astype(np.float32)
     kept = float(variances[-dimensions:].sum() / max(variances.sum(), np.finfo(float).tiny))
@@ -232,13 +249,14 @@ def fit(
 
     everything = np.full(n, -1, np.int32)
     labels, found = cut(everything, -1, plain=len(given) == 1)
-    if not bool(jnp.isfinite(found.centers).all()):
-        raise InputError("the embeddings hold a NaN or an infinity; look at the encoder's features")
-    best, soft_best, iterations = score_of(labels), found.soft, 0
+    if (scale := _scale(X, found)) != 1:
+        again = partial(fit, classes=classes, key=key, metric=metric, hard=hard, soft=soft)
+        return again(X * scale, y, neighbours=neighbours, patches=patches)
+    best, soft_best, iterations, converged = score_of(labels), found.soft, 0, bool(found.converged)
     scores = [best]
     going = len(given) > 1
     while going:
-        new, soft_new = labels, soft_best
+        new, soft_new, rested = labels, soft_best, converged
         # The paper's two classes: the positive one is cut, and what leaves it is negative.
         for j in (1,) if classes == 2 else range(classes):
             held = np.unique(y[seeded][labels[seeded] == j])
@@ -247,6 +265,7 @@ def fit(
                 member = jnp.asarray(labels == j)
                 new, found = cut(new, j, plain)
                 soft_new = jnp.where(member[:, None], found.soft, soft_new)
+                rested = rested and bool(found.converged)
                 going = not plain
         if new is labels:
             break
@@ -255,13 +274,24 @@ def fit(
         additional = not going and score == best and bool(found.apart)
         if not (score > best or additional):
             break
-        labels, soft_best, best, iterations = new, soft_new, score, iterations + 1
+        labels, soft_best, best, iterations, converged = new, soft_new, score, iterations + 1, rested
     if hard:
         labels = np.where(y >= 0, y, labels)
     out = jnp.asarray(labels, jnp.int32)
     if neighbours is not None:
         out = _smooth(out, jnp.asarray(neighbours), pins, classes)
-    return SICResult(out, best, tuple(scores), iterations, soft_best if soft else None)
+    return SICResult(out, best, tuple(scores), iterations, soft_best if soft else None, converged)
+
+
+def _scale(X: Float[Array, "n q"], found: _Clusters) -> float:
+    """What brings coordinates to an ordinary size, once it shows in their clusters that they are of none; 1
+    otherwise. Raises ``InputError`` where one is not finite."""
+    if is_ordinary_square(found.square):
+        return 1.0
+    size = jnp.max(jnp.abs(X))
+    if not bool(jnp.isfinite(size)):
+        raise InputError("the embeddings hold a NaN or an infinity; look at the encoder's features")
+    return float(to_ordinary(size))
 
 
 def filled(
@@ -281,11 +311,18 @@ def seeded_kmeans(
     ``X (n, q)``, ``y (n,)`` and ``patches`` as for ``fit``, seeds of both classes among them → labels (n,),
     int32. As in the algorithm, positive is the cluster that agrees better with the seeds.
     """
-    X, y = jnp.asarray(X, jnp.float32), np.asarray(y, np.int32)
+    y = np.asarray(y, np.int32)
     everything = jnp.asarray(np.arange(len(y)) < (len(y) if patches is None else patches))
     free = jnp.asarray(np.full(len(y), -1, np.int32))
-    start = _seeded_start(X, everything, jnp.asarray(y), 2)
-    labels = np.asarray(_lloyd(X, everything, *start, free).labels)
+
+    def clustered(x: Float[Array, "n q"]) -> _Clusters:
+        return _lloyd(x, everything, *_seeded_start(x, everything, jnp.asarray(y), 2), free)
+
+    points = jnp.asarray(X, jnp.float32)
+    found = clustered(points)
+    if (scale := _scale(points, found)) != 1:
+        found = clustered(points * scale)
+    labels = np.asarray(found.labels)
     given = y >= 0
     return labels if f1(y[given], labels[given]) >= f1(y[given], 1 - labels[given]) else 1 - labels
 
@@ -349,7 +386,8 @@ def _lloyd(
     squares = jnp.sum(X * X, axis=1)
     count = jnp.maximum(jnp.sum(weight), 1)
     mean = jnp.matmul(weight, X, precision="highest") / count
-    spread = jnp.maximum(jnp.sum(weight * squares) / count - jnp.sum(mean * mean), 0)
+    square = jnp.sum(weight * squares) / count
+    spread = jnp.maximum(square - jnp.sum(mean * mean), 0)
 
     def compare(centers: Centres) -> Float[Array, "n k"]:
         """Squared distances less the patch's own square, which no comparison needs."""
@@ -364,7 +402,7 @@ def _lloyd(
         moved = jnp.where(filled[:, None], means, centers)
         return i + 1, moved, jnp.sum((moved - centers) ** 2)
 
-    _, centers, _ = jax.lax.while_loop(
+    _, centers, shift = jax.lax.while_loop(
         lambda state: (state[0] < MAX_ITERATIONS) & (state[2] > TOLERANCE * spread / q),
         body,
         (0, start, jnp.asarray(jnp.inf, X.dtype)),
@@ -374,7 +412,8 @@ def _lloyd(
     distances = jnp.maximum(squares[:, None] + relative, jnp.finfo(X.dtype).tiny)
     closeness = jnp.min(distances, axis=1, keepdims=True) / distances  # at most 1: nothing overflows
     soft = closeness / jnp.sum(closeness, axis=1, keepdims=True)
-    return _Clusters(labels, soft, centers, _apart(X, labels, weight, centers))
+    apart, converged = _apart(X, labels, weight, centers), shift <= TOLERANCE * spread / q
+    return _Clusters(labels, soft, centers, apart, converged, square)
 
 
 def _apart(

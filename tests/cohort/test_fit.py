@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +68,19 @@ def test_order_and_workers_do_not_change_what_is_sampled(cohort, tmp_path):
     np.testing.assert_array_equal(one[slice(0, 15)], two[slice(0, 15)])
     np.testing.assert_array_equal(one[slice(2, 7)], one[slice(0, 15)][2:7])
     assert len(one[slice(4, 4)]) == 0
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_features_that_float16_does_not_hold_are_an_error(size):
+    X, card = np.full((3, 4), size, np.float32), classical().card
+    slide = SimpleNamespace(path="x.tif")
+    with pytest.raises(
+        InputError, match=r"x\.tif: features of up to 1e.30 do not fit in float16: choose --store"
+    ):
+        tile_features._stored(X, "float16", slide, card)
+    np.testing.assert_allclose(
+        tile_features._stored(X, "bfloat16", slide, card).astype(np.float32), X, rtol=0.01
+    )
 
 
 def test_rows_are_the_means_of_the_encoders_features(cohort, tmp_path):

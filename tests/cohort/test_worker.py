@@ -1,6 +1,7 @@
 """A slide end to end: what is written, that it agrees with the methods, and on what it does not depend."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 from skimage import data as pictures
 
-from fseg_jax import kmeans, open_slide
+from fseg_jax import kmeans, nmf, open_slide
 from fseg_jax.codebook import Codebook, Provenance
 from fseg_jax.cohort import worker
 from fseg_jax.cohort.worker import Settings, output_paths, segment_slide
@@ -180,6 +181,46 @@ def test_nan_features_are_named_and_leave_nothing(picture, tmp_path, codebook, b
     ):
         segment_slide(slide, tmp_path / "out", Broken(), book if codebook else None, SETTINGS)
     assert not (tmp_path / "out").exists()
+
+
+class Blind:
+    """The classical encoder, which sees nothing in the last quarter of every tile's columns."""
+
+    card = ENCODER.card
+
+    def __call__(self, images):
+        features = ENCODER(images)
+        return features.at[:, :, 3 * features.shape[2] // 4 :].set(0)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "assign"])
+def test_tissue_without_weight_in_any_cluster_is_uncovered_and_said_so(picture, tmp_path, book, mode, caplog):
+    settings = Settings(tile=640, halo=0.05, tissue="all", batch=1, mode=mode, concepts=6)
+    with open_slide(picture, 1.0) as slide:
+        record = segment_slide(slide, tmp_path, Blind(), book, settings)
+    labels = open_labels(tmp_path / "tissue.ome.zarr").levels[0].read().result()
+    first = 3 * 640 // 4 - 32  # what the encoder does not see, and half a token more, begins here
+    assert (labels[:, first + 8 :] == 0).all() and (labels[:, : first - 8] > 0).all()
+    assert (
+        record["uncovered_mm2"] == pytest.approx((labels == 0).sum() * 1e-6) and record["uncovered_mm2"] > 0
+    )
+    assert record["tissue_mm2"] + record["uncovered_mm2"] == pytest.approx(384 * 512 * 1e-6)
+    assert "of tissue have no weight in any cluster, and are background" in caplog.text
+
+
+def test_tokens_that_have_not_converged_are_counted_and_said(picture, tmp_path, book, monkeypatch, caplog):
+    record, _ = run(picture, tmp_path / "a", Settings(tile=128), book)
+    assert record["tokens_not_converged"] == record["uncovered_mm2"] == 0 and not caplog.records
+    impatient = partial(nmf.solve, method="cg", max_iterations=1)
+    monkeypatch.setattr(nmf, "solve", impatient)
+    fseg._tile_weights.clear_cache()
+    record, _ = run(picture, tmp_path / "b", Settings(tile=128), book)
+    fseg._tile_weights.clear_cache()
+    whole = 384 * 512 // ENCODER.card.stride**2
+    assert 0 < record["tokens_not_converged"] <= whole
+    assert (
+        f"factorization of {record['tokens_not_converged']} tokens of tissue has not converged" in caplog.text
+    )
 
 
 def test_an_interruption_leaves_nothing(picture, tmp_path, book):

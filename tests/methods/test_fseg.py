@@ -216,11 +216,34 @@ def test_seed_makes_assign_reproducible():
     assert (masks[0] == masks[1]).all()
 
 
+@pytest.mark.parametrize("resize", ["bilinear", "nearest"])
 @pytest.mark.parametrize("mode", ["fixed", "assign"])
-def test_an_all_zero_image_has_labels_and_no_nan(mode):
-    A = np.zeros((6, 6, 12), np.float32)
-    labels = fseg.segment(blank(A), Fixed(A), Codebook(np.eye(12)[:4]), mode=mode, concepts=4)
-    assert labels.min() >= 1 and labels.max() <= 4
+def test_features_of_zero_are_background_and_no_cluster(mode, resize):
+    """A token without features owes nothing to any cluster; nor does a whole image of such."""
+    centers = np.eye(12, dtype=np.float32)[:4]
+    A = np.repeat(centers[[1, 2]], 18, 0).reshape(6, 6, 12)
+    A[:, 3:] = 0
+    more = {"mode": mode, "concepts": 4, "resize": resize}
+    labels = fseg.segment(blank(A), Fixed(A), Codebook(centers), **more)
+    # Interpolated weights reach the first token's centre of those that have none.
+    edge = 3 * STRIDE + (STRIDE // 2 if resize == "bilinear" else 0)
+    assert (labels[:, edge:] == 0).all() and set(np.unique(labels[:, :edge])) == {2, 3}
+    assert (fseg.segment(blank(A), Fixed(0 * A), Codebook(centers), **more) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("of_features", "of_centres"), [(1e30, 1.0), (1e-30, 1.0), (1.0, 1e30), (1e-30, 1e30)]
+)
+@pytest.mark.parametrize("mode", ["fixed", "assign"])
+def test_features_and_centres_of_any_size_give_the_same_labels(mode, of_features, of_centres):
+    features, centers = smooth_features(8, 8, 24, 6)
+    more = {"mode": mode, "concepts": 5}
+    plain = fseg.segment(blank(features), Fixed(features), Codebook(centers), **more)
+    features, centers = (
+        np.float32(x.astype(np.float64) * s) for x, s in ((features, of_features), (centers, of_centres))
+    )
+    far = fseg.segment(blank(features), Fixed(features), Codebook(centers), **more)
+    assert len(np.unique(plain)) >= 4 and (far == plain).mean() >= 0.99
 
 
 A, CENTERS = smooth_features(8, 8, 24, 6)
@@ -254,7 +277,7 @@ def labels_alone(image, encoder, codebook, **options) -> np.ndarray:
     height, width = image.shape[:2]
     padded = np.pad(image, [(0, -height % STRIDE), (0, -width % STRIDE), (0, 0)], mode="edge")
     centers, key = jnp.asarray(codebook.centers), jax.random.key(0)
-    W, _ = fseg.tile_weights(encoder(jnp.asarray(padded[None])), centers, key, **options)
+    W, *_ = fseg.tile_weights(encoder(jnp.asarray(padded[None])), centers, key, **options)
     framed = jnp.pad(W, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     return np.asarray(fseg.block_labels(framed, STRIDE))[0, :height, :width]
 
@@ -383,4 +406,4 @@ def test_labels_are_those_of_all_clusters_interpolated(k: int, kind: str) -> Non
 
     cut = stretch(stretch(W, 1), 2)[:, 2:-2, 2:-2]
     labels = np.asarray(fseg.block_labels(jnp.asarray(W), stride))
-    np.testing.assert_array_equal(labels, cut.argmax(-1) + 1)
+    np.testing.assert_array_equal(labels, np.where(cut.max(-1) > 0, cut.argmax(-1) + 1, 0))

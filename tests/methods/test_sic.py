@@ -55,6 +55,26 @@ def test_planted_slides_are_found_from_one_seed_a_class(share, negative):
             assert f1_score(truth, single == single[y == 1]) < 0.1
 
 
+@pytest.mark.parametrize("distance", sic.DISTANCES)
+@pytest.mark.parametrize("power", [2.0**100, 2.0**-100])
+def test_embeddings_of_any_size_are_labelled_as_those_near_one(power, distance):
+    X, tissue = planted(0.3, 0)
+    X, tissue = X[:500] + 5, tissue[:500]
+    y = one_a_class(tissue, 0, 0)
+    for dimensions in (sic.DIMENSIONS, C):  # on the axes of largest variance, or as they are
+        plain, far = (
+            sic.prepare(X * np.float32(p), distance=distance, dimensions=dimensions) for p in (1, power)
+        )
+        results = [sic.fit(prepared.X, y, soft=True) for prepared in (plain, far)]
+        assert far.kept == pytest.approx(plain.kept, rel=1e-5) and len(set(results[0].labels.tolist())) == 2
+        np.testing.assert_array_equal(results[1].labels, results[0].labels)
+        np.testing.assert_allclose(results[1].soft, results[0].soft, atol=1e-4)
+        assert results[1].scores == results[0].scores
+        assert results[1].converged
+        singles = [sic.seeded_kmeans(prepared.X, y) for prepared in (plain, far)]
+        np.testing.assert_array_equal(*singles)
+
+
 def test_a_tumour_that_is_all_one_is_not_cut():
     for seed, (positive, c) in enumerate([(3, 64), (5, 64), (20, 64), (300, 64), (60, 8), (1000, 2)]):
         rng = np.random.default_rng(seed)
