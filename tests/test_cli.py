@@ -132,6 +132,7 @@ def bad(tmp_path_factory, slide) -> Path:
         (["{slide}", "--halo", "0.9"], "from 0 to 0.25"),
         (["{slide}", "--mpp", "-1"], "mpp"),
         (["{slide}", "--mpp", "0"], "mpp"),
+        (["{slide}", "--mpp", "1000", "--encoder", "classical"], "per pixel; choose a finer --mpp"),
         (["{slide}", "--mpp", "0.001"], "nothing to see"),
         (["{slide}", "--tile", "99999"], "8192 at most"),
         (["{slide}", "--seed", "-1"], "--seed"),
