@@ -41,6 +41,6 @@ def test_nothing_after_the_layer_is_computed():
 
 
 def test_a_layer_it_does_not_have_is_said_in_one_line():
-    with pytest.raises(InputError, match=r"no layer 'layer9': give one of stem, layer1") as error:
+    with pytest.raises(InputError, match=r"no layer 'layer9': did you mean layer4 .*one of stem") as error:
         network(SMALL).grid(jnp.ones((1, 32, 32, 3)), "layer9")
     assert "\n" not in str(error.value)
