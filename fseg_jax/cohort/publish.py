@@ -3,14 +3,15 @@
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from fseg_jax.cohort.claims import settle
+from fseg_jax.cohort.claims import partial_folder, settle
 from fseg_jax.cohort.exchange import exchange
 from fseg_jax.encoders import onednn
 from fseg_jax.errors import InputError, OutputError
@@ -57,6 +58,17 @@ def finish(folder: Path, record: dict[str, Any], paths: Sequence[Path]) -> dict[
     (folder / paths[0].name).write_text(text, encoding="utf-8")
     exchange(folder, [path.name for path in paths])
     return json.loads(text)
+
+
+@contextmanager
+def together(record: str, out: Path) -> Iterator[Path]:
+    """A folder for outputs that belong together; when the block ends well, every file made in it comes to its
+    place below ``out``, the record last, and what was there under these names goes. Otherwise nothing is
+    changed."""
+    with partial_folder(Path(record).stem, out) as folder:
+        yield folder
+        names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        exchange(folder, [record, *sorted(name for name in names if name != record)])
 
 
 def made_with() -> dict[str, Any]:

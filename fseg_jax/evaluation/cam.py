@@ -230,10 +230,15 @@ def _classifier(
     before, after, truth = images.given.labels[kept], found.images.labels, images.truth[kept]
     joined = (before < 0) & (after >= 0) & (truth >= 0)
     right = float((after == truth)[joined].mean()) if joined.any() else None
-    (home / "training.json").unlink(missing_ok=True)
-    if overwrite:
-        (home / "checkpoints" / "state.safetensors").unlink(missing_ok=True)
-    trained = train_folder(found.images, home, setting.classifier, most=run.wanted, held_out=0, report=report)
+    trained = train_folder(
+        found.images,
+        home,
+        setting.classifier,
+        most=run.wanted,
+        held_out=0,
+        overwrite=True,
+        report=report,
+    )
     said = {"wanted": wanted, "propagation": found.record, "right": right, "training": trained}
     with replacing(done) as part:
         part.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

@@ -23,6 +23,8 @@ from jaxtyping import Int
 
 from fseg_jax import kmeans
 from fseg_jax.arrays import Centres
+from fseg_jax.cohort.claims import settle
+from fseg_jax.cohort.publish import together
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
@@ -144,38 +146,35 @@ def evaluate(
     )
     _check(dataset, encoders, setting)
     out = Path(out)
+    settle("evaluation", out)
     if (out / "evaluation.json").exists() and not overwrite:
         raise InputError(f"{out / 'evaluation.json'} exists: choose another folder, or --overwrite")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written to ({error.strerror})") from error
     if all(encoder.card.name != COLOUR for encoder in encoders):
         encoders = [*encoders, classical()]
     from fseg_jax.evaluation import panels as pictures
     from fseg_jax.evaluation import plots, tables
 
     rows: list[Row] = []
-    for number, encoder in enumerate(encoders):
-        with tempfile.TemporaryDirectory(dir=out, prefix=".features-") as folder:
-            scale = _scale(dataset, encoder, setting)
-            encoded = encode(dataset, encoder, Path(folder), scale=scale, tile=tile, report=report)
-            rows += _Sweep(dataset, encoded, setting, report).rows()
-            if number == 0 and panels:
-                pictures.write_panels(out / "panels", dataset, encoded, setting)
-    colour = {_segmentation(row): row.matrices for row in rows if row.encoder == COLOUR and row.chosen}
-    rows = [
-        _above_colour(row, colour[_segmentation(row)], seed)
-        if row.encoder != COLOUR and row.chosen and _segmentation(row) in colour
-        else row
-        for row in rows
-    ]
-    tables.write(out, dataset, rows)
-    plots.write_matching(out, dataset, rows)
-    plots.write_probing(out, dataset, rows)
-    cards = [encoder.card for encoder in encoders]
-    tables.write_record(out, dataset, cards, setting, rows, seconds=time.time() - started)
+    with together("evaluation.json", out) as made:
+        for number, encoder in enumerate(encoders):
+            with tempfile.TemporaryDirectory(dir=made, prefix=".features-") as folder:
+                scale = _scale(dataset, encoder, setting)
+                encoded = encode(dataset, encoder, Path(folder), scale=scale, tile=tile, report=report)
+                rows += _Sweep(dataset, encoded, setting, report).rows()
+                if number == 0 and panels:
+                    pictures.write_panels(made / "panels", dataset, encoded, setting)
+        colour = {_segmentation(row): row.matrices for row in rows if row.encoder == COLOUR and row.chosen}
+        rows = [
+            _above_colour(row, colour[_segmentation(row)], seed)
+            if row.encoder != COLOUR and row.chosen and _segmentation(row) in colour
+            else row
+            for row in rows
+        ]
+        tables.write(made, dataset, rows)
+        plots.write_matching(made, dataset, rows)
+        plots.write_probing(made, dataset, rows)
+        cards = [encoder.card for encoder in encoders]
+        tables.write_record(made, dataset, cards, setting, rows, seconds=time.time() - started)
     return rows
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fseg_jax.cohort.patches import PatchSettings, embed_slide
-from fseg_jax.cohort.publish import check_outputs, made_with, slide_facts
+from fseg_jax.cohort.publish import check_outputs, made_with, slide_facts, together
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.features import Report
@@ -138,7 +138,6 @@ def evaluate(
     slides = find_slides(folder, settings.mpp_override)
     trials: list[Trial] = []
     left_out: dict[str, str] = {}
-    record.unlink(missing_ok=True)
     for encoder in encoders:
         for slide in slides:
             report = progress(f"{slide.name} · {encoder.card.name}")
@@ -158,7 +157,8 @@ def evaluate(
         )
     rows = summarise(trials)
     cards = [encoder.card for encoder in encoders]
-    sic_report.write(out, folder.name, rows, trials, left_out, cards, setting, time.time() - started)
+    with together(record.name, out) as made:
+        sic_report.write(made, folder.name, rows, trials, left_out, cards, setting, time.time() - started)
     return rows
 
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from fseg_jax.cohort.publish import together
 from fseg_jax.errors import InputError
 from fseg_jax.file_kinds import did_you_mean
 from fseg_jax.folders.images import Report, resized
 from fseg_jax.folders.labels import Labelled, write_table
-from fseg_jax.folders.record import fresh, make_folder, write_record
+from fseg_jax.folders.record import fresh, write_record
 from fseg_jax.methods import cam
 
 FEATURES = "lire"
@@ -57,7 +58,7 @@ def propagate_folder(
 ) -> Spread:
     """Spread labels over a folder: writes ``labels.csv`` (each image's label and where it is from),
     ``rounds.csv`` and the record."""
-    record_path = fresh(out, "propagation.json", overwrite)
+    name = fresh(out, "propagation.json", overwrite).name
     started = time.time()
     if not images.classes:
         raise InputError(
@@ -95,27 +96,26 @@ def propagate_folder(
         {"round": i, **r._asdict(), "label": images.classes[r.label], "purity": f"{r.purity:.4f}"}
         for i, r in enumerate(found.rounds, 1)
     ]
-    make_folder(out)
-    record_path.unlink(missing_ok=True)
-    write_table(out / "labels.csv", rows, list(rows[0]))
-    write_table(out / "rounds.csv", rounds, ("round", *cam.Round._fields))
     count = {c: int(((labels == i) & ~held_out).sum()) for i, c in enumerate(images.classes)}
     given = {c: int(((images.labels == i) & ~held_out).sum()) for i, c in enumerate(images.classes)}
-    record = write_record(
-        record_path,
-        {
-            "folder": str(images.folder),
-            "settings": asdict(settings),
-            "classes": list(images.classes),
-            "given": given,
-            "labelled": count,
-            "unlabelled": int((labels < 0).sum()),
-            "held_out": int(held_out.sum()),
-            "rounds": len(rounds),
-            "ended": found.ended,
-        },
-        started,
-    )
+    with together(name, Path(out)) as folder:
+        write_table(folder / "labels.csv", rows, list(rows[0]))
+        write_table(folder / "rounds.csv", rounds, ("round", *cam.Round._fields))
+        record = write_record(
+            folder / name,
+            {
+                "folder": str(images.folder),
+                "settings": asdict(settings),
+                "classes": list(images.classes),
+                "given": given,
+                "labelled": count,
+                "unlabelled": int((labels < 0).sum()),
+                "held_out": int(held_out.sum()),
+                "rounds": len(rounds),
+                "ended": found.ended,
+            },
+            started,
+        )
     return Spread(images._replace(labels=labels, held_out=images.held_out | held_out), record)
 
 

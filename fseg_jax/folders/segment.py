@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from fseg_jax.cohort.publish import together
 from fseg_jax.errors import InputError
 from fseg_jax.folders.images import Report, read_image, resize_image, resize_map
 from fseg_jax.folders.labels import write_table
@@ -119,55 +120,55 @@ def segment_files(
     ``names`` are the files' paths without suffix below ``masks``. An unreadable image is named in a warning
     and in the record, and left out; ``InputError`` where none can be read.
     """
-    record_path = fresh(out, "masks.json", overwrite)
+    name_of_record = fresh(out, "masks.json", overwrite).name
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two images are called {twice[0]!r}: segment them to different folders")
     mapper = Mapper(classifier, settings)
-    record_path.unlink(missing_ok=True)
     started, rows, unreadable = time.time(), [], []
-    for done, (path, name) in enumerate(zip(files, names, strict=True), 1):
-        try:
-            image = read_image(path)
-            heat, chance = mapper(image)
-        except InputError as error:
-            _LOG.warning("%s; it is left out", error)
-            unreadable.append(str(path))
-            continue
-        mask = mapper.mask(heat)
-        for folder in ("masks", "overlays"):
-            make_folder((out / folder / name).parent)
-        write_mask(out / "masks" / f"{name}.png", mask)
-        write_picture(
-            out / "overlays" / f"{name}.png",
-            image,
-            heat,
-            mask,
-            title=f"{mapper.name}, {settings.method}",
-            truth=truth(done - 1) if truth else None,
-        )
-        rows.append(
+    with together(name_of_record, Path(out)) as folder:
+        for done, (path, name) in enumerate(zip(files, names, strict=True), 1):
+            try:
+                image = read_image(path)
+                heat, chance = mapper(image)
+            except InputError as error:
+                _LOG.warning("%s; it is left out", error)
+                unreadable.append(str(path))
+                continue
+            mask = mapper.mask(heat)
+            for kind in ("masks", "overlays"):
+                make_folder((folder / kind / name).parent)
+            write_mask(folder / "masks" / f"{name}.png", mask)
+            write_picture(
+                folder / "overlays" / f"{name}.png",
+                image,
+                heat,
+                mask,
+                title=f"{mapper.name}, {settings.method}",
+                truth=truth(done - 1) if truth else None,
+            )
+            rows.append(
+                {
+                    "image": path.name if "/" not in name else f"{Path(name).parent.as_posix()}/{path.name}",
+                    "mask": f"masks/{name}.png",
+                    "class": mapper.name,
+                    "probability": f"{chance:.4f}",
+                    "pixels": int(mask.sum()),
+                    "share": f"{mask.mean():.6f}",
+                }
+            )
+            if report:
+                report("segment", done, len(files))
+        if not rows:
+            raise InputError(f"none of the {len(files)} images can be read: give images")
+        write_table(folder / "masks.csv", rows, list(rows[0]))
+        return write_record(
+            folder / name_of_record,
             {
-                "image": path.name if "/" not in name else f"{Path(name).parent.as_posix()}/{path.name}",
-                "mask": f"masks/{name}.png",
+                "classifier": classifier.card,
+                "settings": asdict(settings),
                 "class": mapper.name,
-                "probability": f"{chance:.4f}",
-                "pixels": int(mask.sum()),
-                "share": f"{mask.mean():.6f}",
-            }
+                "images": len(rows),
+                "unreadable": unreadable,
+            },
+            started,
         )
-        if report:
-            report("segment", done, len(files))
-    if not rows:
-        raise InputError(f"none of the {len(files)} images can be read: give images")
-    write_table(out / "masks.csv", rows, list(rows[0]))
-    return write_record(
-        record_path,
-        {
-            "classifier": classifier.card,
-            "settings": asdict(settings),
-            "class": mapper.name,
-            "images": len(rows),
-            "unreadable": unreadable,
-        },
-        started,
-    )

@@ -3,6 +3,7 @@ checkpoints, ``training.json``."""
 
 import csv
 import logging
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from fseg_jax.cohort.publish import together
 from fseg_jax.errors import InputError
 from fseg_jax.folders.images import Report, resized
 from fseg_jax.folders.labels import Labelled, write_table
@@ -27,6 +29,8 @@ from fseg_jax.training.classifier_file import (
 )
 
 KEEP_EVERY = 5  # epochs
+BEGUN = ".training"  # a folder for what a training has so far, and of it what it goes on from
+STATE = "state.safetensors"
 _LOG = logging.getLogger(__name__)
 
 
@@ -44,9 +48,9 @@ def train_folder(
     the network every fifth epoch under ``checkpoints/``, and the record, which it returns.
 
     At most ``most`` images are trained on, drawn evenly over the classes by the seed. A training that was
-    interrupted goes on where it was.
+    interrupted goes on where it was, and until it is done, what was there before stays.
     """
-    record_path = fresh(out, "training.json", overwrite)
+    name = fresh(out, "training.json", overwrite).name
     started = time.time()
     labelled = images.labels >= 0
     if not labelled.any():
@@ -73,13 +77,18 @@ def train_folder(
     if not all(counts["trained_on"].values()):
         raise InputError("a class has no image left to train on: label more, or hold fewer out")
 
-    checkpoints = make_folder(out / "checkpoints")
-    record_path.unlink(missing_ok=True)
+    begun = Path(out) / BEGUN
     of_this = fingerprint(trainer, *data, *held)
-    history_path, state_path = out / "history.csv", checkpoints / "state.safetensors"
-    if overwrite:
-        state_path.unlink(missing_ok=True)
-    before = read_state(state_path, trainer, of_this)
+    history_path, state_path = begun / "history.csv", begun / STATE
+    try:
+        before = read_state(state_path, trainer, of_this)
+    except InputError:
+        if not overwrite:
+            raise
+        before = None
+    if before is None:
+        shutil.rmtree(begun, ignore_errors=True)
+    checkpoints = make_folder(begun / "checkpoints")
     history = _history(history_path, before.epoch) if before else []
     if before:
         _LOG.info("goes on after epoch %d", before.epoch)
@@ -101,10 +110,10 @@ def train_folder(
             "held_out_balanced_accuracy": score.balanced if score else None,
         }
         if keep:
-            write_classifier(out / WEIGHTS, trainer, state, images.classes, **said)
+            write_classifier(begun / WEIGHTS, trainer, state, images.classes, **said)
         if epoch.number % KEEP_EVERY == 0:
-            name = f"epoch-{epoch.number:03d}.safetensors"
-            write_classifier(checkpoints / name, trainer, state, images.classes, **said)
+            early = f"epoch-{epoch.number:03d}.safetensors"
+            write_classifier(checkpoints / early, trainer, state, images.classes, **said)
         write_table(history_path, history, list(history[0]))
         write_state(state_path, state, of_this)
         _LOG.info(
@@ -117,22 +126,25 @@ def train_folder(
         if report:
             report("epochs", epoch.number, settings.epochs)
     kept = next(row for row in reversed(history) if row["kept"])
-    state_path.unlink(missing_ok=True)
-    return write_record(
-        record_path,
-        {
-            "folder": str(images.folder),
-            "settings": asdict(settings),
-            "classes": list(images.classes),
-            **counts,
-            "unreadable": [str(path) for path, _ in read.unreadable],
-            "epoch_kept": int(str(kept["epoch"])),
-            "held_out_accuracy": _float(kept["held_out_accuracy"]),
-            "held_out_balanced_accuracy": _float(kept["held_out_balanced"]),
-            "held_out_accuracy_of_the_last_epoch": _float(history[-1]["held_out_accuracy"]),
-        },
-        started,
-    )
+    with together(name, Path(out)) as folder:
+        shutil.copytree(begun, folder, ignore=shutil.ignore_patterns(STATE, ".*"), dirs_exist_ok=True)
+        record = write_record(
+            folder / name,
+            {
+                "folder": str(images.folder),
+                "settings": asdict(settings),
+                "classes": list(images.classes),
+                **counts,
+                "unreadable": [str(path) for path, _ in read.unreadable],
+                "epoch_kept": int(str(kept["epoch"])),
+                "held_out_accuracy": _float(kept["held_out_accuracy"]),
+                "held_out_balanced_accuracy": _float(kept["held_out_balanced"]),
+                "held_out_accuracy_of_the_last_epoch": _float(history[-1]["held_out_accuracy"]),
+            },
+            started,
+        )
+    shutil.rmtree(begun, ignore_errors=True)
+    return record
 
 
 def _most(

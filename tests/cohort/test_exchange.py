@@ -18,7 +18,7 @@ from generations import SUFFIXES, files, make, publish, there
 from killed import dies
 
 from fseg_jax.cohort.claims import partial_folder, settle, sweep
-from fseg_jax.cohort.publish import check_outputs, finish
+from fseg_jax.cohort.publish import check_outputs, finish, together
 from fseg_jax.cohort.storage import open_storage
 from fseg_jax.errors import InputError
 
@@ -128,6 +128,34 @@ def test_the_record_is_told_as_it_is_written(tmp_path):
     with partial_folder("S", tmp_path) as folder:
         record = finish(folder, {"a": 1}, [tmp_path / "S.json", tmp_path / "S.png"])
     assert json.loads((tmp_path / "S.json").read_text()) == record and record["a"] == 1
+
+
+def test_outputs_that_belong_together_come_together(tmp_path):
+    """Whatever a block makes: at no step of a kill are some of one run and some of another."""
+
+    def work(out, generation):
+        with together("r.json", out) as folder:
+            (folder / "masks").mkdir()
+            for name in ("masks/a.png", "table.csv", "r.json"):
+                (folder / name).write_text(f"{generation}")
+
+    names = {"masks/a.png", "table.csv", "r.json"}
+    for at in count():
+        out = tmp_path / str(at)
+        work(out, 1)
+        (out / "masks" / "of the user.png").write_text("kept")
+        died = dies(lambda out=out: work(out, 2), at)
+        sweep(out)
+        held = there(out)
+        assert held.pop("masks/of the user.png") == "kept"
+        assert held in (dict.fromkeys(names, "1"), dict.fromkeys(names, "2"))
+        if not died:
+            assert set(held.values()) == {"2"}
+            break
+    with pytest.raises(ZeroDivisionError), together("r.json", out) as folder:
+        (folder / "r.json").write_text("3")
+        raise ZeroDivisionError
+    assert set(there(out).values()) == {"2", "kept"}
 
 
 def test_small_files_of_a_cohort_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):

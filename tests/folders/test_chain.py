@@ -14,6 +14,7 @@ from PIL import Image
 from fseg_jax import cli
 from fseg_jax.encoders.efficientnet import EfficientNetConfig
 from fseg_jax.errors import InputError
+from fseg_jax.folders import train
 from fseg_jax.folders.labels import read_labels
 from fseg_jax.folders.propagate import PropagationSettings, propagate_folder
 from fseg_jax.folders.segment import Mapper, MaskSettings, segment_files
@@ -133,12 +134,25 @@ def test_a_training_goes_on_where_it_was_stopped(folder, trained, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         train_folder(images, out, QUICK)
     assert not (out / "training.json").exists()
-    train_folder(images, out, QUICK)
-    assert made == [1, 2, 3, 4, 5]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "write_record", killed)
+        train_folder(images, out, QUICK)
+    assert made == [1, 2, 3, 4, 5] and [path.name for path in out.iterdir()] == [train.BEGUN]
+    train_folder(images, out, QUICK)  # nothing is left to be trained
+    assert made == [1, 2, 3, 4, 5] and not (out / train.BEGUN).exists()
     for name in ("history.csv", "classifier.safetensors"):
         assert (out / name).read_bytes() == (folder / "trained" / name).read_bytes()
     with pytest.raises(InputError, match="exists: give --overwrite"):
         train_folder(images, out, QUICK)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr(classifier, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_folder(images, out, QUICK, overwrite=True)
+    assert all(path.read_bytes() == data for path, data in before.items())
 
 
 def test_masks_pictures_and_table_of_a_folder(folder, trained, tmp_path):
