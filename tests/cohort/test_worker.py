@@ -1,6 +1,7 @@
 """A slide end to end: what is written, that it agrees with the methods, and on what it does not depend."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def test_one_tile_over_everything_is_segment(picture, tmp_path, book, mode):
     with open_slide(picture, 1.0) as slide:
         padded = slide.read(-32, -32, 640, 640, 1.0)
     _, labels = run(picture, tmp_path, settings, book)
-    whole = fseg.segment(padded, ENCODER, book, mode=mode, concepts=6)
+    encoder = replace(ENCODER, card=replace(ENCODER.card, tile=640))  # what fits into a tile is taken whole
+    whole = fseg.segment(padded, encoder, book, mode=mode, concepts=6)
     # The slide ends where the picture goes on, so its outermost half token is left out.
     assert (labels == whole[32 : 32 + 384, 32 : 32 + 512])[8:-8, 8:-8].mean() >= 0.9999
 
