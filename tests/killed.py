@@ -1,6 +1,7 @@
 """A process that is killed at a step of its work with files, played in this process."""
 
 import builtins
+import gc
 import io
 import os
 from collections.abc import Callable
@@ -53,4 +54,5 @@ def dies(work: Callable[[], Any], before: int) -> bool:
         patch.setattr(builtins, "open", opened)
         with suppress(Killed):
             work()
+    gc.collect()  # its open files, and with them its locks, end with a process
     return dead
