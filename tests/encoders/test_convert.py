@@ -154,9 +154,10 @@ def test_keys_are_checked_before_a_tensor_is_read_and_each_is_read_when_its_turn
 # torch's files
 
 
-def test_without_torch_a_pth_file_says_what_to_install(tmp_path, monkeypatch):
+@pytest.mark.parametrize("beginning", [b"PK\x03\x04", b"\x80\x02"], ids=["zip", "pickle"])
+def test_without_torch_a_pth_file_says_what_to_install(tmp_path, monkeypatch, beginning):
     path = tmp_path / "published.pth"
-    path.write_bytes(b"anything")
+    path.write_bytes(beginning + bytes(100))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"pip install 'fseg-jax\[convert\]'") as error:
         open_checkpoint(path)
