@@ -6,7 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_card
+from fseg_jax.codebook import Codebook
+from fseg_jax.cohort.fit import write_books
+from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings
 
 
 def found(centers, labels, slides, sites):
@@ -50,12 +52,12 @@ def test_the_card_is_complete_and_replaces_an_older_one(tmp_path):
     tile = np.full((96, 96, 3), (200, 30, 90), np.uint8)
     of_k = KCard(2, 12.5, 3, np.array([30, 10]), [[tile] * 8, [tile]], [["a"] * 8, ["<b>"]], [])
     card = Card("co<hort", "tiles", 40, 2, 1, {"encoder": "x<y"}, [of_k])
-    folder = tmp_path / "c.card"
-    write_card(folder, card)
+    folder, books = tmp_path / "c.card", {2: Codebook(np.eye(2, dtype=np.float32))}
+    write_books(tmp_path / "c.safetensors", books, card)
     (folder / "left.txt").write_text("over")
-    write_card(folder, card)
+    write_books(tmp_path / "c.safetensors", books, card)
     assert sorted(p.name for p in folder.iterdir()) == ["card.json", "index.html", "inertia.png", "k2.png"]
-    assert [p.name for p in tmp_path.iterdir()] == ["c.card"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.card", "c.safetensors"]
     text = (folder / "index.html").read_text(encoding="utf-8")
     assert "<b>" not in text.replace("<b>Look", "") and "co&lt;hort" in text and "x&lt;y" in text
     links = Links()
