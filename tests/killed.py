@@ -1,11 +1,10 @@
 """A process that is killed at a step of its work with files, played in this process."""
 
 import builtins
-import gc
 import io
 import os
+import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -52,7 +51,11 @@ def dies(work: Callable[[], Any], before: int) -> bool:
             patch.setattr(os, name, counted(name, getattr(os, name)))
         patch.setattr(io, "open", opened)
         patch.setattr(builtins, "open", opened)
-        with suppress(Killed):
+        try:
             work()
-    gc.collect()  # its open files, and with them its locks, end with a process
+        except Killed as killed:  # its open files, and with them its locks, end with a process
+            error: BaseException | None = killed
+            while error is not None:
+                traceback.clear_frames(error.__traceback__)
+                error = error.__context__
     return dead
