@@ -68,8 +68,8 @@ def in_loop() -> Iterator[Callable]:
 
 
 @pytest.fixture
-def served(out, in_loop) -> Iterator[str]:
-    """The address of a server over ``out``, secret included."""
+def start(out, in_loop):
+    """Begin to serve ``out``; whoever calls it stops the server and closes the folder."""
     from fseg_jax.viewer.server import Folder, Server
 
     def begin() -> tuple[Folder, Server]:
@@ -79,7 +79,13 @@ def served(out, in_loop) -> Iterator[str]:
         server.start()
         return folder, server
 
-    folder, server = in_loop(begin)
+    return lambda: in_loop(begin)
+
+
+@pytest.fixture
+def served(start, in_loop) -> Iterator[str]:
+    """The address of a server over ``out``, secret included."""
+    folder, server = start()
     yield server.url
     in_loop(server.stop)
     in_loop(folder.close)

@@ -229,21 +229,11 @@ def test_a_page_is_filled_by_the_loop_whatever_thread_bokeh_asks_in(in_loop):
     assert len({thread for _, thread in seen}) == 1
 
 
-def test_a_slide_that_cannot_be_shown_is_a_page_that_says_why(out, in_loop):
-    from fseg_jax.cohort.seeds import SeedSettings
-    from fseg_jax.viewer.server import Folder, Server
-
+def test_a_slide_that_cannot_be_shown_is_a_page_that_says_why(out, in_loop, start):
     shutil.copytree(out / "tissue.ome.zarr", out / "<b>.ome.zarr")
     (out / "<b>.json").write_text("{}")
 
-    def begin() -> tuple[Folder, Server]:
-        folder = Folder(out, None, SeedSettings())
-        folder.open("tissue")
-        server = Server(folder, "tissue", 0)
-        server.start()
-        return folder, server
-
-    folder, server = in_loop(begin)
+    folder, server = start()
     status, page, headers = fetch(server.url, "/?slide=%3Cb%3E", **admitted(server.url))
     assert status == 200 and b"&lt;b&gt;.json: is no record of fseg segment" in page and b"<b>" not in page
     assert "script-src" in policy(headers)
@@ -274,21 +264,11 @@ def test_damage_is_not_found(served, out, caplog):
     assert "Traceback" not in caplog.text
 
 
-def test_what_is_being_rendered_when_it_stops_is_waited_for(out, in_loop, monkeypatch):
+def test_what_is_being_rendered_when_it_stops_is_waited_for(start, in_loop, monkeypatch):
     """OpenSlide ends a program that closes a slide while it is read."""
-    from fseg_jax.cohort.seeds import SeedSettings
-    from fseg_jax.viewer.server import Folder, Server
-
     happened = []
 
-    def begin() -> tuple[Folder, Server]:
-        folder = Folder(out, None, SeedSettings())
-        folder.open("tissue")
-        server = Server(folder, "tissue", 0)
-        server.start()
-        return folder, server
-
-    folder, server = in_loop(begin)
+    folder, server = start()
     picture, begun = folder.open("tissue").picture, threading.Event()
     close = picture.close
 
