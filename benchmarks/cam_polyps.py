@@ -27,19 +27,7 @@ from flax import nnx
 from PIL import Image
 
 from benchmarks.examples import examples
-from fseg_jax.encoders.efficientnet import EfficientNet
-from fseg_jax.evaluation.cam import labelled_tiles, load_run, reproduce, split, throughput
-from fseg_jax.evaluation.cam_runs import Reproduction, Run
-from fseg_jax.evaluation.cam_tables import PAPER_SCORES
-from fseg_jax.evaluation.masks import MEASURES, markdown, open_pairs
-from fseg_jax.folders.images import read_image, resized
-from fseg_jax.folders.propagate import FEATURE_SIDE
-from fseg_jax.folders.segment import Mapper, MaskSettings
-from fseg_jax.methods import cam
-from fseg_jax.methods.global_features import evenly_scaled, global_features
-from fseg_jax.outputs.masks import write_picture
-from fseg_jax.slides.masks import read_bright
-from fseg_jax.training.classifier import (
+from fseg_jax.cam.classifier import (
     SMALL,
     LabelledImages,
     Settings,
@@ -48,7 +36,19 @@ from fseg_jax.training.classifier import (
     predictor,
     same_place,
 )
-from fseg_jax.training.classifier_file import Classifier, load_classifier
+from fseg_jax.cam.classifier_file import Classifier, load_classifier
+from fseg_jax.cam.evaluate import labelled_tiles, load_run, reproduce, split, throughput
+from fseg_jax.cam.global_features import evenly_scaled, global_features
+from fseg_jax.cam.images import read_image, resized
+from fseg_jax.cam.masks import MEASURES, markdown, open_pairs
+from fseg_jax.cam.propagate import FEATURE_SIDE
+from fseg_jax.cam.runs import Reproduction, Run
+from fseg_jax.cam.segment import Mapper, MaskSettings
+from fseg_jax.cam.tables import PAPER_SCORES
+from fseg_jax.encoders.efficientnet.network import EfficientNet
+from fseg_jax.methods import cam
+from fseg_jax.outputs.masks import write_picture
+from fseg_jax.slides.masks import read_bright
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)

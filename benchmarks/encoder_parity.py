@@ -29,8 +29,8 @@ from flax import nnx
 
 from fseg_jax.encoders.architectures import parameter_count
 from fseg_jax.encoders.catalog import CATALOG, Row
-from fseg_jax.encoders.vit import ViTConfig
-from weights_convert.convert import network_from
+from fseg_jax.encoders.convert import network_from
+from fseg_jax.encoders.vit.network import ViTConfig
 
 RESULTS = Path(__file__).parent / "results" / "encoder_parity.json"
 

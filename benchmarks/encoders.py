@@ -23,10 +23,10 @@ from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix
 from fseg_jax.encoders import weights_file
 from fseg_jax.encoders.catalog import CATALOG
 from fseg_jax.encoders.classical import BINS, MAX_DENSITY, STRIDE, UNMIXING, classical
+from fseg_jax.encoders.convert import network_from
 from fseg_jax.encoders.encoder import EncoderCard, of_network
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.trained import shipped
-from weights_convert.convert import network_from
 
 
 class Peer(NamedTuple):
@@ -235,7 +235,7 @@ def stains(torch: Any) -> Callable[[Any], Any]:
 
 def trunk(torch: Any) -> Any:
     """he-small's trunk in torch, folded: the same convolutions, which is all that takes time."""
-    from fseg_jax.training.simclr import TRUNK
+    from fseg_jax.pretraining.simclr import TRUNK
 
     assert TRUNK.patches and TRUNK.block == "basic"
     nn: Any = torch.nn

@@ -17,8 +17,8 @@ import click
 from benchmarks.examples import examples
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.load import load_encoder
-from fseg_jax.evaluation.datasets import open_dataset
-from fseg_jax.evaluation.experiment import evaluate
+from fseg_jax.evaluation.data.datasets import open_dataset
+from fseg_jax.evaluation.protocols.experiment import evaluate
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {

@@ -24,20 +24,20 @@ from PIL import Image
 from benchmarks.examples import examples
 from benchmarks.he_small_manifest import main as write_manifest
 from fseg_jax.cohort.manifest import load_manifest
-from fseg_jax.cohort.publish import made_with
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.trained import calibrated, load_trained, save_trained
-from fseg_jax.evaluation import metrics
-from fseg_jax.evaluation.datasets import Dataset, open_dataset
-from fseg_jax.evaluation.experiment import Row, difference, evaluate
-from fseg_jax.evaluation.tables import MODE_NAMES, markdown_table, with_interval
-from fseg_jax.image_files import load_image
+from fseg_jax.evaluation.data.datasets import Dataset, open_dataset
+from fseg_jax.evaluation.protocols.experiment import Row, difference, evaluate
+from fseg_jax.evaluation.report.tables import MODE_NAMES, markdown_table, with_interval
+from fseg_jax.files.images import load_image
+from fseg_jax.numerics import metrics
+from fseg_jax.pipeline.record import made_with
+from fseg_jax.pretraining.simclr import TRUNK, Settings, trainer
+from fseg_jax.pretraining.views import Geometry, chances, draw, fields_of
 from fseg_jax.slides.masks import read_bright
 from fseg_jax.slides.reader import open_slide
-from fseg_jax.training.simclr import TRUNK, Settings, trainer
-from fseg_jax.training.views import Geometry, chances, draw, fields_of
 
 RESULTS = Path(__file__).parent / "results"
 K, STARTS = (32, 64), 3

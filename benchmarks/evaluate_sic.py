@@ -21,10 +21,10 @@ import numpy as np
 from benchmarks.examples import examples
 from benchmarks.make_mosaics import write_mosaics
 from fseg_jax.cli.evaluate import load_encoders, weights_option
-from fseg_jax.evaluation.datasets import open_dataset
-from fseg_jax.evaluation.sic import evaluate
-from fseg_jax.evaluation.tables import markdown_table
-from fseg_jax.terminal import Several, bars
+from fseg_jax.cli.terminal import Several, bars
+from fseg_jax.evaluation.data.datasets import open_dataset
+from fseg_jax.evaluation.protocols.sic import evaluate
+from fseg_jax.evaluation.report.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {

@@ -19,7 +19,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix_rate, row, save
-from fseg_jax import kmeans
+from fseg_jax.numerics import kmeans
 
 ROWS, CHANNELS, ITERATIONS = 50_000, 1024, 20
 TARGET, SAME = 1.5, 1e-3

@@ -6,7 +6,7 @@ The points are a planted mixture: 16 groups, each of which divides in two, four 
 has its own planted centres; float16, non-negative, shuffled. Points also scatter along the last division, so
 that its two halves run into each other: one point in 44 lies beyond the middle. Values below 0 become 0,
 which alone takes 2 of the 256 planted centres a tenth of the way to the next and more (0.12). Points are
-written to a Zarr array on disk (4.5 GB), which ``fseg_jax.kmeans_stream`` reads as it goes. scikit-learn's
+written to a Zarr array on disk (4.5 GB), which ``kmeans.streaming`` reads as it goes. scikit-learn's
 MiniBatchKMeans is given every point once, in batches; faiss the points that it would draw by itself, 256 a
 centre, 25 iterations. Each one's inertia is that of its centres on all the points, in float32. Times are of
 clustering alone: wall clock, and CPU seconds of this process, which is what to compare where the machine is
@@ -35,8 +35,8 @@ import tensorstore as ts
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import MiniBatchKMeans
 
-from fseg_jax import kmeans_stream
-from fseg_jax.kmeans_pass import Points
+from fseg_jax.numerics.kmeans import streaming as kmeans_stream
+from fseg_jax.numerics.kmeans.shards import Points
 
 KS = (16, 32, 64, 128, 256)
 OFFSETS = (0.5, 0.32, 0.25, 0.2, 0.16)  # a channel's, of each division

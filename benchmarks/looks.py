@@ -35,11 +35,11 @@ from benchmarks.examples import examples
 from benchmarks.measure import RESULTS, machine
 from fseg_jax.cli.segment import DEMO_MPP
 from fseg_jax.codebook import SHIPPED, Codebook
-from fseg_jax.cohort.worker import Settings, segment_slide
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.figures import tint
 from fseg_jax.outputs.labels import open_labels
+from fseg_jax.pipeline.segment import Settings, segment_slide
 from fseg_jax.slides.reader import open_slide, thumbnail
 
 MPP = 4.0  # µm a pixel of the labels that are measured

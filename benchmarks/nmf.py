@@ -21,7 +21,7 @@ from sklearn.decomposition import NMF, non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning
 
 from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix_rate, row, save
-from fseg_jax import nmf
+from fseg_jax.numerics import nmf
 
 TOKENS, CHANNELS, TILES = 256, 1024, 64
 TARGETS = {16: 10, 64: 60, 256: 200}

@@ -55,7 +55,7 @@ def measure(repeats: int) -> dict[str, Any]:
     """CPU seconds of each network and precision on this process's processor, in turn."""
     import jax
 
-    from fseg_jax.encoders.processor import processor
+    from fseg_jax.encoders.kernels.processor import processor
 
     def seconds(call: Callable[[], Any]) -> float:
         begin = time.process_time()

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import OURS, RESULTS
-from fseg_jax.evaluation.plots import OKABE_ITO, style
-from fseg_jax.evaluation.tables import markdown_table
+from fseg_jax.evaluation.report.plots import OKABE_ITO, style
+from fseg_jax.evaluation.report.tables import markdown_table
 
 HERE = Path(__file__).parent
 QUESTIONS = {

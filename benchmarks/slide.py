@@ -24,13 +24,13 @@ import numpy as np
 from benchmarks.examples import examples
 from benchmarks.make_slide import made_slide
 from benchmarks.measure import OURS, Timing, absent, cores, row, save, timed
-from fseg_jax import nmf
 from fseg_jax.codebook import Codebook
-from fseg_jax.cohort.worker import Plan, Settings, lay_out, segment_slide
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.load import load_encoder
+from fseg_jax.files.tensors import write_tensors
+from fseg_jax.numerics import nmf
+from fseg_jax.pipeline.segment import Plan, Settings, lay_out, segment_slide
 from fseg_jax.slides.reader import open_slide, read_batches
-from fseg_jax.tensors import write_tensors
 
 TILE, SIDE, MPP, PEER_TILES = 256, 12_000, 1.0, 4
 TARGETS = {64: 3, 256: 20}

@@ -11,13 +11,13 @@ _HOMES = {
     "Encoder": "encoders.encoder",
     "EncoderCard": "encoders.encoder",
     "InputError": "errors",
-    "KMeansResult": "kmeans",
-    "NMFResult": "nmf",
-    "Settings": "cohort.worker",
+    "KMeansResult": "numerics.kmeans",
+    "NMFResult": "numerics.nmf",
+    "Settings": "pipeline.segment",
     "load_encoder": "encoders.load",
     "open_slide": "slides.reader",
     "segment": "methods.fseg",
-    "segment_slide": "cohort.worker",
+    "segment_slide": "pipeline.segment",
 }
 _MODULES = ("kmeans", "nmf")
 
@@ -40,7 +40,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"fseg_jax.{name}")
+        return import_module(f"fseg_jax.numerics.{name}")
     if name in _HOMES:
         return getattr(import_module(f"fseg_jax.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'fseg_jax' has no attribute {name!r}")

@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Float
 
 from fseg_jax.errors import InputError
-from fseg_jax.file_kinds import CODEBOOK, did_you_mean, kind_of
-from fseg_jax.paths import is_file
-from fseg_jax.tensor_header import BrokenFileError, Tensors, open_tensors
-from fseg_jax.tensors import write_tensors
+from fseg_jax.files.kinds import CODEBOOK, did_you_mean, kind_of
+from fseg_jax.files.paths import is_file
+from fseg_jax.files.tensor_header import BrokenFileError, Tensors, open_tensors
+from fseg_jax.files.tensors import write_tensors
 
 FORMAT = CODEBOOK
 SHIPPED = "he-small"  # the codebook that comes with the encoder of that name

@@ -13,15 +13,11 @@ from jaxtyping import install_import_hook
 # Before the modules are imported: every annotated function of theirs is then checked at each call.
 _HOOK = install_import_hook(
     [
-        "fseg_jax.nmf",
-        "fseg_jax.nnls",
-        "fseg_jax.kmeans",
-        "fseg_jax.kmeans_bounds",
-        "fseg_jax.kmeans_pass",
-        "fseg_jax.kmeans_stream",
+        "fseg_jax.numerics",
         "fseg_jax.codebook",
         "fseg_jax.methods",
         "fseg_jax.encoders",
+        "fseg_jax.cam.global_features",
     ],
     "beartype.beartype",
 )

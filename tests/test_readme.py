@@ -12,8 +12,8 @@ from skimage import data as pictures
 
 import fseg_jax as fseg
 from fseg_jax.codebook import Codebook, Provenance, save_all
-from fseg_jax.cohort.patches import embed_slide
-from fseg_jax.cohort.seeds import seed_slide
+from fseg_jax.pipeline.clicks import seed_slide
+from fseg_jax.pipeline.embed import embed_slide
 
 README = Path(__file__).parents[1] / "README.md"
 STANDS_FOR = {'"uni"': '"classical"', '"tcga-uni.safetensors", k=64': '"book.safetensors", k=4'}

@@ -11,8 +11,9 @@ import pytest
 
 from fseg_jax.cli.fit import _progress
 from fseg_jax.cli.pretrain import _bar
+from fseg_jax.cli.terminal import bars
 from fseg_jax.cohort.engines import Local, _Worker
-from fseg_jax.terminal import STOPPED, bars, silence_swallowed
+from fseg_jax.process import STOPPED, silence_swallowed
 
 
 @pytest.fixture

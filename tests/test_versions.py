@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fseg_jax import versions
-from fseg_jax.cohort.publish import made_with
+from fseg_jax.pipeline.record import made_with
 from fseg_jax.versions import version_of, versions_of
 
 # Stands in for an environment in which this package was never installed.

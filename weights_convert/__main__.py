@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 import jax.numpy as jnp
 
+from fseg_jax.cli.terminal import accept_verbose, run_command
 from fseg_jax.encoders.catalog import lookup
-from fseg_jax.terminal import accept_verbose, run_command
-from weights_convert.convert import convert_file
+from fseg_jax.encoders.convert import convert_file
 
 
 @click.command()

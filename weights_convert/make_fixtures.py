@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from fseg_jax.encoders.architectures import Config, description
-from fseg_jax.encoders.efficientnet import EfficientNetConfig
-from fseg_jax.encoders.resnet import ResNetConfig
-from fseg_jax.encoders.swin import SwinConfig
-from fseg_jax.encoders.vit import AttentionPoolConfig, ViTConfig
-from fseg_jax.tensors import write_tensors
+from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
+from fseg_jax.encoders.resnet.network import ResNetConfig
+from fseg_jax.encoders.swin.network import SwinConfig
+from fseg_jax.encoders.vit.network import AttentionPoolConfig, ViTConfig
+from fseg_jax.files.tensors import write_tensors
 from weights_convert.references import (
     ConchTower,
     as_ctranspath,

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from fseg_jax.encoders.architectures import description
-from fseg_jax.encoders.efficientnet import EfficientNetConfig
-from fseg_jax.encoders.resnet import ResNetConfig
-from fseg_jax.tensors import write_tensors
+from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
+from fseg_jax.encoders.resnet.network import ResNetConfig
+from fseg_jax.files.tensors import write_tensors
 from weights_convert.make_fixtures import fixtures
 from weights_convert.references import published, scatter, stages
 

@@ -18,17 +18,9 @@ from fseg_jax.cli.fit import fit
 from fseg_jax.cli.patches import embed, seed
 from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
+from fseg_jax.cli.terminal import Named, accept_verbose, run_command
 from fseg_jax.cli.view import view
-from fseg_jax.terminal import (
-    STOPPED,
-    Named,
-    accept_verbose,
-    run_command,
-    share_the_heap,
-    silence_swallowed,
-    stop,
-    stop_once,
-)
+from fseg_jax.process import STOPPED, share_the_heap, silence_swallowed, stop, stop_once
 from fseg_jax.versions import version_of
 
 
@@ -43,7 +35,7 @@ def run() -> None:
         if not STOPPED.is_set():
             raise
     if STOPPED.is_set():  # out here nothing holds on any more to the claims of what was interrupted
-        from fseg_jax.cohort.claims import clear_away
+        from fseg_jax.files.claims import clear_away
 
         signal.signal(signal.SIGINT, stop_once)
         signal.signal(signal.SIGTERM, stop_once)

@@ -14,8 +14,8 @@ from fseg_jax.cli.options import (
     seed_option,
     together,
 )
+from fseg_jax.cli.terminal import Named, Several, bars
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import Named, Several, bars
 
 labels_options = together(
     click.option(
@@ -86,8 +86,8 @@ def propagate(
     **options: Any,
 ) -> None:
     """Spread the labels of a few images in FOLDER over those that look like them."""
-    from fseg_jax.folders.labels import read_labels
-    from fseg_jax.folders.propagate import PropagationSettings, propagate_folder
+    from fseg_jax.cam.labels import read_labels
+    from fseg_jax.cam.propagate import PropagationSettings, propagate_folder
 
     images = read_labels(folder, labels, positive)
     with bars(1) as progress:
@@ -134,10 +134,10 @@ def train(
     **options: Any,
 ) -> None:
     """Train a classifier on FOLDER's labelled images; run again, it goes on where it was."""
-    from fseg_jax.folders.labels import read_labels
-    from fseg_jax.folders.train import train_folder
-    from fseg_jax.training.classifier import Settings
-    from fseg_jax.training.classifier_file import WEIGHTS
+    from fseg_jax.cam.classifier import Settings
+    from fseg_jax.cam.classifier_file import WEIGHTS
+    from fseg_jax.cam.labels import read_labels
+    from fseg_jax.cam.train import train_folder
 
     settings = Settings(**options)
     settings.check()
@@ -207,11 +207,11 @@ def segment(
     **options: Any,
 ) -> int:
     """Segment the images of a folder: masks, pictures with heat maps, a table."""
-    from fseg_jax.evaluation.cam import choose_thresholds
-    from fseg_jax.folders.images import find_images
-    from fseg_jax.folders.segment import MaskSettings, segment_files
-    from fseg_jax.training.classifier import same_place
-    from fseg_jax.training.classifier_file import load_classifier
+    from fseg_jax.cam.classifier import same_place
+    from fseg_jax.cam.classifier_file import load_classifier
+    from fseg_jax.cam.evaluate import choose_thresholds
+    from fseg_jax.cam.images import find_images
+    from fseg_jax.cam.segment import MaskSettings, segment_files
 
     given = context.get_parameter_source("lower") is not click.core.ParameterSource.DEFAULT
     if choose and (given or upper is not None):
@@ -246,8 +246,8 @@ def segment(
 @together(seed_option)
 def evaluate(masks: Path, truth: Path, output: Path | None, seed: int) -> None:
     """Score a folder of MASKS against one of true masks, beside two baselines that do not look."""
-    from fseg_jax.atomic import replacing
-    from fseg_jax.evaluation.masks import evaluate_folder, scores_table
+    from fseg_jax.cam.masks import evaluate_folder, scores_table
+    from fseg_jax.files.atomic import replacing
 
     table = scores_table(evaluate_folder(masks, truth, seed))
     click.echo(table, nl=False)
@@ -297,9 +297,9 @@ def reproduce(
 
     A quarter of the images is kept for scoring.
     """
-    from fseg_jax.evaluation.cam import load_run, reproduce
-    from fseg_jax.evaluation.cam_runs import Reproduction
-    from fseg_jax.training.classifier import Settings
+    from fseg_jax.cam.classifier import Settings
+    from fseg_jax.cam.evaluate import load_run, reproduce
+    from fseg_jax.cam.runs import Reproduction
 
     loaded = [load_run(which) for which in dict.fromkeys(runs)]
     setting = Reproduction(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from fseg_jax.cli.options import MICRONS, overwrite_option
+from fseg_jax.cli.terminal import Named
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import Named
 
 if TYPE_CHECKING:
     from fseg_jax.codebook import Provenance
@@ -42,7 +42,7 @@ def codebook_import(
     same width is then refused.
     """
     from fseg_jax.codebook import Provenance, import_joblib, save_all
-    from fseg_jax.paths import is_there
+    from fseg_jax.files.paths import is_there
 
     if is_there(output) and not overwrite:
         raise InputError(f"{output} exists: choose another name, or --overwrite")

@@ -110,10 +110,10 @@ def cohort(
     from fseg_jax.cohort.job import Job, from_features
     from fseg_jax.cohort.manifest import load_manifest, select_split
     from fseg_jax.cohort.run import run_cohort
-    from fseg_jax.cohort.storage import open_storage
-    from fseg_jax.cohort.worker import Settings
+    from fseg_jax.files.paths import is_file
+    from fseg_jax.files.storage import open_storage
     from fseg_jax.methods import fseg
-    from fseg_jax.paths import is_file
+    from fseg_jax.pipeline.segment import Settings
 
     if features is not None:
         given = [name for name in _OF_FEATURES if context.get_parameter_source(name) is not _DEFAULT]

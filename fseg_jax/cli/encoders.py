@@ -32,7 +32,7 @@ def encoders(name: str | None) -> None:
 @click.command()
 def doctor() -> int:
     """Say what this machine can do and what to mend, line by line; exit code 1 when segmenting would fail."""
-    from fseg_jax import doctor
+    from fseg_jax.cli import checks as doctor
 
     found = doctor.checks()
     click.echo(doctor.table(found))

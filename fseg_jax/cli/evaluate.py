@@ -16,8 +16,8 @@ from fseg_jax.cli.options import (
     seed_option,
     together,
 )
+from fseg_jax.cli.terminal import Several, bars
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import Several, bars
 
 if TYPE_CHECKING:
     from fseg_jax.encoders.encoder import Encoder
@@ -159,8 +159,8 @@ def _fseg(
 
     DATASET is a folder laid out as BCSS, WSSS4LUAD or EBHI-Seg, or images/, masks/ and a dataset.yaml.
     """
-    from fseg_jax.evaluation.datasets import open_dataset
-    from fseg_jax.evaluation.experiment import evaluate
+    from fseg_jax.evaluation.data.datasets import open_dataset
+    from fseg_jax.evaluation.protocols.experiment import evaluate
 
     images = open_dataset(dataset)
     loaded = load_encoders(encoders, weights, dtype)
@@ -204,8 +204,8 @@ def _sic(
     NAME_mask.jpg (.png, ...), 255 where the tumour is. DigestPath's JPEGs do not say their resolution:
     --mpp-override 0.5.
     """
-    from fseg_jax.cohort.patches import PatchSettings
-    from fseg_jax.evaluation.sic import evaluate
+    from fseg_jax.evaluation.protocols.sic import evaluate
+    from fseg_jax.pipeline.embed import PatchSettings
 
     settings = PatchSettings(tissue="all" if no_tissue else "find", **options)
     loaded = load_encoders(encoders, weights, dtype, last=True)

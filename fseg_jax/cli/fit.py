@@ -17,8 +17,9 @@ from fseg_jax.cli.options import (
     seed_option,
     together,
 )
+from fseg_jax.cli.terminal import Several
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import Several, heed
+from fseg_jax.process import heed
 
 
 @click.command(cls=Several)

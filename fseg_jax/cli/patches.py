@@ -17,7 +17,7 @@ from fseg_jax.cli.options import (
     together,
     where_options,
 )
-from fseg_jax.terminal import bars, one_of
+from fseg_jax.cli.terminal import bars, one_of
 
 
 @click.command()
@@ -36,8 +36,8 @@ from fseg_jax.terminal import bars, one_of
 @together(batching_options, anndata_option, overwrite_option)
 def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool, **options: Any) -> int:
     """Embed a slide's patches, once, so that clicks can cluster them in an instant (then: fseg seed)."""
-    from fseg_jax.cohort.patches import PatchSettings, embed_slide
     from fseg_jax.encoders.load import load_encoder
+    from fseg_jax.pipeline.embed import PatchSettings, embed_slide
     from fseg_jax.slides.reader import open_slide
 
     encoder = load_encoder(
@@ -86,7 +86,7 @@ def seed(
     **options: Any,
 ) -> None:
     """Segment an embedded slide from a few clicks: SEEDS is GeoJSON points, as QuPath exports them."""
-    from fseg_jax.cohort.seeds import SeedSettings, seed_slide
+    from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
     from fseg_jax.slides.reader import slide_name
 
     named = tuple(classes.split(",")) if classes else None

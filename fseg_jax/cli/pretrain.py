@@ -17,12 +17,12 @@ from fseg_jax.cli.options import (
     seed_option,
 )
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import heed
+from fseg_jax.process import heed
 
 if TYPE_CHECKING:
     from fseg_jax.encoders.encoder import Encoder
-    from fseg_jax.training.pretrain import Report
-    from fseg_jax.training.views import Field, Geometry
+    from fseg_jax.pretraining.pretrain import Report
+    from fseg_jax.pretraining.views import Field, Geometry
 
 
 @click.command()
@@ -124,9 +124,9 @@ def pretrain(
     IMAGES are manifests, folders, globs. Interrupted, the same command goes on where it stopped; with
     --overwrite another run's checkpoint is replaced too. Then: fseg segment --encoder FILE.
     """
-    from fseg_jax.training.pretrain import check_output, pretrain
-    from fseg_jax.training.simclr import Settings
-    from fseg_jax.training.views import Geometry
+    from fseg_jax.pretraining.pretrain import check_output, pretrain
+    from fseg_jax.pretraining.simclr import Settings
+    from fseg_jax.pretraining.views import Geometry
 
     check_output(output, overwrite)
     finest, coarsest = resolutions
@@ -170,8 +170,8 @@ def _fields(
     sources: tuple[str, ...], geometry: "Geometry", mpp_override: float | None, most: int, seed: int
 ) -> "list[Field]":
     from fseg_jax.cohort.manifest import load_manifest
+    from fseg_jax.pretraining.views import fields_of
     from fseg_jax.slides.reader import open_slide
-    from fseg_jax.training.views import fields_of
 
     fields: list[Field] = []
     for source in sources:
@@ -183,9 +183,9 @@ def _fields(
 
 def _score(dataset: Path) -> "Callable[[Encoder], float]":
     """The score of an encoder by a dataset's test split."""
-    from fseg_jax.evaluation.datasets import open_dataset
-    from fseg_jax.evaluation.features import encode
-    from fseg_jax.evaluation.knn import knn_f1
+    from fseg_jax.evaluation.data.datasets import open_dataset
+    from fseg_jax.evaluation.data.features import encode
+    from fseg_jax.evaluation.protocols.knn import knn_f1
 
     images = open_dataset(dataset)
 

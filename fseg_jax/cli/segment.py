@@ -20,8 +20,8 @@ from fseg_jax.cli.options import (
     together,
     where_options,
 )
+from fseg_jax.cli.terminal import bars, one_of
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import bars, one_of
 
 if TYPE_CHECKING:
     from fseg_jax.codebook import Codebook
@@ -60,7 +60,7 @@ def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, **options: 
 def demo(slide: bool, output: Path, overwrite: bool, **options: Any) -> int:
     """Segment a colon image that comes with scikit-image: no slide, no download."""
     if slide:
-        from fseg_jax.downloads import fetch_test_slide
+        from fseg_jax.files.downloads import fetch_test_slide
 
         return _segment([fetch_test_slide()], output, overwrite, options)
     with resources.as_file(resources.files("skimage.data") / "ihc.png") as image:
@@ -69,9 +69,9 @@ def demo(slide: bool, output: Path, overwrite: bool, **options: Any) -> int:
 
 def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any]) -> int:
     """Check everything that can be checked, then segment slide after slide; the exit code."""
-    from fseg_jax.cohort.publish import check_outputs
-    from fseg_jax.cohort.worker import Settings, output_paths, segment_slide
     from fseg_jax.encoders.load import load_encoder
+    from fseg_jax.pipeline.record import check_outputs
+    from fseg_jax.pipeline.segment import Settings, output_paths, segment_slide
     from fseg_jax.slides.reader import open_slide, slide_name
 
     tissue = tissue_setting(options)

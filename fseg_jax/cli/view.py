@@ -7,7 +7,7 @@ import click
 
 from fseg_jax.cli.options import Whole
 from fseg_jax.errors import InputError
-from fseg_jax.file_kinds import did_you_mean
+from fseg_jax.files.kinds import did_you_mean
 
 
 @click.command()
@@ -38,7 +38,7 @@ def view(
 ) -> int:
     """Look at a slide's segmentation, and segment it by clicks, in the browser (this machine's only)."""
     check_packages()
-    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.pipeline.clicks import SeedSettings
     from fseg_jax.viewer.server import Folder, serve
 
     settings = SeedSettings(classes=tuple(classes.split(",")) if classes else None, distance=distance)

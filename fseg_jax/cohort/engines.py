@@ -20,7 +20,7 @@ from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.run import Outcome, run_slide
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, explain
-from fseg_jax.terminal import heed, verbosity
+from fseg_jax.process import heed, verbosity
 
 _log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _end_of(process: BaseProcess) -> str:
 
 def _serve(connection: Connection, environment: dict[str, str], job: Job, verbose: int) -> None:
     """A worker: say what it is, then run slides until the other end is closed."""
-    from fseg_jax.terminal import log, share_the_heap, stop_once
+    from fseg_jax.process import log, share_the_heap, stop_once
 
     log(verbose)
     os.environ.update(environment)  # before jax looks for devices

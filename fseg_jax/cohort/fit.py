@@ -13,10 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fseg_jax import kmeans_stream
 from fseg_jax.codebook import Codebook, Provenance, save_all
-from fseg_jax.cohort.claims import partial_folder, settle
-from fseg_jax.cohort.exchange import exchange
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.tile_features import (
     FeatureSettings,
@@ -29,8 +26,11 @@ from fseg_jax.cohort.tile_features import (
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.fingerprint import take_fingerprint
 from fseg_jax.errors import InputError
+from fseg_jax.files.claims import partial_folder, settle
+from fseg_jax.files.exchange import exchange
+from fseg_jax.files.paths import is_folder, is_there
+from fseg_jax.numerics.kmeans import streaming as kmeans_stream
 from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_card
-from fseg_jax.paths import is_folder, is_there
 
 _log = logging.getLogger(__name__)
 

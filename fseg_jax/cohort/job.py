@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from fseg_jax.codebook import Codebook
-from fseg_jax.cohort import features, worker
 from fseg_jax.cohort.manifest import ManifestSlide
-from fseg_jax.cohort.storage import open_storage
-from fseg_jax.cohort.worker import Settings
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.errors import InputError
+from fseg_jax.files.storage import open_storage
 from fseg_jax.methods import fseg
+from fseg_jax.pipeline import features
+from fseg_jax.pipeline import segment as worker
+from fseg_jax.pipeline.segment import Settings
 
 AGREED = "cohort.json"  # what a place is for
 

@@ -26,11 +26,11 @@ from urllib.parse import urlsplit
 
 import tensorstore as ts
 
-from fseg_jax.cohort.storage import bucket_spec
 from fseg_jax.errors import InputError
-from fseg_jax.file_kinds import did_you_mean
-from fseg_jax.outputs.stored import answered
-from fseg_jax.paths import is_folder, is_there
+from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.paths import is_folder, is_there
+from fseg_jax.files.storage import bucket_spec
+from fseg_jax.files.stored import answered
 from fseg_jax.slides.formats import is_plausible, one_line
 from fseg_jax.slides.reader import open_slide, slide_name
 

@@ -19,8 +19,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
-from fseg_jax.cohort import features, worker
-from fseg_jax.cohort.claims import BusyError
 from fseg_jax.cohort.job import (
     AGREED,
     Job,
@@ -34,8 +32,6 @@ from fseg_jax.cohort.job import (
     settings_of,
 )
 from fseg_jax.cohort.manifest import ManifestSlide
-from fseg_jax.cohort.publish import Clock
-from fseg_jax.cohort.storage import Storage, open_storage
 from fseg_jax.cohort.survey import (
     Survey,
     facts_of,
@@ -47,11 +43,16 @@ from fseg_jax.cohort.survey import (
     stated,
     survey,
 )
-from fseg_jax.cohort.worker import SUFFIXES, Report
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, OutputError, explain
+from fseg_jax.files.claims import BusyError
+from fseg_jax.files.storage import Storage, open_storage
 from fseg_jax.outputs import report as reports
 from fseg_jax.outputs.csv_table import csv_text
+from fseg_jax.pipeline import features
+from fseg_jax.pipeline import segment as worker
+from fseg_jax.pipeline.record import Clock
+from fseg_jax.pipeline.segment import SUFFIXES, Report
 from fseg_jax.slides.identity import is_same
 from fseg_jax.slides.reader import open_slide
 

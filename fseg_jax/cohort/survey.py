@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from fseg_jax.cohort import features
 from fseg_jax.cohort.job import Job, features_hash, settings_hash, settings_of
 from fseg_jax.cohort.manifest import ManifestSlide
-from fseg_jax.cohort.storage import Storage, open_storage
-from fseg_jax.cohort.worker import SUFFIXES
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
+from fseg_jax.files.storage import Storage, open_storage
+from fseg_jax.pipeline import features
+from fseg_jax.pipeline.segment import SUFFIXES
 from fseg_jax.slides.identity import identify, is_same
 
 _AT_ONCE = 8  # slides that are looked at

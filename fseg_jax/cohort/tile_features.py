@@ -27,18 +27,18 @@ import tensorstore as ts
 from jaxtyping import Float, Int
 from PIL import Image
 
-from fseg_jax.atomic import replacing
-from fseg_jax.cohort.claims import partial_folder
 from fseg_jax.cohort.manifest import ManifestSlide
-from fseg_jax.cohort.patches import tissue_share
-from fseg_jax.cohort.publish import made_with, slide_facts
 from fseg_jax.cohort.survey import facts_of
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.image_files import load_image
+from fseg_jax.files.atomic import replacing
+from fseg_jax.files.claims import partial_folder
+from fseg_jax.files.images import load_image
+from fseg_jax.files.paths import is_folder, is_there
+from fseg_jax.files.stored import stored
 from fseg_jax.outputs.csv_table import csv_text
-from fseg_jax.outputs.stored import stored
-from fseg_jax.paths import is_folder, is_there
+from fseg_jax.pipeline.embed import tissue_share
+from fseg_jax.pipeline.record import made_with, slide_facts
 from fseg_jax.slides.formats import one_line
 from fseg_jax.slides.identity import is_same
 from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
@@ -199,7 +199,7 @@ def write_failures(folder: Path, failures: dict[str, str], share: str = "") -> N
 class StoredRows:
     """The rows of slides in a folder of features, one below the other, in the order of their ids.
 
-    Read by ranges, as ``kmeans_stream`` wants them; only what is asked for is in memory.
+    Read by ranges, as ``kmeans.streaming`` wants them; only what is asked for is in memory.
     """
 
     def __init__(self, folder: Path, slide_ids: Sequence[str]):

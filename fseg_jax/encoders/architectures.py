@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fseg_jax.encoders.efficientnet import EfficientNet, EfficientNetConfig
+from fseg_jax.encoders.efficientnet.network import EfficientNet, EfficientNetConfig
 from fseg_jax.encoders.layers import DType, Network
-from fseg_jax.encoders.resnet import ResNet, ResNetConfig
-from fseg_jax.encoders.swin import Swin, SwinConfig
-from fseg_jax.encoders.vit import AttentionPoolConfig, ViT, ViTConfig
+from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
+from fseg_jax.encoders.swin.network import Swin, SwinConfig
+from fseg_jax.encoders.vit.network import AttentionPoolConfig, ViT, ViTConfig
 from fseg_jax.errors import InputError
 
 Config = ResNetConfig | ViTConfig | EfficientNetConfig | SwinConfig

@@ -7,7 +7,7 @@ ResNet that timm publishes. ``architectures.abstract(row.config)`` builds the ne
 
 from typing import Any
 
-from fseg_jax.encoders.efficientnet import efficientnet
+from fseg_jax.encoders.efficientnet.network import efficientnet
 from fseg_jax.encoders.rows import (
     BASE,
     DINOV2_GIANT,
@@ -24,11 +24,11 @@ from fseg_jax.encoders.rows import (
     resnet_row,
     vit_row,
 )
-from fseg_jax.encoders.swin import SwinConfig
+from fseg_jax.encoders.swin.network import SwinConfig
 from fseg_jax.encoders.timm_names import timm_row
-from fseg_jax.encoders.vit import AttentionPoolConfig, ViTConfig
+from fseg_jax.encoders.vit.network import AttentionPoolConfig, ViTConfig
 from fseg_jax.errors import InputError
-from fseg_jax.file_kinds import did_you_mean
+from fseg_jax.files.kinds import did_you_mean
 
 LUNIT: tuple[RGB, RGB] = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 BIOPTIMUS: tuple[RGB, RGB] = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from fseg_jax.arrays import Array
 from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder
 from fseg_jax.encoders.framed import own_sizes, repeated
+from fseg_jax.numerics.arrays import Array
 
 VERSION = 1  # raised whenever the features of an image change
 STRIDE = 16

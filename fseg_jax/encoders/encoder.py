@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
-from fseg_jax.arrays import Array, Features, Images
 from fseg_jax.encoders.framed import framed
+from fseg_jax.numerics.arrays import Array, Features, Images
 
 
 @dataclass(frozen=True)

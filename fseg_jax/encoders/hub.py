@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from fseg_jax.downloads import cache_folder, fetch, is_disk_error
 from fseg_jax.encoders.rows import Row
 from fseg_jax.errors import InputError
+from fseg_jax.files.downloads import cache_folder, fetch, is_disk_error
 
 TIMEOUT = 10.0  # seconds for the hub's first answer, when a file is wanted
 
@@ -163,7 +163,7 @@ def _kept(row: Row) -> Path:
 
 def _is_intact(path: Path) -> bool:
     """False where the hub's cache names a file by its SHA-256, as it does large ones, and has another one."""
-    from weights_convert.checkpoint import sha256
+    from fseg_jax.encoders.checkpoint import sha256
 
     # One link and no further: the hub's cache may itself link to a store with names of another kind.
     published = path.readlink().name if path.is_symlink() else ""

@@ -15,10 +15,10 @@ from jax import lax
 from jax.nn.initializers import lecun_normal, variance_scaling
 from jaxtyping import Array, Float
 
-from fseg_jax.encoders.convolution import DType, Plan, convolve
 from fseg_jax.encoders.framed import cleared, inside
+from fseg_jax.encoders.kernels.convolution import DType, Plan, convolve
 from fseg_jax.errors import InputError
-from fseg_jax.file_kinds import did_you_mean
+from fseg_jax.files.kinds import did_you_mean
 
 Padding = int | str
 

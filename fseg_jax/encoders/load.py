@@ -16,24 +16,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fseg_jax.downloads import cache_folder
 from fseg_jax.encoders import hub, weights_file
 from fseg_jax.encoders.catalog import lookup
 from fseg_jax.encoders.classical import classical
-from fseg_jax.encoders.efficientnet import EfficientNet
+from fseg_jax.encoders.efficientnet.network import EfficientNet
 from fseg_jax.encoders.encoder import Encoder, EncoderCard, of_network
 from fseg_jax.encoders.hub import Status, fetch_checkpoint
 from fseg_jax.encoders.layers import Network
-from fseg_jax.encoders.resnet import ResNet
+from fseg_jax.encoders.resnet.network import ResNet
 from fseg_jax.encoders.rows import Row
-from fseg_jax.encoders.swin import SwinConfig
+from fseg_jax.encoders.swin.network import SwinConfig
 from fseg_jax.encoders.trained import DTYPES, SHIPPED, check_dtype, load_trained
-from fseg_jax.encoders.vit import ViTConfig
+from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.encoders.weights_file import Loaded
 from fseg_jax.errors import InputError
-from fseg_jax.file_kinds import is_ours, kind_of
-from fseg_jax.paths import is_file
-from fseg_jax.tensor_header import BrokenFileError, read_header
+from fseg_jax.files.downloads import cache_folder
+from fseg_jax.files.kinds import is_ours, kind_of
+from fseg_jax.files.paths import is_file
+from fseg_jax.files.tensor_header import BrokenFileError, read_header
 
 # F-SEG's resolution in µm per pixel, whatever an encoder was trained at: its tokens of 14 or 16 µm see
 # tissue.
@@ -171,7 +171,7 @@ def _published(row: Row, dtype: str) -> Loaded:
 def _given(row: Row, checkpoint: Path, dtype: str) -> Loaded:
     """The weights of a published checkpoint that the user has, converted into the cache when they are new to
     it."""
-    from weights_convert.checkpoint import sha256
+    from fseg_jax.encoders.checkpoint import sha256
 
     if not is_file(checkpoint):
         raise InputError(
@@ -207,7 +207,7 @@ def _from_cache(path: Path, dtype: str) -> Loaded | None:
 
 
 def _convert(row: Row, checkpoint: Path, path: Path, dtype: str) -> None:
-    from weights_convert.convert import convert_file
+    from fseg_jax.encoders.convert import convert_file
 
     for left in path.parent.glob(".*.safetensors.*"):
         if left.exists() and time.time() - left.stat().st_mtime > _ABANDONED:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fseg_jax.encoders.architectures import Config
-from fseg_jax.encoders.resnet import RESNETS
-from fseg_jax.encoders.vit import ViTConfig
+from fseg_jax.encoders.resnet.network import RESNETS
+from fseg_jax.encoders.vit.network import ViTConfig
 
 RGB = tuple[float, float, float]
 

@@ -2,7 +2,7 @@
 
 import re
 
-from fseg_jax.encoders.resnet import RESNETS
+from fseg_jax.encoders.resnet.network import RESNETS
 from fseg_jax.encoders.rows import (
     BASE,
     DINOV2_GIANT,
@@ -20,7 +20,7 @@ from fseg_jax.encoders.rows import (
     resnet_row,
     vit_row,
 )
-from fseg_jax.encoders.vit import ViTConfig
+from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.errors import InputError
 
 _TIMM_VITS = {

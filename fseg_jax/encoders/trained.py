@@ -22,16 +22,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from fseg_jax.arrays import Images
 from fseg_jax.encoders import weights_file
 from fseg_jax.encoders.architectures import abstract, targets
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.classical import features as stain_features
 from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder, of_network
-from fseg_jax.encoders.processor import processor
-from fseg_jax.encoders.resnet import ResNet
+from fseg_jax.encoders.kernels.processor import processor
+from fseg_jax.encoders.resnet.network import ResNet
 from fseg_jax.errors import InputError
-from fseg_jax.file_kinds import kind_of
+from fseg_jax.files.kinds import kind_of
+from fseg_jax.numerics.arrays import Images
 
 
 class Gains(NamedTuple):

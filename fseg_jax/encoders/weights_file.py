@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from fseg_jax.atomic import replacing
 from fseg_jax.encoders.architectures import abstract, depth, described, description, fill
 from fseg_jax.encoders.layers import DType, Network
 from fseg_jax.errors import InputError
-from fseg_jax.file_kinds import ENCODER, kind_of
-from fseg_jax.tensor_header import BrokenFileError, Header, read_header
+from fseg_jax.files.atomic import replacing
+from fseg_jax.files.kinds import ENCODER, kind_of
+from fseg_jax.files.tensor_header import BrokenFileError, Header, read_header
 
 FORMAT, VERSION = ENCODER, "1"
 

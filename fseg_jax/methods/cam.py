@@ -41,11 +41,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
-from fseg_jax import kmeans, nmf
-from fseg_jax.arrays import Images, Key
 from fseg_jax.encoders.layers import Network
 from fseg_jax.errors import InputError
 from fseg_jax.methods import grad_cam
+from fseg_jax.numerics import kmeans, nmf
+from fseg_jax.numerics.arrays import Images, Key
 
 UNLABELLED = -1
 WANTED = 1000  # labelled images, §2

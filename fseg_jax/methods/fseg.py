@@ -29,14 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt, UInt8
 
-from fseg_jax import nmf
-from fseg_jax.arrays import Centres, Features, Key
-from fseg_jax.axes import first, to_ordinary, unit
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder, EncoderCard, encode_framed
 from fseg_jax.encoders.fingerprint import alike, take_fingerprint
 from fseg_jax.errors import InputError
-from fseg_jax.packing import packed
+from fseg_jax.numerics import nmf
+from fseg_jax.numerics.arrays import Centres, Features, Key
+from fseg_jax.numerics.axes import first, to_ordinary, unit
+from fseg_jax.numerics.packing import packed
 
 CONCEPTS = 20  # of mode "assign", a tile: the authors' default
 MODES = ("fixed", "assign")

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fseg_jax.arrays import Key
+from fseg_jax.numerics.arrays import Key
 
 Grid = Float[Array, "b h w c"]
 Head = Callable[[Grid], Float[Array, "b k"]]

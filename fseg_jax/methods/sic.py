@@ -44,9 +44,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fseg_jax.arrays import Centres, Key
-from fseg_jax.axes import is_ordinary_square, to_ordinary, unit
 from fseg_jax.errors import InputError
+from fseg_jax.numerics.arrays import Centres, Key
+from fseg_jax.numerics.axes import is_ordinary_square, to_ordinary, unit
 
 DIMENSIONS = 64
 # Distance between the means of two clusters over their spread along it (Ashman, Bird & Zepf 1994): halves of

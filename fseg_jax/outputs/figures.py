@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fseg_jax.atomic import replacing
+from fseg_jax.files.atomic import replacing
 from fseg_jax.outputs.csv_table import csv_text
 
 _LONGEST = 2400

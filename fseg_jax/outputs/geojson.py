@@ -12,8 +12,8 @@ import rasterio.features
 import shapely
 import skimage.measure
 
-from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError
+from fseg_jax.files.atomic import replacing
 from fseg_jax.outputs.labels import LabelPyramid, open_labels
 
 _TRACED_PIXELS = 8_000_000

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.files.atomic import replacing
+from fseg_jax.files.stored import stored
 from fseg_jax.outputs.colours import default_names
-from fseg_jax.outputs.stored import stored
 
 CHUNK = 256
 SHARD = 1024

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from fseg_jax.atomic import replacing
+from fseg_jax.files.atomic import replacing
 
 _SIDE = 480  # of a panel: its longer side
 _GAP, _TOP = 12, 34

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fseg_jax.errors import InputError
-from fseg_jax.image_files import load_image
+from fseg_jax.files.images import load_image
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.labels import level_for, open_labels
 

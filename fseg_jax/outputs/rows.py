@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.outputs.stored import answered, stored
+from fseg_jax.files.atomic import replacing
+from fseg_jax.files.stored import answered, stored
 
 _CHUNK_BYTES = 4 << 20
 _SMALL_BYTES = 64 << 20  # of an array, or a chunk, whatever its files hold

@@ -13,9 +13,9 @@ import openslide
 from PIL import Image
 
 from fseg_jax.errors import InputError
-from fseg_jax.image_files import load_image
-from fseg_jax.paths import is_folder, is_there
-from fseg_jax.slides.extent import check_tiles
+from fseg_jax.files.extent import check_tiles
+from fseg_jax.files.images import load_image
+from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.slides.mirax import check_counts
 
 OME_TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.tf2", ".ome.tf8", ".ome.btf")

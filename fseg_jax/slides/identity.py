@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fseg_jax.errors import InputError
-from fseg_jax.paths import shown
+from fseg_jax.files.paths import shown
 from fseg_jax.slides.formats import one_line
 
 PIECES, PIECE = 16, 16 << 10  # of a file; a smaller one is read whole

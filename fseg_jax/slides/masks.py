@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fseg_jax.errors import InputError
-from fseg_jax.image_files import FORMATS, MOST_PIXELS, load_image
+from fseg_jax.files.images import FORMATS, MOST_PIXELS, load_image
 from fseg_jax.slides.formats import is_tiff, one_line
 
 _BLOCK = 1 << 24  # pixels that are looked at together

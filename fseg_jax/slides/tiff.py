@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from fseg_jax.errors import InputError
-from fseg_jax.slides.extent import check_directories, check_extent, check_piece
+from fseg_jax.files.extent import check_directories, check_extent, check_piece
 from fseg_jax.slides.formats import flatten, is_plausible, one_line
 
 _CACHE = 256 << 20  # bytes of decoded tiles: a row of wide strips fits

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from fseg_jax.atomic import replacing
-from fseg_jax.cohort.seeds import CLASSES, class_names, number_seeds, read_seed_file
 from fseg_jax.errors import InputError
+from fseg_jax.files.atomic import replacing
 from fseg_jax.outputs.colours import palette
+from fseg_jax.pipeline.clicks import CLASSES, class_names, number_seeds, read_seed_file
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 9
 _LONGEST_NAME = 40

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from fseg_jax.cohort.claims import sweep
-from fseg_jax.cohort.seeds import SeedSettings
 from fseg_jax.errors import InputError, explain
+from fseg_jax.files.claims import sweep
 from fseg_jax.outputs.embeddings import RECORD, embedded_slides, open_embeddings
 from fseg_jax.outputs.labels import open_labels
-from fseg_jax.terminal import heed
+from fseg_jax.pipeline.clicks import SeedSettings
+from fseg_jax.process import heed
 from fseg_jax.viewer.annotation import write_whole
 from fseg_jax.viewer.picture import LabelLayer, open_picture
 from fseg_jax.viewer.projection import read_projection

@@ -29,8 +29,8 @@ from types import ModuleType
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from fseg_jax.atomic import replacing
 from fseg_jax.errors import InputError
+from fseg_jax.files.atomic import replacing
 from fseg_jax.methods import sic
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.versions import versions_of

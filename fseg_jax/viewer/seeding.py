@@ -23,10 +23,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 
-from fseg_jax.cohort.seeds import SeedSettings, seed_slide, seeds_on_patches
 from fseg_jax.errors import InputError, explain
 from fseg_jax.methods import sic
 from fseg_jax.outputs.embeddings import open_embeddings
+from fseg_jax.pipeline.clicks import SeedSettings, seed_slide, seeds_on_patches
 from fseg_jax.viewer.annotation import (
     Annotation,
     History,

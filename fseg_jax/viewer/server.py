@@ -35,11 +35,11 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import HTTPError, OutputTransform, RequestHandler, StaticFileHandler
 
-from fseg_jax.cohort.seeds import SeedSettings
 from fseg_jax.errors import InputError, explain
-from fseg_jax.file_kinds import did_you_mean
+from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.pipeline.clicks import SeedSettings
+from fseg_jax.process import heed
 from fseg_jax.slides.formats import one_line
-from fseg_jax.terminal import heed
 from fseg_jax.viewer.opened import Opened, slide_names
 from fseg_jax.viewer.page import show
 

@@ -14,12 +14,12 @@ import pytest
 import tensorstore as ts
 from generations import NAMES, files, make
 
-from fseg_jax.cohort import features, storage
 from fseg_jax.cohort.manifest import read_bytes
-from fseg_jax.cohort.storage import Bucket
-from fseg_jax.cohort.worker import Settings
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.outputs import stored
+from fseg_jax.files import storage, stored
+from fseg_jax.files.storage import Bucket
+from fseg_jax.pipeline import features
+from fseg_jax.pipeline.segment import Settings
 
 
 class Killed(BaseException):

@@ -24,17 +24,18 @@ from PIL import Image
 from skimage import data as pictures
 
 from fseg_jax import cli
-from fseg_jax.cohort import claims, engines, run
-from fseg_jax.cohort.claims import BusyError, partial_folder, sweep
+from fseg_jax.cohort import engines, run
 from fseg_jax.cohort.engines import Local
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.run import Outcome
-from fseg_jax.cohort.storage import open_storage
-from fseg_jax.cohort.worker import SUFFIXES, segment_slide
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.files import claims
+from fseg_jax.files.claims import BusyError, partial_folder, sweep
+from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.labels import LabelWriter
+from fseg_jax.pipeline.segment import SUFFIXES, segment_slide
 from fseg_jax.slides.reader import open_slide
 
 

@@ -10,11 +10,12 @@ import pytest
 from cohorts import InProcess, cohort, contents, job_for, write_codebook, write_slides
 
 from fseg_jax import cli
-from fseg_jax.cohort import job, run, storage
+from fseg_jax.cohort import job, run
 from fseg_jax.cohort.manifest import ManifestSlide, load_manifest
-from fseg_jax.cohort.storage import open_storage
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.files import storage
+from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs import report
 
 
@@ -173,8 +174,8 @@ def test_keeping_features_changes_no_result(kept, finished):
 def test_features_are_bfloat16_and_the_encoders(kept, manifest):
     import ml_dtypes
 
-    from fseg_jax.cohort.worker import Settings, encoded, lay_out
     from fseg_jax.outputs.rows import open_rows
+    from fseg_jax.pipeline.segment import Settings, encoded, lay_out
     from fseg_jax.slides.reader import open_slide
 
     rows, beside, made = open_rows(open_storage(str(kept)).spec("S-01.features.zarr"), "tokens", ("tiles",))

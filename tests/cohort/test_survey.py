@@ -14,9 +14,9 @@ from fseg_jax.cli import main
 from fseg_jax.cohort import job as jobs
 from fseg_jax.cohort import run
 from fseg_jax.cohort.manifest import load_manifest
-from fseg_jax.cohort.storage import open_storage
 from fseg_jax.cohort.survey import Survey, survey
 from fseg_jax.encoders.classical import classical
+from fseg_jax.files.storage import open_storage
 
 NAMES = {f"S-{i:02d}" for i in range(4)}
 ANOTHER = "the file at its path is another one"

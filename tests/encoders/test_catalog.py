@@ -11,10 +11,10 @@ from flax import nnx
 
 from fseg_jax.encoders.architectures import abstract, described, description, family, network, parameter_count
 from fseg_jax.encoders.catalog import CATALOG, lookup
-from fseg_jax.encoders.efficientnet import EfficientNetConfig
-from fseg_jax.encoders.resnet import RESNETS, ResNetConfig
-from fseg_jax.encoders.swin import SwinConfig
-from fseg_jax.encoders.vit import ViTConfig
+from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
+from fseg_jax.encoders.resnet.network import RESNETS, ResNetConfig
+from fseg_jax.encoders.swin.network import SwinConfig
+from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.errors import InputError
 
 ROWS = list(CATALOG.values())

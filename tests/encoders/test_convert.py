@@ -19,14 +19,14 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fseg_jax.encoders import catalog, weights_file
+from fseg_jax.encoders import weight_rules as rules
 from fseg_jax.encoders.architectures import abstract, fill, targets
-from fseg_jax.encoders.resnet import ResNetConfig
-from fseg_jax.encoders.vit import ViTConfig
+from fseg_jax.encoders.checkpoint import open_checkpoint
+from fseg_jax.encoders.convert import convert_file, layouts, network_from
+from fseg_jax.encoders.resnet.network import ResNetConfig
+from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.errors import InputError
-from weights_convert import rules
 from weights_convert.__main__ import convert, main
-from weights_convert.checkpoint import open_checkpoint
-from weights_convert.convert import convert_file, layouts, network_from
 
 VIT, RESNET = "vit_layer_scale_patch16_resampled", "resnet_bottleneck"
 

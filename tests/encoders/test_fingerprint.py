@@ -15,11 +15,11 @@ from fseg_jax.codebook import Codebook, Provenance, load_all, save_all
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.fingerprint import BITS, alike, picture, take_fingerprint
 from fseg_jax.encoders.load import load_encoder
-from fseg_jax.encoders.resnet import ResNet
+from fseg_jax.encoders.resnet.network import ResNet
 from fseg_jax.encoders.trained import Gains, assemble
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
-from fseg_jax.training.simclr import TRUNK
+from fseg_jax.pretraining.simclr import TRUNK
 
 
 class Other:

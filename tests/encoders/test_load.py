@@ -22,15 +22,15 @@ from safetensors.numpy import load_file, save_file
 from stand_in import StandIn, running
 
 from fseg_jax import cli
-from fseg_jax.downloads import cache_folder
 from fseg_jax.encoders import catalog, encoder, hub, listing, load
+from fseg_jax.encoders.checkpoint import open_checkpoint, sha256
+from fseg_jax.encoders.convert import convert_file, network_from
 from fseg_jax.encoders.load import load_encoder, load_network, status
-from fseg_jax.encoders.resnet import ResNetConfig
+from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.encoders.rows import IMAGENET, Row, normalised, vit_row
-from fseg_jax.encoders.vit import ViTConfig
+from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.errors import InputError
-from weights_convert.checkpoint import open_checkpoint, sha256
-from weights_convert.convert import convert_file, network_from
+from fseg_jax.files.downloads import cache_folder
 
 VIT = ViTConfig(patch=8, dim=32, depth=2, heads=2, mlp_width=64, image_size=32, registers=1, layer_scale=True)
 TINY = vit_row(
@@ -248,14 +248,14 @@ def test_a_pytorch_file_gives_what_its_safetensors_gives(published, tmp_path, im
 def test_a_checkpoint_is_converted_once(published, monkeypatch):
     load_encoder("tiny", weights=published)
     assert kept() == [f"{sha256(published)[:16]}-float32.safetensors"]
-    monkeypatch.setattr("weights_convert.convert.convert_file", refuse)
+    monkeypatch.setattr("fseg_jax.encoders.convert.convert_file", refuse)
     load_encoder("tiny", weights=published)
 
 
 def test_a_file_of_ours_is_read_as_it_is(published, tmp_path, images, monkeypatch):
     ours = tmp_path / "ours"
     convert_file(published, ours, VIT, name="tiny")
-    monkeypatch.setattr("weights_convert.convert.convert_file", refuse)
+    monkeypatch.setattr("fseg_jax.encoders.convert.convert_file", refuse)
     tiny = load_encoder("tiny", weights=str(ours))
     assert kept() == [] and tiny.card.weights_hash == sha256(published)
     monkeypatch.undo()
@@ -415,7 +415,7 @@ def full(*_: object, **__: object) -> None:
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(lab, published, monkeypatch):
-    monkeypatch.setattr("fseg_jax.atomic.os.fsync", full)
+    monkeypatch.setattr("fseg_jax.files.atomic.os.fsync", full)
     assert "No space left on device" in one_line(lambda: load_encoder("tiny", weights=published))
     assert "No space left on device" in one_line(lambda: load_encoder("tiny"))
     assert kept() == []
@@ -607,7 +607,7 @@ from pathlib import Path
 import jax, numpy as np
 from fseg_jax.encoders import catalog
 from fseg_jax.encoders.load import load_encoder
-import weights_convert.convert
+import fseg_jax.encoders.convert
 from test_load import WIDE
 jax.block_until_ready(jax.numpy.ones(8) + 1)
 catalog.CATALOG["wide"] = WIDE
@@ -636,7 +636,7 @@ def test_a_large_network_loads_in_the_memory_of_its_file(source, tmp_path):
         vit_tensors(WIDE_VIT, dtype={"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}[source]), path
     )
     here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent / 'shared'}"}
     taken = []
     for _ in range(2):  # converted; then from the cache
         run = subprocess.run(

@@ -13,30 +13,31 @@ import samples
 import tifffile
 
 from fseg_jax import cli
+from fseg_jax.cam import classifier
+from fseg_jax.cam.classifier_file import load_classifier, read_state
+from fseg_jax.cam.images import read_image
+from fseg_jax.cam.labels import read_labels
+from fseg_jax.cam.masks import evaluate_folder
 from fseg_jax.codebook import load_all
-from fseg_jax.cohort import features
 from fseg_jax.cohort.job import card_of, features_hash, from_features, settings_of
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.run import Outcome, run_cohort
-from fseg_jax.cohort.seeds import SeedSettings, read_seed_file
-from fseg_jax.cohort.storage import open_storage
 from fseg_jax.cohort.tile_features import StoredRows, prepare_folder
+from fseg_jax.encoders.checkpoint import open_checkpoint
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.trained import load_trained
 from fseg_jax.errors import InputError
-from fseg_jax.evaluation.datasets import open_dataset
-from fseg_jax.evaluation.masks import evaluate_folder
-from fseg_jax.folders.images import read_image
-from fseg_jax.folders.labels import read_labels
+from fseg_jax.evaluation.data.datasets import open_dataset
+from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.embeddings import open_embeddings
 from fseg_jax.outputs.labels import level_for, open_labels
+from fseg_jax.pipeline import features
+from fseg_jax.pipeline.clicks import SeedSettings, read_seed_file
+from fseg_jax.pretraining import pretrain, simclr
 from fseg_jax.slides.reader import Slide, open_slide, thumbnail
 from fseg_jax.slides.tissue import load_tissue
-from fseg_jax.training import classifier, pretrain, simclr
-from fseg_jax.training.classifier_file import load_classifier, read_state
 from fseg_jax.viewer import annotation
 from fseg_jax.viewer.opened import Opened
-from weights_convert.checkpoint import open_checkpoint
 
 
 class Idle:

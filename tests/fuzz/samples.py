@@ -13,19 +13,20 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 
+from fseg_jax.cam import classifier, classifier_file
 from fseg_jax.codebook import Codebook, Provenance, save_all
 from fseg_jax.cohort.job import Job
 from fseg_jax.cohort.manifest import load_manifest
-from fseg_jax.cohort.patches import PatchSettings, embed_slide
 from fseg_jax.cohort.run import run_cohort, run_slide
 from fseg_jax.cohort.tile_features import FeatureSettings, sample_cohort
-from fseg_jax.cohort.worker import Settings
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.encoders.resnet import ResNet, ResNetConfig
+from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
 from fseg_jax.encoders.trained import Gains, save_trained
+from fseg_jax.pipeline.embed import PatchSettings, embed_slide
+from fseg_jax.pipeline.segment import Settings
+from fseg_jax.pretraining import pretrain, simclr
 from fseg_jax.slides.reader import open_slide
-from fseg_jax.training import classifier, classifier_file, pretrain, simclr
 
 SIDE = 128
 TRUNK = ResNetConfig("basic", (1, 1), (8, 8), stem_channels=8, patches=True)

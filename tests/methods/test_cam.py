@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from skimage.measure import label as pieces_of
 
-from fseg_jax import nmf
 from fseg_jax.encoders.architectures import network
-from fseg_jax.encoders.efficientnet import EfficientNetConfig
+from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.errors import InputError
 from fseg_jax.methods import cam, grad_cam
+from fseg_jax.numerics import nmf
 
 SMALL = EfficientNetConfig(stem=8, stages=((1, 3, 1, 1, 8), (2, 3, 2, 2, 8)), features=16, num_classes=1)
 

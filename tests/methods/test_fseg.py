@@ -12,13 +12,13 @@ from skimage import data as pictures
 from sklearn.decomposition import NMF, non_negative_factorization
 from sklearn.metrics.pairwise import cosine_distances
 
-from fseg_jax import nmf
 from fseg_jax.codebook import Codebook, Provenance
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder, encode_framed
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
+from fseg_jax.numerics import nmf
 
 STRIDE = 16
 

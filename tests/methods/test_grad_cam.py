@@ -16,9 +16,9 @@ from safetensors import safe_open
 from scipy.ndimage import map_coordinates
 
 from fseg_jax.encoders.architectures import Config, abstract, described
-from fseg_jax.encoders.efficientnet import efficientnet
+from fseg_jax.encoders.convert import network_from
+from fseg_jax.encoders.efficientnet.network import efficientnet
 from fseg_jax.methods.grad_cam import class_gradient, grad_cam, grad_cam_plus_plus, smooth, to_image
-from weights_convert.convert import network_from
 
 FIXTURES = Path(__file__).parent / "grad_cam_fixtures"
 METHODS = {"GradCAM": grad_cam, "GradCAMPlusPlus": grad_cam_plus_plus}

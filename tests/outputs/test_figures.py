@@ -2,8 +2,8 @@ import csv
 
 import numpy as np
 import pytest
+from label_images import smooth_labels
 from PIL import Image
-from test_labels import smooth_labels
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import figures

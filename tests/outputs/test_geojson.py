@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rasterio.features
 import shapely
-from test_labels import smooth_labels
+from label_images import smooth_labels
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import geojson as module

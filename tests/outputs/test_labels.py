@@ -12,6 +12,7 @@ import referencing
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_images import smooth_labels
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import labels as module
@@ -19,20 +20,6 @@ from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.labels import LabelWriter, halve, level_shapes, open_labels
 
 SCHEMAS = Path(__file__).parent / "ngff-0.5"
-
-
-def smooth_labels(shape, k, seed=0):
-    """Rounded regions of up to six labels in a round piece of tissue."""
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    rng = np.random.default_rng(seed)
-    waves = [
-        sum(np.sin(a * x / 40 + b * y / 40 + c) for a, b, c in rng.uniform(-2, 2, (4, 3)))
-        for _ in range(min(k, 6))
-    ]
-    found = (np.argmax(waves, axis=0) + 1).astype(module.label_dtype(k))
-    h, w = shape
-    found[(y - h / 2) ** 2 / h**2 + (x - w / 2) ** 2 / w**2 > 0.2] = 0
-    return found
 
 
 def write(path, labels, k, cuts=(), **kwargs):

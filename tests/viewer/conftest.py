@@ -12,10 +12,10 @@ from PIL import Image
 from skimage import data as pictures
 
 from fseg_jax import open_slide, segment_slide
-from fseg_jax.cohort.patches import PatchSettings, embed_slide
-from fseg_jax.cohort.seeds import SeedSettings
-from fseg_jax.cohort.worker import Settings
 from fseg_jax.encoders.classical import classical
+from fseg_jax.pipeline.clicks import SeedSettings
+from fseg_jax.pipeline.embed import PatchSettings, embed_slide
+from fseg_jax.pipeline.segment import Settings
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fseg_jax.cohort.seeds import read_seeds
 from fseg_jax.errors import InputError
+from fseg_jax.pipeline.clicks import read_seeds
 from fseg_jax.viewer.annotation import Annotation, History, Seed, checked, load, save
 
 TWO = Annotation(("stroma", "Crypt"), (Seed(10.5, 20.25, 1), Seed(300.0, 60.0, 0), Seed(1.0, 2.0, 1)))

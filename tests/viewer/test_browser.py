@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from fseg_jax import open_slide, segment_slide
-from fseg_jax.cohort.patches import PatchSettings, embed_slide
-from fseg_jax.cohort.seeds import read_seeds
-from fseg_jax.cohort.worker import Settings
 from fseg_jax.encoders.classical import classical
+from fseg_jax.pipeline.clicks import read_seeds
+from fseg_jax.pipeline.embed import PatchSettings, embed_slide
+from fseg_jax.pipeline.segment import Settings
 
 pytestmark = pytest.mark.long
 

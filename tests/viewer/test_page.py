@@ -8,7 +8,7 @@ import pytest
 from bokeh.document import Document
 from bokeh.events import ButtonClick, Tap
 
-from fseg_jax.cohort.seeds import SeedSettings
+from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.viewer.annotation import load
 from fseg_jax.viewer.opened import Opened
 from fseg_jax.viewer.page import Page

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from fseg_jax import cli
-from fseg_jax.cohort.seeds import SeedSettings, seed_slide
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.methods import sic
 from fseg_jax.outputs.labels import open_labels
+from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
 from fseg_jax.viewer import seeding as module
 from fseg_jax.viewer.annotation import Annotation, Seed, load
 from fseg_jax.viewer.opened import Opened, slide_names
@@ -409,7 +409,7 @@ def test_killing_the_program_loses_no_seed(out):
 import asyncio, numpy as np, sys
 from pathlib import Path
 from fseg_jax import cli
-from fseg_jax.cohort.seeds import SeedSettings
+from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.viewer.seeding import Seeding
 async def main():
     seeding = Seeding(Path({str(out)!r}), "tissue", SeedSettings(), lambda: None)

@@ -28,7 +28,7 @@ from tornado.websocket import WebSocketClosedError, websocket_connect
 from fseg_jax import cli
 from fseg_jax.cli.view import check_packages
 from fseg_jax.errors import InputError
-from fseg_jax.terminal import STOPPED, log, stop
+from fseg_jax.process import STOPPED, log, stop
 from fseg_jax.viewer.server import _on_this_loop
 
 PATCH = '{"msgid": "1", "msgtype": "PATCH-DOC"}'
@@ -193,7 +193,7 @@ def test_the_page_runs_no_script_but_its_own(served):
 
 @pytest.mark.parametrize("name", ["<img src=x onerror=fail()>", "a'b\"c&amp;d", "</title><script>fail()<"])
 def test_a_slides_name_is_no_html(out, in_loop, name):
-    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.pipeline.clicks import SeedSettings
     from fseg_jax.viewer.server import Folder, Server
 
     for path in list(out.iterdir()):
@@ -361,7 +361,7 @@ def test_garbage_is_no_traceback(out, capsys):
 
     serving = sys.modules["fseg_jax.viewer.server"]
     begun: list = []
-    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.pipeline.clicks import SeedSettings
 
     def tell(url: str) -> None:
         begun.append(threading.Thread(target=pester, args=(url,)))
@@ -378,7 +378,7 @@ def test_garbage_is_no_traceback(out, capsys):
 
 def test_a_signal_swallowed_while_it_starts_ends_it(out, monkeypatch):
     """And nothing is served: the lock is free again."""
-    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.pipeline.clicks import SeedSettings
     from fseg_jax.viewer.opened import Opened
     from fseg_jax.viewer.server import Folder, serve
 
@@ -440,7 +440,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_how_the_page_was_left_is_kept(out):
-    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.pipeline.clicks import SeedSettings
     from fseg_jax.viewer.opened import Opened
 
     async def change():
@@ -459,7 +459,7 @@ def test_how_the_page_was_left_is_kept(out):
 
 
 def test_a_slide_that_is_only_segmented(out, in_loop):
-    from fseg_jax.cohort.seeds import SeedSettings
+    from fseg_jax.pipeline.clicks import SeedSettings
     from fseg_jax.viewer.server import Folder, Server
 
     for path in out.glob("tissue.embeddings.*"):

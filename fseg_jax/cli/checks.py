@@ -1,0 +1,292 @@
+"""What this machine can do: a check a line, and for each that fails what to do about it."""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fseg_jax.files.downloads import cache_folder
+from fseg_jax.versions import version_of
+
+LEAST_PYTHON = (3, 11)
+ROOM = 5e9  # bytes: the largest encoder as published, or the labels of a cohort's first slides
+_NO_TORCH = "none: encoders that are published as PyTorch files cannot be converted"
+TIMEOUT = 3.0  # seconds for an answer of the hub
+
+
+class Check(NamedTuple):
+    """One thing looked at: whether it is as it should be, whether the main job needs it, what was found, and
+    what to do where it is not."""
+
+    name: str
+    ok: bool
+    required: bool
+    message: str
+    remedy: str = ""
+
+
+class _Found(NamedTuple):
+    ok: bool
+    message: str
+
+
+def checks() -> list[Check]:
+    """Look at everything; nothing is fetched, and what cannot be reached is waited for a few seconds at
+    most."""
+    return list(_checks())
+
+
+def exit_code(found: Iterable[Check]) -> int:
+    """1 where something fails that the main job needs, else 0."""
+    return int(any(check.required and not check.ok for check in found))
+
+
+def table(found: Iterable[Check]) -> str:
+    """A line a check, and its remedy under one that is not as it should be."""
+    found = list(found)
+    width = max((len(check.name) for check in found), default=0)
+    lines = []
+    for check in found:
+        mark = "ok  " if check.ok else "FAIL" if check.required else "no  "
+        lines.append(f"{mark}  {check.name:{width}}  {check.message}")
+        if not check.ok:
+            lines.append(f"      {'':{width}}  → {check.remedy}")
+    return "\n".join(lines)
+
+
+def _checks() -> Iterator[Check]:
+    needed: tuple[tuple[str, Callable[[], _Found], str], ...] = (
+        ("Python", _python, f"install Python {'.'.join(map(str, LEAST_PYTHON))} or later"),
+        ("JAX", _jax, "pip install --upgrade fseg-jax"),
+        ("devices", _devices, "set JAX_PLATFORMS=cpu, or repair the accelerator's driver"),
+        ("OpenSlide", _openslide, "pip install --upgrade openslide-python openslide-bin"),
+        ("TIFF codecs", _codecs, "pip install --upgrade tifffile imagecodecs"),
+        (
+            "TensorStore",
+            _tensorstore,
+            "pip install --upgrade tensorstore, and see that $TMPDIR can be written",
+        ),
+        ("main job", _main_job, "run `fseg demo -o OUT -vv`, and report what it says"),
+    )
+    for name, look, remedy in needed:
+        yield _check(name, look, remedy, required=True)
+    yield _check("GPU", _gpu, "pip install 'fseg-jax[cuda12]' or 'fseg-jax[cuda13]'", required=False)
+    yield _check("cache", _cache, "set FSEG_CACHE to a folder that can be written", required=False)
+    yield _check("cached weights", _cached, "delete what cannot be read", required=False)
+    yield _check(
+        "disk, cache", lambda: _disk(cache_folder()), "free it, or set FSEG_CACHE to another", required=False
+    )
+    yield _check("disk, here", lambda: _disk(Path.cwd()), "free it, or write (-o) to another", required=False)
+    hub = _check("hub", _hub, "see to the network, or give weights with --weights FILE", required=False)
+    yield hub
+    yield _check("processor", _processor, "pip install --upgrade jax", required=False)
+    yield _check("oneDNN", _onednn, "pip install 'fseg-jax[onednn]'", required=False)
+    yield _check("torch", _torch, "pip install 'fseg-jax[convert]'", required=False)
+    yield _check("token", _token, "`hf auth login`, or set HF_TOKEN, for the gated encoders", required=False)
+    if hub.ok:
+        yield from _gates()
+
+
+def _check(name: str, look: Callable[[], _Found], remedy: str, *, required: bool) -> Check:
+    try:
+        ok, message = look()
+    except Exception as error:
+        # A doctor reports what is broken, whatever it is, and goes on.
+        reason = " ".join(str(error).split())[:200]
+        ok, message = False, f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    return Check(name, ok, required, message, "" if ok else remedy)
+
+
+def _python() -> _Found:
+    return _Found(sys.version_info >= LEAST_PYTHON, f"{platform.python_version()}, {platform.platform()}")
+
+
+def _jax() -> _Found:
+    import flax  # noqa: F401
+    import jax  # noqa: F401
+
+    return _Found(True, ", ".join(f"{name} {version_of(name)}" for name in ("jax", "jaxlib", "flax")))
+
+
+def _devices() -> _Found:
+    import jax
+
+    found = [f"{device.device_kind} ({_memory(device)})" for device in jax.local_devices()]
+    counted = [f"{found.count(each)} × {each}" for each in dict.fromkeys(found)]
+    return _Found(bool(found), f"{', '.join(counted)}; {os.cpu_count()} CPU cores")
+
+
+def _memory(device: Any) -> str:
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is not None:
+        return f"{limit / 1e9:.1f} GB"
+    if device.platform != "cpu" or not hasattr(os, "sysconf"):
+        return "memory unknown"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
+
+
+def _gpu() -> _Found:
+    import jax
+
+    if any(device.platform == "gpu" for device in jax.local_devices()):
+        return _Found(True, "used")
+    if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
+        return _Found(False, "this machine has an NVIDIA GPU, and JAX does not see it")
+    return _Found(True, "none; not needed")
+
+
+def _openslide() -> _Found:
+    import openslide
+
+    return _Found(True, f"{openslide.__library_version__}, openslide-python {openslide.__version__}")
+
+
+def _codecs() -> _Found:
+    import imagecodecs
+    import numpy as np
+    import tifffile
+
+    # Smooth, so that what loses a little stays within a few grey levels.
+    image = np.stack([np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 3] * 3, axis=-1)
+    jpeg = imagecodecs.jpeg_decode(imagecodecs.jpeg_encode(image, level=95))
+    jpeg2000 = imagecodecs.jpeg2k_decode(imagecodecs.jpeg2k_encode(image, level=0))
+    wrong = [
+        name
+        for name, decoded in (("JPEG", jpeg), ("JPEG 2000", jpeg2000))
+        if decoded.shape != image.shape or np.abs(decoded.astype(int) - image).max() > 8
+    ]
+    if wrong:
+        return _Found(False, f"{' and '.join(wrong)} decoded wrongly")
+    versions = f"tifffile {tifffile.__version__}, imagecodecs {imagecodecs.__version__}"
+    return _Found(True, f"JPEG and JPEG 2000 decode; {versions}")
+
+
+def _tensorstore() -> _Found:
+    import numpy as np
+    import tensorstore as ts
+
+    written = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    with tempfile.TemporaryDirectory() as folder:
+        store = {"driver": "file", "path": folder}
+        spec = {"driver": "zarr3", "kvstore": store, "metadata": {"codecs": [{"name": "zstd"}]}}
+        ts.open(spec, create=True, dtype=ts.uint8, shape=written.shape).result().write(written).result()
+        read = ts.open({"driver": "zarr3", "kvstore": store}).result().read().result()
+    return _Found(bool(np.array_equal(read, written)), f"{version_of('tensorstore')} writes and reads Zarr")
+
+
+def _main_job() -> _Found:
+    import jax.numpy as jnp
+    import numpy as np
+
+    from fseg_jax.encoders.classical import classical
+    from fseg_jax.numerics import nmf
+
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    features = classical()(jnp.asarray(image))
+    tokens = features.reshape(1, -1, features.shape[-1])
+    weights = nmf.solve_weights(tokens, tokens[0, :3])
+    done = bool(jnp.isfinite(weights).all() and (weights >= 0).all())
+    return _Found(done, "an image is encoded and factorized" if done else "the factorization went wrong")
+
+
+def _cache() -> _Found:
+    folder = cache_folder()
+    with tempfile.TemporaryFile(dir=_nearest(folder)):
+        return _Found(True, f"{folder} can be written")
+
+
+def _cached() -> _Found:
+    from fseg_jax.encoders.load import cached
+
+    files = cached()
+    total = sum(file.size for file in files)
+    each = "; ".join(f"{file.name} {file.path.stem} {file.size / 1e6:,.0f} MB" for file in files)
+    return _Found(True, f"{total / 1e9:.1f} GB: {each}" if files else "none yet")
+
+
+def _disk(folder: Path) -> _Found:
+    free = shutil.disk_usage(_nearest(folder)).free
+    return _Found(free >= ROOM, f"{free / 1e9:.0f} GB free in {folder}")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or where it would be made."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _torch() -> _Found:
+    there = find_spec("torch") is not None
+    return _Found(there, "reads checkpoints that are no safetensors" if there else _NO_TORCH)
+
+
+def _processor() -> _Found:
+    from fseg_jax.encoders.kernels.processor import processor
+
+    found = processor()
+    if not found.extensions:
+        return _Found(True, "of a kind that XLA does not name: float32, the default, is the one to take")
+    if found.multiplies_bfloat16:
+        return _Found(True, f"{found.instruction_set}: fast in bfloat16; --dtype bfloat16 takes less time")
+    return _Found(True, f"{found.instruction_set}: fast in float32, the default; bfloat16 takes longer")
+
+
+def _onednn() -> _Found:
+    import jax
+
+    from fseg_jax.encoders.kernels import onednn
+
+    found = onednn.library()
+    if found is not None:
+        taken = _convolved_in()
+        if taken:
+            return _Found(True, f"{found.version}, for convolutions on the CPU, {taken}")
+        return _Found(True, f"{found.version}, which has no convolution for this processor: XLA's are taken")
+    if jax.default_backend() != "cpu" or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return _Found(True, "none; not needed")
+    return _Found(False, "none: ResNets and he-small take up to twice the time")
+
+
+def _convolved_in() -> str:
+    """What oneDNN does a convolution of either precision in, as ``convolution.py`` chooses."""
+    import jax.numpy as jnp
+
+    from fseg_jax.encoders.kernels.convolution import Plan, library_spec
+
+    plan = Plan(1, ((1, 1), (1, 1)), 1, True, jnp.float32)
+    shapes = (1, 16, 16, 64), (3, 3, 64, 64)
+    if library_spec(*shapes, plan, False) is None:
+        return ""
+    narrow = library_spec(*shapes, plan._replace(dtype=jnp.bfloat16), False)
+    return "each in its own precision" if narrow and narrow.half else "all in float32"
+
+
+def _hub() -> _Found:
+    from fseg_jax.encoders.hub import is_reachable
+
+    reachable = is_reachable(timeout=TIMEOUT)
+    return _Found(reachable, "reachable" if reachable else "not reachable")
+
+
+def _token() -> _Found:
+    from huggingface_hub import get_token
+
+    present = bool(get_token())
+    return _Found(present, "present" if present else "none")
+
+
+def _gates() -> Iterator[Check]:
+    """Whether each gated encoder's weights can be had, all asked at once."""
+    from fseg_jax.encoders.catalog import CATALOG
+    from fseg_jax.encoders.hub import access
+
+    rows = [row for row in CATALOG.values() if row.gated]
+    with ThreadPoolExecutor(max(len(rows), 1)) as pool:
+        for row, status in zip(rows, pool.map(lambda row: access(row, timeout=TIMEOUT), rows), strict=True):
+            ok = status.state == "gated: access granted"
+            yield Check(row.name, ok, False, status.state, "" if ok else status.detail)

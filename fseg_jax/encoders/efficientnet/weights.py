@@ -1,0 +1,87 @@
+"""EfficientNet checkpoints: timm's names, blocks numbered within stages, and lukemelas's, numbered straight
+on."""
+
+import math
+
+from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
+from fseg_jax.encoders.weight_rules import Layout, Rules, conv, linear, pointwise, same
+
+# For each of our parts, the publisher's convolution (or product) and norm.
+_TIMM_BLOCK = {
+    "expand": ("conv_pw", "bn1"),
+    "depthwise": ("conv_dw", "bn2"),
+    "project": ("conv_pwl", "bn3"),
+}
+_TIMM_BLOCK_WITHOUT_EXPANSION = {"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")}
+_TIMM_ENDS = {"stem": ("conv_stem", "bn1"), "top": ("conv_head", "bn2")}
+
+_LUKEMELAS_BLOCK = {
+    "expand": ("_expand_conv", "_bn0"),
+    "depthwise": ("_depthwise_conv", "_bn1"),
+    "project": ("_project_conv", "_bn2"),
+}
+_LUKEMELAS_ENDS = {"stem": ("_conv_stem", "_bn0"), "top": ("_conv_head", "_bn1")}
+
+_COUNTERS = r".*\.num_batches_tracked"
+
+
+def layouts(config: EfficientNetConfig) -> tuple[Layout, ...]:
+    """The layouts known for a configuration; the classifier is left aside where the network has none."""
+    return (_timm(config), _lukemelas(config))
+
+
+def _timm(config: EfficientNetConfig) -> Layout:
+    flat, rules, index = {}, _ends(_TIMM_ENDS, "classifier"), 0
+    for stage, (repeats, _, _, expansion, _) in enumerate(config.stages):
+        parts = _TIMM_BLOCK if expansion > 1 else _TIMM_BLOCK_WITHOUT_EXPANSION
+        for position in range(math.ceil(repeats * config.depth)):
+            flat[rf"^blocks\.{stage}\.{position}\."] = f"block.{index}."
+            rules |= _block(index, parts, f"block.{index}.", "se.conv_")
+            index += 1
+    return Layout(
+        "timm's EfficientNet", r"conv_stem\.weight", rules, (_COUNTERS, *_unused(config, "classifier")), flat
+    )
+
+
+def _lukemelas(config: EfficientNetConfig) -> Layout:
+    rules = _ends(_LUKEMELAS_ENDS, "_fc")
+    for index, _ in enumerate(config.blocks()):
+        rules |= _block(index, _LUKEMELAS_BLOCK, f"_blocks.{index}.", "_se_")
+    return Layout(
+        "lukemelas's EfficientNet", r"_conv_stem\.weight", rules, (_COUNTERS, *_unused(config, "_fc"))
+    )
+
+
+def _unused(config: EfficientNetConfig, classifier: str) -> tuple[str, ...]:
+    return () if config.num_classes else (rf"{classifier}\..*",)
+
+
+def _ends(parts: dict[str, tuple[str, str]], classifier: str) -> dict:
+    rules: dict = {
+        r"classifier\.kernel": ((f"{classifier}.weight",), linear),
+        r"classifier\.bias": ((f"{classifier}.bias",), same),
+    }
+    for ours, (convolution, norm) in parts.items():
+        rules |= _conv_norm(ours, convolution, norm)
+    return rules
+
+
+def _block(index: int, parts: dict[str, tuple[str, str]], prefix: str, squeeze: str) -> Rules:
+    ours = rf"blocks\.{index}\."
+    rules: dict = {
+        ours + r"se\.(reduce|expand)\.kernel": ((rf"{prefix}{squeeze}\1.weight",), pointwise),
+        ours + r"se\.(reduce|expand)\.bias": ((rf"{prefix}{squeeze}\1.bias",), same),
+    }
+    for part, (convolution, norm) in parts.items():
+        rules |= _conv_norm(ours + part, prefix + convolution, prefix + norm)
+    return rules
+
+
+def _conv_norm(ours: str, convolution: str, norm: str) -> Rules:
+    return {
+        ours + r"\.conv\.kernel": ((f"{convolution}.weight",), conv),
+        ours + r"\.norm\.scale": ((f"{norm}.weight",), same),
+        ours + r"\.norm\.bias": ((f"{norm}.bias",), same),
+        ours + r"\.norm\.mean": ((f"{norm}.running_mean",), same),
+        ours + r"\.norm\.var": ((f"{norm}.running_var",), same),
+    }

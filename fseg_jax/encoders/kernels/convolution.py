@@ -1,0 +1,127 @@
+"""A convolution and what follows it, by the fastest way there is on each platform."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from fseg_jax.encoders.kernels import onednn
+from fseg_jax.encoders.kernels.processor import processor
+
+DType = Any
+Pads = tuple[tuple[int, int], ...]  # before and after, of rows and columns
+MANY_CHANNELS = 256  # from here on the products of a convolution are large enough to be fast by themselves
+
+
+class Plan(NamedTuple):
+    """What a convolution is beside its arrays: the stride, the zeros around the image, the groups of
+    channels, whether what is below zero is set to it, and what the result is rounded to."""
+
+    stride: int
+    pads: Pads
+    groups: int
+    relu: bool
+    dtype: DType
+
+
+def convolve(
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "y x j o"],
+    bias: Float[Array, " o"] | None,
+    add: Float[Array, "b p q o"] | None,
+    plan: Plan,
+) -> Float[Array, "b p q o"]:
+    """``x * kernel + bias + add``, or its positive part, with ``x`` rounded to the kernel's dtype and float32
+    sums."""
+    x = x.astype(kernel.dtype)
+    uniform = kernel.dtype == plan.dtype and kernel.dtype in (jnp.float32, jnp.bfloat16)
+    if bias is None or plan.groups > 1 or not uniform:
+        return _by_xla(plan, x, kernel, bias, add)
+    spec = library_spec(x.shape, kernel.shape, plan, add is not None)
+    if spec is None:
+        return _by_xla(plan, x, kernel, bias, add)
+    return _by_library(plan, spec, x, kernel, bias, None if add is None else add.astype(plan.dtype))
+
+
+def library_spec(x: tuple[int, ...], kernel: tuple[int, ...], plan: Plan, adds: bool) -> onednn.Spec | None:
+    """The library's convolution that is fast on this processor: in the plan's dtype, or, where products of
+    bfloat16 are slow, in float32, which holds the same numbers. None where the library has neither."""
+    (top, bottom), (left, right) = plan.pads
+    wide = onednn.Spec(plan.stride, top, bottom, left, right, int(plan.relu), half=0)
+    narrow = plan.dtype == jnp.bfloat16 and processor().multiplies_bfloat16
+    specs = (wide._replace(half=1), wide) if narrow else (wide,)
+    return next((spec for spec in specs if onednn.supports(x, kernel, spec, adds)), None)
+
+
+# The library's convolution has no derivative of its own.
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _by_library(
+    plan: Plan, spec: onednn.Spec, x: Array, kernel: Array, bias: Array, add: Array | None
+) -> Array:
+    library = partial(_in_its_dtype, plan, spec)
+    return lax.platform_dependent(x, kernel, bias, add, cpu=library, default=partial(_by_xla, plan))
+
+
+@_by_library.defjvp
+def _(plan: Plan, spec: onednn.Spec, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return jax.jvp(partial(_by_xla, plan), primals, tangents)
+
+
+def _in_its_dtype(
+    plan: Plan, spec: onednn.Spec, x: Array, kernel: Array, bias: Array, add: Array | None
+) -> Array:
+    dtype = jnp.bfloat16 if spec.half else jnp.float32
+    added = None if add is None else add.astype(dtype)
+    return onednn.convolve(x.astype(dtype), kernel.astype(dtype), bias, added, spec).astype(plan.dtype)
+
+
+def _by_xla(plan: Plan, x: Array, kernel: Array, bias: Array | None, add: Array | None) -> Array:
+    large = kernel.shape[:2] == (1, 1) or kernel.shape[2] >= MANY_CHANNELS
+    products = large and kernel.dtype == jnp.bfloat16 and plan.groups == 1
+    whole = partial(_whole, plan=plan)
+    if products or _is_depthwise(x, kernel, plan):
+        y = lax.platform_dependent(x, kernel, cpu=partial(_shifted, plan=plan), default=whole)
+    else:
+        y = whole(x, kernel)
+    if bias is not None:
+        y = y + bias.reshape(1, 1, 1, -1)
+    if add is not None:
+        y = y + add
+    return (jax.nn.relu(y) if plan.relu else y).astype(plan.dtype)
+
+
+def _is_depthwise(x: Array, kernel: Array, plan: Plan) -> bool:
+    return plan.groups == x.shape[-1] == kernel.shape[-1] > 1
+
+
+def _whole(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q o"]:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (plan.stride, plan.stride),
+        plan.pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=plan.groups,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _shifted(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q o"]:
+    """A convolution as a sum of shifted products: on a CPU XLA's products of bfloat16 are fast, and its
+    convolutions are not (ResNet-50 takes two thirds of the time); of a convolution of each channel by itself,
+    the gradient above all takes ten times as long there."""
+    sides, stride = kernel.shape[:2], plan.stride
+    x = jnp.pad(x, ((0, 0), *plan.pads, (0, 0)))
+    p, q = ((x.shape[1 + axis] - sides[axis]) // stride + 1 for axis in (0, 1))
+    y = jnp.zeros((x.shape[0], p, q, kernel.shape[3]), jnp.float32)
+    for i in range(sides[0]):
+        for j in range(sides[1]):
+            shifted = x[:, i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride]
+            if plan.groups == 1:
+                y += jnp.matmul(shifted, kernel[i, j], preferred_element_type=jnp.float32)
+            else:
+                y += shifted * kernel[i, j].reshape(1, 1, 1, -1)
+    return y

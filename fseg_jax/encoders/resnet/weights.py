@@ -1,0 +1,42 @@
+"""ResNet checkpoints: timm's and torchvision's names (they agree), and the prefixes that trainers put before
+them."""
+
+from fseg_jax.encoders.resnet.network import ResNetConfig
+from fseg_jax.encoders.weight_rules import Layout, Rules, folded_bias, folded_kernel, linear, same
+
+BATCH_NORM_EPS = 1e-5
+
+_KERNEL = folded_kernel(BATCH_NORM_EPS)
+_BIAS = folded_bias(BATCH_NORM_EPS)
+
+_RULES: Rules = {
+    r"((?:layer\d\.\d+\.)?)conv(\d)\.kernel": (
+        (r"\1conv\2.weight", r"\1bn\2.weight", r"\1bn\2.running_var"),
+        _KERNEL,
+    ),
+    r"((?:layer\d\.\d+\.)?)conv(\d)\.bias": (
+        (r"\1bn\2.weight", r"\1bn\2.running_var", r"\1bn\2.bias", r"\1bn\2.running_mean"),
+        _BIAS,
+    ),
+    r"(layer\d\.\d+\.downsample)\.kernel": (
+        (r"\1.0.weight", r"\1.1.weight", r"\1.1.running_var"),
+        _KERNEL,
+    ),
+    r"(layer\d\.\d+\.downsample)\.bias": (
+        (r"\1.1.weight", r"\1.1.running_var", r"\1.1.bias", r"\1.1.running_mean"),
+        _BIAS,
+    ),
+    r"fc\.kernel": ((r"fc.weight",), linear),
+    r"fc\.bias": ((r"fc.bias",), same),
+}
+
+_COUNTERS = r".*\.num_batches_tracked"
+_WRAPPERS = {r"^(?:module\.)?(?:model\.)?(?:backbone\.|resnet\.)?": ""}
+
+
+def layouts(config: ResNetConfig) -> tuple[Layout, ...]:
+    """The layouts known for a configuration; a classifier, or the projection that self-supervision puts in
+    its place, is left aside where the network has none."""
+    unused = () if config.num_classes else (r"(?:fc|l|head|projector|projection_head)\d*\..*",)
+    name = "timm's or torchvision's ResNet"
+    return (Layout(name, r"layer1\.0\.conv1\.weight", _RULES, (_COUNTERS, *unused), _WRAPPERS),)

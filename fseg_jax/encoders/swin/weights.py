@@ -1,0 +1,67 @@
+"""CTransPath's checkpoint (a patched timm 0.5.4, which halves the grid at a stage's end), and today's timm
+names."""
+
+from fseg_jax.encoders.swin.network import SwinConfig
+from fseg_jax.encoders.weight_rules import Layout, Rules, conv, folded_bias, folded_kernel, linear, same
+
+BATCH_NORM_EPS = 1e-5
+
+_BLOCK = r"trunk\.(\d+)\.blocks\.(\d+)\."
+_THEIRS = r"layers.\1.blocks.\2."
+
+
+def _stem(ours: str, convolution: int, norm: int) -> Rules:
+    """A convolution of the stem's sequence, and the batch norm after it, folded."""
+    bn = f"patch_embed.proj.{norm}"
+    return {
+        rf"patch_embed\.{ours}\.kernel": (
+            (f"patch_embed.proj.{convolution}.weight", f"{bn}.weight", f"{bn}.running_var"),
+            folded_kernel(BATCH_NORM_EPS),
+        ),
+        rf"patch_embed\.{ours}\.bias": (
+            (f"{bn}.weight", f"{bn}.running_var", f"{bn}.bias", f"{bn}.running_mean"),
+            folded_bias(BATCH_NORM_EPS),
+        ),
+    }
+
+
+_RULES: Rules = {
+    **_stem("conv1", 0, 1),
+    **_stem("conv2", 3, 4),
+    r"patch_embed\.conv3\.kernel": ((r"patch_embed.proj.6.weight",), conv),
+    r"patch_embed\.conv3\.bias": ((r"patch_embed.proj.6.bias",), same),
+    r"patch_embed\.norm\.scale": ((r"patch_embed.norm.weight",), same),
+    r"patch_embed\.norm\.bias": ((r"patch_embed.norm.bias",), same),
+    rf"{_BLOCK}(norm[12])\.scale": ((rf"{_THEIRS}\3.weight",), same),
+    rf"{_BLOCK}(norm[12])\.bias": ((rf"{_THEIRS}\3.bias",), same),
+    rf"{_BLOCK}(attn\.(?:qkv|proj))\.kernel": ((rf"{_THEIRS}\3.weight",), linear),
+    rf"{_BLOCK}(attn\.(?:qkv|proj))\.bias": ((rf"{_THEIRS}\3.bias",), same),
+    rf"{_BLOCK}attn\.relative_position_bias_table": (
+        (rf"{_THEIRS}attn.relative_position_bias_table",),
+        same,
+    ),
+    rf"{_BLOCK}(fc[12])\.kernel": ((rf"{_THEIRS}mlp.\3.weight",), linear),
+    rf"{_BLOCK}(fc[12])\.bias": ((rf"{_THEIRS}mlp.\3.bias",), same),
+    r"trunk\.(\d+)\.downsample\.reduction\.kernel": ((r"layers.\1.downsample.reduction.weight",), linear),
+    r"trunk\.(\d+)\.downsample\.norm\.scale": ((r"layers.\1.downsample.norm.weight",), same),
+    r"trunk\.(\d+)\.downsample\.norm\.bias": ((r"layers.\1.downsample.norm.bias",), same),
+    r"norm\.scale": ((r"norm.weight",), same),
+    r"norm\.bias": ((r"norm.bias",), same),
+}
+# Tables that follow from the window's size, counters, and classifiers.
+_IGNORED = (r".*\.relative_position_index", r".*\.attn_mask", r".*\.num_batches_tracked", r"head\..*")
+
+
+def layouts(config: SwinConfig) -> tuple[Layout, ...]:
+    """The layouts known for a configuration: timm's has a ``downsample`` in the last stage, CTransPath's in
+    the first."""
+    # From the last stage down, or one renaming would be taken for the next's key.
+    last = len(config.depths) - 1
+    stages = reversed(range(last))
+    to_next = {rf"^layers\.{n}\.downsample\.": f"layers.{n + 1}.downsample." for n in stages}
+    return (
+        Layout("timm's Swin", rf"layers\.{last}\.downsample\.reduction\.weight", _RULES, _IGNORED),
+        Layout(
+            "CTransPath's Swin", rf"layers\.{last}\.downsample\.reduction\.weight", _RULES, _IGNORED, to_next
+        ),
+    )

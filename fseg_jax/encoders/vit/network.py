@@ -1,0 +1,252 @@
+"""The vision transformer (Dosovitskiy et al. 2021) in every form that the published pathology encoders take.
+
+Plain or gated (SwiGLU) MLP; LayerScale or not; register tokens; a position embedding with or without entries
+for the class and register tokens, resampled to the grid of the image at hand. Tokens run class, registers,
+patches (row by row); the blocks normalise first. F-SEG reads the last block's output, before the final norm:
+it can be negative, and the ReLU is the caller's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import normal
+from jaxtyping import Array, Bool, Float
+
+from fseg_jax.encoders.framed import own_sizes, own_tokens
+from fseg_jax.encoders.layers import DType, LayerNorm, Linear, Network, Stage, along_channels
+from fseg_jax.encoders.vit.positions import Resampling, resample, resample_each
+from fseg_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class AttentionPoolConfig:
+    """CONCH's pooling: one learned query attends over all tokens, with ``dim`` channels in ``heads``
+    heads."""
+
+    dim: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """What makes one ViT differ from another.
+
+    - ``mlp_width``: the width of the MLP's first product; a gated MLP halves it;
+    - ``image_size``: the side in pixels of the images that the stored position embedding is for;
+    - ``embed_prefix``: the position embedding has entries for the class and register tokens too (timm's
+      ``no_embed_class`` is its negation);
+    - ``resampling``: which bicubic takes the embedding to another grid;
+    - ``pool``: CONCH's attention pooling, in place of the class token (or of the mean, in a network without
+      one).
+    """
+
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+    mlp_width: int
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    image_size: int = 224
+    class_token: bool = True
+    registers: int = 0
+    embed_prefix: bool = True
+    layer_scale: bool = False
+    qkv_bias: bool = True
+    eps: float = 1e-6
+    resampling: Resampling = "antialiased"
+    pool: AttentionPoolConfig | None = None
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before the patches."""
+        return int(self.class_token) + self.registers
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """The grid of the stored position embedding."""
+        return (self.image_size // self.patch,) * 2
+
+
+class Attention(nnx.Module):
+    """Self-attention over all tokens of an image; the scores and their softmax in float32."""
+
+    def __init__(self, config: ViTConfig, *, dtype: DType, rngs: nnx.Rngs):
+        self.qkv = Linear(config.dim, 3 * config.dim, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.proj = Linear(config.dim, config.dim, dtype=dtype, rngs=rngs)
+        self.heads, self.dtype = config.heads, dtype
+        self.patch, self.prefix = config.patch, config.prefix
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        batch, tokens, channels = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, channels // self.heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        seen = own_tokens(self.patch, self.prefix)
+        return self.proj(attend(q, k, v, self.dtype, seen).reshape(x.shape))
+
+
+def attend(
+    q: Float[Array, "b m heads d"],
+    k: Float[Array, "b n heads d"],
+    v: Float[Array, "b n heads d"],
+    dtype: DType,
+    seen: Bool[Array, "b n"] | None = None,
+) -> Float[Array, "b m heads d"]:
+    """softmax(q·kᵀ / √d) · v over the tokens that are ``seen``: products of ``dtype``, everything else in
+    float32."""
+    scores = jnp.einsum(
+        "bmhd,bnhd->bhmn",
+        (q * q.shape[-1] ** -0.5).astype(dtype),
+        k.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    if seen is not None:
+        scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1)
+    return jnp.einsum(
+        "bhmn,bnhd->bmhd", weights.astype(dtype), v.astype(dtype), preferred_element_type=jnp.float32
+    )
+
+
+class Mlp(nnx.Module):
+    """GELU (exact) between two products, or SiLU of the first half of the first times its second half."""
+
+    def __init__(self, config: ViTConfig, *, dtype: DType, rngs: nnx.Rngs):
+        self.gated = config.mlp == "swiglu"
+        hidden = config.mlp_width // 2 if self.gated else config.mlp_width
+        self.fc1 = Linear(config.dim, config.mlp_width, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, config.dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        x = self.fc1(x)
+        if self.gated:
+            gate, value = jnp.split(x, 2, axis=-1)
+            return self.fc2(jax.nn.silu(gate) * value)
+        return self.fc2(jax.nn.gelu(x, approximate=False))
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each normalised first, scaled by channel where LayerScale is, and added to its
+    input."""
+
+    def __init__(self, config: ViTConfig, *, dtype: DType, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(config.dim, eps=config.eps)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.ls1 = nnx.Param(jnp.ones((config.dim,), jnp.float32)) if config.layer_scale else None
+        self.norm2 = LayerNorm(config.dim, eps=config.eps)
+        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
+        self.ls2 = nnx.Param(jnp.ones((config.dim,), jnp.float32)) if config.layer_scale else None
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        y = self.attn(self.norm1(x))
+        x = x + (y if self.ls1 is None else y * along_channels(self.ls1[...], y))
+        y = self.mlp(self.norm2(x))
+        return x + (y if self.ls2 is None else y * along_channels(self.ls2[...], y))
+
+
+class AttentionPool(nnx.Module):
+    """One learned query over all tokens (CoCa's contrastive pooling), then a norm: CONCH's image
+    embedding."""
+
+    def __init__(self, config: ViTConfig, pool: AttentionPoolConfig, *, dtype: DType, rngs: nnx.Rngs):
+        self.query = nnx.Param(normal(1.0)(rngs.params(), (pool.dim,), jnp.float32))
+        self.ln_q = LayerNorm(pool.dim, eps=1e-5)
+        self.ln_k = LayerNorm(config.dim, eps=1e-5)
+        self.to_q = Linear(pool.dim, pool.dim, bias=False, dtype=dtype, rngs=rngs)
+        self.to_kv = Linear(config.dim, 2 * pool.dim, bias=False, dtype=dtype, rngs=rngs)
+        self.to_out = Linear(pool.dim, pool.dim, bias=False, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(pool.dim, eps=1e-5)
+        self.heads, self.dtype = pool.heads, dtype
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b d"]:
+        batch, tokens, _ = x.shape
+        k, v = jnp.split(self.to_kv(self.ln_k(x)).reshape(batch, tokens, 2 * self.heads, -1), 2, axis=2)
+        q = self.to_q(self.ln_q(self.query[...])).reshape(1, 1, self.heads, -1)
+        pooled = attend(jnp.broadcast_to(q, (batch, *q.shape[1:])), k, v, self.dtype)
+        return self.norm(self.to_out(pooled.reshape(batch, -1)))
+
+
+class ViT(Network):
+    """A vision transformer whose layers are ``patch_embed``, ``embed`` (with the prefix tokens and the
+    positions), ``blocks.0`` … and ``norm``."""
+
+    def __init__(self, config: ViTConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        embed = normal(0.02)
+        entries = config.positions[0] * config.positions[1] + (config.prefix if config.embed_prefix else 0)
+        self.patch_embed = Linear(3 * config.patch**2, config.dim, dtype=dtype, rngs=rngs)
+        self.cls_token = (
+            nnx.Param(embed(rngs.params(), (1, config.dim), jnp.float32)) if config.class_token else None
+        )
+        self.reg_token = (
+            nnx.Param(embed(rngs.params(), (config.registers, config.dim), jnp.float32))
+            if config.registers
+            else None
+        )
+        self.pos_embed = nnx.Param(embed(rngs.params(), (entries, config.dim), jnp.float32))
+        self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
+        self.norm = LayerNorm(config.dim, eps=config.eps)
+        self.pool = (
+            None if config.pool is None else AttentionPool(config, config.pool, dtype=dtype, rngs=rngs)
+        )
+
+    def stages(self) -> Sequence[Stage]:
+        """``patch_embed``, ``embed``, one stage a block, ``norm``."""
+        blocks = (Stage(f"blocks.{index}", block) for index, block in enumerate(self.blocks))
+        return (
+            Stage("patch_embed", self._patches),
+            Stage("embed", self._embed),
+            *blocks,
+            Stage("norm", self.norm),
+        )
+
+    def head(self, features: Float[Array, "b n c"]) -> Float[Array, "b d"]:
+        """The class token; the mean of the patches in a network without one; CONCH's pooling where it has
+        it."""
+        if self.pool is not None:
+            return self.pool(features)
+        return features[:, 0] if self.config.class_token else features[:, self.config.prefix :].mean(1)
+
+    def grid(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b h w c"]:
+        """The patch tokens at a named layer, on their grid: the class and register tokens are dropped.
+
+        They can be negative: the ReLU that F-SEG puts before the factorization is the caller's.
+        """
+        tokens = self.features_to(x, layer)
+        if tokens.ndim == 4:
+            return tokens
+        h, w = x.shape[1] // self.config.patch, x.shape[2] // self.config.patch
+        return tokens[:, self.config.prefix :].reshape(x.shape[0], h, w, -1)
+
+    def _patches(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
+        batch, height, width, _ = x.shape
+        patch = self.config.patch
+        if height % patch or width % patch:
+            raise InputError(
+                f"an image of {height} × {width} pixels: this encoder's patches are {patch} pixels, "
+                f"give both sides as multiples of {patch}"
+            )
+        h, w = height // patch, width // patch
+        x = x.reshape(batch, h, patch, w, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        return self.patch_embed(x.reshape(batch, h, w, -1))
+
+    def _embed(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
+        batch, h, w, channels = x.shape
+        config = self.config
+        table = self.pos_embed[...]
+        own = config.prefix if config.embed_prefix else 0
+        if (sizes := own_sizes(h, w)) is None:
+            positions = resample(table[own:], config.positions, (h, w), config.resampling)[None]
+        else:
+            positions = resample_each(table[own:], config.positions, (h, w), sizes, config.resampling)
+        parts = [token[...] for token in (self.cls_token, self.reg_token) if token is not None]
+        x = x.reshape(batch, h * w, channels) + positions
+        if not parts:
+            return x
+        prefix = jnp.concatenate(parts)
+        if own:
+            prefix = prefix + table[:own]
+        return jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape)), x], axis=1)

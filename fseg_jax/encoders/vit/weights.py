@@ -1,0 +1,193 @@
+"""ViT checkpoints: timm's names, DINOv2's own, CONCH v1.5's, and transformers' ViT and DINOv2."""
+
+import numpy as np
+
+from fseg_jax.encoders.vit.network import ViTConfig
+from fseg_jax.encoders.weight_rules import Layout, Rules, linear, same
+
+
+def _row(value: np.ndarray) -> np.ndarray:
+    """(1, n, c) → (n, c), or (1, c) as it is."""
+    return value.reshape(-1, value.shape[-1])
+
+
+def _patches(weight: np.ndarray) -> np.ndarray:
+    """(out, 3, patch, patch) → (patch · patch · 3, out)."""
+    return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
+
+
+def _class_with_position(token: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    return _row(token).astype(np.float32) + _row(positions)[:1].astype(np.float32)
+
+
+def _without_class(positions: np.ndarray) -> np.ndarray:
+    return _row(positions)[1:]
+
+
+def _joined(*kernels: np.ndarray) -> np.ndarray:
+    """q, k and v side by side, as one (in, 3 · out) kernel or one bias."""
+    return np.concatenate([kernel.T for kernel in kernels], axis=-1)
+
+
+def _vector(value: np.ndarray) -> np.ndarray:
+    return value.reshape(-1)
+
+
+# Names inside a block, as timm has them. DINOv2 calls the gated MLP's products w12 and w3.
+_TIMM_BLOCK: Rules = {
+    r"(blocks\.\d+\.norm[12])\.scale": ((r"\1.weight",), same),
+    r"(blocks\.\d+\.norm[12])\.bias": ((r"\1.bias",), same),
+    r"(blocks\.\d+\.attn\.(?:qkv|proj))\.kernel": ((r"\1.weight",), linear),
+    r"(blocks\.\d+\.attn\.(?:qkv|proj))\.bias": ((r"\1.bias",), same),
+    r"(blocks\.\d+\.ls[12])": ((r"\1.gamma",), same),
+    r"(blocks\.\d+\.mlp\.fc[12])\.kernel": ((r"\1.weight",), linear),
+    r"(blocks\.\d+\.mlp\.fc[12])\.bias": ((r"\1.bias",), same),
+}
+_TIMM_ENDS: Rules = {
+    r"patch_embed\.kernel": ((r"patch_embed.proj.weight",), _patches),
+    r"patch_embed\.bias": ((r"patch_embed.proj.bias",), same),
+    r"norm\.scale": ((r"norm.weight",), same),
+    r"norm\.bias": ((r"norm.bias",), same),
+}
+_TOKENS: Rules = {
+    r"cls_token": ((r"cls_token",), _row),
+    r"reg_token": ((r"reg_token",), _row),
+    r"pos_embed": ((r"pos_embed",), _row),
+}
+# DINOv2 adds the class token's position before the registers join, and gives them none: what timm writes as a
+# position embedding without entries for the prefix.
+_DINOV2_REGISTER_TOKENS: Rules = {
+    r"cls_token": ((r"cls_token", r"pos_embed"), _class_with_position),
+    r"reg_token": ((r"register_tokens",), _row),
+    r"pos_embed": ((r"pos_embed",), _without_class),
+}
+_POOL: Rules = {
+    r"pool\.query": ((r"attn_pool_contrast.query",), _vector),
+    r"pool\.(ln_[qk])\.scale": ((r"attn_pool_contrast.\1.weight",), same),
+    r"pool\.(ln_[qk])\.bias": ((r"attn_pool_contrast.\1.bias",), same),
+    r"pool\.(to_\w+)\.kernel": ((r"attn_pool_contrast.\1.weight",), linear),
+    r"pool\.norm\.scale": ((r"ln_contrast.weight",), same),
+    r"pool\.norm\.bias": ((r"ln_contrast.bias",), same),
+}
+
+# What DINO, DINOv2 and iBOT trainers save beside the network, and the classifiers of supervised ones.
+_HEADS = (
+    r"head\..*",
+    r"dino_head\..*",
+    r"ibot_head\..*",
+    r"dino_loss\..*",
+    r"ibot_patch_loss\..*",
+    r"fc_norm\..*",
+)
+_UNPACKED = {r"\.w12\.": ".fc1.", r"\.w3\.": ".fc2."}
+# FSDP-trained DINOv2 numbers its blocks within chunks: blocks.chunk.index.
+_NATIVE_NAMES = {r"^(?:module\.)?(?:backbone\.)?": "", r"^blocks\.\d+\.(\d+)\.": r"blocks.\1.", **_UNPACKED}
+
+_HF_LAYER = r"encoder.layer.\1."
+
+
+def _hf_rules(self_attention: str, block: Rules, tokens: Rules) -> Rules:
+    """transformers' names: q, k and v apart, to be joined."""
+    qkv = tuple(f"{_HF_LAYER}{self_attention}.{part}" for part in ("query", "key", "value"))
+    return {
+        r"patch_embed\.kernel": ((r"embeddings.patch_embeddings.projection.weight",), _patches),
+        r"patch_embed\.bias": ((r"embeddings.patch_embeddings.projection.bias",), same),
+        r"norm\.scale": ((r"layernorm.weight",), same),
+        r"norm\.bias": ((r"layernorm.bias",), same),
+        r"blocks\.(\d+)\.attn\.qkv\.kernel": (tuple(f"{part}.weight" for part in qkv), _joined),
+        r"blocks\.(\d+)\.attn\.qkv\.bias": (tuple(f"{part}.bias" for part in qkv), _joined),
+        r"blocks\.(\d+)\.attn\.proj\.kernel": ((f"{_HF_LAYER}attention.output.dense.weight",), linear),
+        r"blocks\.(\d+)\.attn\.proj\.bias": ((f"{_HF_LAYER}attention.output.dense.bias",), same),
+        **block,
+        **tokens,
+    }
+
+
+_HF_TOKENS: Rules = {
+    r"cls_token": ((r"embeddings.cls_token",), _row),
+    r"pos_embed": ((r"embeddings.position_embeddings",), _row),
+}
+_HF_REGISTER_TOKENS: Rules = {
+    r"cls_token": ((r"embeddings.cls_token", r"embeddings.position_embeddings"), _class_with_position),
+    r"reg_token": ((r"embeddings.register_tokens",), _row),
+    r"pos_embed": ((r"embeddings.position_embeddings",), _without_class),
+}
+_HF_VIT_BLOCK: Rules = {
+    r"blocks\.(\d+)\.norm1\.scale": ((f"{_HF_LAYER}layernorm_before.weight",), same),
+    r"blocks\.(\d+)\.norm1\.bias": ((f"{_HF_LAYER}layernorm_before.bias",), same),
+    r"blocks\.(\d+)\.norm2\.scale": ((f"{_HF_LAYER}layernorm_after.weight",), same),
+    r"blocks\.(\d+)\.norm2\.bias": ((f"{_HF_LAYER}layernorm_after.bias",), same),
+    r"blocks\.(\d+)\.mlp\.fc1\.kernel": ((f"{_HF_LAYER}intermediate.dense.weight",), linear),
+    r"blocks\.(\d+)\.mlp\.fc1\.bias": ((f"{_HF_LAYER}intermediate.dense.bias",), same),
+    r"blocks\.(\d+)\.mlp\.fc2\.kernel": ((f"{_HF_LAYER}output.dense.weight",), linear),
+    r"blocks\.(\d+)\.mlp\.fc2\.bias": ((f"{_HF_LAYER}output.dense.bias",), same),
+}
+_HF_DINOV2_BLOCK: Rules = {
+    r"blocks\.(\d+)\.(norm[12])\.scale": ((rf"{_HF_LAYER}\2.weight",), same),
+    r"blocks\.(\d+)\.(norm[12])\.bias": ((rf"{_HF_LAYER}\2.bias",), same),
+    r"blocks\.(\d+)\.ls([12])": ((rf"{_HF_LAYER}layer_scale\2.lambda1",), same),
+    r"blocks\.(\d+)\.mlp\.(fc[12])\.kernel": ((rf"{_HF_LAYER}mlp.\2.weight",), linear),
+    r"blocks\.(\d+)\.mlp\.(fc[12])\.bias": ((rf"{_HF_LAYER}mlp.\2.bias",), same),
+}
+_HF_NAMES = {
+    r"^(?:vit|dinov2|dinov2_with_registers)\.": "",
+    r"\.weights_in\.": ".fc1.",
+    r"\.weights_out\.": ".fc2.",
+}
+_HF_IGNORED = (r"embeddings\.mask_token", r"pooler\..*", r"classifier\..*")
+
+# In order: a layout's signature is looked for where those before it have none.
+_LAYOUTS = (
+    Layout(
+        "transformers' DINOv2 with registers",
+        r"embeddings\.register_tokens",
+        _hf_rules("attention.attention", _HF_DINOV2_BLOCK, _HF_REGISTER_TOKENS),
+        _HF_IGNORED,
+        _HF_NAMES,
+    ),
+    Layout(
+        "transformers' DINOv2",
+        r"encoder\.layer\.0\.layer_scale1\.lambda1",
+        _hf_rules("attention.attention", _HF_DINOV2_BLOCK, _HF_TOKENS),
+        _HF_IGNORED,
+        _HF_NAMES,
+    ),
+    Layout(
+        "transformers' ViT",
+        r"encoder\.layer\.0\.layernorm_before\.weight",
+        _hf_rules("attention.attention", _HF_VIT_BLOCK, _HF_TOKENS),
+        _HF_IGNORED,
+        _HF_NAMES,
+    ),
+    Layout(
+        "CONCH's vision tower",
+        r"attn_pool_contrast\.query",
+        {**_TIMM_BLOCK, **_TIMM_ENDS, **_TOKENS, **_POOL},
+        (),
+        {r"^(?:visual\.)?trunk\.": ""},
+    ),
+    Layout(
+        "DINOv2's own, with registers",
+        r"register_tokens",
+        {**_TIMM_BLOCK, **_TIMM_ENDS, **_DINOV2_REGISTER_TOKENS},
+        (*_HEADS, r"mask_token"),
+        _NATIVE_NAMES,
+    ),
+    Layout(
+        "timm's or DINOv2's own",
+        r"blocks\.0\.norm1\.weight",
+        {**_TIMM_BLOCK, **_TIMM_ENDS, **_TOKENS},
+        (*_HEADS, r"mask_token"),
+        _NATIVE_NAMES,
+    ),
+)
+
+
+def layouts(config: ViTConfig) -> tuple[Layout, ...]:
+    """The layouts known, which are the same for every configuration."""
+    return _LAYOUTS
+
+
+def is_position_embedding(key: str) -> bool:
+    """Whether a publisher's key is the (1, entries, channels) position embedding."""
+    return key.endswith(("pos_embed", "embeddings.position_embeddings"))

@@ -1,0 +1,197 @@
+"""The paper's Figures 4 and 5 (F-SEG §4) for any dataset: grouped bars of F1, as PNG and SVG.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart; hatching repeats what brightness says.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fseg_jax.errors import InputError
+from fseg_jax.evaluation.data.datasets import Dataset
+from fseg_jax.evaluation.report.tables import MODE_NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fseg_jax.evaluation.protocols.experiment import Row
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+_MODE_COLOURS = {"fixed": OKABE_ITO[0], "assign": OKABE_ITO[1], "nearest": "#999999"}
+_ERROR: dict[str, Any] = {"ecolor": "#333333", "elinewidth": 0.8, "capsize": 1.6, "capthick": 0.8}
+_DPI = 200
+
+
+def style() -> Any:
+    """What all figures share."""
+    return {
+        "font.size": 8,
+        "font.family": "sans-serif",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "grid.color": "#dddddd",
+        "grid.linewidth": 0.6,
+        "axes.titlesize": 9,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "hatch.linewidth": 0.6,
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "fseg",  # the same figure, the same file
+    }
+
+
+def write_matching(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
+    """Draw F1 by matching (§3.5.2): a row of panels an encoder, plain beside balanced, bars grouped by k.
+
+    Writes figure_matching.png and .svg; nothing where no row is of matching learnt on the training split.
+    """
+    rows = [row for row in rows if row.protocol.endswith("matching") and row.learnt_on == "train"]
+    if not rows:
+        return
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    encoders = list(dict.fromkeys(row.encoder for row in rows))
+    protocols = list(dict.fromkeys(row.protocol for row in rows))
+    ks = sorted({row.k for row in rows})
+    kinds = [
+        (mode, centres)
+        for mode in ("fixed", "assign", "nearest")
+        for centres in ("tiles", "tokens")
+        if any(row.mode == mode for row in rows)
+    ]
+    with mpl.rc_context(style()):
+        size = (max(3.6, 0.35 + 0.62 * len(ks)) * len(protocols), 0.75 + 1.85 * len(encoders))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(len(encoders), len(protocols), sharex=True, sharey=True, squeeze=False)
+        for line, encoder in enumerate(encoders):
+            for column, protocol in enumerate(protocols):
+                axis = axes[line, column]
+                for j, (mode, centres) in enumerate(kinds):
+                    own = {
+                        r.k: r for r in rows if r[:3] == (encoder, mode, centres) and r.protocol == protocol
+                    }
+                    _bars(axis, [own.get(k) for k in ks], j, len(kinds), **_look(mode, centres))
+                title = f"{'Balanced' if protocol.startswith('balanced') else 'Plain'} matching"
+                axis.set_title(f"{title}, {encoder}" if len(encoders) > 1 else title)
+                axis.set_xticks(range(len(ks)), [str(k) for k in ks])
+                axis.tick_params(axis="x", length=0)
+                axis.set_ylim(0, 1)
+                if column == 0:
+                    axis.set_ylabel("Macro F1")
+                if line == len(encoders) - 1:
+                    axis.set_xlabel("Clusters k")
+        figure.legend(*legend_once(axes[0, 0]), loc="outside lower center", ncols=3, columnspacing=1.6)
+        figure.suptitle(f"{dataset.name}: matching", x=0.01, ha="left", fontsize=10)
+        save_figure(figure, out, "figure_matching")
+
+
+def write_probing(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
+    """Draw F1 by linear probing (§3.5.1): over the thresholds tried, and by category at the chosen one.
+
+    Writes figure_probing.png and .svg; nothing where no row is of probing.
+    """
+    rows = [row for row in rows if row.protocol.endswith("probing")]
+    if not rows:
+        return
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    series = list(dict.fromkeys((row.encoder, row.protocol) for row in rows))
+    encoders = list(dict.fromkeys(row.encoder for row in rows))
+    thresholds = sorted({row.threshold for row in rows if row.threshold is not None})
+    groups = ["all (macro)", *dataset.categories]
+    with mpl.rc_context(style()):
+        wide = 0.55 + 0.2 * len(series)
+        figure = Figure(figsize=(1.0 + wide * (len(thresholds) + len(groups)), 2.9), layout="constrained")
+        ratios = [len(thresholds), len(groups)]
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=ratios)
+        for j, (encoder, protocol) in enumerate(series):
+            own = [row for row in rows if (row.encoder, row.protocol) == (encoder, protocol)]
+            balanced = protocol.startswith("balanced")
+            look = {
+                "color": OKABE_ITO[encoders.index(encoder) % len(OKABE_ITO)],
+                "alpha": 0.55 if balanced else 1.0,
+                "hatch": "////" if balanced else None,
+                "label": f"{encoder}, {'balanced classes' if balanced else 'no class weights'}",
+            }
+            at = {row.threshold: row for row in own}
+            _bars(left, [at.get(t) for t in thresholds], j, len(series), **look)
+            chosen = next(row for row in own if row.chosen)
+            each = [c.f1 if c else None for c in chosen.scores.categories]
+            _bars(right, [chosen, *each], j, len(series), **look)
+            left.plot(
+                thresholds.index(chosen.threshold or 0) + _shift(j, len(series)),
+                0.03,
+                "v",
+                color="black",
+                ms=4,
+            )
+        left.set_xticks(range(len(thresholds)), [f"{t:g}" for t in thresholds])
+        left.set_xlabel("Threshold (▾ best on the training split)")
+        left.set_ylabel("F1")
+        left.set_title("Macro F1 by threshold")
+        right.set_xticks(range(len(groups)), groups)
+        right.set_title("F1 by category, chosen threshold")
+        left.set_ylim(0, 1)
+        for axis in (left, right):
+            axis.tick_params(axis="x", length=0)
+        figure.legend(*legend_once(left), loc="outside lower center", ncols=min(len(series), 4))
+        figure.suptitle(
+            f"{dataset.name}: linear probing of {rows[0].k} concepts a tile", x=0.01, ha="left", fontsize=10
+        )
+        save_figure(figure, out, "figure_probing")
+
+
+def _look(mode: str, centres: str) -> dict[str, Any]:
+    tokens = centres == "tokens"
+    return {
+        "color": _MODE_COLOURS[mode],
+        "alpha": 0.55 if tokens else 1.0,
+        "hatch": "////" if tokens else None,
+        "label": f"{MODE_NAMES[mode]}; centres of {centres}",
+    }
+
+
+def _shift(j: int, bars: int) -> float:
+    return (j - (bars - 1) / 2) * 0.84 / bars
+
+
+def _bars(axis: Any, values: "list[Row | float | None]", j: int, bars: int, **look: Any) -> None:
+    """One bar in each group, with its interval where it has one; "absent" where there is no value."""
+    for group, value in enumerate(values):
+        x = group + _shift(j, bars)
+        if value is None:
+            axis.text(x, 0.01, "absent", rotation=90, ha="center", va="bottom", fontsize=6, color="#666666")
+            continue
+        if isinstance(value, float):
+            height, interval = value, None
+        else:
+            height, interval = value.f1, value.f1_interval
+        around = None
+        if interval:
+            around = np.maximum([[height - interval.low], [interval.high - height]], 0)
+        axis.bar(
+            x, height, 0.78 / bars, yerr=around, error_kw=_ERROR, edgecolor="white", linewidth=0.4, **look
+        )
+
+
+def legend_once(axis: Any) -> tuple[list, list]:
+    found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    return list(found.values()), list(found)
+
+
+def save_figure(figure: "Figure", out: Path, name: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    try:
+        figure.savefig(out / f"{name}.png", dpi=_DPI)
+        figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+    except OSError as error:
+        raise InputError(f"{out / name}: cannot be written ({error.strerror or error})") from error

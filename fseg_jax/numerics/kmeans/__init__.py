@@ -1,0 +1,5 @@
+"""k-means: in memory (``lloyd.py``), and larger than memory over any number of devices (``streaming.py``)."""
+
+from fseg_jax.numerics.kmeans.lloyd import KMeansResult, fit, plus_plus
+
+__all__ = ["KMeansResult", "fit", "plus_plus"]

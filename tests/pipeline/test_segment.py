@@ -1,0 +1,267 @@
+"""A slide end to end: what is written, that it agrees with the methods, and on what it does not depend."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data as pictures
+
+from fseg_jax import open_slide
+from fseg_jax.codebook import Codebook, Provenance
+from fseg_jax.encoders.classical import classical
+from fseg_jax.errors import InputError
+from fseg_jax.methods import fseg
+from fseg_jax.numerics import kmeans, nmf
+from fseg_jax.outputs.labels import open_labels
+from fseg_jax.pipeline import segment as worker
+from fseg_jax.pipeline.segment import Settings, output_paths, segment_slide
+
+ENCODER = classical()
+SETTINGS = Settings(k=4, tile=128, batch=4)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    """Tissue of 512 × 384 pixels at 1 µm, with a band of glass."""
+    image = pictures.immunohistochemistry()[:384].copy()
+    image[250:330] = 244
+    path = tmp_path_factory.mktemp("picture") / "tissue.png"
+    Image.fromarray(image).save(path)
+    return path
+
+
+def run(picture: Path, out: Path, settings: Settings = SETTINGS, codebook: Codebook | None = None, **options):
+    with open_slide(picture, 1.0) as slide:
+        record = segment_slide(slide, out, ENCODER, codebook, settings, **options)
+    return record, open_labels(out / "tissue.ome.zarr").levels[0].read().result()
+
+
+@pytest.fixture(scope="module")
+def book() -> Codebook:
+    image = pictures.immunohistochemistry()
+    A = np.asarray(ENCODER(jnp.asarray(image)[None]))[0].reshape(-1, 20)
+    return Codebook(A[:: len(A) // 5][:5])
+
+
+def test_everything_is_written_and_agrees(picture, tmp_path):
+    record, labels = run(picture, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        p.name for p in output_paths("tissue", tmp_path)
+    )
+    assert json.loads((tmp_path / "tissue.json").read_text()) == record
+    assert labels.shape == (384, 512) and labels.dtype == np.uint8
+    assert (labels[280:310] == 0).all()
+    counts = np.bincount(labels.ravel(), minlength=5)
+    assert (counts[1:] > 0).all()
+    areas = (tmp_path / "tissue.csv").read_text().splitlines()
+    assert [int(line.split(",")[3]) for line in areas[1:]] == counts[1:].tolist()
+    np.testing.assert_allclose(list(record["areas_mm2"].values()), counts[1:] * 1e-6, atol=1e-6)
+    assert record["encoder"]["licence"] == "Apache-2.0" and record["encoder"]["citation"]
+    assert (
+        record["parameters"] | {"mode": "fixed", "mpp": 1.0, "tile": 128, "halo": 16, "seed": 0}
+        == record["parameters"]
+    )
+    assert Image.open(tmp_path / "tissue.png").size[0] >= 900
+
+
+@pytest.mark.parametrize("mode", ["fixed", "assign"])
+def test_one_tile_over_everything_is_segment(picture, tmp_path, book, mode):
+    """A slide that fits into a single core gives the labels that ``segment`` gives for the picture."""
+    settings = Settings(tile=640, halo=0.05, tissue="all", batch=1, mode=mode, concepts=6)
+    with open_slide(picture, 1.0) as slide:
+        padded = slide.read(-32, -32, 640, 640, 1.0)
+    _, labels = run(picture, tmp_path, settings, book)
+    encoder = replace(ENCODER, card=replace(ENCODER.card, tile=640))  # what fits into a tile is taken whole
+    whole = fseg.segment(padded, encoder, book, mode=mode, concepts=6)
+    # The slide ends where the picture goes on, so its outermost half token is left out.
+    assert (labels == whole[32 : 32 + 384, 32 : 32 + 512])[8:-8, 8:-8].mean() >= 0.9999
+
+
+def test_tiles_meet_without_a_seam(picture, tmp_path, book):
+    """Tiled in small pieces, the labels are those of the whole, but for pixels where two clusters tie."""
+    _, small = run(picture, tmp_path / "s", Settings(tile=96, halo=0.25, tissue="all"), book)
+    _, whole = run(picture, tmp_path / "w", Settings(tile=640, halo=0.05, tissue="all", batch=1), book)
+    assert (small == whole).mean() >= 0.98
+
+
+@pytest.mark.parametrize("mode", ["fixed", "assign"])
+def test_labels_do_not_depend_on_threads_or_batch(picture, tmp_path, book, mode):
+    def labels(**changes):
+        settings = Settings(**{"tile": 128, "batch": 4, "mode": mode, "concepts": 6} | changes)
+        return run(picture, tmp_path, settings, book, overwrite=True)[1]
+
+    first = labels()
+    assert (labels(threads=1) == first).all() and (labels(threads=7) == first).all()
+    assert (labels(batch=1) != first).mean() <= 1e-4 and (labels(batch=5) != first).mean() <= 1e-4
+
+
+def test_labels_do_not_depend_on_the_order_of_tiles(picture, tmp_path, book, monkeypatch):
+    """Bitwise: the tiles of each row are read, encoded and solved from right to left."""
+    _, first = run(picture, tmp_path, Settings(tile=128, batch=1), book)
+    tiles = worker.Plan.tiles
+    orders = []
+
+    def leftwards(plan):
+        orders.append(sorted(tiles(plan), key=lambda tile: (tile[0], -tile[1])))
+        return orders[-1]
+
+    monkeypatch.setattr(worker.Plan, "tiles", leftwards)
+    _, again = run(picture, tmp_path, Settings(tile=128, batch=1), book, overwrite=True)
+    assert orders[-1][0][1] > orders[-1][1][1]
+    assert (first == again).all()
+
+
+def test_without_tissue_every_pixel_has_a_label(tmp_path, book):
+    """Also where the slide ends within its last pixel: 101 pixels of 0.25 µm are 25.25 of 1 µm."""
+    Image.fromarray(pictures.immunohistochemistry()[:401, :301]).save(tmp_path / "tissue.png")
+    with open_slide(tmp_path / "tissue.png", 0.25) as slide:
+        segment_slide(slide, tmp_path / "out", ENCODER, book, Settings(tile=128, tissue="all"))
+    labels = open_labels(tmp_path / "out" / "tissue.ome.zarr").levels[0].read().result()
+    assert labels.shape == (101, 76) and labels.min() >= 1
+
+
+def test_a_codebook_brings_its_resolution(picture, tmp_path, book, caplog):
+    coarse = Codebook(book.centers, Provenance(encoder="classical", mpp=2.0))
+    record, labels = run(picture, tmp_path / "a", Settings(tile=64), coarse)
+    assert record["parameters"]["mpp"] == 2.0 and labels.shape == (192, 256) and not caplog.records
+    run(picture, tmp_path / "b", Settings(tile=128, mpp=1.0), coarse)
+    assert "made at 2 µm per pixel, and is used at 1" in caplog.text
+
+
+def test_two_runs_give_the_same_bytes(picture, tmp_path):
+    for folder in ("a", "b"):
+        run(picture, tmp_path / folder)
+    for path in sorted((tmp_path / "a").rglob("*")):
+        if path.is_file() and path.name != "tissue.json":
+            assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
+
+
+def test_only_a_few_rows_of_tiles_are_held(picture, tmp_path, book, monkeypatch):
+    held: list[int] = []
+    original = worker._label_row
+
+    def spy(plan, tiles, row, *rest):
+        held.append(len({r for r, _ in tiles}))
+        return original(plan, tiles, row, *rest)
+
+    monkeypatch.setattr(worker, "_label_row", spy)
+    run(picture, tmp_path, Settings(tile=64, batch=1, tissue="all"), book)
+    assert len(held) > 8 and max(held) <= 4
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_nothing_recompiles_for_a_slide_of_another_size(picture, tmp_path, book, fitted):
+    compiled = (fseg._tile_weights, fseg.block_labels, kmeans._fit)
+    settings = Settings(k=5, tile=128, batch=4, mpp=0.5)
+    run(picture, tmp_path / "a", settings, None if fitted else book)
+    sizes = [f._cache_size() for f in compiled]
+    other = tmp_path / "other.png"
+    Image.open(picture).crop((0, 0, 480, 384)).save(other)
+    with open_slide(other, 1.0) as slide:
+        segment_slide(slide, tmp_path / "b", ENCODER, None if fitted else book, settings)
+    assert [f._cache_size() for f in compiled] == sizes
+
+
+class Broken:
+    """The classical encoder, with one value of one token replaced."""
+
+    card = ENCODER.card
+
+    def __call__(self, images):
+        return ENCODER(images).at[0, 3, 3, 0].set(jnp.nan)
+
+
+@pytest.mark.parametrize("codebook", [None, "book"])
+def test_nan_features_are_named_and_leave_nothing(picture, tmp_path, codebook, book):
+    with (
+        open_slide(picture, 1.0) as slide,
+        pytest.raises(InputError, match="NaN or an infinity in the tile at"),
+    ):
+        segment_slide(slide, tmp_path / "out", Broken(), book if codebook else None, SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+class Blind:
+    """The classical encoder, which sees nothing in the last quarter of every tile's columns."""
+
+    card = ENCODER.card
+
+    def __call__(self, images):
+        features = ENCODER(images)
+        return features.at[:, :, 3 * features.shape[2] // 4 :].set(0)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "assign"])
+def test_tissue_without_weight_in_any_cluster_is_uncovered_and_said_so(picture, tmp_path, book, mode, caplog):
+    settings = Settings(tile=640, halo=0.05, tissue="all", batch=1, mode=mode, concepts=6)
+    with open_slide(picture, 1.0) as slide:
+        record = segment_slide(slide, tmp_path, Blind(), book, settings)
+    labels = open_labels(tmp_path / "tissue.ome.zarr").levels[0].read().result()
+    first = 3 * 640 // 4 - 32  # what the encoder does not see, and half a token more, begins here
+    assert (labels[:, first + 8 :] == 0).all() and (labels[:, : first - 8] > 0).all()
+    assert (
+        record["uncovered_mm2"] == pytest.approx((labels == 0).sum() * 1e-6) and record["uncovered_mm2"] > 0
+    )
+    assert record["tissue_mm2"] + record["uncovered_mm2"] == pytest.approx(384 * 512 * 1e-6)
+    assert "of tissue have no weight in any cluster, and are background" in caplog.text
+
+
+def test_tokens_that_have_not_converged_are_counted_and_said(picture, tmp_path, book, monkeypatch, caplog):
+    record, _ = run(picture, tmp_path / "a", Settings(tile=128), book)
+    assert record["tokens_not_converged"] == record["uncovered_mm2"] == 0 and not caplog.records
+    impatient = partial(nmf.solve, method="cg", max_iterations=1)
+    monkeypatch.setattr(nmf, "solve", impatient)
+    fseg._tile_weights.clear_cache()
+    record, _ = run(picture, tmp_path / "b", Settings(tile=128), book)
+    fseg._tile_weights.clear_cache()
+    whole = 384 * 512 // ENCODER.card.stride**2
+    assert 0 < record["tokens_not_converged"] <= whole
+    assert (
+        f"factorization of {record['tokens_not_converged']} tokens of tissue has not converged" in caplog.text
+    )
+
+
+def test_an_interruption_leaves_nothing(picture, tmp_path, book):
+    def interrupt(phase, done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(picture, tmp_path, SETTINGS, book, report=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_record_is_written_last(picture, tmp_path, book, monkeypatch):
+    replaced: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda a, b: (replaced.append(Path(b).name), replace(a, b))[1])
+    run(picture, tmp_path, SETTINGS, book)
+    assert replaced[-1] == "tissue.json" and "tissue.ome.zarr" in replaced
+
+
+def test_existing_outputs_are_kept_unless_told(picture, tmp_path, book):
+    run(picture, tmp_path, SETTINGS, book)
+    before = (tmp_path / "tissue.json").read_bytes()
+    with pytest.raises(InputError, match="--overwrite"):
+        run(picture, tmp_path, SETTINGS, book)
+    assert (tmp_path / "tissue.json").read_bytes() == before
+    record, _ = run(picture, tmp_path, Settings(k=3, tile=128), overwrite=True)
+    assert record["codebook"]["k"] == 3
+
+
+def test_more_clusters_than_tokens(picture, tmp_path):
+    with pytest.raises(InputError, match=r"--k 5000: tissue\.png has \d+ tokens of tissue"):
+        run(picture, tmp_path, Settings(k=5000, tile=128))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_tissue(tmp_path):
+    Image.fromarray(np.full((300, 300, 3), 243, np.uint8)).save(tmp_path / "tissue.png")
+    with pytest.raises(InputError, match="--no-tissue"):
+        run(tmp_path / "tissue.png", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
