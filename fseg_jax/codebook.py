@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.kinds import CODEBOOK, did_you_mean, kind_of
 from fseg_jax.files.paths import is_file
 from fseg_jax.files.tensor_header import BrokenFileError, Tensors, open_tensors
@@ -145,7 +145,7 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable codebook ({_line(error)})") from error
+        raise InputError(f"{path}: not a readable codebook ({first_line(error)})") from error
     if not books:
         raise InputError(f"{path}: holds no codebook: make it again with fseg fit")
     if wrong := [k for k, book in books.items() if book.k != k]:
@@ -190,7 +190,7 @@ def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dic
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can raise almost anything
-        raise InputError(f"{path}: not a readable joblib file of centres ({_line(error)})") from error
+        raise InputError(f"{path}: not a readable joblib file of centres ({first_line(error)})") from error
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path}: a joblib file of centres holds a dict of k → array")
     provenance = provenance or Provenance(source=path.name)
@@ -310,7 +310,3 @@ class _ArrayUnpickler(pickle._Unpickler):
     dispatch[pickle.DICT[0]] = _with_plain_keys(_LOAD[pickle.DICT[0]], slice(None, None, 2))
     for _opcode in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
         del dispatch[_opcode[0]]  # a file of centres has none; the first would allocate what it states
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -18,6 +18,11 @@ class OutputError(InputError):
     """Results cannot be written where they should go: whatever else goes there would fail as well."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return an exception's first line, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 @contextmanager
 def doing(what: str) -> Iterator[None]:
     """Let whatever fails in the block, and is nobody's ``InputError``, say in which work it did."""

@@ -4,7 +4,10 @@ import ctypes
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+
+Progress = Callable[[str, int, int], None]  # what is being done, how many of it are done, of how many
 
 STOPPED = threading.Event()
 
@@ -34,7 +37,8 @@ def stop_once(*_: object) -> None:
         stop()
 
 
-def heed() -> None:
+def raise_if_stopped() -> None:
+    """Raise ``KeyboardInterrupt`` if a signal to stop came, though a callback swallowed it."""
     if STOPPED.is_set():
         raise KeyboardInterrupt
 

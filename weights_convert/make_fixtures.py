@@ -44,7 +44,8 @@ _WIDTHS: dict[str, Any] = {"dim": 12, "depth": 2, "heads": 3, "mlp_width": 48}
 
 def fixtures() -> dict[str, Fixture]:
     """By name: a network, our configuration, the image's height and width, and how the publisher's keys are
-    named."""
+    named.
+    """
     return {**_vits(), **_transformers_vits(), **_convolutional()}
 
 

@@ -21,7 +21,8 @@ from fseg_jax.encoders.checkpoint import Checkpoint, open_checkpoint
 
 def import_timm() -> Any:
     """timm, with a stand-in for torchvision where that is not installed: timm imports it, the networks need
-    none."""
+    none.
+    """
     stood_in = []
     if "timm" not in sys.modules and importlib.util.find_spec("torchvision") is None:
         for name in (
@@ -85,7 +86,8 @@ class AttentionalPooler(nn.Module):
 
 class ConchTower(nn.Module):
     """CONCH v1.5's vision tower around a timm ViT, whose position embedding it resamples at (size + 0.1) /
-    old size."""
+    old size.
+    """
 
     def __init__(self, trunk: Any, dim: int, heads: int):
         super().__init__()
@@ -142,7 +144,8 @@ def ctranspath(**arguments: Any) -> nn.Module:
 
 def scatter(module: nn.Module, seed: int) -> nn.Module:
     """The module with every parameter and statistic drawn away from the constant it starts as, set to
-    evaluate."""
+    evaluate.
+    """
     random = torch.Generator().manual_seed(seed)
     for name, value in module.state_dict().items():
         last = name.rpartition(".")[2]
@@ -253,8 +256,9 @@ def as_ctranspath(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def as_dinov2(state: Mapping[str, np.ndarray], *, chunk: int, prefix: str) -> dict[str, np.ndarray]:
-    """timm's names as those of DINOv2's own checkpoints: w12 and w3, blocks in chunks, the class token's
-    position kept apart from it in a network with registers."""
+    """Timm's names as those of DINOv2's own checkpoints: w12 and w3, blocks in chunks, the class token's
+    position kept apart from it in a network with registers.
+    """
     renamed = {}
     gated = "blocks.0.mlp.fc1.weight" in state and (
         state["blocks.0.mlp.fc1.weight"].shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]
@@ -276,7 +280,7 @@ def as_dinov2(state: Mapping[str, np.ndarray], *, chunk: int, prefix: str) -> di
 
 
 def as_lukemelas(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """timm's names as those of lukemelas's EfficientNet."""
+    """Timm's names as those of lukemelas's EfficientNet."""
     ends = {
         "conv_stem": "_conv_stem",
         "bn1": "_bn0",

@@ -117,7 +117,8 @@ class Epoch(NamedTuple):
 
 class State(NamedTuple):
     """All that training changes: ``epoch`` is how many are done, ``best`` the balanced held-out accuracy to
-    beat."""
+    beat.
+    """
 
     epoch: int
     best: float

@@ -30,7 +30,8 @@ LARGEST_SIDE = 4096  # pixels of an image that is classified whole
 
 class Classifier(NamedTuple):
     """A classifier: its network, set to evaluate, its classes in order, the side of images it was trained on,
-    and all that its file says."""
+    and all that its file says.
+    """
 
     network: EfficientNet
     classes: tuple[str, ...]

@@ -21,7 +21,7 @@ from PIL import Image
 from fseg_jax.cam import tables as cam_tables
 from fseg_jax.cam.classifier import same_place
 from fseg_jax.cam.classifier_file import Classifier, load_classifier
-from fseg_jax.cam.images import Report, find_images, read_image
+from fseg_jax.cam.images import find_images, read_image
 from fseg_jax.cam.labels import Labelled
 from fseg_jax.cam.masks import (
     BASELINES,
@@ -38,6 +38,7 @@ from fseg_jax.cam.train import train_folder
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replacing
 from fseg_jax.methods import cam
+from fseg_jax.process import Progress
 from fseg_jax.slides.masks import read_bright
 
 RUNS = ("1", "2", "3", "4", "5")
@@ -108,7 +109,7 @@ def reproduce(
     negatives: Path | None = None,
     unlabelled: Path | None = None,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> list[RunResult]:
     """Repeat runs on a dataset in Kvasir-SEG's layout, and write the paper's tables with ours beside them.
 
@@ -206,10 +207,11 @@ def _classifier(
     home: Path,
     setting: Reproduction,
     overwrite: bool,
-    report: Report | None,
+    report: Progress | None,
 ) -> tuple[dict[str, Any], float | None, dict[str, Any]]:
     """Spread and train in a folder, unless that is done: the two records, and between them what share of the
-    labels that joined is right."""
+    labels that joined is right.
+    """
     spreading = PropagationSettings(
         k=run.k, wanted=run.wanted, features=setting.features, held_out=0, seed=setting.seed
     )
@@ -253,7 +255,7 @@ def _masks(
     out: Path,
     setting: Reproduction,
     overwrite: bool,
-    report: Report | None,
+    report: Progress | None,
 ) -> tuple[list[MethodRow], Speed]:
     """Masks of the test images with the paper's thresholds, and with chosen ones for each method."""
     tiles = run.cuts if source == "tiles" else 1

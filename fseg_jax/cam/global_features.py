@@ -219,7 +219,8 @@ def _luminance(images: Batch) -> Int[Array, "b height width"]:
 
 def _linear_tables() -> Int[np.ndarray, "256 3"]:
     """What a value of each channel adds to linear grey, in 2⁻²⁰ (IEC 61966-2-1; Y of sRGB's primaries under
-    D50, as ICC profiles have it)."""
+    D50, as ICC profiles have it).
+    """
     value = np.arange(256) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     return np.rint(255 * 2**20 * linear[:, None] * [0.2225, 0.7169, 0.0606]).astype(np.int32)
@@ -236,7 +237,8 @@ def _linear_grey(images: Batch) -> Int[Array, "b height width"]:
 
 def _reduce(grey: Int[Array, "b height width"], rows: int, columns: int) -> Int[Array, "b rows columns"]:
     """The mean over the area of each new pixel, to the nearest whole number: exact, so that what is constant
-    stays so, and halves always go up."""
+    stays so, and halves always go up.
+    """
     height, width = grey.shape[1:]
     # Below 2²⁴ floats are whole numbers too, and multiply faster.
     by_row = _shares(height, rows).astype(np.float32)
@@ -247,7 +249,8 @@ def _reduce(grey: Int[Array, "b height width"], rows: int, columns: int) -> Int[
 
 def _shares(old: int, new: int) -> Int[np.ndarray, "new old"]:
     """How much of each old pixel lies in each new one, in units of a new-th of an old pixel: rows sum to
-    ``old``."""
+    ``old``.
+    """
     begin, pixel = np.arange(new)[:, None] * old, np.arange(old)[None] * new
     return np.maximum(np.minimum(begin + old, pixel + new) - np.maximum(begin, pixel), 0).astype(np.int32)
 

@@ -6,7 +6,7 @@ an image that changes is resized again, one that is moved is not, and two progra
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ from fseg_jax.files.atomic import replacing
 from fseg_jax.files.downloads import cache_folder
 from fseg_jax.files.images import load_image
 from fseg_jax.files.paths import check_folder, files_of
+from fseg_jax.process import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-Report = Callable[[str, int, int], None]
 _VERSION = 1  # raised when the same file would be resized to something else
 
 _LOG = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ _LOG = logging.getLogger(__name__)
 
 class Resized(NamedTuple):
     """Images of one side, ``uint8 (n, side, side, 3)``, the files they are of, and why others are not among
-    them: (file, reason)."""
+    them: (file, reason).
+    """
 
     images: np.ndarray
     files: tuple[Path, ...]
@@ -84,7 +85,7 @@ def resize_map(heat: Float[np.ndarray, "h w"], shape: tuple[int, int]) -> Float[
     return np.asarray(found.resize(shape[::-1], Image.Resampling.BILINEAR))
 
 
-def resized(files: Sequence[Path], side: int, report: Report | None = None) -> Resized:
+def resized(files: Sequence[Path], side: int, report: Progress | None = None) -> Resized:
     """All images of a list as squares of one side, from the cache where they are there.
 
     An unreadable image is named in a warning, and left out. Raises ``InputError`` where none can be read.

@@ -32,7 +32,8 @@ class Pair(NamedTuple):
 
 def open_pairs(folder: Path) -> list[Pair]:
     """A folder in Kvasir-SEG's layout: ``images/`` and ``masks/`` with the same names, whatever their
-    suffixes. Raises ``InputError`` where a mask is missing or two files bear one name."""
+    suffixes. Raises ``InputError`` where a mask is missing or two files bear one name.
+    """
     folder = Path(folder)
     for needed in ("images", "masks"):
         check_folder(folder / needed, "Kvasir-SEG's layout is images/ and masks/")
@@ -54,7 +55,8 @@ def _by_name(folder: Path) -> dict[str, Path]:
 
 class MaskScores(NamedTuple):
     """The measures' means over images, their 95 % bootstrap intervals, and the measures of all pixels
-    pooled, each in the order of ``MEASURES``."""
+    pooled, each in the order of ``MEASURES``.
+    """
 
     images: int
     mean: tuple[float, ...]

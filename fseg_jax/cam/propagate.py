@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fseg_jax.cam.images import Report, resized
+from fseg_jax.cam.images import resized
 from fseg_jax.cam.labels import Labelled, write_table
 from fseg_jax.cam.record import fresh, write_record
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import did_you_mean
 from fseg_jax.methods import cam
 from fseg_jax.pipeline.record import together
+from fseg_jax.process import Progress
 
 FEATURES = "lire"
 EVENLY = "lire-even"
@@ -54,10 +55,11 @@ def propagate_folder(
     settings: PropagationSettings,
     *,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Spread:
     """Spread labels over a folder: writes ``labels.csv`` (each image's label and where it is from),
-    ``rounds.csv`` and the record."""
+    ``rounds.csv`` and the record.
+    """
     name = fresh(out, "propagation.json", overwrite).name
     started = time.time()
     if not images.classes:
@@ -121,7 +123,8 @@ def propagate_folder(
 
 def hold_out(images: Labelled, wanted: int, seed: int) -> Bool[np.ndarray, " n"]:
     """Draw labelled images to evaluate on, as evenly over the classes as they come; a class gives a quarter
-    of its images at most. None where some are set aside already."""
+    of its images at most. None where some are set aside already.
+    """
     chosen = np.zeros(len(images.labels), bool)
     if images.held_out.any():
         return chosen
@@ -135,7 +138,7 @@ def hold_out(images: Labelled, wanted: int, seed: int) -> Bool[np.ndarray, " n"]
 
 
 def _features(
-    images: Labelled, name: str, report: Report | None
+    images: Labelled, name: str, report: Progress | None
 ) -> tuple[Float[np.ndarray, "n c"], Labelled]:
     """What images are clustered by, and those that can be read."""
     if name in (FEATURES, EVENLY):

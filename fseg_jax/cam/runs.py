@@ -32,7 +32,8 @@ class Run:
 class Reproduction:
     """How the runs are repeated: ``classifier`` for training; ``test`` and ``validation``, how many images
     are kept for scoring and (their tiles) for choosing epochs and thresholds; ``features`` to cluster by;
-    ``methods`` whose thresholds are chosen, beside the paper's."""
+    ``methods`` whose thresholds are chosen, beside the paper's.
+    """
 
     classifier: Settings = Settings()  # noqa: RUF009
     test: float = 0.25
@@ -52,7 +53,8 @@ class Speed(NamedTuple):
 
 class MethodRow(NamedTuple):
     """One way to masks of a run: the method, whether images were mapped in one piece, the thresholds and
-    whether they were chosen, the scores."""
+    whether they were chosen, the scores.
+    """
 
     run: str
     method: str

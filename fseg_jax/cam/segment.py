@@ -14,13 +14,14 @@ from jaxtyping import Bool, Float
 
 from fseg_jax.cam import classifier as training
 from fseg_jax.cam.classifier_file import Classifier
-from fseg_jax.cam.images import Report, read_image, resize_image, resize_map
+from fseg_jax.cam.images import read_image, resize_image, resize_map
 from fseg_jax.cam.labels import write_table
 from fseg_jax.cam.record import fresh, make_folder, write_record
 from fseg_jax.errors import InputError
 from fseg_jax.methods import cam
 from fseg_jax.outputs.masks import write_mask, write_picture
 from fseg_jax.pipeline.record import together
+from fseg_jax.process import Progress
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ class Mapper:
 
     def __call__(self, image: np.ndarray) -> tuple[Float[np.ndarray, "height width"], float]:
         """The map in [0, 1] at the image's size, and the probability of the class (the highest of its
-        tiles)."""
+        tiles).
+        """
         n, size = self.settings.tiles, self.size
         height, width = image.shape[:2]
         if min(height, width) < n:
@@ -112,7 +114,7 @@ def segment_files(
     *,
     truth: Callable[[int], Bool[np.ndarray, "height width"]] | None = None,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> dict[str, Any]:
     """Segment images: writes ``masks/NAME.png``, ``overlays/NAME.png``, ``masks.csv``, and the record, which
     it returns.

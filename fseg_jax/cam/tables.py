@@ -1,5 +1,6 @@
 """What the CAM paper's runs came to: its Tables 1 and 2 with ours beside them, other ways to a mask, and the
-record."""
+record.
+"""
 
 import json
 import platform

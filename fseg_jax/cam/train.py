@@ -1,5 +1,6 @@
 """Training the classifier on a folder's labelled images: ``classifier.safetensors``, ``history.csv``, early
-checkpoints, ``training.json``."""
+checkpoints, ``training.json``.
+"""
 
 import csv
 import logging
@@ -20,13 +21,14 @@ from fseg_jax.cam.classifier_file import (
     write_classifier,
     write_state,
 )
-from fseg_jax.cam.images import Report, resized
+from fseg_jax.cam.images import resized
 from fseg_jax.cam.labels import Labelled, write_table
 from fseg_jax.cam.propagate import HELD_OUT, hold_out
 from fseg_jax.cam.record import fresh, make_folder, write_record
 from fseg_jax.errors import InputError
 from fseg_jax.methods import cam
 from fseg_jax.pipeline.record import together
+from fseg_jax.process import Progress
 
 KEEP_EVERY = 5  # epochs
 BEGUN = ".training"  # a folder for what a training has so far, and of it what it goes on from
@@ -42,7 +44,7 @@ def train_folder(
     most: int = cam.WANTED,
     held_out: int = HELD_OUT,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a classifier on a folder's labelled images: writes ``classifier.safetensors``, ``history.csv``,
     the network every fifth epoch under ``checkpoints/``, and the record, which it returns.

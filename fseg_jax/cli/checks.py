@@ -22,7 +22,8 @@ TIMEOUT = 3.0  # seconds for an answer of the hub
 
 class Check(NamedTuple):
     """One thing looked at: whether it is as it should be, whether the main job needs it, what was found, and
-    what to do where it is not."""
+    what to do where it is not.
+    """
 
     name: str
     ok: bool
@@ -38,7 +39,8 @@ class _Found(NamedTuple):
 
 def checks() -> list[Check]:
     """Look at everything; nothing is fetched, and what cannot be reached is waited for a few seconds at
-    most."""
+    most.
+    """
     return list(_checks())
 
 

@@ -83,7 +83,8 @@ def load_encoders(
     names: tuple[str, ...], weights: tuple[str, ...], dtype: str, *, last: bool = False
 ) -> "list[Encoder]":
     """The encoders to compare, each once, read at their ``last`` layer or at F-SEG's; ``weights`` are FILE or
-    NAME=FILE."""
+    NAME=FILE.
+    """
     from fseg_jax.encoders.load import load_encoder
 
     chosen = list(dict.fromkeys(names))

@@ -19,7 +19,7 @@ from fseg_jax.cli.options import (
 )
 from fseg_jax.cli.terminal import Several
 from fseg_jax.errors import InputError
-from fseg_jax.process import heed
+from fseg_jax.process import raise_if_stopped
 
 
 @click.command(cls=Several)
@@ -188,7 +188,8 @@ def fit(
 
 def start_distributed() -> None:
     """Join the job that the environment describes: SLURM's, Open MPI's, Kubernetes', a TPU's, or the
-    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
     import os
 
     import jax
@@ -217,7 +218,7 @@ def _progress() -> Iterator[tuple[Callable[[int, int, str], None], Callable[[int
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield (lambda done, total, slide_id: heed()), (lambda passes, shift: heed())
+        yield (lambda done, total, slide_id: raise_if_stopped()), (lambda passes, shift: raise_if_stopped())
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -225,14 +226,14 @@ def _progress() -> Iterator[tuple[Callable[[int, int, str], None], Callable[[int
         passes = progress.add_task("k-means: starting", total=None, visible=False)
 
         def sampling(done: int, total: int, slide_id: str) -> None:
-            heed()
+            raise_if_stopped()
             progress.update(slides, completed=done, total=total, description=f"sampling {slide_id}")
             if done == total:
                 progress.update(slides, visible=False)
                 progress.update(passes, visible=True)
 
         def clustering(done: int, shift: float) -> None:
-            heed()
+            raise_if_stopped()
             progress.update(passes, completed=done, description=f"k-means: shift {shift:.3g} of its limit")
 
         yield sampling, clustering

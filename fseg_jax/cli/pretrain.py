@@ -17,7 +17,7 @@ from fseg_jax.cli.options import (
     seed_option,
 )
 from fseg_jax.errors import InputError
-from fseg_jax.process import heed
+from fseg_jax.process import raise_if_stopped
 
 if TYPE_CHECKING:
     from fseg_jax.encoders.encoder import Encoder
@@ -210,7 +210,7 @@ def _bar(steps: int, every: int) -> "Iterator[Callable[[Report], None]]":
         )
 
     def line(at: "Report") -> None:
-        heed()
+        raise_if_stopped()
         if at.step % every == 0 or at.step in (1, steps):
             click.echo(f"fseg: step {at.step}/{steps} · {say(at)}", err=True)
 
@@ -223,7 +223,7 @@ def _bar(steps: int, every: int) -> "Iterator[Callable[[Report], None]]":
         task = progress.add_task("", total=steps, now="")
 
         def update(at: "Report") -> None:
-            heed()
+            raise_if_stopped()
             progress.update(task, completed=at.step, now=say(at))
 
         yield update

@@ -1,5 +1,6 @@
 """What the commands share with the terminal: the net under all of them, progress, logs, messages, signals,
-options of several values."""
+options of several values.
+"""
 
 import io
 import logging
@@ -7,23 +8,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from fseg_jax.errors import doing, explain
 from fseg_jax.files.kinds import did_you_mean
-from fseg_jax.process import heed, log
-
-if TYPE_CHECKING:
-    from fseg_jax.pipeline.segment import Report
+from fseg_jax.process import Progress, log, raise_if_stopped
 
 _log = logging.getLogger(__name__)
 
 
 def run_command(command: click.Command, arguments: list[str] | None, name: str) -> int:
     """Run a command line to its exit code: 0 done, 1 something found wanting, 2 bad input or a fault,
-    130 interrupted. Whatever is raised becomes one line; ``-v`` adds the traceback of a fault."""
+    130 interrupted. Whatever is raised becomes one line; ``-v`` adds the traceback of a fault.
+    """
     log(0)
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
         if isinstance(stream, io.TextIOWrapper):
@@ -116,14 +114,15 @@ class Several(click.Command):
 
 
 @contextmanager
-def bars(slides: int) -> "Iterator[Callable[[str], Report]]":
+def bars(slides: int) -> Iterator[Callable[[str], Progress]]:
     """A bar over slides and one over a slide's tiles, with speed and time left; none without a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda name: lambda phase, done, total: heed()
+        yield lambda name: lambda phase, done, total: raise_if_stopped()
         return
     columns = (
         TextColumn("{task.description}"),
@@ -132,11 +131,11 @@ def bars(slides: int) -> "Iterator[Callable[[str], Report]]":
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Bars(*columns, console=console, transient=True) as progress:
         over = progress.add_task("slides", total=slides, rate="", visible=slides > 1)
         current: dict[str, TaskID] = {}
 
-        def for_slide(name: str) -> "Report":
+        def for_slide(name: str) -> Progress:
             for task in current.values():
                 progress.remove_task(task)
             progress.update(over, completed=len(seen))
@@ -144,7 +143,7 @@ def bars(slides: int) -> "Iterator[Callable[[str], Report]]":
             current.clear()
 
             def report(phase: str, done: int, total: int) -> None:
-                heed()
+                raise_if_stopped()
                 if phase not in current:
                     current[phase] = progress.add_task(f"{name}: {phase}", total=total, rate="")
                 speed = progress.tasks[progress.task_ids.index(current[phase])].speed

@@ -19,8 +19,8 @@ from fseg_jax.cohort.job import Job, card_of
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.run import Outcome, run_slide
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.errors import InputError, explain
-from fseg_jax.process import heed, verbosity
+from fseg_jax.errors import InputError, explain, first_line
+from fseg_jax.process import raise_if_stopped, verbosity
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Local:
     def run(self, job: Job, slides: Sequence[ManifestSlide], wait_for_others: bool) -> Iterator[Outcome]:
         todo = deque(slides)
         while todo or self._busy:
-            heed()
+            raise_if_stopped()
             while todo and (self._idle or self._places):
                 if (worker := self._idle.pop() if self._idle else self._next(job)) is None:
                     continue
@@ -184,7 +184,7 @@ def _serve(connection: Connection, environment: dict[str, str], job: Job, verbos
     parent = multiprocessing.parent_process()
 
     def report(phase: str, done: int, total: int) -> None:
-        heed()
+        raise_if_stopped()
         if parent is not None and not parent.is_alive():
             raise KeyboardInterrupt
 
@@ -192,7 +192,7 @@ def _serve(connection: Connection, environment: dict[str, str], job: Job, verbos
     try:
         connection.send(_described(job))
         while True:
-            heed()
+            raise_if_stopped()
             slide, wait_for_others = connection.recv()
             connection.send(run_slide(job, slide, wait=wait_for_others, report=report))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -251,7 +251,7 @@ class Ray:
         try:
             ready = self._ray.get(self._describe.remote(job))
         except self._ray.exceptions.RayError as error:
-            raise InputError(f"no worker can be started on the cluster: {_first_line(error)}") from None
+            raise InputError(f"no worker can be started on the cluster: {first_line(error)}") from None
         if isinstance(ready, str):
             raise InputError(ready)
         return ready.card
@@ -262,14 +262,10 @@ class Ray:
             self._run.remote(shared, slide, wait=wait_for_others): slide for slide in slides
         }
         while running:
-            heed()
+            raise_if_stopped()
             for task in self._ray.wait(list(running), timeout=_LOOKING_UP)[0]:
                 slide = running.pop(task)
                 try:
                     yield self._ray.get(task)
                 except self._ray.exceptions.RayError as error:
-                    yield Outcome(slide.slide_id, "failed", f"its worker died: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                    yield Outcome(slide.slide_id, "failed", f"its worker died: {first_line(error)}")

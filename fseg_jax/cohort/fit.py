@@ -42,7 +42,8 @@ NEAREST = 8  # tiles of each cluster on the card
 @dataclass(frozen=True)
 class FitSettings:
     """How to fit: ``features`` says on what, the rest is ``kmeans_stream.fit``'s. ``seed`` is that of
-    k-means; which tiles are sampled does not depend on it."""
+    k-means; which tiles are sampled does not depend on it.
+    """
 
     features: FeatureSettings = field(default_factory=FeatureSettings)
     k: tuple[int, ...] = (16, 32, 64, 128, 256)

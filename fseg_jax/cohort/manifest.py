@@ -26,12 +26,12 @@ from urllib.parse import urlsplit
 
 import tensorstore as ts
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.kinds import did_you_mean
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.storage import bucket_spec
 from fseg_jax.files.stored import answered
-from fseg_jax.slides.formats import is_plausible, one_line
+from fseg_jax.slides.formats import is_plausible
 from fseg_jax.slides.reader import open_slide, slide_name
 
 _log = logging.getLogger(__name__)
@@ -102,7 +102,8 @@ def select_split(
     slides: tuple[ManifestSlide, ...], split: str | None, source: str | Path
 ) -> tuple[ManifestSlide, ...]:
     """The slides of one split of a manifest, all of them where ``split`` is None; InputError if there are
-    none."""
+    none.
+    """
     if split is None:
         return slides
     chosen = tuple(slide for slide in slides if slide.split == split)
@@ -127,7 +128,7 @@ def read_bytes(location: str) -> bytes:
         (store,) = answered(location, ts.KvStore.open(bucket_spec(folder + "/")))
         (found,) = answered(location, store.read(key))
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{location}: cannot be read ({one_line(error)})") from error
+        raise InputError(f"{location}: cannot be read ({first_line(error)})") from error
     if found.state != "value":
         raise InputError(f"{location}: there is no such object")
     return found.value

@@ -52,7 +52,8 @@ from fseg_jax.outputs.csv_table import csv_text
 from fseg_jax.pipeline import features
 from fseg_jax.pipeline import segment as worker
 from fseg_jax.pipeline.record import Clock
-from fseg_jax.pipeline.segment import SUFFIXES, Report
+from fseg_jax.pipeline.segment import SUFFIXES
+from fseg_jax.process import Progress
 from fseg_jax.slides.identity import is_same
 from fseg_jax.slides.reader import open_slide
 
@@ -65,7 +66,8 @@ _NAMED = 5  # slides named in a message
 
 class Outcome(NamedTuple):
     """What became of a slide: ``done``, ``already`` (by another run), ``busy`` (another run is at it),
-    ``failed``, or ``stopped``, for a reason that stops every other slide too."""
+    ``failed``, or ``stopped``, for a reason that stops every other slide too.
+    """
 
     slide_id: str
     status: str
@@ -190,7 +192,7 @@ def run_slide(
     slide: ManifestSlide,
     *,
     wait: bool = False,
-    report: Report = lambda phase, done, total: None,
+    report: Progress = lambda phase, done, total: None,
 ) -> Outcome:
     """Segment one slide of a cohort and publish it. Whatever goes wrong with it comes back as an outcome."""
     name = slide.slide_id
@@ -208,7 +210,7 @@ def run_slide(
         return Outcome(name, "failed", explain(error))
 
 
-def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, report: Report) -> Outcome:
+def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, report: Progress) -> Outcome:
     storage = open_storage(job.out)
     name, record_key = slide.slide_id, f"{slide.slide_id}.json"
     with storage.workplace(name, wait=wait) as folder:
@@ -371,7 +373,8 @@ def conclude(
 
 def _areas(slides: Sequence[ManifestSlide], made: dict[str, Any], shared: bool) -> bytes:
     """The table of areas. Clusters have columns only where all slides share them: where each was clustered
-    by itself, cluster 1 of one is not that of another."""
+    by itself, cluster 1 of one is not that of another.
+    """
     named = (name for record in made.values() for name in record["areas_mm2"]) if shared else ()
     clusters = list(dict.fromkeys(named))
     head = ["slide_id", "site", "split", "tissue_mm2", *clusters]

@@ -26,7 +26,8 @@ _AT_ONCE = 8  # slides that are looked at
 
 class State(NamedTuple):
     """What there is of a slide: nothing, results of other settings, results that are not to be used any
-    more, for a reason, or all that is asked for."""
+    more, for a reason, or all that is asked for.
+    """
 
     status: Literal["missing", "other", "outdated", "done"]
     reason: str = ""

@@ -30,7 +30,7 @@ from PIL import Image
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.survey import facts_of
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
-from fseg_jax.errors import InputError, OutputError
+from fseg_jax.errors import InputError, OutputError, first_line
 from fseg_jax.files.atomic import replacing
 from fseg_jax.files.claims import partial_folder
 from fseg_jax.files.images import load_image
@@ -39,7 +39,6 @@ from fseg_jax.files.stored import stored
 from fseg_jax.outputs.csv_table import csv_text
 from fseg_jax.pipeline.embed import tissue_share
 from fseg_jax.pipeline.record import made_with, slide_facts
-from fseg_jax.slides.formats import one_line
 from fseg_jax.slides.identity import is_same
 from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
 from fseg_jax.slides.tissue import tissue_of
@@ -82,7 +81,8 @@ class FeatureSettings:
 @dataclass(frozen=True)
 class SlideRecord:
     """A slide's place in the rows: ``boxes`` are its tiles' (y, x) in pixels of the settings' mpp; ``rows``
-    how many it has; ``per_tile`` rows belong to each tile in turn."""
+    how many it has; ``per_tile`` rows belong to each tile in turn.
+    """
 
     slide_id: str
     rows: int
@@ -147,7 +147,7 @@ def prepare_folder(folder: Path, card: EncoderCard, settings: FeatureSettings, s
             held = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(
-                f"{path}: cannot be read ({one_line(error)}); choose another --features"
+                f"{path}: cannot be read ({first_line(error)}); choose another --features"
             ) from error
         if not isinstance(held, dict):
             raise InputError(f"{path}: damaged; choose another --features")
@@ -186,7 +186,8 @@ def expected_bytes(slides: int, card: EncoderCard, settings: FeatureSettings) ->
 
 def write_failures(folder: Path, failures: dict[str, str], share: str = "") -> None:
     """Write ``failures.csv``, slide id and reason, of a share of the slides or all of them, or remove what is
-    no longer true."""
+    no longer true.
+    """
     path = folder / f"failures{share}.csv"
     if not failures:
         path.unlink(missing_ok=True)
@@ -210,7 +211,7 @@ class StoredRows:
         try:
             self._stores: list[Any] = [future.result() for future in opened]
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{folder}: a slide's features cannot be read ({one_line(error)})") from error
+            raise InputError(f"{folder}: a slide's features cannot be read ({first_line(error)})") from error
         for record, store in zip(self.records, self._stores, strict=True):
             width = self._stores[0].shape[-1]
             chunk = prod(store.chunk_layout.read_chunk.shape)
@@ -232,7 +233,7 @@ class StoredRows:
             return np.concatenate([read.result() for read in reads])
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"{self.folder}: a slide's features are damaged ({one_line(error)}); remove its folder"
+                f"{self.folder}: a slide's features are damaged ({first_line(error)}); remove its folder"
             ) from error
 
     def slide_of(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
@@ -241,7 +242,8 @@ class StoredRows:
 
     def pictures(self, rows: Int[np.ndarray, " m"], stride: float = 0) -> list[np.ndarray]:
         """The tiles of some rows in small, uint8 (96, 96, 3); of a token, with a square around it, of which
-        ``stride`` is the side as a share of the tile's."""
+        ``stride`` is the side as a share of the tile's.
+        """
         out: dict[int, np.ndarray] = {}
         owners = self.slide_of(rows)
         for owner in np.unique(owners):
@@ -457,7 +459,8 @@ def _spec(place: Path) -> dict[str, Any]:
 
 def _write(place: Path, X: np.ndarray, strip: Image.Image, record: dict[str, Any], again: bool) -> None:
     """Write a slide's folder beside its name and rename it; if another worker was first, its is as good,
-    but for one that was there before and is to be made again."""
+    but for one that was there before and is to be made again.
+    """
     with partial_folder(place.name, place.parent) as part:
         whole = part / "slide"
         whole.mkdir()

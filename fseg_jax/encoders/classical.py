@@ -79,7 +79,8 @@ def _gradient_energy(x: Float[Array, "s H W"]) -> Float[Array, "s H W"]:
 
 def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
     """Encode images in [0, 1] whose sides are multiples of 16: 2 × 8 histogram bins and 2 × 2 gradient
-    energies."""
+    energies.
+    """
     # One image at a time: what is made of it stays in the cache, and memory does not grow with the batch.
     sizes = own_sizes(*x.shape[1:3])
     if sizes is None:

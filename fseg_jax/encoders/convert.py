@@ -63,7 +63,8 @@ def layouts(config: Config) -> Sequence[rules.Layout]:
 
 def fitted(config: Config, state: Mapping[str, np.ndarray]) -> Config:
     """The configuration with the position grid that the checkpoint itself holds: publishers store a ViT's at
-    one image size and run it at another."""
+    one image size and run it at another.
+    """
     if not isinstance(config, ViTConfig):
         return config
     table = next((state[key] for key in state if vit.is_position_embedding(key)), None)

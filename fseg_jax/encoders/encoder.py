@@ -1,5 +1,6 @@
 """What an encoder is: images in, a grid of non-negative features out, and the facts a result must state
-about it."""
+about it.
+"""
 
 from collections.abc import Callable
 from contextlib import nullcontext

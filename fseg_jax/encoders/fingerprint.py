@@ -23,7 +23,8 @@ _taken: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()
 
 def take_fingerprint(encoder: Encoder) -> str:
     """Take an encoder's fingerprint, 64 hexadecimal digits, from its features of ``picture``; once for each
-    encoder."""
+    encoder.
+    """
     try:
         if encoder not in _taken:
             _taken[encoder] = _fingerprint(encoder)

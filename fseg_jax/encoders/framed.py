@@ -27,7 +27,8 @@ _FRAME: ContextVar[_Frame | None] = ContextVar("frame", default=None)
 @contextmanager
 def framed(sizes: Int[Array, "b 2"], height: int, width: int) -> Iterator[None]:
     """Say, while a function of frames of ``height × width`` pixels is traced, how large the images in them
-    are: rows and columns in pixels, multiples of the encoder's stride."""
+    are: rows and columns in pixels, multiples of the encoder's stride.
+    """
     token = _FRAME.set(_Frame(sizes, (height, width)))
     try:
         yield

@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 
 class Status(NamedTuple):
     """Whether an encoder's weights can be had: ``cached``, ``reachable``, ``gated: access granted``,
-    ``gated: access not granted``, ``missing`` or ``offline``; and where, or what to do."""
+    ``gated: access not granted``, ``missing`` or ``offline``; and where, or what to do.
+    """
 
     state: str
     detail: str
@@ -105,7 +106,8 @@ def _endpoint() -> str | None:
 
 def _published(row: Row, timeout: float) -> str:
     """Which of a row's files the hub has: one question each, no second try, so that no network is found out
-    soon."""
+    soon.
+    """
     from huggingface_hub import errors, get_hf_file_metadata, get_token, hf_hub_url
 
     for file in row.files:
@@ -125,7 +127,8 @@ def _published(row: Row, timeout: float) -> str:
 
 def _check_names(row: Row, content: str | None, commit: str | None) -> None:
     """Raise ``InputError`` unless what names files in the hub's cache has the form of a hash: the cache takes
-    it from the answer as it is, and a name may lead anywhere."""
+    it from the answer as it is, and a name may lead anywhere.
+    """
     hashes = r"[0-9a-f]{40}|[0-9a-f]{64}"
     for what, name, form in (("content", content, hashes), ("commit", commit, "[0-9a-f]{40}")):
         if not (isinstance(name, str) and re.fullmatch(form, name)):

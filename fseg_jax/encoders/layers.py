@@ -58,7 +58,8 @@ class Network(nnx.Module):
 
     def from_layer(self, features: Float[Array, "b ..."], layer: str) -> Float[Array, "b c"]:
         """The head's output, continued from a named layer's: ``from_layer(features_to(x, l), l)`` is
-        ``self(x)``."""
+        ``self(x)``.
+        """
         for stage in self.stages()[self._position(layer) + 1 :]:
             features = stage.apply(features)
         return self.head(features)
@@ -78,7 +79,8 @@ class Network(nnx.Module):
 
     def grid(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b h w c"]:
         """The spatial map at a named layer, as it leaves the layer, in float32: a ReLU, where the map can be
-        negative, is the caller's."""
+        negative, is the caller's.
+        """
         return self.features_to(x, layer).astype(jnp.float32)
 
     def __call__(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b c"]:

@@ -9,7 +9,8 @@ from fseg_jax.encoders.rows import Row
 
 def table(rows: Iterable[Row]) -> str:
     """A line an encoder: its name, what it is, what F-SEG reads of it, its size, and on what terms it
-    comes."""
+    comes.
+    """
     lines = [("NAME", "ENCODER", "PIXELS/TOKEN", "CHANNELS", "PARAMETERS", "LICENCE", "")]
     for row in rows:
         size, gate = f"{row.parameters / 1e6:,.0f} M", "gated" if row.gated else ""

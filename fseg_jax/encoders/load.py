@@ -170,7 +170,8 @@ def _published(row: Row, dtype: str) -> Loaded:
 
 def _given(row: Row, checkpoint: Path, dtype: str) -> Loaded:
     """The weights of a published checkpoint that the user has, converted into the cache when they are new to
-    it."""
+    it.
+    """
     from fseg_jax.encoders.checkpoint import sha256
 
     if not is_file(checkpoint):

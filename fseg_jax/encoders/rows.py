@@ -1,5 +1,6 @@
 """What a row of the catalog says of a published encoder, and rows that follow from a network's
-configuration."""
+configuration.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal

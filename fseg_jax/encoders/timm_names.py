@@ -40,7 +40,8 @@ _NON_COMMERCIAL_TAGS = ("mae", "fb_")
 
 def timm_row(name: str) -> Row:
     """The row of ``timm:ARCHITECTURE.TAG``; InputError for one that is not a plain ViT or ResNet with a known
-    tag."""
+    tag.
+    """
     architecture, _, tag = name.removeprefix("timm:").partition(".")
     repo = f"timm/{architecture}.{tag}"
     licence = "CC-BY-NC-4.0" if tag.startswith(_NON_COMMERCIAL_TAGS) else "Apache-2.0"

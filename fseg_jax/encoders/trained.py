@@ -76,7 +76,8 @@ def assemble(network: ResNet, card: EncoderCard, gains: Gains) -> JaxEncoder:
 
 def calibrated(network: ResNet, card: EncoderCard, images: Images, stains: float) -> Gains:
     """The gains that give the trunk's channels a total deviation of 1 over images, and the stains' one of
-    ``stains``; those of a trunk alone where that is 0."""
+    ``stains``; those of a trunk alone where that is 0.
+    """
     if not stains:
         return Gains()
     deviations = (
@@ -135,7 +136,8 @@ def load_trained(name: str | Path, *, dtype: str = "float32") -> JaxEncoder:
 
 def _wrong_in(card: dict[str, Any], gains: Gains, network: ResNet) -> str:
     """What of a card, as JSON has it, cannot be, in words; empty where all can. ``TypeError`` or
-    ``LookupError`` where a fact is missing or of another kind."""
+    ``LookupError`` where a fact is missing or of another kind.
+    """
     stride = 4 * 2 ** (len(network.config.depths) - 1)
     channels = network.config.channels[-1] * network.config.expansion
     channels += classical().card.channels if gains.stains else 0

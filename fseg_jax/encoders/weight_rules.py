@@ -173,7 +173,8 @@ def pointwise(weight: np.ndarray) -> np.ndarray:
 
 def folded_kernel(eps: float) -> Callable[..., np.ndarray]:
     """The kernel of a convolution and the batch norm after it, as one: the norm's scale multiplies each
-    output."""
+    output.
+    """
 
     def fold(weight: np.ndarray, gamma: np.ndarray, variance: np.ndarray) -> np.ndarray:
         return conv(weight.astype(np.float32)) * _scale(gamma, variance, eps).astype(np.float32)

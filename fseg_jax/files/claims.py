@@ -97,7 +97,8 @@ def _remove(folder: Path) -> None:
 
 def sweep(out: Path) -> None:
     """Remove what killed runs left half-done in a folder, put in place what they had whole, and touch nothing
-    of a run that is alive."""
+    of a run that is alive.
+    """
     left = [_LEFT.fullmatch(path.name) for path in out.glob(".*")]
     for name in {match[1] for match in left if match}:
         _settle(name, out)

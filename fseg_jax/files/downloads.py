@@ -50,7 +50,8 @@ def fetch(url: str, folder: Path, *, sha256: str | None = None, otherwise: str) 
 
 def fetch_test_slide(url: str = TEST_SLIDE_URL) -> Path:
     """Fetch OpenSlide's test slide CMU-1-Small-Region.svs (CC0, 1.9 MB) unless it is here, checked by its
-    hash."""
+    hash.
+    """
     return fetch(
         url,
         cache_folder() / "slides",

@@ -1,5 +1,6 @@
 """What a safetensors file says of itself, held against what it is before anything is allocated; the one door
-by which such files are read."""
+by which such files are read.
+"""
 
 import json
 import struct

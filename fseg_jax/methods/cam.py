@@ -60,7 +60,8 @@ STEPS = 20  # thresholds that ``choose_band`` tries between 0 and 1
 
 class Round(NamedTuple):
     """One cluster that spread its class: ``labelled`` images it had, ``purity`` the share of them that are of
-    the class ``label``, ``joined`` how many images took it, ``total`` how many are labelled after it."""
+    the class ``label``, ``joined`` how many images took it, ``total`` how many are labelled after it.
+    """
 
     cluster: int
     label: int
@@ -72,7 +73,8 @@ class Round(NamedTuple):
 
 class Propagation(NamedTuple):
     """Labels, −1 where there is none; the round (from 1) in which an image got its own, 0 if it was given,
-    −1 if it has none; each image's cluster; the rounds; and why they ended."""
+    −1 if it has none; each image's cluster; the rounds; and why they ended.
+    """
 
     labels: Int[np.ndarray, " n"]
     rounds_joined: Int[np.ndarray, " n"]

@@ -46,7 +46,8 @@ FEW, MANY = 2, 16  # clusters interpolated in a cell between tokens: by all cell
 
 class TileWeights(NamedTuple):
     """What ``tile_weights`` found: the contributions, whether all features of a tile (and what came of them)
-    are finite, and for which tokens the solver converged."""
+    are finite, and for which tokens the solver converged.
+    """
 
     W: Float[Array, "b h w k"]
     finite: Bool[Array, " b"]
@@ -105,13 +106,15 @@ PATCHES = (256, 512)  # pixels of a side: what images mostly are that are no sli
 
 def frame_sides(card: EncoderCard) -> tuple[int, ...]:
     """The sides in pixels of the frames that images are put into: those that patches mostly have, rounded up
-    to the encoder's stride, and its tile's."""
+    to the encoder's stride, and its tile's.
+    """
     return tuple(sorted({-(-side // card.stride) * card.stride for side in (*PATCHES, card.tile)}))
 
 
 def _spans(n: int, tile: int) -> list[tuple[int, Float[np.ndarray, " length"]]]:
     """Where tiles begin along an axis of n tokens, the last moved back inside, and what each of their tokens
-    counts: the more the deeper it lies in its tile."""
+    counts: the more the deeper it lies in its tile.
+    """
     halo, length = max(1, round(tile / 16)), min(n, tile)
     starts = [*range(0, n - tile, tile - 2 * halo), n - length]
     place = np.arange(length, dtype=np.float32) + 0.5
@@ -407,7 +410,8 @@ def blend(
 
     def overlap(step: int) -> tuple[slice, slice]:
         """What the neighbour ``step`` tiles away shares with the framed core: in the core's tokens, and in
-        its own."""
+        its own.
+        """
         begin = max(0, step * pitch - halo + 1)
         end = min(pitch + 2, step * pitch + pitch + halo + 1)
         shift = halo - 1 - step * pitch

@@ -89,7 +89,8 @@ class SICResult(NamedTuple):
 
 class _Clusters(NamedTuple):
     """Clusters of the members; ``apart`` is whether the first two are more than one blob cut in two, and
-    ``square`` the mean square of the members' coordinates."""
+    ``square`` the mean square of the members' coordinates.
+    """
 
     labels: Int[Array, " n"]
     soft: Float[Array, "n k"]
@@ -285,7 +286,8 @@ def fit(
 
 def _scale(X: Float[Array, "n q"], found: _Clusters) -> float:
     """What brings coordinates to an ordinary size, once it shows in their clusters that they are of none; 1
-    otherwise. Raises ``InputError`` where one is not finite."""
+    otherwise. Raises ``InputError`` where one is not finite.
+    """
     if is_ordinary_square(found.square):
         return 1.0
     size = jnp.max(jnp.abs(X))
@@ -298,7 +300,8 @@ def filled(
     X: Float[Array | np.ndarray, "n q"], y: Int[Array | np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "m q"], Int[np.ndarray, " m"]]:
     """Fill patches up to a power of two, 1,024 at least, with zeros that have no seed, so that slides of many
-    sizes share programs."""
+    sizes share programs.
+    """
     more = max(1024, 1 << (len(y) - 1).bit_length()) - len(y)
     return np.pad(np.asarray(X), [(0, more), (0, 0)]), np.pad(np.asarray(y), (0, more), constant_values=-1)
 
@@ -380,7 +383,8 @@ def _lloyd(
     pins: Int[Array, " n"],
 ) -> _Clusters:
     """k-means of the members from given centres, of the live classes; pins ≥ 0 hold a patch's class in the
-    sums."""
+    sums.
+    """
     k, q = start.shape
     weight = member.astype(X.dtype)
     squares = jnp.sum(X * X, axis=1)

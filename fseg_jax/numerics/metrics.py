@@ -114,7 +114,8 @@ def per_image(confusions: Int[np.ndarray, "images n n"]) -> list[Scores | None]:
 
 def adjusted_rand(contingency: Contingency) -> Float[np.ndarray, "*batch"]:
     """The adjusted Rand index of clusters and categories (Hubert & Arabie 1985); 1 if neither divides the
-    pixels."""
+    pixels.
+    """
     table = contingency.astype(float)
     total = np.asarray(table.sum((-2, -1)))
 

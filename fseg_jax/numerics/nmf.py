@@ -78,7 +78,8 @@ def solve(
     max_iterations: int | None = None,
 ) -> WeightsResult:
     """Solve as ``solve_weights`` does, and say which tokens have converged; those that are not finite have
-    not."""
+    not.
+    """
     if method not in LIMITS:
         raise InputError(f"NMF method {method!r}: choose {', '.join(map(repr, LIMITS))}")
     limit = max_iterations or LIMITS[method]
@@ -131,7 +132,8 @@ def _multiplicative_weights(
     G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar, max_iterations: int
 ) -> tuple[Float[Array, "n k"], Bool[Array, " n"]]:
     """Lee & Seung's update W ← W ∘ N ⊘ (W·G), for every row until its largest change falls under the
-    tolerance; and which rows are left unfinished."""
+    tolerance; and which rows are left unfinished.
+    """
     tiny = jnp.finfo(N.dtype).tiny
 
     def body(state: tuple) -> tuple:
@@ -316,7 +318,8 @@ def _sweep(
     F: Float[Array, "k m"], G: Float[Array, "k k"], N: Float[Array, "k m"], passes: int
 ) -> tuple[Array, Array]:
     """Coordinate descent over the rows of F ≥ 0 for min ½ tr(Fᵀ·G·F) − tr(Nᵀ·F), and the violation that its
-    first pass met."""
+    first pass met.
+    """
     curvature = jnp.diagonal(G)[:, None]
     scale = jnp.where(curvature > 0, 1 / jnp.where(curvature > 0, curvature, 1), 0)
     # F_j − (G_j·F − N_j) / G_jj, as one product and one difference; a row without curvature stays.

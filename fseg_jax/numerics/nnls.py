@@ -43,7 +43,8 @@ RUNGS = (Rung(8, 8, 1.0), Rung(14, 8, 1 / 8), Rung(24, 96, 1 / 2))
 
 class Slots(NamedTuple):
     """Where tokens stand: ``w`` feasible, ``z`` the minimiser over the slots in ``use``, ``inverse`` that of
-    G's rows and columns ``concept`` there, zero elsewhere; ``live`` where a step is still to be made."""
+    G's rows and columns ``concept`` there, zero elsewhere; ``live`` where a step is still to be made.
+    """
 
     w: Float[Array, "s n"]
     z: Float[Array, "s n"]

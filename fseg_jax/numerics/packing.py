@@ -16,7 +16,8 @@ def packed(
     f: Callable[[Int[Array, " m"]], Result], rest: Bool[Array, " n"], result: Result, *, share: float = 0.0
 ) -> Result:
     """The result, an array ``(n, …)`` or several, with ``f(rows)`` in place of the rows that are in ``rest``:
-    of all rows ``share`` at a time, and ``LEAST`` at the least."""
+    of all rows ``share`` at a time, and ``LEAST`` at the least.
+    """
     n = rest.shape[0]
     size = min(n, max(int(n * share), LEAST))
     order, total = jnp.argsort(~rest, stable=True), jnp.sum(rest)

@@ -7,9 +7,10 @@ from typing import TypeVar
 Begun = TypeVar("Begun")
 
 
-def ahead(begun: Iterable[Begun]) -> Iterator[Begun]:
+def prefetch(begun: Iterable[Begun]) -> Iterator[Begun]:
     """The same, each only after the next one has been taken up: of work that begins when it is made, as a
-    future or an array of JAX, one goes on beside the one in hand."""
+    future or an array of JAX, one goes on beside the one in hand.
+    """
     waiting: deque[Begun] = deque()
     for one in begun:
         waiting.append(one)

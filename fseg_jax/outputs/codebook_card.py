@@ -37,7 +37,8 @@ class Warning(NamedTuple):
 
 class KCard(NamedTuple):
     """One k: ``nearest`` are pictures, uint8 (96, 96, 3), and ``names`` the slides they are of, nearest
-    first."""
+    first.
+    """
 
     k: int
     inertia: float

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fseg_jax.errors import InputError, OutputError
+from fseg_jax.errors import InputError, OutputError, first_line
 from fseg_jax.outputs.rows import RowsWriter, open_rows
-from fseg_jax.slides.formats import one_line
 
 DTYPES = ("float32", "float16")
 RECORD = ".embeddings.json"  # what comes after a slide's name
@@ -42,7 +41,7 @@ class Embeddings(NamedTuple):
         except (OSError, ValueError, RuntimeError) as error:
             name = self.provenance["slide"].get("path", "the slide")
             raise InputError(
-                f"the embeddings of {name} are damaged ({one_line(error)}); fseg embed makes them again"
+                f"the embeddings of {name} are damaged ({first_line(error)}); fseg embed makes them again"
             ) from None
 
 
@@ -114,7 +113,7 @@ def _reason(error: Exception) -> str:
     """Why a group is none, in a few words."""
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing" if error.args else "something is missing"
-    return one_line(error)
+    return first_line(error)
 
 
 def _check_arrays(e: Embeddings) -> None:
@@ -135,7 +134,8 @@ def _check_arrays(e: Embeddings) -> None:
 
 def _check_facts(e: Embeddings) -> None:
     """Raise ValueError, LookupError or TypeError where what the group states of its slide and patches is not
-    there, or contradicts itself or its arrays."""
+    there, or contradicts itself or its arrays.
+    """
     made = e.provenance
     slide, parameters = made["slide"], made["parameters"]
     if not (isinstance(slide["path"], str) and isinstance(made["encoder"]["name"], str)):
@@ -271,7 +271,7 @@ def try_anndata(
         write_anndata(path, embeddings, name, obs, uns)
     except Exception as error:
         path.unlink(missing_ok=True)
-        reason = one_line(error.__cause__ or error)
+        reason = first_line(error.__cause__ or error)
         return InputError(f"{out / path.name}: cannot be written ({reason}); all other outputs are there")
     return None
 

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt
 from scipy.spatial import cKDTree
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.claims import partial_folder, sweep
 from fseg_jax.files.kinds import did_you_mean
 from fseg_jax.methods import sic
@@ -46,7 +46,6 @@ from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, label_dtype, level_for
 from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with
 from fseg_jax.pipeline.segment import output_paths
-from fseg_jax.slides.formats import one_line
 from fseg_jax.slides.identity import identify
 from fseg_jax.slides.tissue import Tissue
 
@@ -240,7 +239,7 @@ def read_seed_file(path: Path) -> SeedFile:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a name that no file can have
-        raise InputError(f"{str(path)!r}: cannot be read ({one_line(error)})") from None
+        raise InputError(f"{str(path)!r}: cannot be read ({first_line(error)})") from None
     if size > _FILE_BYTES:
         raise InputError(f"{path}: {size >> 20} MB, and a file of seeds has {_FILE_BYTES >> 20} at most")
     try:
@@ -248,7 +247,7 @@ def read_seed_file(path: Path) -> SeedFile:
     except UnicodeDecodeError:
         raise InputError(f"{path}: not valid JSON: not UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {one_line(error)}") from None
+        raise InputError(f"{path}: not valid JSON: {first_line(error)}") from None
     try:
         if isinstance(content, dict) and "seeds" in content:
             found = [(_point([s["x"], s["y"]]), _text(s["class"])) for s in content["seeds"]]
@@ -261,7 +260,7 @@ def read_seed_file(path: Path) -> SeedFile:
         classes = tuple(_text(c) for c in stated) if stated else None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(
-            f"{path}: not a file of seeds ({type(error).__name__}: {one_line(error)}); "
+            f"{path}: not a file of seeds ({type(error).__name__}: {first_line(error)}); "
             "each needs x, y and class"
         ) from None
     points = np.array([xy for xy, _ in found], np.float64).reshape(-1, 2)
@@ -298,7 +297,8 @@ def number_seeds(
     file: SeedFile, classes: tuple[str, ...] | None = None, *, otherwise: tuple[str, ...] = CLASSES
 ) -> tuple[Int[np.ndarray, " m"], tuple[str, ...]]:
     """The classes of a file's seeds, 0, 1…, and the classes' names: ``classes``, or what the file states, or
-    ``own_classes(…, otherwise)``. Raises ``InputError`` as ``read_seeds`` does."""
+    ``own_classes(…, otherwise)``. Raises ``InputError`` as ``read_seeds`` does.
+    """
     if not file.names:
         raise InputError("holds no seeds")
     names = class_names(classes or file.classes or own_classes(file.names, otherwise))
@@ -456,7 +456,8 @@ def vote(
 
     def row_votes(row: int) -> Float[np.ndarray, "cells k"]:
         """What a row of patches says of each cell along it: one adds where it begins, takes back where it
-        ends."""
+        ends.
+        """
         if row not in rows:
             here = np.flatnonzero(embedded.grid[:, 0] == row)
             change = np.zeros((cells + span + 1, k))

@@ -20,7 +20,8 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.claims import partial_folder
 from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_embeddings, try_anndata
 from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with, slide_facts
-from fseg_jax.pipeline.segment import FIGURE_SIDE, Report
+from fseg_jax.pipeline.segment import FIGURE_SIDE
+from fseg_jax.process import Progress
 from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at, thumbnail
 from fseg_jax.slides.tissue import Tissue, tissue_of
 
@@ -63,7 +64,7 @@ def embed_slide(
     *,
     anndata: bool = False,
     overwrite: bool = False,
-    report: Report = lambda phase, done, total: None,
+    report: Progress = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     """Embed a slide's patches, and write them and all that seeding needs of the slide to a folder.
 
@@ -181,7 +182,7 @@ def _pool(features: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b c"]:
 
 
 def _embed(
-    slide: Slide, encoder: Encoder, corners: Int[np.ndarray, "n 2"], settings: PatchSettings, report: Report
+    slide: Slide, encoder: Encoder, corners: Int[np.ndarray, "n 2"], settings: PatchSettings, report: Progress
 ) -> Iterator[Float[np.ndarray, "m c"]]:
     """Embed patches, read ahead in threads, in batches of one shape, the last padded with blank ones."""
     side, n = settings.patch, len(corners)

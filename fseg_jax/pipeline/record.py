@@ -64,7 +64,8 @@ def finish(folder: Path, record: dict[str, Any], paths: Sequence[Path]) -> dict[
 def together(record: str, out: Path) -> Iterator[Path]:
     """A folder for outputs that belong together; when the block ends well, every file made in it comes to its
     place below ``out``, the record last, and what was there under these names goes. Otherwise nothing is
-    changed."""
+    changed.
+    """
     with partial_folder(Path(record).stem, out) as folder:
         yield folder
         names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

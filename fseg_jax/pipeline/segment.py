@@ -26,12 +26,13 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.claims import partial_folder
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import kmeans
-from fseg_jax.numerics.prefetch import ahead
+from fseg_jax.numerics.prefetch import prefetch
 from fseg_jax.outputs.colours import default_names, palette
 from fseg_jax.outputs.figures import write_areas, write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, label_dtype, level_for
 from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with, slide_facts
+from fseg_jax.process import Progress
 from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at, thumbnail
 from fseg_jax.slides.tiles import TileGrid, make_grid, tiles_with_tissue
 from fseg_jax.slides.tissue import Tissue, tissue_of
@@ -47,7 +48,6 @@ FIGURE_SIDE = 1600  # pixels of the overlay's longer side
 Tile = tuple[int, int]  # row and column in the grid
 # From tiles to their features (batch, t, t, c), in batches of one shape; what is over in the last one is 0.
 Tokens = Callable[[list[Tile]], Iterator[tuple[list[Tile], Float[jax.Array, "b t t c"]]]]
-Report = Callable[[str, int, int], None]  # what is being done, how many tiles of it are done, of how many
 # The record first: it goes first when outputs are replaced, and comes last.
 SUFFIXES = (".json", ".ome.zarr", ".geojson", ".png", ".csv")
 
@@ -124,7 +124,7 @@ def segment_slide(
     settings: Settings | None = None,
     *,
     overwrite: bool = False,
-    report: Report = lambda phase, done, total: None,
+    report: Progress = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     """Segment a slide into the clusters of a codebook, or of one fitted on itself, and write all outputs to
     a folder.
@@ -162,7 +162,7 @@ def segment(
     settings: Settings,
     folder: Path,
     clock: Clock,
-    report: Report = lambda phase, done, total: None,
+    report: Progress = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     """Segment a slide from its features, write all outputs but the record to a folder, and return that."""
     if codebook is None:
@@ -290,7 +290,7 @@ def _settled(
 
 
 def fit_codebook(
-    plan: Plan, tokens: Tokens, card: EncoderCard, settings: Settings, report: Report
+    plan: Plan, tokens: Tokens, card: EncoderCard, settings: Settings, report: Progress
 ) -> Codebook:
     """Fit k centres on a slide's own tissue tokens: for a slide without a codebook.
 
@@ -348,12 +348,13 @@ def _label_rows(
     card: EncoderCard,
     codebook: Codebook,
     settings: Settings,
-    report: Report,
+    report: Progress,
     left: Counter[str],
 ) -> Iterator[UInt[np.ndarray, "n width"]]:
     """Yield the slide's labels from top to bottom, a row of tiles at a time: made in a thread, beside the
     factorization of the rows below. Counted in ``left`` are the tokens of tissue that have not converged, and
-    the pixels of tissue that no cluster has any weight at."""
+    the pixels of tissue that no cluster has any weight at.
+    """
     grid = plan.grid
     centers = jnp.asarray(codebook.centers)
     key = jax.random.key(settings.seed)
@@ -381,7 +382,7 @@ def _label_rows(
     def begun() -> Iterator[Future[UInt[np.ndarray, "n width"]]]:
         nonlocal done
         report("segmentation", 0, len(tiles))
-        for here, found in ahead(solved()):
+        for here, found in prefetch(solved()):
             for tile, weights, fine, done_with in zip(here, *map(np.asarray, found), strict=False):
                 if not fine:
                     raise _not_finite(plan, card, tile)
@@ -394,7 +395,7 @@ def _label_rows(
         yield from finished()
 
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-labels") as pool:
-        for labels in ahead(begun()):
+        for labels in prefetch(begun()):
             yield labels.result()
 
 
@@ -425,7 +426,7 @@ def _label_row(
                 blocks[i] = fseg.blend(held, row, int(column), grid.halo // stride, shape)
             yield here, fseg.block_labels(jnp.asarray(blocks), stride, settings.resize)
 
-    for here, labels in ahead(labelled()):
+    for here, labels in prefetch(labelled()):
         for column, block in zip(here, np.asarray(labels), strict=False):
             _, x, h, w = grid.core(row, int(column))
             tissue = plan.tissue.crop(top, x, h, w, plan.mpp)

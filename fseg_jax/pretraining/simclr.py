@@ -110,7 +110,8 @@ class SimCLR(nnx.Module):
 
 def pool_regions(grid: Float[Array, "b h w c"], boxes: Float[Array, "b r 4"]) -> Float[Array, "b r c"]:
     """The mean of a grid over boxes (top, left, bottom, right; 0 … 1): tokens count by how much of them is
-    inside."""
+    inside.
+    """
 
     def inside(begin: Float[Array, "b r"], end: Float[Array, "b r"], n: int) -> Float[Array, "b r n"]:
         edge = jnp.arange(n, dtype=jnp.float32).reshape(1, 1, n) / n

@@ -39,7 +39,8 @@ class Field:
 @dataclass(frozen=True)
 class Geometry:
     """Views of ``side`` pixels at between ``finest`` and ``coarsest`` µm each, and how many ``regions`` of
-    their overlap are compared."""
+    their overlap are compared.
+    """
 
     side: int = 112
     finest: float = 0.5
@@ -49,7 +50,8 @@ class Geometry:
 
 class Views(NamedTuple):
     """``n`` pairs of views, and where the regions lie in them: (top, left, bottom, right), 0 … 1 of a
-    view."""
+    view.
+    """
 
     images: UInt8[np.ndarray, "2 n side side 3"]
     regions: Float[np.ndarray, "2 n r 4"]
@@ -85,7 +87,8 @@ def fields_of(slide: Slide, site: str, geometry: Geometry, most: int, seed: int)
 
 def chances(fields: Sequence[Field]) -> Float[np.ndarray, " n"]:
     """How likely each field is drawn: a site in proportion to the root of its area, and its fields by
-    area."""
+    area.
+    """
     area = np.array([field.pixels[..., 0].size * field.mpp**2 for field in fields])
     sites = {site: i for i, site in enumerate(sorted({field.site for field in fields}))}
     of = np.array([sites[field.site] for field in fields])

@@ -182,8 +182,3 @@ def is_tiff(path: Path) -> bool:
 def is_plausible(mpp: float) -> bool:
     """Whether µm per pixel can be a microscope's: 0.05 to 20."""
     return 0.05 <= mpp <= 20
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's first line, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.paths import shown
-from fseg_jax.slides.formats import one_line
 
 PIECES, PIECE = 16, 16 << 10  # of a file; a smaller one is read whole
 FEW = 4  # files and folders of each folder that are looked into
@@ -41,14 +40,15 @@ def identify(path: str | Path) -> str:
                 else:
                     _add_file(digest, companion)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{shown(path)}: cannot be read ({reason})") from None
     return digest.hexdigest()
 
 
 def is_same(held: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether two slides, as ``publish.slide_facts`` states them, are one; by the names of their files where
-    one of them was stated before slides had an identity, or could not be read."""
+    one of them was stated before slides had an identity, or could not be read.
+    """
     ours, theirs = held.get("identity"), now.get("identity")
     if ours and theirs:
         return ours == theirs

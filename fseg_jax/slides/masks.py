@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.images import FORMATS, MOST_PIXELS, load_image
-from fseg_jax.slides.formats import is_tiff, one_line
+from fseg_jax.slides.formats import is_tiff
 
 _BLOCK = 1 << 24  # pixels that are looked at together
 _MODES = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "I", "F")
@@ -61,13 +61,15 @@ class Mask:
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the first row of each block from top to bottom, and its values, (rows, width) or with 3
-        channels. ``InputError`` where the file is damaged there."""
+        channels. ``InputError`` where the file is damaged there.
+        """
         raise NotImplementedError
 
     def bright(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the first row of each block, and where it is above half: bool (rows, width).
 
-        ``InputError`` after the last one where there are values, and none of them is."""
+        ``InputError`` after the last one where there are values, and none of them is.
+        """
         half = 127.0 if self.dtype == np.uint8 else self._half()
         largest = 0.0
         for y, values in self.blocks():
@@ -82,7 +84,8 @@ class Mask:
 
     def marked(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the first row of each block, and where anything but 0 is stored, or where it is above half if
-        values may have changed: bool (rows, width)."""
+        values may have changed: bool (rows, width).
+        """
         if self.lossy:
             yield from self.bright()
             return
@@ -199,8 +202,8 @@ class _TiffMask(Mask):
                     values = np.concatenate([tile[:rows] for tile in row], axis=1)[:, : self.shape[1]]
                 except Exception as error:  # decoders raise anything at all
                     raise InputError(
-                        f"{self.path}: cannot be decoded at y = {y} ({one_line(error)}); the mask is damaged "
-                        "or truncated"
+                        f"{self.path}: cannot be decoded at y = {y} ({first_line(error)}); the mask is "
+                        "damaged or truncated"
                     ) from None
             values = values.astype(values.dtype.newbyteorder("="), copy=False)
             yield y, values[..., 0] if self.channels == 1 else values[..., :3]
@@ -221,14 +224,14 @@ def open_mask(path: Path, what: str = "a mask image") -> Iterator[Mask]:
     try:
         file = tifffile.TiffFile(path)
     except Exception as error:
-        raise InputError(f"{path}: not {what}; the TIFF is damaged: {one_line(error)}") from None
+        raise InputError(f"{path}: not {what}; the TIFF is damaged: {first_line(error)}") from None
     with file:
         try:
             mask = _TiffMask(path, file)
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{path}: not {what}; the TIFF is damaged: {one_line(error)}") from None
+            raise InputError(f"{path}: not {what}; the TIFF is damaged: {first_line(error)}") from None
         yield mask
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import tensorstore as ts
 from PIL import Image
 
-from fseg_jax.errors import InputError
-from fseg_jax.slides.formats import flatten, one_line
+from fseg_jax.errors import InputError, first_line
+from fseg_jax.slides.formats import flatten
 
 _CACHE = 128 << 20  # bytes of decoded chunks
 _CHUNK_LIMIT = 512 << 20  # bytes of one decoded chunk
@@ -33,7 +33,7 @@ class ZarrPixels:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{path}: the OME-Zarr is damaged: {one_line(error)}") from None
+            raise InputError(f"{path}: the OME-Zarr is damaged: {first_line(error)}") from None
 
     def _open(self, path: Path) -> None:
         attributes = _attributes(path)

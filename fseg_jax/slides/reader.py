@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from fseg_jax.errors import InputError
-from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, Pixels, is_plausible, one_line, open_pixels
+from fseg_jax.errors import InputError, first_line
+from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, Pixels, is_plausible, open_pixels
 
 _log = logging.getLogger(__name__)
 
@@ -118,8 +118,8 @@ class Slide:
             pixels = self._pixels.read(level, y0, x0, y1 - y0, x1 - x0)
         except Exception as error:
             raise InputError(
-                f"{self.path}: cannot be decoded at y = {y0}, x = {x0} of level {level} ({one_line(error)}); "
-                "the file is damaged or truncated"
+                f"{self.path}: cannot be decoded at y = {y0}, x = {x0} of level {level} "
+                f"({first_line(error)}); the file is damaged or truncated"
             ) from error
         return _continued(pixels, y - y0, x - x0, height, width)
 

@@ -17,9 +17,9 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.extent import check_directories, check_extent, check_piece
-from fseg_jax.slides.formats import flatten, is_plausible, one_line
+from fseg_jax.slides.formats import flatten, is_plausible
 
 _CACHE = 256 << 20  # bytes of decoded tiles: a row of wide strips fits
 _JPEG = (6, 7, 33007, 34892)
@@ -55,7 +55,7 @@ class TiffPixels:
         try:
             self._tiff = tifffile.TiffFile(path)
         except Exception as error:
-            raise InputError(f"{path}: not a readable TIFF, or truncated: {one_line(error)}") from None
+            raise InputError(f"{path}: not a readable TIFF, or truncated: {first_line(error)}") from None
         try:
             self._open()
         except InputError:
@@ -63,7 +63,7 @@ class TiffPixels:
             raise
         except Exception as error:
             self._tiff.close()
-            raise InputError(f"{path}: the TIFF is damaged or truncated: {one_line(error)}") from None
+            raise InputError(f"{path}: the TIFF is damaged or truncated: {first_line(error)}") from None
 
     def _open(self) -> None:
         check_directories(self._path, self._tiff)

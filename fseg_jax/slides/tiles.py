@@ -62,7 +62,8 @@ class TileGrid:
 
 def make_grid(height: int, width: int, stride: int, tile: int, halo: float = 1 / 16) -> TileGrid:
     """Lay tiles of ``tile`` pixels over a slide, with a halo that is a fraction of the tile and one token at
-    least."""
+    least.
+    """
     if not 0 <= halo <= 0.25:
         raise InputError(f"a halo of {halo:g} of the tile: choose a fraction between 0 and 0.25")
     if tile > LARGEST:
@@ -77,7 +78,8 @@ def tiles_with_tissue(
     grid: TileGrid, mask: Bool[np.ndarray, "h w"], mask_mpp: float, mpp: float
 ) -> Bool[np.ndarray, "rows columns"]:
     """Say which tiles hold any tissue in their core, given a mask of the whole slide at its own
-    resolution."""
+    resolution.
+    """
     # The number of tissue pixels above and to the left of every mask pixel: any box is then four look-ups.
     table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
     table[1:, 1:] = mask.cumsum(0).cumsum(1)

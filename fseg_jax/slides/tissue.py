@@ -13,8 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage import filters
 
-from fseg_jax.errors import InputError
-from fseg_jax.slides.formats import one_line
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.masks import read_marked
 from fseg_jax.slides.reader import Slide, shape_at, thumbnail
 
@@ -238,7 +237,7 @@ def _from_geojson(path: Path, slide: Slide) -> Tissue:
     except RecursionError:
         raise InputError(f"{path}: not valid GeoJSON: nested too deep") from None
     except (OSError, ValueError, shapely.GEOSException) as error:
-        raise InputError(f"{path}: not valid GeoJSON: {one_line(error)}") from None
+        raise InputError(f"{path}: not valid GeoJSON: {first_line(error)}") from None
     polygons = [polygon for polygon in found if polygon.area > 0]
     if not polygons:
         raise InputError(f"{path}: the GeoJSON has no Polygon or MultiPolygon, or none with an area")

@@ -39,7 +39,8 @@ class Annotation(NamedTuple):
 
     def renamed(self, j: int, name: str) -> "Annotation":
         """With class j called something else. Raises ``InputError`` for a name that is taken, or none, and
-        where there is no such class."""
+        where there is no such class.
+        """
         self._check(j)
         return self._replace(classes=checked((*self.classes[:j], name, *self.classes[j + 1 :])))
 

@@ -16,7 +16,7 @@ from fseg_jax.files.claims import sweep
 from fseg_jax.outputs.embeddings import RECORD, embedded_slides, open_embeddings
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings
-from fseg_jax.process import heed
+from fseg_jax.process import raise_if_stopped
 from fseg_jax.viewer.annotation import write_whole
 from fseg_jax.viewer.picture import LabelLayer, open_picture
 from fseg_jax.viewer.projection import read_projection
@@ -71,9 +71,9 @@ class Opened:
                 stored, self.made = embedded.thumbnail, embedded.provenance
             else:
                 self.made = _record(folder / f"{name}.json")
-            heed()
+            raise_if_stopped()
             self.picture = open_picture(self.made["slide"], folder, slides, stored)
-            heed()
+            raise_if_stopped()
             if stored is not None:
                 self.seeding = Seeding(folder, name, settings, self.tell)
                 self.map = read_projection(folder, name, self.seeding.embedded)

@@ -54,7 +54,8 @@ class Picture:
 
     def box(self, y: int, x: int, height: int, width: int, mpp: float) -> np.ndarray:
         """A box in pixels of ``mpp`` µm: uint8 (height, width, 3); what is past the slide has the canvas's
-        colour."""
+        colour.
+        """
         out = np.full((height, width, 3), CANVAS, np.uint8)
         full_height, full_width = (max(1, round(um / mpp)) for um in self.um)
         top, left = max(y, 0), max(x, 0)

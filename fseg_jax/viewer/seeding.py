@@ -195,7 +195,8 @@ class Seeding:
 
     def _step(self, history: History) -> bool:
         """Make this the history once its present is on the disk. If it cannot be, nothing has changed but the
-        problem, whatever was the reason."""
+        problem, whatever was the reason.
+        """
         if self.exporting:
             self.refuse("wait: an export is being written")
             return False
@@ -370,7 +371,8 @@ class Seeding:
 
     async def export(self, anndata: bool) -> dict[str, Any] | None:
         """Write all that ``fseg seed`` writes, from the seeds as they are; None, and a problem, if it
-        cannot."""
+        cannot.
+        """
         if not self.now.seeds:
             self.refuse("nothing to export: place seeds first")
             return None

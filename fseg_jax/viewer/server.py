@@ -35,11 +35,10 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import HTTPError, OutputTransform, RequestHandler, StaticFileHandler
 
-from fseg_jax.errors import InputError, explain
+from fseg_jax.errors import InputError, explain, first_line
 from fseg_jax.files.kinds import did_you_mean
 from fseg_jax.pipeline.clicks import SeedSettings
-from fseg_jax.process import heed
-from fseg_jax.slides.formats import one_line
+from fseg_jax.process import raise_if_stopped
 from fseg_jax.viewer.opened import Opened, slide_names
 from fseg_jax.viewer.page import show
 
@@ -164,7 +163,7 @@ def serve(
             with suppress(NotImplementedError):  # Windows interrupts the loop by itself
                 for signal_ in (signal.SIGINT, signal.SIGTERM):  # until here they interrupt what is done
                     asyncio.get_running_loop().add_signal_handler(signal_, ended.set)
-            heed()  # one may have been swallowed
+            raise_if_stopped()  # one may have been swallowed
             tell(server.url)
             await ended.wait()
         finally:
@@ -187,14 +186,17 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     if record.name.split(".")[0] in ("asyncio", "bokeh", "tornado") and not _log.isEnabledFor(logging.INFO):
         error = record.exc_info[1] if record.exc_info else None
         text = " ".join(record.getMessage().split())[:200]
-        record.msg = f"page: {text}: {type(error).__name__}: {one_line(error)}" if error else f"page: {text}"
+        record.msg = (
+            f"page: {text}: {type(error).__name__}: {first_line(error)}" if error else f"page: {text}"
+        )
         record.args, record.exc_info, record.exc_text, record.stack_info = None, None, None, None
     return True
 
 
 def _on_this_loop(fill: Callable[[Document], None]) -> Callable[[Document], None]:
     """What fills a document, run by the loop that runs now: some versions of Bokeh call it in a thread, and
-    slides belong to the loop's."""
+    slides belong to the loop's.
+    """
     loop = asyncio.get_running_loop()
 
     async def filled(document: Document) -> None:
@@ -244,7 +246,7 @@ class _Guarded(BokehTornado):
             return self.get_handler_delegate(request, _Refused, {"status": 404, "said": said})
         if "\0" in unquote(request.path):
             return self.get_handler_delegate(request, _Refused, {"status": 404, "said": "404: not found"})
-        if request.path == "/":  # what else Bokeh would heed, such as a session's name, is for its own server
+        if request.path == "/":  # what else Bokeh would read, such as a session's name, is for its own server
             asked_for = {"slide": [name.encode() for name in slides[:1]]} if slides else {}
             request.arguments = request.query_arguments = asked_for
             request.headers.pop("Bokeh-Session-Id", None)

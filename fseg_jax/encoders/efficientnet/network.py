@@ -152,7 +152,8 @@ class SqueezeExcite(nnx.Module):
 
 class MBConv(nnx.Module):
     """Expand (not where the expansion is 1), depthwise convolution, squeeze and excite, project, and a
-    shortcut."""
+    shortcut.
+    """
 
     def __init__(
         self,
@@ -194,7 +195,8 @@ class MBConv(nnx.Module):
 
 class EfficientNet(Network):
     """An EfficientNet whose layers are ``stem``, ``blocks.0`` … (every MBConv block) and ``top`` (the last
-    1×1)."""
+    1×1).
+    """
 
     def __init__(self, config: EfficientNetConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
         self.config = config
@@ -215,7 +217,6 @@ class EfficientNet(Network):
 
     def stages(self, rngs: nnx.Rngs | None = None) -> Sequence[Stage]:
         """``stem``, one stage a block, ``top``; ``rngs`` draws the dropped branches of training."""
-
         blocks = (
             Stage(f"blocks.{index}", partial(block, rngs=rngs)) for index, block in enumerate(self.blocks)
         )
@@ -234,7 +235,8 @@ class EfficientNet(Network):
         self, x: Float[Array, "b height width 3"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b k"]:
         """The logits of normalised images; in training give ``rngs``, and keep the state: it holds new
-        statistics."""
+        statistics.
+        """
         for stage in self.stages(rngs):
             x = stage.apply(x)
         return self.head(x, rngs)

@@ -1,5 +1,6 @@
 """EfficientNet checkpoints: timm's names, blocks numbered within stages, and lukemelas's, numbered straight
-on."""
+on.
+"""
 
 import math
 

@@ -18,7 +18,8 @@ MANY_CHANNELS = 256  # from here on the products of a convolution are large enou
 
 class Plan(NamedTuple):
     """What a convolution is beside its arrays: the stride, the zeros around the image, the groups of
-    channels, whether what is below zero is set to it, and what the result is rounded to."""
+    channels, whether what is below zero is set to it, and what the result is rounded to.
+    """
 
     stride: int
     pads: Pads
@@ -35,7 +36,8 @@ def convolve(
     plan: Plan,
 ) -> Float[Array, "b p q o"]:
     """``x * kernel + bias + add``, or its positive part, with ``x`` rounded to the kernel's dtype and float32
-    sums."""
+    sums.
+    """
     x = x.astype(kernel.dtype)
     uniform = kernel.dtype == plan.dtype and kernel.dtype in (jnp.float32, jnp.bfloat16)
     if bias is None or plan.groups > 1 or not uniform:
@@ -48,7 +50,8 @@ def convolve(
 
 def library_spec(x: tuple[int, ...], kernel: tuple[int, ...], plan: Plan, adds: bool) -> onednn.Spec | None:
     """The library's convolution that is fast on this processor: in the plan's dtype, or, where products of
-    bfloat16 are slow, in float32, which holds the same numbers. None where the library has neither."""
+    bfloat16 are slow, in float32, which holds the same numbers. None where the library has neither.
+    """
     (top, bottom), (left, right) = plan.pads
     wide = onednn.Spec(plan.stride, top, bottom, left, right, int(plan.relu), half=0)
     narrow = plan.dtype == jnp.bfloat16 and processor().multiplies_bfloat16
@@ -112,7 +115,8 @@ def _whole(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q o"]:
 def _shifted(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q o"]:
     """A convolution as a sum of shifted products: on a CPU XLA's products of bfloat16 are fast, and its
     convolutions are not (ResNet-50 takes two thirds of the time); of a convolution of each channel by itself,
-    the gradient above all takes ten times as long there."""
+    the gradient above all takes ten times as long there.
+    """
     sides, stride = kernel.shape[:2], plan.stride
     x = jnp.pad(x, ((0, 0), *plan.pads, (0, 0)))
     p, q = ((x.shape[1 + axis] - sides[axis]) // stride + 1 for axis in (0, 1))

@@ -37,7 +37,8 @@ _OPENMP, _TBB = 2, 4
 
 class Spec(NamedTuple):
     """What a convolution is beside its shapes: the stride, the rows and columns of zeros around the image,
-    whether what is below zero is set to it, and whether image, kernel and result are bfloat16 or float32."""
+    whether what is below zero is set to it, and whether image, kernel and result are bfloat16 or float32.
+    """
 
     stride: int
     top: int
@@ -103,7 +104,8 @@ def _loaded() -> Library | None:
 
 def _opened(path: str) -> ctypes.CDLL:
     """The library, told that its threads sleep from one convolution to the next: others have work then. A
-    slide takes a seventh less."""
+    slide takes a seventh less.
+    """
     said = os.environ.get("OMP_WAIT_POLICY")
     os.environ["OMP_WAIT_POLICY"] = said or "passive"
     try:
@@ -145,7 +147,8 @@ def convolve(
     spec: Spec,
 ) -> Float[Array, "b p q o"]:
     """``x`` convolved with ``kernel``, plus ``bias`` and ``add``, its positive part where the spec says so;
-    on a CPU, without a derivative, and only what ``supports`` knows."""
+    on a CPU, without a derivative, and only what ``supports`` knows.
+    """
     shape = _result(x.shape, kernel.shape, spec)
     call = jax.ffi.ffi_call(
         TARGET,
@@ -170,7 +173,8 @@ class _UnsupportedError(RuntimeError):
 class _Convolution(NamedTuple):
     """The library's programs for one convolution, the one that lays out the kernel and the one that does it,
     with their arguments; ``memories`` are what those point to, in the order of ``_execute``, and ``arranged``
-    and ``scratch`` the sizes of what lives no longer than a call."""
+    and ``scratch`` the sizes of what lives no longer than a call.
+    """
 
     implementation: str
     arrange: c_void_p
@@ -246,7 +250,8 @@ _rooms: dict[str, np.ndarray] = {}  # for what lives no longer than a call
 
 def _execute(operands: list[Operand], result: Operand, numbers: tuple[int, ...]) -> None:
     """What XLA calls: operands are the image, the kernel, the bias and, where something is added, that, which
-    the result then lies on."""
+    the result then lies on.
+    """
     x, kernel, bias, *_ = operands
     made = _convolution(x.shape, kernel.shape, Spec(*numbers), len(operands) == 4)
     with _turn:

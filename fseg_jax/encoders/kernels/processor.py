@@ -25,7 +25,8 @@ _TARGET = re.compile(
 
 class Processor(NamedTuple):
     """A processor's name (LLVM's: ``znver3``, ``skylake``) and the extensions of its instructions that XLA
-    uses; neither where XLA does not say."""
+    uses; neither where XLA does not say.
+    """
 
     name: str
     extensions: frozenset[str]

@@ -102,7 +102,8 @@ class BasicBlock(nnx.Module):
 
 class Bottleneck(nnx.Module):
     """1×1, 3×3 and 1×1 convolutions beside a shortcut; the stride is the 3×3's, as in torchvision and
-    timm."""
+    timm.
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int, conv: "_Maker"):
         self.conv1 = conv(channels_in, channels, 1, 1)
@@ -128,7 +129,8 @@ def _shortcut(channels_in: int, channels_out: int, stride: int, conv: _Maker) ->
 
 class ResNet(Network):
     """A residual network whose layers are ``stem`` (after the max-pool), ``layer1``, ``layer2``, ``layer3``,
-    ``layer4``."""
+    ``layer4``.
+    """
 
     def __init__(self, config: ResNetConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
         self.config = config

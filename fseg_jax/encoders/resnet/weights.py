@@ -1,5 +1,6 @@
 """ResNet checkpoints: timm's and torchvision's names (they agree), and the prefixes that trainers put before
-them."""
+them.
+"""
 
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.encoders.weight_rules import Layout, Rules, folded_bias, folded_kernel, linear, same
@@ -36,7 +37,8 @@ _WRAPPERS = {r"^(?:module\.)?(?:model\.)?(?:backbone\.|resnet\.)?": ""}
 
 def layouts(config: ResNetConfig) -> tuple[Layout, ...]:
     """The layouts known for a configuration; a classifier, or the projection that self-supervision puts in
-    its place, is left aside where the network has none."""
+    its place, is left aside where the network has none.
+    """
     unused = () if config.num_classes else (r"(?:fc|l|head|projector|projection_head)\d*\..*",)
     name = "timm's or torchvision's ResNet"
     return (Layout(name, r"layer1\.0\.conv1\.weight", _RULES, (_COUNTERS, *unused), _WRAPPERS),)

@@ -25,7 +25,8 @@ Pair = np.ndarray | Array
 @dataclass(frozen=True)
 class SwinConfig:
     """What makes one Swin differ from another; the stem's two 3×3 convolutions have an eighth and a quarter
-    of ``dim`` channels."""
+    of ``dim`` channels.
+    """
 
     dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -207,7 +208,8 @@ def _shift_mask(
     rows: int, columns: int, side: int, counts: Int[Pair, "b 2"], shift: Int[Pair, "b 2"]
 ) -> Float[Pair, "b windows n n"]:
     """−100 between tokens that shared a window only because the grid was rolled by ``shift``; each image has
-    ``counts`` of the ``rows × columns`` windows."""
+    ``counts`` of the ``rows × columns`` windows.
+    """
 
     def regions(axis: int, windows: int) -> Int[Pair, "b length"]:
         place = np.arange(windows * side)[None]

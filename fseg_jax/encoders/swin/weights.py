@@ -1,5 +1,6 @@
 """CTransPath's checkpoint (a patched timm 0.5.4, which halves the grid at a stage's end), and today's timm
-names."""
+names.
+"""
 
 from fseg_jax.encoders.swin.network import SwinConfig
 from fseg_jax.encoders.weight_rules import Layout, Rules, conv, folded_bias, folded_kernel, linear, same
@@ -54,7 +55,8 @@ _IGNORED = (r".*\.relative_position_index", r".*\.attn_mask", r".*\.num_batches_
 
 def layouts(config: SwinConfig) -> tuple[Layout, ...]:
     """The layouts known for a configuration: timm's has a ``downsample`` in the last stage, CTransPath's in
-    the first."""
+    the first.
+    """
     # From the last stage down, or one renaming would be taken for the next's key.
     last = len(config.depths) - 1
     stages = reversed(range(last))

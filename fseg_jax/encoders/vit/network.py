@@ -25,7 +25,8 @@ from fseg_jax.errors import InputError
 @dataclass(frozen=True)
 class AttentionPoolConfig:
     """CONCH's pooling: one learned query attends over all tokens, with ``dim`` channels in ``heads``
-    heads."""
+    heads.
+    """
 
     dim: int
     heads: int
@@ -96,7 +97,8 @@ def attend(
     seen: Bool[Array, "b n"] | None = None,
 ) -> Float[Array, "b m heads d"]:
     """softmax(q·kᵀ / √d) · v over the tokens that are ``seen``: products of ``dtype``, everything else in
-    float32."""
+    float32.
+    """
     scores = jnp.einsum(
         "bmhd,bnhd->bhmn",
         (q * q.shape[-1] ** -0.5).astype(dtype),
@@ -130,7 +132,8 @@ class Mlp(nnx.Module):
 
 class Block(nnx.Module):
     """Attention and MLP, each normalised first, scaled by channel where LayerScale is, and added to its
-    input."""
+    input.
+    """
 
     def __init__(self, config: ViTConfig, *, dtype: DType, rngs: nnx.Rngs):
         self.norm1 = LayerNorm(config.dim, eps=config.eps)
@@ -149,7 +152,8 @@ class Block(nnx.Module):
 
 class AttentionPool(nnx.Module):
     """One learned query over all tokens (CoCa's contrastive pooling), then a norm: CONCH's image
-    embedding."""
+    embedding.
+    """
 
     def __init__(self, config: ViTConfig, pool: AttentionPoolConfig, *, dtype: DType, rngs: nnx.Rngs):
         self.query = nnx.Param(normal(1.0)(rngs.params(), (pool.dim,), jnp.float32))
@@ -171,7 +175,8 @@ class AttentionPool(nnx.Module):
 
 class ViT(Network):
     """A vision transformer whose layers are ``patch_embed``, ``embed`` (with the prefix tokens and the
-    positions), ``blocks.0`` … and ``norm``."""
+    positions), ``blocks.0`` … and ``norm``.
+    """
 
     def __init__(self, config: ViTConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
         self.config = config
@@ -205,7 +210,8 @@ class ViT(Network):
 
     def head(self, features: Float[Array, "b n c"]) -> Float[Array, "b d"]:
         """The class token; the mean of the patches in a network without one; CONCH's pooling where it has
-        it."""
+        it.
+        """
         if self.pool is not None:
             return self.pool(features)
         return features[:, 0] if self.config.class_token else features[:, self.config.prefix :].mean(1)

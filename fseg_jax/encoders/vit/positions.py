@@ -23,7 +23,8 @@ def resample(
     table: Float[Array, "n c"], old: tuple[int, int], new: tuple[int, int], how: Resampling
 ) -> Float[Array, "m c"]:
     """An embedding of ``old`` rows and columns on ``new`` ones, in float32; unchanged where they are the
-    same."""
+    same.
+    """
     if old == new:
         return table
     rows, columns = (_matrix(old[axis], new[axis], how) for axis in (0, 1))
@@ -41,7 +42,8 @@ def resample_each(
     how: Resampling,
 ) -> Float[Array, "b m c"]:
     """An embedding of ``old`` rows and columns on each image's own, ``sizes``, of at most ``most``: zero
-    beyond."""
+    beyond.
+    """
 
     def matrices(axis: int) -> Float[np.ndarray, "sizes most old"]:
         stack = np.zeros((most[axis] + 1, most[axis], old[axis]), np.float32)

@@ -87,7 +87,7 @@ _HF_LAYER = r"encoder.layer.\1."
 
 
 def _hf_rules(self_attention: str, block: Rules, tokens: Rules) -> Rules:
-    """transformers' names: q, k and v apart, to be joined."""
+    """Transformers' names: q, k and v apart, to be joined."""
     qkv = tuple(f"{_HF_LAYER}{self_attention}.{part}" for part in ("query", "key", "value"))
     return {
         r"patch_embed\.kernel": ((r"embeddings.patch_embeddings.projection.weight",), _patches),

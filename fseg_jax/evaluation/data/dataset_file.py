@@ -37,7 +37,8 @@ _LARGEST_VALUE = 65_535
 
 class Description(NamedTuple):
     """A ``dataset.yaml`` that is right: ``meaning`` is a category's index or ``IGNORED``, by value, or by
-    0xRRGGBB if they are ``colours``; ``case`` and ``test`` are compiled."""
+    0xRRGGBB if they are ``colours``; ``case`` and ``test`` are compiled.
+    """
 
     name: str | None
     categories: tuple[str, ...]

@@ -72,7 +72,8 @@ class Item(NamedTuple):
 class Codes:
     """What a mask's pixels mean: category index or ``IGNORED`` by value, or by colour as 0xRRGGBB.
 
-    A mask is read by ``slides/masks.py``; 1 bit is 0 and 255."""
+    A mask is read by ``slides/masks.py``; 1 bit is 0 and 255.
+    """
 
     meaning: Mapping[int, int]
     colours: bool = False

@@ -9,7 +9,7 @@ Where tiles have more than three shapes, all but the largest are worked on in on
 that not every shape compiles anew; ``encode_framed`` sees to it that this changes no features.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +22,8 @@ from PIL import Image
 from fseg_jax.encoders.encoder import Encoder, EncoderCard, encode_framed
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.datasets import IGNORED, Dataset, Item
+from fseg_jax.process import Progress
 
-Report = Callable[[str, int, int], None]  # phase, done, total
 _BATCH_PIXELS = 2**19  # of the images that are encoded or labelled at once
 
 
@@ -40,7 +40,8 @@ class Frame(NamedTuple):
 
 class Batch(NamedTuple):
     """``tiles``, by number, of one frame, and more rows where they do not fill a batch: their features
-    ``tokens (b, n, c)``, a tile's own rows first and zero beyond, and ``sizes (b, 2)`` in tokens."""
+    ``tokens (b, n, c)``, a tile's own rows first and zero beyond, and ``sizes (b, 2)`` in tokens.
+    """
 
     tiles: list[int]
     tokens: Float[np.ndarray, "b n c"]
@@ -90,7 +91,8 @@ class Encoded:
 
     def batches(self, item: int | None = None) -> Iterator[Batch]:
         """Tiles of one frame at a time, of all images or one; the last batch is padded by repetition, so that
-        nothing recompiles."""
+        nothing recompiles.
+        """
         frames = frames_of((tile.rows, tile.columns) for tile in self.tiles)
         members: dict[Frame, list[int]] = {}
         for t, tile in enumerate(self.tiles):
@@ -128,7 +130,7 @@ def encode(
     *,
     scale: float = 1.0,
     tile: int | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Encoded:
     """Encode every image of a dataset, once, into files in ``folder``.
 
@@ -206,7 +208,8 @@ def encode(
 
 def frames_of(shapes: Iterable[Shape]) -> dict[Shape, Frame]:
     """The frame of each shape of tiles: itself, or where there are more than three, one for all but the
-    largest."""
+    largest.
+    """
     distinct = sorted(set(shapes))
     largest = (max(rows for rows, _ in distinct), max(columns for _, columns in distinct))
     others = [shape for shape in distinct if shape != largest]

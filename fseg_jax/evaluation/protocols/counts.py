@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt
 
 from fseg_jax.evaluation.data.datasets import IGNORED
-from fseg_jax.evaluation.data.features import Batch, Encoded, Report, Shape
+from fseg_jax.evaluation.data.features import Batch, Encoded, Shape
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import nmf
 from fseg_jax.numerics.arrays import Centres, Key, Tokens
 from fseg_jax.numerics.axes import unit
+from fseg_jax.process import Progress
 
 
 class Concepts(NamedTuple):
@@ -45,7 +46,8 @@ def nearest(tokens: Tokens, centers: Centres, own: Own) -> Float[Array, "b n k"]
 def labels(scores: Float[Array, "b n k"], batch: Batch, stride: int) -> list[UInt[np.ndarray, "_ _"]]:
     """Resize what each cluster scores at each token to pixels, and take the best (§3.2), as ``fseg.segment``
     does: labels 1…k of each tile. Every pixel is judged: one at which all score 0 goes to the first, as in
-    the paper."""
+    the paper.
+    """
     found = np.asarray(_labels(scores, batch.sizes, batch.frame, stride))
     sizes = (batch.sizes[: len(batch.tiles)] * stride).tolist()
     return [own[:height, :width] for own, (height, width) in zip(found, sizes, strict=False)]
@@ -69,7 +71,8 @@ def clusters(
     n: int,
 ) -> Int[np.ndarray, "items k n"]:
     """Segment every tile by the best-scoring cluster, and count each image's pixels by cluster and
-    category."""
+    category.
+    """
     k = centers.shape[0]
     counts = np.zeros((items, k, n), np.int64)
     for batch in encoded.batches():
@@ -79,7 +82,7 @@ def clusters(
     return counts
 
 
-def concepts(encoded: Encoded, m: int, n: int, key: Key, report: Report | None = None) -> Concepts:
+def concepts(encoded: Encoded, m: int, n: int, key: Key, report: Progress | None = None) -> Concepts:
     """Factorize every tile into m concepts (§3.1), and count their pixels by category.
 
     β is taken at the pixels, of W resized. ``fseg.segment`` gives concepts of one name one weight before it
@@ -106,7 +109,8 @@ def named(
     encoded: Encoded, found: Concepts, names: Int[np.ndarray, "tiles m"], items: int, k: int
 ) -> Int[np.ndarray, "items k n"]:
     """Count each image's pixels by the name that its tiles' concepts bear (a cluster §3.2.1, or a category
-    §3.5.1)."""
+    §3.5.1).
+    """
     counts = np.zeros((items, k, found.counts.shape[-1]), np.int64)
     np.add.at(counts, (encoded.of[:, None], names), found.counts)
     return counts

@@ -25,7 +25,7 @@ from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.datasets import Dataset
-from fseg_jax.evaluation.data.features import Encoded, Report, encode
+from fseg_jax.evaluation.data.features import Encoded, encode
 from fseg_jax.evaluation.protocols import counts, linear_probe
 from fseg_jax.evaluation.protocols.linear_probe import THRESHOLDS
 from fseg_jax.evaluation.protocols.matching import confuse, match
@@ -35,6 +35,7 @@ from fseg_jax.numerics import kmeans, metrics
 from fseg_jax.numerics.arrays import Centres
 from fseg_jax.numerics.metrics import Interval, Scores
 from fseg_jax.pipeline.record import together
+from fseg_jax.process import Progress
 
 PROTOCOLS = ("matching", "balanced matching", "probing", "balanced probing")
 STARTS = 3
@@ -118,7 +119,7 @@ def evaluate(
     seed: int = 0,
     panels: int = 6,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> list[Row]:
     """Evaluate encoders on a dataset as the F-SEG paper does, and write its tables and figures to ``out``.
 
@@ -227,7 +228,7 @@ class _Trial(NamedTuple):
 class _Sweep:
     """Everything that one encoder's features are used for; counts are made as they are needed."""
 
-    def __init__(self, dataset: Dataset, encoded: Encoded, setting: Setting, report: Report | None) -> None:
+    def __init__(self, dataset: Dataset, encoded: Encoded, setting: Setting, report: Progress | None) -> None:
         self.dataset, self.encoded, self.setting = dataset, encoded, setting
         self.items, self.n = len(dataset.items), len(dataset.categories)
         self.train = np.array([item.split == "train" for item in dataset.items])
@@ -385,7 +386,8 @@ def difference(
     ours: Int[np.ndarray, "starts cases n n"], theirs: Int[np.ndarray, "starts cases n n"], *, seed: int
 ) -> tuple[float, Interval | None]:
     """How much higher the macro F1 of one segmentation is than another's, and its 95 % interval over the
-    cases, which are the same for both."""
+    cases, which are the same for both.
+    """
 
     def of_pairs(pairs: np.ndarray) -> np.ndarray:
         f1 = metrics.macro_f1(pairs)

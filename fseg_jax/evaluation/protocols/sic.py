@@ -34,12 +34,12 @@ from jaxtyping import Bool, Float, Int
 
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
-from fseg_jax.evaluation.data.features import Report
 from fseg_jax.evaluation.data.masked_slides import MaskedSlide, find_slides, tumour_share
 from fseg_jax.methods import sic
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.pipeline.embed import PatchSettings, embed_slide
 from fseg_jax.pipeline.record import check_outputs, made_with, slide_facts, together
+from fseg_jax.process import Progress
 from fseg_jax.slides.reader import open_slide
 
 CLICKS = (1, 3, 5)
@@ -114,7 +114,7 @@ def evaluate(
     settings: PatchSettings | None = None,
     seed: int = 0,
     overwrite: bool = False,
-    progress: Callable[[str], Report] = lambda name: lambda phase, done, total: None,
+    progress: Callable[[str], Progress] = lambda name: lambda phase, done, total: None,
 ) -> list[Row]:
     """Run the paper's experiment on a folder of slides with masks, and write its table and figure to ``out``.
 
@@ -234,7 +234,7 @@ def _moments(values: Sequence[float]) -> Moments:
 
 
 def _embedded(
-    slide: MaskedSlide, out: Path, encoder: Encoder, settings: PatchSettings, report: Report
+    slide: MaskedSlide, out: Path, encoder: Encoder, settings: PatchSettings, report: Progress
 ) -> Embeddings:
     """A slide's embeddings: those that are there, where they are still true, or new ones."""
     # The name may come from a file: it is to be that of one folder.

@@ -1,5 +1,6 @@
 """What SIC's experiment writes: results.md for people, two CSVs for programs, the paper's Figure 2, the
-record."""
+record.
+"""
 
 import json
 from collections.abc import Sequence

@@ -54,7 +54,8 @@ def assign(
     summed: Callable[[Int[Array, " n"]], tuple[Float[Array, "k c"], Float[Array, " k"]]],
 ) -> Bounds:
     """Each point ``X − mean`` to the nearest of the centres; ``squares`` are the points' own, and ``summed``
-    sums all of them by their labels."""
+    sums all of them by their labels.
+    """
 
     def look(rows: Array, held: tuple) -> tuple:
         new = _bounds(X[rows] - mean, squares[rows], centers)
@@ -94,7 +95,8 @@ def _bounds(
 
 def scores(x: Float[Array, "n c"], centers: Centres) -> Float[Array, "k n"]:
     """The squared distance of each point to each centre, less the point's own square, which no comparison
-    needs."""
+    needs.
+    """
     # Clusters along the first axis: the smallest over them are whole vectors'.
     own = jnp.sum(centers * centers, axis=1)[:, None]
     return own - 2 * jnp.matmul(centers, x.T, precision="highest")
@@ -110,7 +112,8 @@ def follow(known: Bounds, shifts: Float[Array, " k"]) -> Bounds:
 
 def _over(here: Bool[Array, " n"], size: int, f: Callable, held: tuple) -> tuple:
     """``held`` after ``f(rows, held)`` for the rows that are here, ``size`` at a time: the last part is
-    filled up with n, which is no row."""
+    filled up with n, which is no row.
+    """
     n = len(here)
     place = jnp.where(here, jnp.cumsum(here) - 1, n + size)
     rows = jnp.full(n + size, n, jnp.int32).at[place].set(jnp.arange(n, dtype=jnp.int32), mode="drop")

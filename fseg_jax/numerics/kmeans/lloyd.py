@@ -22,7 +22,8 @@ from fseg_jax.numerics.kmeans import bounds as kmeans_bounds
 
 class KMeansResult(NamedTuple):
     """What ``fit`` found: ``inertia`` is the sum of squared distances of the points to their centres, in
-    float64 where the points are not of ordinary size (``axes.ORDINARY``), and float32 may not hold it."""
+    float64 where the points are not of ordinary size (``axes.ORDINARY``), and float32 may not hold it.
+    """
 
     centers: Centres
     labels: Int[Array, " n"]
@@ -160,7 +161,8 @@ def _move(
     counts: Float[Array, " k"],
 ) -> Centres:
     """The mean of each cluster's points; an empty cluster moves onto one of the points farthest from their
-    centres."""
+    centres.
+    """
     means = sums / jnp.maximum(counts, 1)[:, None]
     empty = counts == 0
 
@@ -177,7 +179,8 @@ def _totals(
     X: Float[Array, "n c"], mean: Float[Array, "1 c"], k: int, label: Callable
 ) -> tuple[Array, Array]:
     """What the points of each of k clusters sum to, and their number; ``label(x, rows)`` says whose they
-    are."""
+    are.
+    """
 
     def one(totals: tuple, x: Array, rows: Array, fresh: Array) -> tuple:
         parts = _sums(x, jnp.where(fresh, label(x, rows), k), k)
@@ -193,7 +196,8 @@ def _nearest(x: Float[Array, "n c"], centers: Centres) -> tuple[Int[Array, " n"]
 
 def _by_slabs(X: Float[Array, "n c"], mean: Float[Array, "1 c"], one: Callable, carry: Any) -> tuple:
     """``one(carry, x, rows, fresh)`` over slabs of the points around the origin, and what it said of each
-    point."""
+    point.
+    """
     n, c = X.shape
     slab = min(kmeans_bounds.SLAB, n)
     slabs = -(-n // slab)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.axes import smallest, unit
-from fseg_jax.numerics.prefetch import ahead
+from fseg_jax.numerics.prefetch import prefetch
 
 BATCH = 32_768  # points read at once, and a mini-batch
 SLAB = 8192  # points a device holds distances for, at most
@@ -54,7 +54,8 @@ class Sums(NamedTuple):
 
 class _Totals(NamedTuple):
     """What a pass has added up, a row a device; ``far`` and ``where`` are the points farthest from their
-    centres, for each k, with their indices."""
+    centres, for each k, with their indices.
+    """
 
     sums: Float[Array, "d K c"]
     counts: Int[Array, "d K"]
@@ -66,7 +67,8 @@ class _Totals(NamedTuple):
 
 class _Given(NamedTuple):
     """What points are compared with: the centres of all k below each other, less the mean; the same on their
-    side; the mean. A product with a transpose made on the device takes a CPU three times as long."""
+    side; the mean. A product with a transpose made on the device takes a CPU three times as long.
+    """
 
     centers: Float[Given, "K c"]
     across: Float[Given, "c K"]
@@ -195,7 +197,7 @@ class Points:
         return out
 
     def _read(self, order: Sequence[int] | np.ndarray) -> Iterator[tuple[int, int, Array]]:
-        """Batches on their devices, read ahead: their first point, their end, and the points."""
+        """Batches on their devices, read prefetch: their first point, their end, and the points."""
 
         def batch(start: int, stop: int) -> Array:
             shape = (self.layout.padded, self.channels)
@@ -216,7 +218,7 @@ class Points:
             bounds = [
                 (int(i) * self.layout.rows, min((int(i) + 1) * self.layout.rows, self.n)) for i in order
             ]
-            reads = ahead(pool.submit(batch, *bound) for bound in bounds)
+            reads = prefetch(pool.submit(batch, *bound) for bound in bounds)
             for (start, stop), X in zip(bounds, reads, strict=True):
                 yield start, stop, X.result()
 
@@ -227,7 +229,7 @@ def take(rows: Rows, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m c"]:
     out = np.empty((len(chosen), channels), np.float32)
     starts = range(0, n, BATCH)
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-rows") as pool:
-        reads = ahead(pool.submit(rows.__getitem__, slice(s, min(s + BATCH, n))) for s in starts)
+        reads = prefetch(pool.submit(rows.__getitem__, slice(s, min(s + BATCH, n))) for s in starts)
         for start, part in zip(starts, reads, strict=True):
             low, high = np.searchsorted(chosen, (start, start + BATCH))
             out[low:high] = part.result()[chosen[low:high] - start]
@@ -246,7 +248,7 @@ def _prepared(x: Float[Array, "m c"], mean: Float[Given, " c"], spherical: bool)
 
 
 def _products(a: Array, b: Given, exact: bool) -> Float[Array, "m n"]:
-    """a · b with float32 sums, of float32 or of bfloat16."""
+    """A · b with float32 sums, of float32 or of bfloat16."""
     if exact:
         return jnp.matmul(a, b, precision="highest")
     return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)

@@ -34,7 +34,8 @@ Report = Callable[[int, float], None]  # passes over the points so far, the larg
 
 class StreamResult(NamedTuple):
     """What ``fit`` found for one k: ``KMeansResult`` with the squared distance of each point to its centre,
-    in float64 where the points are not of ordinary size."""
+    in float64 where the points are not of ordinary size.
+    """
 
     centers: Float[np.ndarray, "k c"]
     labels: Int[np.ndarray, " n"]
@@ -179,7 +180,8 @@ def _start(
 @partial(jax.jit, static_argnames="count")
 def _candidates(X: Float[Array, "m c"], key: Key, count: int) -> Float[Array, "t c"]:
     """``count`` of the points, drawn in rounds with a probability proportional to the squared distance to the
-    nearest of those before."""
+    nearest of those before.
+    """
     m = X.shape[0]
     each = max(1, -(-(count - 1) // ROUNDS))
     squares = jnp.sum(X * X, axis=1)
@@ -207,7 +209,8 @@ def ward(
     points: Float[np.ndarray, "t c"], weights: Int[np.ndarray, " t"], ks: Sequence[int]
 ) -> dict[int, Float[np.ndarray, "_ c"]]:
     """Merge weighted points two by two, each time those that add the least inertia (Ward 1963), and keep the
-    means whenever one of ``ks`` is reached; t ≥ every k."""
+    means whenever one of ``ks`` is reached; t ≥ every k.
+    """
     order = np.argsort(-weights, kind="stable")
     x, w = points[order].astype(np.float64), np.maximum(weights[order], 1e-9).astype(np.float64)
     squares = (x**2).sum(1)
@@ -244,7 +247,8 @@ def _lloyd(
     report: Report = lambda passes, shift: None,
 ) -> tuple[dict[int, np.ndarray], dict[int, int], list[int]]:
     """Lloyd's iteration for every k until its centres rest: the centres, after how many passes, and which k
-    still move."""
+    still move.
+    """
     return _passes(
         lambda i, held: _moved(points, points.totals(held, sorted(held)), held),
         centers,
@@ -263,7 +267,8 @@ def _mini_batches(
     report: Report,
 ) -> tuple[dict[int, np.ndarray], dict[int, int], list[int]]:
     """Sculley's mini-batches: each in turn, in an order drawn for each pass, moves a centre towards the mean
-    of all points it was ever given."""
+    of all points it was ever given.
+    """
     seen = {k: np.zeros(k) for k in centers}
 
     def one(i: int, held: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
