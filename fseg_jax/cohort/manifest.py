@@ -31,7 +31,7 @@ from fseg_jax.files.kinds import did_you_mean
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.storage import bucket_spec
 from fseg_jax.files.stored import answered
-from fseg_jax.slides.formats import is_plausible
+from fseg_jax.slides.pixels import is_plausible
 from fseg_jax.slides.reader import open_slide, slide_name
 
 _log = logging.getLogger(__name__)

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.images import FORMATS, MOST_PIXELS, load_image
-from fseg_jax.slides.formats import is_tiff
+from fseg_jax.slides.pixels import is_tiff
+from fseg_jax.slides.tiff import Pieces
 
 _BLOCK = 1 << 24  # pixels that are looked at together
 _MODES = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "I", "F")
@@ -165,8 +167,6 @@ class _TiffMask(Mask):
     """A mask that tifffile decodes, a row of tiles or strips at a time."""
 
     def __init__(self, path: Path, tiff: Any):
-        from fseg_jax.slides.tiff import Pieces
-
         super().__init__(path)
         pages: list[Any] = list(tiff.pages)
         page, *others = pages
@@ -219,8 +219,6 @@ def open_mask(path: Path, what: str = "a mask image") -> Iterator[Mask]:
     if not tiff:
         yield _ImageMask(path, what)
         return
-    import tifffile
-
     try:
         file = tifffile.TiffFile(path)
     except Exception as error:

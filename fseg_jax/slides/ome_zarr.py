@@ -10,7 +10,7 @@ import tensorstore as ts
 from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
-from fseg_jax.slides.formats import flatten
+from fseg_jax.slides.pixels import flatten
 
 _CACHE = 128 << 20  # bytes of decoded chunks
 _CHUNK_LIMIT = 512 << 20  # bytes of one decoded chunk

@@ -19,7 +19,8 @@ from PIL import Image
 from scipy import sparse
 
 from fseg_jax.errors import InputError, first_line
-from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, Pixels, is_plausible, open_pixels
+from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, open_pixels
+from fseg_jax.slides.pixels import Pixels, is_plausible
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.extent import check_directories, check_extent, check_piece
-from fseg_jax.slides.formats import flatten, is_plausible
+from fseg_jax.slides.pixels import flatten, is_plausible
 
 _CACHE = 256 << 20  # bytes of decoded tiles: a row of wide strips fits
 _JPEG = (6, 7, 33007, 34892)

@@ -43,7 +43,7 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path):
 
 
 def test_nothing_else_calls_the_writer_of_safetensors():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     found = []
     for path in (
         p for part in ("fseg_jax", "weights_convert", "benchmarks") for p in root.glob(f"{part}/**/*.py")

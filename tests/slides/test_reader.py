@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from benchmarks import make_slide
 from fseg_jax.errors import InputError
-from fseg_jax.slides import formats, reader
+from fseg_jax.slides import pixels, reader
 from fseg_jax.slides.reader import open_slide, read_ahead, shape_at, thumbnail
 
 DATA = os.environ.get("FSEG_DATA")
@@ -481,7 +481,7 @@ def test_transparent_tiff_lies_on_white(tmp_path: Path) -> None:
 def test_flatten_uses_the_background() -> None:
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0] = (200, 100, 50, 255)
-    flat = formats.flatten(Image.fromarray(rgba), (10, 20, 30))
+    flat = pixels.flatten(Image.fromarray(rgba), (10, 20, 30))
     np.testing.assert_array_equal(flat, [[[200, 100, 50]] * 2, [[10, 20, 30]] * 2])
 
 

@@ -1,0 +1,38 @@
+"""Ordinary images as slides of one level, through Pillow."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fseg_jax.errors import InputError
+from fseg_jax.files.images import load_image
+from fseg_jax.slides.pixels import flatten
+
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+
+class ImagePixels:
+    """An ordinary image (PNG, JPEG, BMP, WebP), decoded whole when it is opened; grey becomes RGB."""
+
+    mpp: tuple[float, float] | None = None  # the dots per inch of a picture are its print size
+
+    def __init__(self, path: Path):
+        image = load_image(path, "a slide or image", formats=_FORMATS)
+        if image.mode not in _MODES:
+            raise InputError(
+                f"{path}: its pixels are {image.mode}, not 8-bit grey or RGB; convert it to 8-bit RGB"
+            )
+        self.format = "image"
+        if image.has_transparency_data:
+            self._pixels = flatten(image.convert("RGBA"))
+        else:
+            self._pixels = np.asarray(image.convert("RGB"))
+        self._pixels.flags.writeable = False  # boxes are views of it
+        self.shapes = [self._pixels.shape[:2]]
+
+    def read(self, level: int, y: int, x: int, height: int, width: int) -> np.ndarray:
+        return self._pixels[y : y + height, x : x + width]
+
+    def close(self) -> None:
+        self._pixels = self._pixels[:0, :0]
