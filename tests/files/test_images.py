@@ -18,7 +18,7 @@ OPENERS = {"imread", "imopen", "open_image"}
 
 
 def test_there_is_one_door_to_images() -> None:
-    """Nothing but image_files.py calls Pillow's Image.open, or another library's reader of any image."""
+    """Nothing but files/images.py calls Pillow's Image.open, or another library's reader of any image."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -29,7 +29,7 @@ def test_there_is_one_door_to_images() -> None:
             image |= isinstance(of, ast.Attribute) and of.attr == "Image" and node.func.attr == "open"
             if image or node.func.attr in OPENERS:
                 found.append((path.relative_to(PACKAGE).as_posix(), [k.arg for k in node.keywords]))
-    assert found == [("image_files.py", ["formats"])]
+    assert found == [("files/images.py", ["formats"])]
 
 
 def test_no_format_starts_another_program() -> None:

@@ -16,7 +16,8 @@ from fseg_jax.codebook import Codebook, Provenance
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
-from fseg_jax.numerics import kmeans, nmf
+from fseg_jax.numerics import nmf
+from fseg_jax.numerics.kmeans import lloyd
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline import segment as worker
 from fseg_jax.pipeline.segment import Settings, output_paths, segment_slide
@@ -156,7 +157,7 @@ def test_only_a_few_rows_of_tiles_are_held(picture, tmp_path, book, monkeypatch)
 
 @pytest.mark.parametrize("fitted", [False, True])
 def test_nothing_recompiles_for_a_slide_of_another_size(picture, tmp_path, book, fitted):
-    compiled = (fseg._tile_weights, fseg.block_labels, kmeans._fit)
+    compiled = (fseg._tile_weights, fseg.block_labels, lloyd._fit)
     settings = Settings(k=5, tile=128, batch=4, mpp=0.5)
     run(picture, tmp_path / "a", settings, None if fitted else book)
     sizes = [f._cache_size() for f in compiled]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fseg_jax.numerics import kmeans
 from fseg_jax.numerics.kmeans import bounds as kmeans_bounds
+from fseg_jax.numerics.kmeans import lloyd
 
 KEY = jax.random.key(0)
 
@@ -83,9 +84,9 @@ def test_looking_at_all_points_gives_the_same(monkeypatch, spherical, start):
     given = {"spherical": spherical, "start": X[:12] if start else None}
     bounded = kmeans.fit(X, 12, key=KEY, **given)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *operands, cpu, default: default(*operands))
-    kmeans._fit.clear_cache()
+    lloyd._fit.clear_cache()
     plain = kmeans.fit(X, 12, key=KEY, **given)
-    kmeans._fit.clear_cache()
+    lloyd._fit.clear_cache()
     assert int(bounded.iterations) == int(plain.iterations) > 3
     np.testing.assert_array_equal(bounded.labels, plain.labels)
     np.testing.assert_allclose(bounded.centers, plain.centers, atol=1e-4)

@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from fseg_jax.errors import InputError
 from fseg_jax.numerics import kmeans
 from fseg_jax.numerics.kmeans import bounds as kmeans_bounds
+from fseg_jax.numerics.kmeans import lloyd
 
 KEY = jax.random.key(0)
 
@@ -65,9 +66,9 @@ def test_slabs_do_not_change_the_result(monkeypatch, slab):
     X, _ = blobs(5, n=1000)
     whole = kmeans.fit(X, 5, key=KEY)
     monkeypatch.setattr(kmeans_bounds, "SLAB", slab)
-    kmeans._fit.clear_cache()
+    lloyd._fit.clear_cache()
     slabs = kmeans.fit(X, 5, key=KEY)
-    kmeans._fit.clear_cache()
+    lloyd._fit.clear_cache()
     np.testing.assert_allclose(whole.centers, slabs.centers, atol=1e-5)
     assert (whole.labels == slabs.labels).all()
 
@@ -119,10 +120,10 @@ def test_one_key_gives_one_result():
 
 
 def test_nothing_recompiles_for_the_same_shapes():
-    before = kmeans._fit._cache_size()
+    before = lloyd._fit._cache_size()
     for seed in range(3):
         kmeans.fit(np.random.default_rng(seed).random((50, 7), np.float32), 4, key=jax.random.key(seed))
-    assert kmeans._fit._cache_size() == before + 1
+    assert lloyd._fit._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("k", [0, 11])
