@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import OURS, RESULTS
-from fseg_jax.evaluation.report.plots import OKABE_ITO, style
 from fseg_jax.evaluation.report.tables import markdown_table
+from fseg_jax.outputs.style import OKABE_ITO, drawing, save_figure
 
 HERE = Path(__file__).parent
 QUESTIONS = {
@@ -176,14 +176,12 @@ def _cohort() -> list[str]:
 
 def draw(found: dict[str, dict[str, Any]]) -> None:
     """Bars of ours over the best peer, with what is to be reached."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row for result in found.values() for row in result["rows"] if row["ratio"]]
     if not rows:
         return
-    with mpl.rc_context(style()):
+    with drawing():
         figure = Figure(figsize=(7.2, 0.28 * len(rows) + 0.9), layout="constrained")
         axis = figure.add_subplot()
         for y, row in enumerate(rows):
@@ -197,8 +195,7 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
         axis.set_xscale("log")
         axis.axvline(1, color="grey", lw=0.6)
         axis.set_xlabel("times as fast as the best peer (line: to be reached)")
-        FigureCanvasAgg(figure)
-        figure.savefig(RESULTS / "speed.png", dpi=150)
+        save_figure(figure, RESULTS / "speed.png", 150)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
 from fseg_jax.encoders.trained import Gains, assemble, calibrated, save_trained
 from fseg_jax.errors import InputError
-from fseg_jax.files.atomic import replacing
 from fseg_jax.files.claims import partial_folder, settle
 from fseg_jax.files.exchange import exchange
 from fseg_jax.files.kinds import PRETRAINING, kind_of
 from fseg_jax.files.tensor_header import BrokenFileError, open_tensors
 from fseg_jax.files.tensors import write_tensors
+from fseg_jax.outputs.style import OKABE_ITO, drawing, save_figure
 from fseg_jax.pipeline.record import made_with
 from fseg_jax.pretraining.simclr import (
     LAYER,
@@ -253,25 +253,23 @@ def draw_curves(path: Path, history: History, settings: Settings) -> None:
     """Draw the loss, smoothed over 20 steps, and the held-out score."""
     from matplotlib.figure import Figure
 
-    from fseg_jax.evaluation.report.plots import OKABE_ITO
-
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    losses = history.losses[:, 0]
-    window = min(20, len(losses))
-    smooth = np.convolve(losses, np.ones(window) / window, "valid")
-    axes.plot(np.arange(window, len(losses) + 1), smooth, color=OKABE_ITO[0], label="loss")
-    axes.set_xlabel("step")
-    axes.set_ylabel("NT-Xent loss", color=OKABE_ITO[0])
-    axes.set_xlim(0, settings.steps)
-    axes.spines[["top"]].set_visible(False)
-    if len(history.scores):
-        right = axes.twinx()
-        right.plot(*history.scores.T, "o-", color=OKABE_ITO[5], markersize=4)
-        right.set_ylabel("held-out score, macro F1", color=OKABE_ITO[5])
-        right.spines[["top"]].set_visible(False)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=160, format="png")
+    with drawing():
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        losses = history.losses[:, 0]
+        window = min(20, len(losses))
+        smooth = np.convolve(losses, np.ones(window) / window, "valid")
+        axes.plot(np.arange(window, len(losses) + 1), smooth, color=OKABE_ITO[0], label="loss")
+        axes.set_xlabel("step")
+        axes.set_ylabel("NT-Xent loss", color=OKABE_ITO[0])
+        axes.set_xlim(0, settings.steps)
+        if len(history.scores):
+            right = axes.twinx()
+            right.plot(*history.scores.T, "o-", color=OKABE_ITO[5], markersize=4)
+            right.set_ylabel("held-out score, macro F1", color=OKABE_ITO[5])
+            right.spines["right"].set_visible(True)
+            right.grid(visible=False)
+        save_figure(figure, path, 160)
 
 
 def _named(state: State) -> list[tuple[str, Any]]:

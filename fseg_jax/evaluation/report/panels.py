@@ -9,16 +9,15 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.datasets import IGNORED, Dataset
 from fseg_jax.evaluation.data.features import Encoded, working
 from fseg_jax.evaluation.protocols import counts
 from fseg_jax.evaluation.protocols.matching import Matching, confuse, match
-from fseg_jax.evaluation.report.plots import style
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import metrics
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.figures import tint
+from fseg_jax.outputs.style import drawing, save_figure
 
 if TYPE_CHECKING:
     from fseg_jax.evaluation.protocols.experiment import Setting
@@ -104,10 +103,8 @@ def draw(
 
     ``labels`` are clusters 1…k, ``W`` their weights at the tokens, ``truth`` category indices or ``IGNORED``.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+    from matplotlib.patches import Patch, Rectangle
 
     step = max(1, -(-max(image.shape[:2]) // _LONGEST))
     image, truth, labels = (x[::step, ::step] for x in (image, truth, labels))
@@ -128,11 +125,10 @@ def draw(
     lines = -(-len(maps) // 6)
     across = max(4, -(-len(maps) // lines))
     aspect = image.shape[0] / image.shape[1]
-    with mpl.rc_context(style()):
+    with drawing():
         tall = 2.0 * aspect + 0.28
         small = 8.8 / across * aspect + 0.2
         figure = Figure(figsize=(9.4, 0.6 + tall + lines * small), layout="constrained")
-        FigureCanvasAgg(figure)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         halves: Any = figure.subfigures(2, 1, height_ratios=[tall, lines * small + 0.3])
         top, bottom = halves
@@ -169,7 +165,7 @@ def draw(
             name = categories[matching.categories[cluster]]
             axis.set_title(f"cluster {cluster + 1}: {name}", fontsize=7, fontweight="normal")
             axis.add_patch(
-                mpl.patches.Rectangle(
+                Rectangle(
                     (0, 0),
                     1,
                     1,
@@ -179,10 +175,7 @@ def draw(
                     edgecolor=of_cluster[cluster] / 255,
                 )
             )
-        try:
-            figure.savefig(path, dpi=_DPI)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        save_figure(figure, path, _DPI)
 
 
 def _heat(image: np.ndarray, weight: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "height width 3"]:

@@ -8,41 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.datasets import Dataset
 from fseg_jax.evaluation.report.tables import MODE_NAMES
+from fseg_jax.outputs.style import OKABE_ITO, drawing, list_legend_once, save_figure
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fseg_jax.evaluation.protocols.experiment import Row
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 _MODE_COLOURS = {"fixed": OKABE_ITO[0], "assign": OKABE_ITO[1], "nearest": "#999999"}
 _ERROR: dict[str, Any] = {"ecolor": "#333333", "elinewidth": 0.8, "capsize": 1.6, "capthick": 0.8}
-_DPI = 200
-
-
-def style() -> Any:
-    """What all figures share."""
-    return {
-        "font.size": 8,
-        "font.family": "sans-serif",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "grid.color": "#dddddd",
-        "grid.linewidth": 0.6,
-        "axes.titlesize": 9,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "hatch.linewidth": 0.6,
-        "legend.frameon": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "fseg",  # the same figure, the same file
-    }
 
 
 def write_matching(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
@@ -53,7 +27,6 @@ def write_matching(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
     rows = [row for row in rows if row.protocol.endswith("matching") and row.learnt_on == "train"]
     if not rows:
         return
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     encoders = list(dict.fromkeys(row.encoder for row in rows))
@@ -65,7 +38,7 @@ def write_matching(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
         for centres in ("tiles", "tokens")
         if any(row.mode == mode for row in rows)
     ]
-    with mpl.rc_context(style()):
+    with drawing():
         size = (max(3.6, 0.35 + 0.62 * len(ks)) * len(protocols), 0.75 + 1.85 * len(encoders))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(len(encoders), len(protocols), sharex=True, sharey=True, squeeze=False)
@@ -86,9 +59,10 @@ def write_matching(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
                     axis.set_ylabel("Macro F1")
                 if line == len(encoders) - 1:
                     axis.set_xlabel("Clusters k")
-        figure.legend(*legend_once(axes[0, 0]), loc="outside lower center", ncols=3, columnspacing=1.6)
+        figure.legend(*list_legend_once(axes[0, 0]), loc="outside lower center", ncols=3, columnspacing=1.6)
         figure.suptitle(f"{dataset.name}: matching", x=0.01, ha="left", fontsize=10)
-        save_figure(figure, out, "figure_matching")
+        for suffix in (".png", ".svg"):
+            save_figure(figure, out / f"figure_matching{suffix}")
 
 
 def write_probing(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
@@ -99,14 +73,13 @@ def write_probing(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
     rows = [row for row in rows if row.protocol.endswith("probing")]
     if not rows:
         return
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     series = list(dict.fromkeys((row.encoder, row.protocol) for row in rows))
     encoders = list(dict.fromkeys(row.encoder for row in rows))
     thresholds = sorted({row.threshold for row in rows if row.threshold is not None})
     groups = ["all (macro)", *dataset.categories]
-    with mpl.rc_context(style()):
+    with drawing():
         wide = 0.55 + 0.2 * len(series)
         figure = Figure(figsize=(1.0 + wide * (len(thresholds) + len(groups)), 2.9), layout="constrained")
         ratios = [len(thresholds), len(groups)]
@@ -141,11 +114,12 @@ def write_probing(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
         left.set_ylim(0, 1)
         for axis in (left, right):
             axis.tick_params(axis="x", length=0)
-        figure.legend(*legend_once(left), loc="outside lower center", ncols=min(len(series), 4))
+        figure.legend(*list_legend_once(left), loc="outside lower center", ncols=min(len(series), 4))
         figure.suptitle(
             f"{dataset.name}: linear probing of {rows[0].k} concepts a tile", x=0.01, ha="left", fontsize=10
         )
-        save_figure(figure, out, "figure_probing")
+        for suffix in (".png", ".svg"):
+            save_figure(figure, out / f"figure_probing{suffix}")
 
 
 def _look(mode: str, centres: str) -> dict[str, Any]:
@@ -179,19 +153,3 @@ def _bars(axis: Any, values: "list[Row | float | None]", j: int, bars: int, **lo
         axis.bar(
             x, height, 0.78 / bars, yerr=around, error_kw=_ERROR, edgecolor="white", linewidth=0.4, **look
         )
-
-
-def legend_once(axis: Any) -> tuple[list, list]:
-    found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    return list(found.values()), list(found)
-
-
-def save_figure(figure: "Figure", out: Path, name: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    try:
-        figure.savefig(out / f"{name}.png", dpi=_DPI)
-        figure.savefig(out / f"{name}.svg", metadata={"Date": None})
-    except OSError as error:
-        raise InputError(f"{out / name}: cannot be written ({error.strerror or error})") from error

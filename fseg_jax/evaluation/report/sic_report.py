@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.evaluation.report.plots import OKABE_ITO, legend_once, save_figure, style
 from fseg_jax.evaluation.report.tables import markdown_table
 from fseg_jax.files.atomic import replacing
 from fseg_jax.outputs.csv_table import csv_text
+from fseg_jax.outputs.style import OKABE_ITO, drawing, list_legend_once, save_figure
 from fseg_jax.pipeline.record import made_with
 
 if TYPE_CHECKING:
@@ -161,12 +161,11 @@ def _pm(moments: "Moments") -> str:
 
 def _draw(out: Path, dataset: str, rows: "Sequence[Row]", trials: "Sequence[Trial]", runs: int) -> None:
     """The paper's Figure 2, F1 by encoder and number of clicks, and beside it F1 by the tumour's share."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     encoders = list(dict.fromkeys(row.encoder for row in rows))
     clicks = sorted({row.clicks for row in rows})
-    with mpl.rc_context(style()):
+    with drawing():
         wide = max(2.6, 0.42 * len(clicks) * len(encoders))
         figure = Figure(figsize=(3.7 + wide, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[wide, 2.7])
@@ -225,6 +224,7 @@ def _draw(out: Path, dataset: str, rows: "Sequence[Row]", trials: "Sequence[Tria
         right.set_xlim(0.8 * smallest, 1.05)
         right.set_xlabel("Positive patches of the slide")
         right.set_title(f"By tumour size, {clicks[-1]} clicks, best of {runs}")
-        figure.legend(*legend_once(left), loc="outside lower center", ncols=min(4, len(encoders) + 2))
+        figure.legend(*list_legend_once(left), loc="outside lower center", ncols=min(4, len(encoders) + 2))
         figure.suptitle(f"{dataset}: seeded iterative clustering", x=0.01, ha="left", fontsize=10)
-        save_figure(figure, out, "figure_sic")
+        for suffix in (".png", ".svg"):
+            save_figure(figure, out / f"figure_sic{suffix}")
