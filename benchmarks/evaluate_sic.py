@@ -1,6 +1,6 @@
 """How well few clicks find the tumour in mosaics of real tiles: SIC's experiment, and the table in results/.
 
-    FSEG_DATA=/path/to/data python -m benchmarks.evaluate_sic [--encoder NAME ...]
+    FSEG_DATA=/path/to/data python -m benchmarks.evaluate_sic [--encoder NAME,...]
 
 ``make_mosaics.py`` says what the slides are. ``classical`` is the encoder that needs no download; others have
 their weights from the cache or the hub, or from ``--weights NAME=FILE``. Embeddings are kept in ``--work``
@@ -20,8 +20,10 @@ import numpy as np
 
 from benchmarks.examples import examples
 from benchmarks.make_mosaics import write_mosaics
-from fseg_jax.cli.evaluate import load_encoders, weights_option
-from fseg_jax.cli.terminal import Several, bars
+from fseg_jax.cli.evaluate import load_encoders
+from fseg_jax.cli.options import weights_option
+from fseg_jax.cli.parameters import ListCommand
+from fseg_jax.cli.terminal import bars
 from fseg_jax.evaluation.data.datasets import open_dataset
 from fseg_jax.evaluation.protocols.sic import evaluate
 from fseg_jax.evaluation.report.tables import markdown_table
@@ -64,8 +66,8 @@ def held_out(ebhi: Path, slides: Path) -> str:
     return "\n".join(text) + "\n"
 
 
-@click.command(cls=Several)
-@click.option("--encoder", "encoders", multiple=True, default=["classical"], metavar="NAME ...")
+@click.command(cls=ListCommand)
+@click.option("--encoder", "encoders", multiple=True, default=["classical"], metavar="NAME,...")
 @weights_option
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where mosaics are kept.")
 def main(encoders: tuple[str, ...], weights: tuple[str, ...], work: Path | None) -> None:

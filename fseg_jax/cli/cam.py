@@ -6,55 +6,92 @@ from typing import Any
 import click
 
 from fseg_jax.cli.options import (
+    PATH,
     RATE,
     SHARE,
-    Whole,
+    combine,
     output_option,
     overwrite_option,
     seed_option,
-    together,
 )
-from fseg_jax.cli.terminal import Named, Several, bars
+from fseg_jax.cli.parameters import ListCommand, WholeNumber
+from fseg_jax.cli.terminal import Named, bars
 from fseg_jax.errors import InputError
 
-labels_options = together(
+labels_options = combine(
     click.option(
         "--labels",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="CSV",
-        help="Image and label; otherwise subfolders are labels, but for one called unlabelled.",
+        show_default="the names of subfolders; unlabelled is none",
+        help="Table with the columns image and label.",
     ),
-    click.option("--positive", metavar="CLASS", help="The class to be found (the last by the alphabet)."),
+    click.option(
+        "--positive",
+        metavar="CLASS",
+        show_default="the last by the alphabet",
+        help="Class that masks are to show.",
+    ),
 )
-training_options = together(
-    click.option("--network", default="b1", show_default=True, help="b0 to b7, or small, for CPUs."),
-    click.option("--size", type=Whole(32), default=224, show_default=True, help="Side of images, pixels."),
-    click.option("--epochs", type=Whole(1), default=25, show_default=True),
+training_options = combine(
+    click.option(
+        "--network",
+        default="b1",
+        show_default=True,
+        metavar="NAME",
+        help="EfficientNet to train: b0 to b7, or small, for CPUs.",
+    ),
+    click.option(
+        "--size",
+        type=WholeNumber(32),
+        default=224,
+        show_default=True,
+        metavar="PIXELS",
+        help="Side that images are resized to, in pixels.",
+    ),
+    click.option(
+        "--epochs", type=WholeNumber(1), default=25, show_default=True, help="Number of training epochs."
+    ),
     click.option(
         "--training-batch",
         "batch",
-        type=Whole(2),
+        type=WholeNumber(2),
         default=16,
         show_default=True,
-        help="A step's images.",
+        help="Number of images in a training step.",
     ),
-    click.option("--learning-rate", type=RATE, default=1e-3, show_default=True, help="Adam's."),
+    click.option(
+        "--learning-rate", type=RATE, default=1e-3, show_default=True, help="Learning rate of Adam."
+    ),
     click.option("--augment", is_flag=True, help="Turn and mirror images at random."),
-    click.option("--start", type=click.Choice(["random", "imagenet"]), default="random", show_default=True),
+    click.option(
+        "--start",
+        type=click.Choice(["random", "imagenet"]),
+        default="random",
+        show_default=True,
+        help="Weights to start from.",
+    ),
 )
 features_option = click.option(
     "--features",
     default="lire",
     show_default=True,
     metavar="NAME",
-    help="What images are clustered by: LIRE's four, lire-even (on one scale), or an encoder's, averaged.",
+    help="Features to cluster images by: lire, lire-even (all on one scale), or an encoder's, averaged.",
+)
+held_out_option = click.option(
+    "--held-out",
+    type=WholeNumber(0),
+    default=60,
+    show_default=True,
+    help="Number of labelled images set aside to evaluate the classifier.",
 )
 method_option = click.option(
     "--method",
     type=click.Choice(["grad-cam", "grad-cam++", "smooth", "concepts"]),
     default="grad-cam",
     show_default=True,
-    help="Whose maps; concepts: F-SEG's, scored by the gradient.",
+    help="Method of the heat map; concepts are F-SEG's, scored by the gradient.",
 )
 
 
@@ -64,19 +101,27 @@ def cam() -> None:
 
 
 @cam.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@together(output_option, labels_options)
-@click.option("--k", type=Whole(1), default=200, show_default=True, metavar="K", help="Clusters.")
-@click.option("--wanted", type=Whole(1), default=1000, show_default=True, help="Labelled images to stop at.")
+@click.argument("folder", type=PATH)
+@combine(output_option(), labels_options)
+@click.option(
+    "--k", type=WholeNumber(1), default=200, show_default=True, metavar="K", help="Number of clusters."
+)
+@click.option(
+    "--wanted",
+    type=WholeNumber(1),
+    default=1000,
+    show_default=True,
+    help="Number of labelled images at which to stop.",
+)
 @click.option(
     "--purity",
     type=SHARE,
     default=1.0,
     show_default=True,
-    help="Share of a cluster's labelled images that must agree.",
+    metavar="FRACTION",
+    help="Fraction of a cluster's labelled images that must agree.",
 )
-@click.option("--held-out", type=Whole(0), default=60, show_default=True, help="Labelled images set aside.")
-@together(features_option, seed_option, overwrite_option)
+@combine(held_out_option, features_option, seed_option, overwrite_option)
 def propagate(
     folder: Path,
     output: Path,
@@ -105,24 +150,17 @@ def propagate(
 
 
 @cam.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@together(output_option, labels_options, training_options)
+@click.argument("folder", type=PATH)
+@combine(output_option(), labels_options, training_options)
 @click.option(
     "--images",
     "most",
-    type=Whole(2),
+    type=WholeNumber(2),
     default=1000,
     show_default=True,
-    help="Images to train on, at most.",
+    help="Largest number of images to train on.",
 )
-@click.option(
-    "--held-out",
-    type=Whole(0),
-    default=60,
-    show_default=True,
-    help="Images to evaluate on, unless the labels set some aside.",
-)
-@together(seed_option, overwrite_option)
+@combine(held_out_option, seed_option, overwrite_option)
 def train(
     folder: Path,
     output: Path,
@@ -162,40 +200,57 @@ def train(
 
 
 @cam.command()
-@click.argument("images", type=click.Path(path_type=Path))
-@output_option
+@click.argument("images", type=PATH)
+@output_option()
 @click.option(
     "--classifier",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     metavar="FILE",
-    help="What fseg cam train wrote: the file, or its folder.",
+    help="Classifier that fseg cam train wrote: the file, or its folder.",
 )
 @method_option
 @click.option(
     "--layer",
-    help="Block to read, or stem, top; the paper's are b1's 13, 14, 20, 22 (14, or its place in others).",
+    metavar="BLOCK",
+    show_default="14 of b1, or its place in others",
+    help="Block to take the heat map from, or stem, top; the paper's are 13, 14, 20 and 22 of b1.",
 )
 @click.option(
-    "--lower", type=SHARE, default=0.4, show_default=True, help="The mask is above this of the map."
+    "--lower", type=SHARE, default=0.4, show_default=True, help="Value of the heat map that a mask is above."
 )
-@click.option("--upper", type=SHARE, help="And below this (0.7, unless --lower is given).")
+@click.option(
+    "--upper",
+    type=SHARE,
+    show_default="0.7, or none if --lower is given",
+    help="Value of the heat map that a mask is below.",
+)
 @click.option(
     "--choose",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
-    help="Choose both on images/ and masks/ in this folder.",
+    help="Choose both values on images/ and masks/ in this folder.",
 )
-@click.option("--tiles", type=Whole(1), default=1, show_default=True, help="Cut an image into N × N first.")
-@click.option("--whole", is_flag=True, help="Map it in one piece, as large as its tiles, not each tile.")
-@click.option("--reject", is_flag=True, help="No mask where the classifier does not see the class.")
-@click.option("--largest", type=Whole(1), metavar="N", help="Keep the N largest pieces.")
+@click.option(
+    "--tiles",
+    type=WholeNumber(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Cut an image into N × N tiles first.",
+)
+@click.option("--whole", is_flag=True, help="Map an image in one piece, as large as its tiles together.")
+@click.option("--reject", is_flag=True, help="Write an empty mask where the classifier sees no such class.")
+@click.option("--largest", type=WholeNumber(1), metavar="N", help="Keep only the N largest pieces of a mask.")
 @click.option("--fill-holes", is_flag=True, help="Fill the holes of masks.")
-@click.option("--class", "of_class", metavar="CLASS", help="Which class to find (the last).")
-@together(seed_option, overwrite_option)
+@click.option(
+    "--class", "of_class", metavar="CLASS", show_default="the classifier's last", help="Class to segment."
+)
+@combine(seed_option, overwrite_option)
 @click.pass_context
 def segment(
     context: click.Context,
+    /,
     images: Path,
     output: Path,
     classifier: Path,
@@ -238,12 +293,10 @@ def segment(
 
 
 @cam.command()
-@click.argument("masks", type=click.Path(path_type=Path))
-@click.argument("truth", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the table there, too."
-)
-@together(seed_option)
+@click.argument("masks", type=PATH)
+@click.argument("truth", type=PATH)
+@click.option("-o", "--output", type=PATH, metavar="FILE", help="File to write the table to, too.")
+@combine(seed_option)
 def evaluate(masks: Path, truth: Path, output: Path | None, seed: int) -> None:
     """Score a folder of MASKS against one of true masks, beside two baselines that do not look."""
     from fseg_jax.cam.masks import evaluate_folder, scores_table
@@ -256,31 +309,28 @@ def evaluate(masks: Path, truth: Path, output: Path | None, seed: int) -> None:
             part.write_text(table, encoding="utf-8")
 
 
-@cam.command(cls=Several)
-@click.argument("dataset", type=click.Path(path_type=Path))
-@output_option
+@cam.command(cls=ListCommand)
+@click.argument("dataset", type=PATH)
+@output_option()
 @click.option(
     "--run",
     "runs",
     multiple=True,
     default=["1", "2", "3", "4", "5"],
-    metavar="RUN ...",
-    help="Which of the paper's runs (all five), or Python files that set RUN.",
+    show_default=True,
+    metavar="RUN,...",
+    help="Runs of the paper to repeat, or Python files that set RUN.",
 )
-@click.option(
-    "--negatives", type=click.Path(path_type=Path), metavar="FOLDER", help="Images that show no polyp."
-)
-@click.option(
-    "--unlabelled", type=click.Path(path_type=Path), metavar="FOLDER", help="Images that show anything."
-)
+@click.option("--negatives", type=PATH, metavar="FOLDER", help="Folder of images that show no polyp.")
+@click.option("--unlabelled", type=PATH, metavar="FOLDER", help="Folder of images that may show anything.")
 @click.option(
     "--validation",
-    type=Whole(1),
+    type=WholeNumber(1),
     default=15,
     show_default=True,
-    help="Images for choosing epoch and thresholds.",
+    help="Number of images to choose the epoch and the thresholds on.",
 )
-@together(training_options, features_option, seed_option, overwrite_option)
+@combine(training_options, features_option, seed_option, overwrite_option)
 def reproduce(
     dataset: Path,
     output: Path,

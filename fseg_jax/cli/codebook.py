@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fseg_jax.cli.options import MICRONS, overwrite_option
+from fseg_jax.cli.options import MICRONS, PATH, output_option, overwrite_option
 from fseg_jax.cli.terminal import Named
 from fseg_jax.errors import InputError
 
@@ -20,18 +20,11 @@ def codebook() -> None:
 
 
 @codebook.command("import")
-@click.argument("source", type=click.Path(path_type=Path), metavar="JOBLIB")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A .safetensors file.",
-)
-@click.option("--encoder", default="", metavar="NAME", help="The encoder that the centres were made with.")
-@click.option("--layer", default="", metavar="NAME", help="Its layer.")
-@click.option("--mpp", type=MICRONS, metavar="µM", help="The resolution.")
+@click.argument("source", type=PATH, metavar="JOBLIB")
+@output_option("FILE", "Codebook to write, a .safetensors file.")
+@click.option("--encoder", default="", metavar="NAME", help="Encoder that the centres were made with.")
+@click.option("--layer", default="", metavar="NAME", help="Layer of the encoder.")
+@click.option("--mpp", type=MICRONS, metavar="µM", help="Resolution that they were made at, in µm per pixel.")
 @overwrite_option
 def codebook_import(
     source: Path, output: Path, encoder: str, layer: str, mpp: float | None, overwrite: bool
@@ -75,7 +68,7 @@ def _identified(origin: "Provenance", channels: int) -> "Provenance":
 
 
 @codebook.command("show")
-@click.argument("path", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("path", type=PATH, metavar="FILE")
 def codebook_show(path: Path) -> None:
     """Print what codebooks a file holds and where they came from."""
     from fseg_jax.codebook import load_all

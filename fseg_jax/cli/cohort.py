@@ -7,17 +7,19 @@ from typing import Any
 import click
 
 from fseg_jax.cli.options import (
-    MICRONS,
-    Shard,
-    Whole,
     batching_options,
+    combine,
     encoder_options,
+    manifest_options,
     method_options,
+    no_tissue_option,
+    output_option,
+    pop_tissue_setting,
     seed_option,
+    shard_option,
     tiling_options,
-    tissue_setting,
-    together,
 )
+from fseg_jax.cli.parameters import WholeNumber
 from fseg_jax.errors import InputError
 
 _DEFAULT = click.core.ParameterSource.DEFAULT
@@ -30,63 +32,59 @@ _OF_FEATURES = (
 
 @click.command()
 @click.argument("manifest")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="PLACE",
-    help="Where results go: a folder, or s3://… or gs://….",
+@combine(
+    output_option("PLACE", "Place for the results: a folder, s3://… or gs://…."),
+    encoder_options,
+    method_options,
+    tiling_options,
 )
-@together(encoder_options, method_options, tiling_options)
 @click.option(
     "--tissue",
     metavar="FILE",
-    help="A mask or GeoJSON of tissue, where the manifest says nothing.",
+    help="Mask image or GeoJSON file that marks the tissue, where the manifest has none.",
 )
-@click.option(
-    "--no-tissue", is_flag=True, help="Take everything, glass too, where the manifest says nothing."
+@combine(
+    no_tissue_option("Take whole slides, glass too, where the manifest says nothing of tissue."),
+    manifest_options,
 )
-@click.option(
-    "--mpp-override", type=MICRONS, metavar="µM", help="µm per pixel of the slides that the manifest leaves."
-)
-@click.option("--split", metavar="NAME", help="Only the slides of this split.")
-@click.option("--sample-check", is_flag=True, help="Open every slide's header before anything starts.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Processes of this machine, or a Ray cluster.",
+    help="local: run processes on this machine. ray: run on a Ray cluster.",
 )
-@click.option("--ray-address", default="auto", show_default=True, metavar="HOST:PORT", help="The cluster's.")
+@click.option(
+    "--ray-address",
+    default="auto",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Address of the Ray cluster.",
+)
 @click.option(
     "--workers",
-    type=Whole(1),
+    type=WholeNumber(1),
     metavar="N",
-    help="Processes of the local engine (one for each device).",
+    show_default="one for each device",
+    help="Number of processes of the local engine.",
 )
-@click.option(
-    "--shard",
-    type=Shard(),
-    default="0/1",
-    metavar="i/n",
-    help="Do every n-th slide from the i-th on, counted from 0; other processes do the rest.",
-)
+@shard_option("Segment every n-th slide from the i-th on, counted from 0; other runs do the rest.", "0/1")
 @click.option("--redo", is_flag=True, help="Run slides again that were run with other settings.")
 @click.option(
     "--keep-features",
     is_flag=True,
-    help="Keep every slide's token features too (bfloat16, zstd); the size is said before anything starts.",
+    help="Also keep the token features of every slide (bfloat16, zstd); their size is printed first.",
 )
 @click.option(
     "--features",
     metavar="PLACE",
-    help="Segment from features that a run with --keep-features kept there; slides are not opened.",
+    help="Place where a run with --keep-features kept features: segment from them, and open no slide.",
 )
-@together(seed_option, batching_options)
+@combine(seed_option, batching_options)
 @click.pass_context
 def cohort(
     context: click.Context,
+    /,
     manifest: str,
     output: str,
     split: str | None,
@@ -131,7 +129,7 @@ def cohort(
     chosen = {name: options.pop(name) for name in ("encoder", "dtype")}
     path = options.pop("codebook")
     book = Codebook.load(path, options["k"]) if path else None
-    tissue = tissue_setting(options)
+    tissue = pop_tissue_setting(options)
     if tissue not in ("find", "all"):
         if not is_file(tissue):
             raise InputError(f"--tissue {tissue}: no such file")

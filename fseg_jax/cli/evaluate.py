@@ -7,16 +7,24 @@ import click
 
 from fseg_jax.cli.options import (
     MICRONS,
-    Number,
-    Whole,
+    PATH,
     batching_options,
+    cluster_counts_option,
+    combine,
+    concepts_option,
+    dtype_option,
+    encoders_option,
+    mpp_override_option,
+    no_tissue_option,
     output_option,
     overwrite_option,
     patch_options,
     seed_option,
-    together,
+    tile_option,
+    weights_option,
 )
-from fseg_jax.cli.terminal import Several, bars
+from fseg_jax.cli.parameters import ListCommand, Number, WholeNumber
+from fseg_jax.cli.terminal import bars
 from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,24 +69,6 @@ def evaluate() -> None:
     """
 
 
-encoders_option = click.option(
-    "--encoder", "encoders", multiple=True, default=["he-small"], metavar="NAME ...", help="Which encoders."
-)
-weights_option = click.option(
-    "--weights",
-    multiple=True,
-    metavar="[NAME=]FILE ...",
-    help="Weights instead of the hub's: of the only encoder, or of that called NAME.",
-)
-dtype_option = click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Precision of the encoders' products.",
-)
-
-
 def load_encoders(
     names: tuple[str, ...], weights: tuple[str, ...], dtype: str, *, last: bool = False
 ) -> "list[Encoder]":
@@ -103,51 +93,56 @@ def load_encoders(
 
 @evaluate.command(
     "fseg",
-    cls=Several,
+    cls=ListCommand,
     short_help="Linear probing and cluster matching; need not be said.",
     epilog=_OWN_DATASET,
 )
-@click.argument("dataset", type=click.Path(path_type=Path))
-@together(output_option, encoders_option, weights_option)
-@click.option(
-    "--k",
-    type=Whole(1),
-    multiple=True,
-    default=[16, 32, 64, 128, 256],
-    metavar="K ...",
-    help="Numbers of clusters (16 32 64 128 256).",
-)
+@click.argument("dataset", type=PATH)
+@combine(output_option(), encoders_option, weights_option, cluster_counts_option)
 @click.option(
     "--mode",
     "modes",
     type=click.Choice(["fixed", "assign"]),
     multiple=True,
     default=["fixed", "assign"],
-    help="Which of the paper's two ways (both).",
-)
-@click.option("--starts", type=Whole(1), default=3, show_default=True, help="k-means starts to average.")
-@click.option(
-    "--concepts",
-    type=Whole(1),
-    default=20,
     show_default=True,
-    help="Concepts a tile, in mode assign and for the probe.",
+    metavar="MODE,...",
+    help="Which of the paper's two methods to score.",
 )
+@click.option(
+    "--starts",
+    type=WholeNumber(1),
+    default=3,
+    show_default=True,
+    help="Number of k-means starts whose scores are averaged.",
+)
+@concepts_option("Number of concepts in a tile, in mode assign and for the linear probe.")
 @click.option(
     "--threshold",
     "thresholds",
     type=Number(0.5, 1, below=True),
     multiple=True,
     default=[0.5, 0.6, 0.7, 0.8, 0.9],
-    metavar="SHARE ...",
-    help="Of the probe: how pure a concept must be to learn from (0.5 0.6 0.7 0.8 0.9).",
+    show_default=True,
+    metavar="FRACTION,...",
+    help="Purities that a concept must have for the linear probe to learn from it.",
 )
 @click.option("--same-split", is_flag=True, help="Also match on the test split itself, the paper's variant.")
-@click.option("--mpp", type=MICRONS, metavar="µM", help="Work at this many µm per pixel.")
-@click.option("--mpp-override", type=MICRONS, metavar="µM", help="The images' µm per pixel.")
-@click.option("--tile", type=Whole(1), metavar="PIXELS", help="Side of a tile (the encoder's own).")
-@click.option("--panels", type=Whole(0), default=6, show_default=True, help="Test images that are drawn.")
-@together(dtype_option, seed_option, overwrite_option)
+@click.option(
+    "--mpp",
+    type=MICRONS,
+    metavar="µM",
+    show_default="the images'",
+    help="Resolution to work at, in µm per pixel.",
+)
+@combine(
+    mpp_override_option("Resolution of the images in µm per pixel, instead of what the dataset says."),
+    tile_option,
+)
+@click.option(
+    "--panels", type=WholeNumber(0), default=6, show_default=True, help="Number of test images to draw."
+)
+@combine(dtype_option, seed_option, overwrite_option)
 def _fseg(
     dataset: Path,
     output: Path,
@@ -170,22 +165,34 @@ def _fseg(
     click.echo(output / "results.md")
 
 
-@evaluate.command("sic", cls=Several, short_help="How well a few clicks find a tumour.")
-@click.argument("dataset", type=click.Path(path_type=Path))
-@together(output_option, encoders_option, weights_option)
+@evaluate.command("sic", cls=ListCommand, short_help="How well a few clicks find a tumour.")
+@click.argument("dataset", type=PATH)
+@combine(output_option(), encoders_option, weights_option)
 @click.option(
     "--clicks",
-    type=Whole(1),
+    type=WholeNumber(1),
     multiple=True,
     default=[1, 3, 5],
-    metavar="N ...",
-    help="Seed patches of each class (1 3 5).",
+    show_default=True,
+    metavar="N,...",
+    help="Numbers of seed patches of each class.",
 )
-@click.option("--runs", type=Whole(1), default=5, show_default=True, help="Random choices of the seeds.")
-@patch_options
-@click.option("--no-tissue", is_flag=True, help="Take everything, glass too.")
-@click.option("--mpp-override", type=MICRONS, metavar="µM", help="The slides' µm per pixel, whatever said.")
-@together(dtype_option, batching_options, seed_option, overwrite_option)
+@click.option(
+    "--runs",
+    type=WholeNumber(1),
+    default=5,
+    show_default=True,
+    help="Number of runs, each with other random seed patches.",
+)
+@combine(
+    patch_options,
+    no_tissue_option(),
+    mpp_override_option("Resolution of the slides in µm per pixel, instead of what their files say."),
+    dtype_option,
+    batching_options,
+    seed_option,
+    overwrite_option,
+)
 def _sic(
     dataset: Path,
     output: Path,

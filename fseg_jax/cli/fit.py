@@ -9,104 +9,100 @@ import click
 
 from fseg_jax.cli.options import (
     MICRONS,
-    Shard,
-    Whole,
+    PATH,
     batching_options,
+    cluster_counts_option,
+    combine,
     encoder_options,
+    manifest_options,
+    no_tissue_option,
+    output_option,
     overwrite_option,
     seed_option,
-    together,
+    shard_option,
 )
-from fseg_jax.cli.terminal import Several
+from fseg_jax.cli.parameters import ListCommand, WholeNumber
 from fseg_jax.errors import InputError
 from fseg_jax.process import raise_if_stopped
 
 
-@click.command(cls=Several)
+@click.command(cls=ListCommand)
 @click.argument("manifest")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="CODEBOOK",
-    help="A .safetensors file; its card goes to a folder beside it.",
-)
-@encoder_options
-@click.option(
-    "--k",
-    type=Whole(1),
-    multiple=True,
-    default=[16, 32, 64, 128, 256],
-    metavar="K ...",
-    help="Numbers of clusters, all fitted together (16 32 64 128 256).",
+@combine(
+    output_option("CODEBOOK", "Codebook to write, a .safetensors file; its card goes to a folder beside it."),
+    encoder_options,
+    cluster_counts_option,
 )
 @click.option(
-    "--tiles-per-slide", type=Whole(1), default=200, show_default=True, help="Tiles a slide at most."
+    "--tiles-per-slide",
+    type=WholeNumber(1),
+    default=200,
+    show_default=True,
+    help="Largest number of tiles taken from a slide.",
 )
 @click.option(
     "--tile",
-    type=Whole(1),
+    type=WholeNumber(1),
     metavar="PIXELS",
-    help="Their side (256, or what the encoder's stride divides).",
+    show_default="256, or the next smaller multiple of the encoder's stride",
+    help="Tile side in pixels.",
 )
 @click.option(
-    "--mpp", type=MICRONS, default=1.0, show_default=True, metavar="µM", help="Work at this resolution."
+    "--mpp",
+    type=MICRONS,
+    default=1.0,
+    show_default=True,
+    metavar="µM",
+    help="Resolution to work at, in µm per pixel.",
 )
 @click.option(
     "--on",
     type=click.Choice(["tiles", "tokens"]),
     default="tiles",
     show_default=True,
-    help="Fit on tiles' averages, as the paper does, or on tokens drawn from them.",
+    help="tiles: fit on the average of each tile, as the paper does. tokens: on tokens drawn from tiles.",
 )
 @click.option(
     "--algorithm",
     type=click.Choice(["lloyd", "minibatch"]),
     default="lloyd",
     show_default=True,
-    help="Move centres over all features at a time, or batch by batch (fewer passes, less exact).",
+    help="lloyd: move centres after all features. minibatch: after each batch (fewer passes, less exact).",
 )
-@click.option("--spherical", is_flag=True, help="Cluster by cosine.")
+@click.option("--spherical", is_flag=True, help="Cluster by cosine distance.")
 @click.option(
     "--restarts",
-    type=Whole(1),
+    type=WholeNumber(1),
     default=2,
     show_default=True,
-    help="Starts on a sample, of which the best goes on.",
+    help="Number of random starts on a sample; the best one goes on.",
 )
-@click.option("--split", metavar="NAME", help="Only the manifest's slides of this split.")
 @click.option(
     "--features",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
-    help="Where tiles' features are kept, and found again (CODEBOOK.features).",
+    show_default="CODEBOOK.features",
+    help="Folder for the features of tiles; another fit takes them from there.",
 )
 @click.option(
     "--store",
-    "stored",
+    "stored_dtype",
     type=click.Choice(["float16", "bfloat16"]),
     default="float16",
     show_default=True,
-    help="What they are kept as.",
+    help="Number type in which features are stored.",
 )
-@click.option("--no-tissue", is_flag=True, help="Take everything, glass too.")
-@click.option(
-    "--mpp-override", type=MICRONS, metavar="µM", help="µm per pixel of the slides that the manifest leaves."
-)
-@click.option("--sample-check", is_flag=True, help="Open every slide's header before anything starts.")
-@click.option(
-    "--shard",
-    type=Shard(),
-    metavar="i/n",
-    help="Only sample every n-th slide from the i-th on, counted from 0; fit nothing.",
+@combine(
+    no_tissue_option(),
+    manifest_options,
+    shard_option("Only sample every n-th slide from the i-th on, counted from 0; fit nothing."),
 )
 @click.option(
     "--distributed",
     is_flag=True,
-    help="This is one process of a jax.distributed job (SLURM, TPU, or JAX_COORDINATOR_ADDRESS …).",
+    help="Run as one process of a jax.distributed job (SLURM, TPU, or JAX_COORDINATOR_ADDRESS …).",
 )
-@together(seed_option, batching_options, overwrite_option)
+@combine(seed_option, batching_options, overwrite_option)
 def fit(
     manifest: str,
     output: Path,
@@ -145,7 +141,7 @@ def fit(
         on=options["on"],
         tissue="all" if options["no_tissue"] else "find",
         mpp_override=options["mpp_override"],
-        dtype=options["stored"],
+        dtype=options["stored_dtype"],
         batch=options["batch"],
         threads=options["threads"],
     )

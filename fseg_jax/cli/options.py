@@ -1,212 +1,241 @@
-"""Options that several commands share, each said once."""
+"""Options that several commands share, each defined once."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
+from fseg_jax.cli.parameters import Number, Shard, WholeNumber
 from fseg_jax.errors import InputError
 
-
-def together(*decorators: Callable) -> Callable:
-    def apply(function: Callable) -> Callable:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-class Number(click.ParamType):
-    """A number from ``least`` to ``most``, or, with ``above`` and ``below``, between them; "nan" is none."""
-
-    name = "number"
-
-    def __init__(self, least: float, most: float, *, above: bool = False, below: bool = False) -> None:
-        self._least, self._most, self._above, self._below = least, most, above, below
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        large = number > self._least if self._above else number >= self._least
-        small = number < self._most if self._below else number <= self._most
-        if not (large and small):
-            first = f"{'above' if self._above else 'from'} {self._least:g}"
-            last = f"{'below ' if self._below else ''}{self._most:g}"
-            self.fail(f"{str(value)[:40]!r}: give a number {first} to {last}", param, ctx)
-        return number
-
-
-class Whole(click.ParamType):
-    """A whole number from ``least`` to ``most``."""
-
-    name = "number"
-
-    def __init__(self, least: int, most: int = 10**9) -> None:
-        self._least, self._most = least, most
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            number = self._least - 1
-        if not self._least <= number <= self._most:
-            range_ = f"{self._least} or more" if self._most == 10**9 else f"{self._least} to {self._most}"
-            self.fail(f"{str(value)[:40]!r}: give a whole number, {range_}", param, ctx)
-        return number
-
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
 
 MICRONS = Number(1e-3, 1e4)  # per pixel
 RATE = Number(0, 1, above=True, below=True)
 SHARE = Number(0, 1)
+PATH = click.Path(path_type=Path)
 
 
-class Shard(click.ParamType):
-    """``i/n`` as two numbers: the share that is every n-th slide from the i-th on."""
+def combine(*decorators: Decorator) -> Callable[[Function], Function]:
+    """Make one decorator of several; the help lists their options in this order."""
 
-    name = "i/n"
+    def decorate(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        i, _, n = str(value).partition("/")
-        if not (i.isdecimal() and n.isdecimal() and len(n) <= 9 and len(i) <= 9 and int(i) < int(n)):
-            said = "give i/n, counted from 0: 0/4, 1/4, 2/4 and 3/4 are all of four"
-            self.fail(f"{str(value)[:40]}: {said}", param, ctx)
-        return int(i), int(n)
+    return decorate
 
 
-output_option = click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Where results go.",
+def output_option(metavar: str = "FOLDER", help: str = "Folder for the results.") -> Decorator:
+    """Return the option ``-o``, which every command that writes results needs."""
+    return click.option("-o", "--output", required=True, type=PATH, metavar=metavar, help=help)
+
+
+def mpp_override_option(help: str) -> Decorator:
+    """Return the option ``--mpp-override``; what it overrides depends on the command."""
+    return click.option("--mpp-override", type=MICRONS, metavar="µM", help=help)
+
+
+def no_tissue_option(help: str = "Take the whole slide, glass too.") -> Decorator:
+    """Return the option ``--no-tissue``."""
+    return click.option("--no-tissue", is_flag=True, help=help)
+
+
+def concepts_option(help: str) -> Decorator:
+    """Return the option ``--concepts``."""
+    return click.option("--concepts", type=WholeNumber(1), default=20, show_default=True, help=help)
+
+
+def shard_option(help: str, default: str | None = None) -> Decorator:
+    """Return the option ``--shard``, a share of a manifest's slides."""
+    return click.option("--shard", type=Shard(), default=default, metavar="i/n", help=help)
+
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing results.")
+seed_option = click.option(
+    "--seed", type=WholeNumber(0, 2**31 - 1), default=0, show_default=True, help="Random seed."
 )
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that exist.")
-encoder_options = together(
-    click.option("--encoder", default="he-small", show_default=True, metavar="NAME", help="Which encoder."),
+anndata_option = click.option(
+    "--anndata", is_flag=True, help="Also write an AnnData file (.h5ad), for scanpy and squidpy."
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the encoder's matrix products; sums are float32.",
+)
+encoder_options = combine(
     click.option(
-        "--weights",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Its weights, instead of the hub's.",
-    ),
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "bfloat16"]),
-        default="float32",
+        "--encoder",
+        default="he-small",
         show_default=True,
-        help="Precision of its products; sums are float32.",
+        metavar="NAME",
+        help="Encoder to use; `fseg encoders` lists them.",
     ),
+    click.option(
+        "--weights", type=PATH, metavar="FILE", help="File with the encoder's weights, instead of the hub's."
+    ),
+    dtype_option,
 )
-method_options = together(
+encoders_option = click.option(
+    "--encoder",
+    "encoders",
+    multiple=True,
+    default=["he-small"],
+    show_default=True,
+    metavar="NAME,...",
+    help="Encoders to compare; `fseg encoders` lists them.",
+)
+weights_option = click.option(
+    "--weights",
+    multiple=True,
+    metavar="[NAME=]FILE,...",
+    help="Files with the weights of these encoders, instead of the hub's; one encoder needs no NAME.",
+)
+cluster_counts_option = click.option(
+    "--k",
+    type=WholeNumber(1),
+    multiple=True,
+    default=[16, 32, 64, 128, 256],
+    show_default=True,
+    metavar="K,...",
+    help="Numbers of clusters.",
+)
+method_options = combine(
     click.option(
         "--codebook",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE",
-        help="Cluster centres, from fit or import.",
+        help="Cluster centres: a file of fseg fit or fseg codebook import, or he-small.",
     ),
     click.option(
         "--k",
-        type=Whole(1),
+        type=WholeNumber(1),
         metavar="K",
-        help="Clusters: which of the codebook's, or how many to fit (8).",
+        help="Number of clusters: one that the codebook has, or how many to fit on the slide (8).",
     ),
     click.option(
         "--mode",
         type=click.Choice(["fixed", "assign"]),
         default="fixed",
         show_default=True,
-        help="Concepts fixed to the centres, or factorized a tile and named by them.",
+        help="fixed: concepts are the centres. assign: factorize each tile, and name its concepts by them.",
     ),
-    click.option(
-        "--concepts",
-        type=Whole(1),
-        default=20,
-        show_default=True,
-        help="Concepts a tile, in mode assign.",
-    ),
+    concepts_option("Number of concepts in a tile, in mode assign."),
     click.option(
         "--resize",
         type=click.Choice(["bilinear", "nearest"]),
         default="bilinear",
         show_default=True,
-        help="Resize the weights and then label, or resize the labels.",
+        help="bilinear: resize the weights, then label. nearest: label, then resize the labels.",
     ),
 )
-where_options = together(
-    click.option("--tissue", metavar="FILE", help="Where the tissue is: a mask image or GeoJSON."),
-    click.option("--no-tissue", is_flag=True, help="Take everything, glass too."),
-    click.option(
-        "--mpp-override", type=MICRONS, metavar="µM", help="The slide's µm per pixel, whatever it says."
-    ),
+tissue_options = combine(
+    click.option("--tissue", metavar="FILE", help="Mask image or GeoJSON file that marks the tissue."),
+    no_tissue_option(),
+    mpp_override_option("Resolution of the slide in µm per pixel, instead of what its file says."),
 )
-tiling_options = together(
+tile_option = click.option(
+    "--tile",
+    type=WholeNumber(1),
+    metavar="PIXELS",
+    show_default="the encoder's",
+    help="Tile side in pixels.",
+)
+tiling_options = combine(
     click.option(
         "--mpp",
         type=MICRONS,
         metavar="µM",
-        help="Work at this resolution (the codebook's, or the encoder's).",
+        show_default="the codebook's, or the encoder's",
+        help="Resolution to work at, in µm per pixel.",
     ),
-    click.option("--tile", type=Whole(1), metavar="PIXELS", help="Side of a tile (the encoder's own)."),
+    tile_option,
     click.option(
         "--halo",
         type=Number(0, 0.25),
         default=1 / 16,
         metavar="FRACTION",
-        help="Overlap on each side, of the tile (1/16).",
+        show_default="1/16",
+        help="Overlap on each side of a tile, as a fraction of its side.",
     ),
 )
-patch_options = together(
-    click.option("--patch", type=Whole(1), default=256, show_default=True, help="Side of a patch, pixels."),
+patch_options = combine(
+    click.option(
+        "--patch",
+        type=WholeNumber(1),
+        default=256,
+        show_default=True,
+        metavar="PIXELS",
+        help="Patch side in pixels.",
+    ),
     click.option(
         "--overlap",
         type=Number(0, 1, below=True),
         default=0.5,
         show_default=True,
-        help="Of neighbouring patches.",
+        metavar="FRACTION",
+        help="Overlap of neighbouring patches, as a fraction of their side.",
     ),
     click.option(
-        "--mpp", type=MICRONS, default=0.5, show_default=True, metavar="µM", help="Work at this resolution."
+        "--mpp",
+        type=MICRONS,
+        default=0.5,
+        show_default=True,
+        metavar="µM",
+        help="Resolution to work at, in µm per pixel.",
     ),
     click.option(
         "--min-tissue",
         type=SHARE,
         default=0.25,
         show_default=True,
-        help="Share of a patch that must be tissue.",
+        metavar="FRACTION",
+        help="Smallest fraction of tissue in a patch that is used.",
     ),
 )
-batching_options = together(
+batching_options = combine(
     click.option(
         "--batch",
-        type=Whole(1),
+        type=WholeNumber(1),
         default=8,
         show_default=True,
-        help="Images the encoder takes at once.",
+        help="Number of images that go through the encoder at once.",
     ),
-    click.option("--threads", type=Whole(1, 1024), default=2, show_default=True, help="Threads that decode."),
+    click.option(
+        "--threads",
+        type=WholeNumber(1, 1024),
+        default=2,
+        show_default=True,
+        help="Number of threads that decode images.",
+    ),
 )
-seed_option = click.option(
-    "--seed",
-    type=Whole(0, 2**31 - 1),
-    default=0,
+manifest_options = combine(
+    click.option("--split", metavar="NAME", help="Use only the slides of this split."),
+    click.option("--sample-check", is_flag=True, help="Open every slide's header before the run starts."),
+    mpp_override_option("Resolution of slides in µm per pixel, where the manifest has none."),
+)
+classes_option = click.option(
+    "--classes",
+    metavar="A,B",
+    show_default="the seeds' own",
+    help="Names of the classes, the background's first.",
+)
+distance_option = click.option(
+    "--distance",
+    type=click.Choice(["euclidean", "cosine"]),
+    default="euclidean",
     show_default=True,
-    help="Of everything drawn at random.",
-)
-anndata_option = click.option(
-    "--anndata", is_flag=True, help="Also write AnnData (.h5ad), for scanpy and squidpy."
+    help="Distance between the embeddings of patches.",
 )
 
 
-def tissue_setting(options: dict[str, Any]) -> str:
-    """What --tissue and --no-tissue say, as settings have it; both are taken out of the options."""
+def pop_tissue_setting(options: dict[str, Any]) -> str:
+    """Take --tissue and --no-tissue out of the options, as one value: "find", "all" or a file."""
     tissue, everything = options.pop("tissue", None), options.pop("no_tissue", False)
     if tissue and everything:
         raise InputError("--tissue and --no-tissue contradict each other: give one of them")

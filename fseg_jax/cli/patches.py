@@ -6,34 +6,35 @@ from typing import Any
 import click
 
 from fseg_jax.cli.options import (
+    PATH,
     anndata_option,
     batching_options,
+    classes_option,
+    combine,
+    distance_option,
     encoder_options,
     output_option,
     overwrite_option,
     patch_options,
+    pop_tissue_setting,
     seed_option,
-    tissue_setting,
-    together,
-    where_options,
+    tissue_options,
 )
 from fseg_jax.cli.terminal import bars, one_of
 
 
 @click.command()
-@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SLIDE...")
-@together(output_option, encoder_options)
-@patch_options
-@together(where_options)
+@click.argument("slides", nargs=-1, required=True, type=PATH, metavar="SLIDE...")
+@combine(output_option(), encoder_options, patch_options, tissue_options)
 @click.option(
     "--store",
-    "stored",
+    "stored_dtype",
     type=click.Choice(["float32", "float16"]),
     default="float32",
     show_default=True,
-    help="What embeddings are kept as.",
+    help="Number type in which embeddings are stored.",
 )
-@together(batching_options, anndata_option, overwrite_option)
+@combine(batching_options, anndata_option, overwrite_option)
 def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool, **options: Any) -> int:
     """Embed a slide's patches, once, so that clicks can cluster them in an instant (then: fseg seed)."""
     from fseg_jax.encoders.load import load_encoder
@@ -43,7 +44,7 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
     encoder = load_encoder(
         options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"), last=True
     )
-    settings = PatchSettings(dtype=options.pop("stored"), tissue=tissue_setting(options), **options)
+    settings = PatchSettings(dtype=options.pop("stored_dtype"), tissue=pop_tissue_setting(options), **options)
     done = 0
     with bars(len(slides)) as progress:
         for path in slides:
@@ -64,17 +65,17 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("seeds", type=click.Path(path_type=Path))
-@click.option("--slide", metavar="NAME", help="Which slide of the folder, where it holds several.")
-@click.option("--classes", metavar="A,B", help="The classes' names, the background's first (the seeds' own).")
-@click.option("--metric", default="f1", show_default=True, help="What the iteration is to raise.")
+@click.argument("folder", type=PATH)
+@click.argument("seeds", type=PATH)
+@click.option("--slide", metavar="NAME", help="Slide to segment, where the folder holds several.")
+@classes_option
 @click.option(
-    "--distance", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True
+    "--metric", default="f1", show_default=True, help="Score of the seeds that the iteration maximizes."
 )
-@click.option("--hard", is_flag=True, help="Seeds keep their labels.")
-@click.option("--smooth", is_flag=True, help="Let neighbouring patches agree.")
-@together(seed_option, anndata_option, overwrite_option)
+@distance_option
+@click.option("--hard", is_flag=True, help="Keep the labels of the seeds as they are.")
+@click.option("--smooth", is_flag=True, help="Smooth the labels of neighbouring patches.")
+@combine(seed_option, anndata_option, overwrite_option)
 def seed(
     folder: Path,
     seeds: Path,

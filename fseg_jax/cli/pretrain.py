@@ -10,12 +10,16 @@ import click
 
 from fseg_jax.cli.options import (
     MICRONS,
+    PATH,
     SHARE,
-    Number,
-    Whole,
+    combine,
+    dtype_option,
+    mpp_override_option,
+    output_option,
     overwrite_option,
     seed_option,
 )
+from fseg_jax.cli.parameters import Number, WholeNumber
 from fseg_jax.errors import InputError
 from fseg_jax.process import raise_if_stopped
 
@@ -27,19 +31,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="IMAGES...")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The encoder: a .safetensors file.",
-)
-@click.option("--name", metavar="NAME", help="What the encoder is called (the file's name).")
-@click.option("--licence", default="", metavar="TEXT", help="Under which licence, for its card.")
-@click.option(
-    "--mpp-override", type=MICRONS, metavar="µM", help="The images' µm per pixel, where nothing says it."
-)
+@output_option("FILE", "Encoder to write, a .safetensors file.")
+@click.option("--name", metavar="NAME", show_default="the file's name", help="Name of the encoder.")
+@click.option("--licence", default="", metavar="TEXT", help="Licence of the encoder, for its card.")
+@mpp_override_option("Resolution of the images in µm per pixel, where nothing else says it.")
 @click.option(
     "--mpp",
     "resolutions",
@@ -48,53 +43,85 @@ if TYPE_CHECKING:
     default=(0.5, 1.5),
     show_default=True,
     metavar="FINEST COARSEST",
-    help="Between which µm per pixel views are cut.",
+    help="Range of resolutions of the views, in µm per pixel.",
 )
-@click.option("--crop", type=Whole(32), default=96, show_default=True, help="Side of a view, pixels.")
+@click.option(
+    "--crop",
+    type=WholeNumber(32),
+    default=96,
+    show_default=True,
+    metavar="PIXELS",
+    help="Side of a view in pixels.",
+)
 @click.option(
     "--fields-per-slide",
-    type=Whole(1),
+    type=WholeNumber(1),
     default=50,
     show_default=True,
-    help="Fields of 512 pixels that are drawn of a slide.",
+    help="Number of fields of 512 pixels drawn from a slide.",
 )
-@click.option("--steps", type=Whole(1), default=2000, show_default=True)
-@click.option("--pairs", type=Whole(2), default=128, show_default=True, help="Of views, a step.")
-@click.option("--chunk", type=Whole(1), help="Views put through the network at once, to save memory (all).")
-@click.option("--regions", type=Whole(1), default=4, show_default=True, help="Compared in a pair of views.")
+@click.option(
+    "--steps", type=WholeNumber(1), default=2000, show_default=True, help="Number of training steps."
+)
+@click.option(
+    "--pairs", type=WholeNumber(2), default=128, show_default=True, help="Number of pairs of views in a step."
+)
+@click.option(
+    "--chunk",
+    type=WholeNumber(1),
+    show_default="all",
+    help="Number of views that go through the network at once; fewer save memory.",
+)
+@click.option(
+    "--regions",
+    type=WholeNumber(1),
+    default=4,
+    show_default=True,
+    help="Number of regions compared in a pair of views.",
+)
 @click.option(
     "--dense",
     type=SHARE,
     default=0.5,
     show_default=True,
-    help="Share of the loss that is the regions'.",
+    metavar="FRACTION",
+    help="Weight of the regions in the loss.",
 )
-@click.option("--temperature", type=Number(0, 1000, above=True), default=0.2, show_default=True)
-@click.option("--learning-rate", type=Number(0, 1000, above=True), default=1e-3, show_default=True)
-@click.option("--weight-decay", type=Number(0, 1000), default=1e-4, show_default=True)
 @click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
+    "--temperature",
+    type=Number(0, 1000, above=True),
+    default=0.2,
     show_default=True,
-    help="Precision of the network's products; the loss is float32.",
+    help="Temperature of the contrastive loss.",
 )
+@click.option(
+    "--learning-rate",
+    type=Number(0, 1000, above=True),
+    default=1e-3,
+    show_default=True,
+    help="Largest learning rate.",
+)
+@click.option(
+    "--weight-decay", type=Number(0, 1000), default=1e-4, show_default=True, help="Weight decay of AdamW."
+)
+@dtype_option
 @click.option(
     "--stains",
     type=Number(0, 1e6),
     default=0.0,
     show_default=True,
-    help="Put the classical encoder's channels beside, with so many times the trunk's deviation.",
+    help="Scale of the classical encoder's channels, put beside the network's; 0 leaves them out.",
 )
 @click.option(
     "--score",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DATASET",
-    help="Images with masks, as fseg evaluate takes: their tokens are scored by k-NN.",
+    help="Images with masks, as fseg evaluate takes them: score the encoder on them by k-NN.",
 )
-@click.option("--every", type=Whole(1), default=100, show_default=True, help="Steps from score to score.")
-@seed_option
-@overwrite_option
+@click.option(
+    "--every", type=WholeNumber(1), default=100, show_default=True, help="Number of steps between scores."
+)
+@combine(seed_option, overwrite_option)
 def pretrain(
     sources: tuple[str, ...],
     output: Path,

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fseg_jax.cli.options import (
-    Whole,
+    PATH,
     batching_options,
+    combine,
     encoder_options,
     method_options,
     output_option,
     overwrite_option,
+    pop_tissue_setting,
     seed_option,
     tiling_options,
-    tissue_setting,
-    together,
-    where_options,
+    tissue_options,
 )
+from fseg_jax.cli.parameters import WholeNumber
 from fseg_jax.cli.terminal import bars, one_of
 from fseg_jax.errors import InputError
 
@@ -33,13 +34,13 @@ DEMO_MPP = 0.5  # scikit-image does not say; nuclei of the colon are some 10 µm
 
 
 @click.command()
-@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SLIDE...")
-@together(
-    output_option,
+@click.argument("slides", nargs=-1, required=True, type=PATH, metavar="SLIDE...")
+@combine(
+    output_option(),
     encoder_options,
     method_options,
     tiling_options,
-    where_options,
+    tissue_options,
     seed_option,
     batching_options,
     overwrite_option,
@@ -54,9 +55,13 @@ def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, **options: 
 
 
 @click.command()
-@click.option("--slide", is_flag=True, help="Fetch OpenSlide's test slide (1.9 MB, CC0) and segment that.")
-@click.option("--k", type=Whole(1), default=5, show_default=True, metavar="K", help="Clusters.")
-@together(output_option, encoder_options, overwrite_option)
+@click.option(
+    "--slide", is_flag=True, help="Segment OpenSlide's test slide, which is downloaded (1.9 MB, CC0)."
+)
+@click.option(
+    "--k", type=WholeNumber(1), default=5, show_default=True, metavar="K", help="Number of clusters."
+)
+@combine(output_option(), encoder_options, overwrite_option)
 def demo(slide: bool, output: Path, overwrite: bool, **options: Any) -> int:
     """Segment a colon image that comes with scikit-image: no slide, no download."""
     if slide:
@@ -74,7 +79,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     from fseg_jax.pipeline.segment import Settings, output_paths, segment_slide
     from fseg_jax.slides.reader import open_slide, slide_name
 
-    tissue = tissue_setting(options)
+    tissue = pop_tissue_setting(options)
     names = [slide_name(slide) for slide in slides]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"several slides are called {sorted(twice)[0]!r}: segment them to different folders")

@@ -1,6 +1,4 @@
-"""What the commands share with the terminal: the net under all of them, progress, logs, messages, signals,
-options of several values.
-"""
+"""What the commands share with the terminal: error messages, exit codes, logs and progress bars."""
 
 import io
 import logging
@@ -93,24 +91,6 @@ class Named(click.Group):
             near = did_you_mean(args[0], self.commands)
             ctx.fail(f"no command is called {args[0]!r}: {near}{ctx.command_path} -h lists them")
         return super().resolve_command(ctx, args)
-
-
-class Several(click.Command):
-    """A command whose repeatable options take several values in a row: ``--k 16 32 64``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        names = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
-        spelt: list[str] = []
-        current, first = "", False
-        for argument in args:
-            if argument.startswith("-"):
-                current, first = (argument, True) if argument in names else ("", False)
-            elif current and not first:
-                spelt.append(current)
-            else:
-                first = False
-            spelt.append(argument)
-        return super().parse_args(ctx, spelt)
 
 
 @contextmanager

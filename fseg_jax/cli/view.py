@@ -5,26 +5,30 @@ from pathlib import Path
 
 import click
 
-from fseg_jax.cli.options import Whole
+from fseg_jax.cli.options import PATH, classes_option, distance_option
+from fseg_jax.cli.parameters import WholeNumber
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import did_you_mean
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="OUT")
-@click.option("--slide", metavar="NAME", help="Which slide to open first, where OUT holds several.")
-@click.option("--port", type=Whole(1, 65535), help="Of the page's address (5006, or any free one).")
+@click.argument("folder", type=PATH, metavar="OUT")
+@click.option("--slide", metavar="NAME", help="Slide to open first, where OUT holds several.")
+@click.option(
+    "--port",
+    type=WholeNumber(1, 65535),
+    show_default="5006, or any free one",
+    help="Port of the page's address.",
+)
 @click.option(
     "--slides",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
-    help="Where the slide files are now, if they were moved.",
+    help="Folder of the slide files, if they were moved.",
 )
-@click.option("--classes", metavar="A,B", help="The classes' names, the background's first (the seeds' own).")
-@click.option("--seeds", type=click.Path(path_type=Path), metavar="FILE", help="Begin with these seeds.")
-@click.option(
-    "--distance", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True
-)
+@classes_option
+@click.option("--seeds", type=PATH, metavar="FILE", help="Begin with the seeds of this file.")
+@distance_option
 @click.option("--open", "browser", is_flag=True, help="Open the page in the browser.")
 def view(
     folder: Path,

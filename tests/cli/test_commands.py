@@ -86,14 +86,6 @@ def test_a_slide_is_embedded_and_seeded(slide, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_options_take_several_values(tmp_path, capsys):
-    """``--k 16 32 64`` is three values, and what follows the next option is not one of them."""
-    assert fseg("evaluate", tmp_path / "none", "--k", 16, 32, "--encoder", "classical", "-o", tmp_path) == 2
-    assert "no such folder" in capsys.readouterr().err
-    assert fseg("evaluate", tmp_path / "none", "--k", 16, "many", "-o", tmp_path) == 2
-    assert "'many'" in capsys.readouterr().err
-
-
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory, slide) -> Path:
     folder = tmp_path_factory.mktemp("bad")

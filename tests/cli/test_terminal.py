@@ -9,7 +9,7 @@ import pytest
 
 from fseg_jax import cli
 from fseg_jax.cli import checks as doctor
-from fseg_jax.cli.options import Number, Whole
+from fseg_jax.cli.parameters import Number, WholeNumber
 from fseg_jax.cohort import engines
 from fseg_jax.errors import InputError, doing, explain
 from fseg_jax.process import log, verbosity
@@ -36,7 +36,7 @@ NUMBERS = [
     (path, option)
     for path, command in COMMANDS.items()
     for option in command.params
-    if isinstance(option.type, Number | Whole)
+    if isinstance(option.type, Number | WholeNumber)
 ]
 
 
