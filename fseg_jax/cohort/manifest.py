@@ -27,10 +27,10 @@ from urllib.parse import urlsplit
 import tensorstore as ts
 
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.kinds import did_you_mean
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.storage import bucket_spec
-from fseg_jax.files.stored import answered
 from fseg_jax.slides.pixels import is_plausible
 from fseg_jax.slides.reader import open_slide, slide_name
 
@@ -125,8 +125,8 @@ def read_bytes(location: str) -> bytes:
             raise InputError(f"{location}: cannot be read ({error.strerror or error})") from error
     try:
         folder, _, key = location.rpartition("/")
-        (store,) = answered(location, ts.KvStore.open(bucket_spec(folder + "/")))
-        (found,) = answered(location, store.read(key))
+        (store,) = wait_for_store(location, ts.KvStore.open(bucket_spec(folder + "/")))
+        (found,) = wait_for_store(location, store.read(key))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{location}: cannot be read ({first_line(error)})") from error
     if found.state != "value":

@@ -23,7 +23,6 @@ from typing import Any
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import tensorstore as ts
 from jaxtyping import Float, Int
 from PIL import Image
 
@@ -33,9 +32,10 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError, first_line
 from fseg_jax.files.atomic import replacing
 from fseg_jax.files.claims import partial_folder
+from fseg_jax.files.futures import wait_for_writes
 from fseg_jax.files.images import load_image
 from fseg_jax.files.paths import is_folder, is_there
-from fseg_jax.files.stored import stored
+from fseg_jax.files.zarr import create_array, folder_store, open_array
 from fseg_jax.outputs.csv_table import csv_text
 from fseg_jax.pipeline.embed import tissue_share
 from fseg_jax.pipeline.record import made_with, slide_facts
@@ -207,7 +207,9 @@ class StoredRows:
         self.folder = folder
         self.records = [_record(folder, slide_id) for slide_id in sorted(slide_ids)]
         self.starts = np.cumsum([0, *(record.rows for record in self.records)])
-        opened = [ts.open(_spec(_place(folder, r.slide_id)), read=True) for r in self.records]
+        opened = [
+            open_array(folder_store(_place(folder, r.slide_id) / "features.zarr")) for r in self.records
+        ]
         try:
             self._stores: list[Any] = [future.result() for future in opened]
         except (OSError, ValueError, RuntimeError) as error:
@@ -450,13 +452,6 @@ def _stored(X: Float[np.ndarray, "m c"], dtype: str, slide: Slide, card: Encoder
     return narrow
 
 
-def _spec(place: Path) -> dict[str, Any]:
-    return {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{(place / 'features.zarr').absolute()}/"},
-    }
-
-
 def _write(place: Path, X: np.ndarray, strip: Image.Image, record: dict[str, Any], again: bool) -> None:
     """Write a slide's folder beside its name and rename it; if another worker was first, its is as good,
     but for one that was there before and is to be made again.
@@ -464,15 +459,16 @@ def _write(place: Path, X: np.ndarray, strip: Image.Image, record: dict[str, Any
     with partial_folder(place.name, place.parent) as part:
         whole = part / "slide"
         whole.mkdir()
-        metadata = {
-            "shape": X.shape,
-            "data_type": X.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": X.shape}},
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-        }
-        store = {"store_data_equal_to_fill_value": True, "create": True, "metadata": metadata}
-        (array,) = stored(place, ts.open({**_spec(whole), **store}))
-        stored(place, array.write(X))
+        array = create_array(
+            whole / "features.zarr",
+            X.shape,
+            X.dtype,
+            X.shape,
+            compress=False,
+            store_zeros=True,
+            error_path=place,
+        )
+        wait_for_writes(place, array.write(X))
         strip.save(whole / "tiles.jpg", quality=QUALITY)
         text = json.dumps(record, ensure_ascii=False, allow_nan=False)
         (whole / "slide.json").write_text(text + "\n", encoding="utf-8")

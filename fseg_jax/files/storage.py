@@ -23,8 +23,9 @@ import tensorstore as ts
 from fseg_jax.errors import OutputError
 from fseg_jax.files.claims import partial_folder, sweep
 from fseg_jax.files.exchange import PARTIAL, WHOLE, exchange, write_synced
+from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.paths import is_there
-from fseg_jax.files.stored import answered
+from fseg_jax.files.zarr import folder_store
 
 _AT_ONCE = 32  # requests to a bucket
 _ABANDONED = 24 * 3600  # seconds after which what was begun in a bucket is taken for a dead run's
@@ -124,7 +125,7 @@ class Bucket:
         self.url = url.rstrip("/")
         with _told(self.url, "used"):
             opening = ts.KvStore.open(bucket_spec(self.url + "/"), context=_CONTEXT)
-            (self._store,) = answered(self.url, opening)
+            (self._store,) = wait_for_store(self.url, opening)
 
     def read(self, key: str) -> bytes | None:
         return self.read_all([key]).get(key)
@@ -134,7 +135,7 @@ class Bucket:
         with _told(self.url, "read"):
             for start in range(0, len(keys), _AT_ONCE):
                 here = keys[start : start + _AT_ONCE]
-                results = answered(self.url, *(self._store.read(key) for key in here))
+                results = wait_for_store(self.url, *(self._store.read(key) for key in here))
                 found |= {k: r.value for k, r in zip(here, results, strict=True) if r.state == "value"}
         return found
 
@@ -144,7 +145,7 @@ class Bucket:
     def there(self, keys: Sequence[str]) -> set[str]:
         with _told(self.url, "read"):
             ranges = [ts.KvStore.KeyRange(_proof(key), f"{_proof(key)}\0") for key in keys]
-            found = answered(self.url, *(self._store.list(range_) for range_ in ranges))
+            found = wait_for_store(self.url, *(self._store.list(range_) for range_ in ranges))
             return {key for key, inside in zip(keys, found, strict=True) if inside}
 
     def write(self, key: str, data: bytes) -> None:
@@ -153,10 +154,12 @@ class Bucket:
     def create(self, key: str, data: bytes) -> bool:
         where = f"{self.url}/{key}"
         with _told(where):
-            (nothing,) = answered(where, self._store.read(key))
+            (nothing,) = wait_for_store(where, self._store.read(key))
             if nothing.state == "value":
                 return False
-            (written,) = answered(where, self._store.write(key, data, if_equal=nothing.stamp.generation))
+            (written,) = wait_for_store(
+                where, self._store.write(key, data, if_equal=nothing.stamp.generation)
+            )
         if not written.generation and self.read(key) is None:
             self.write(key, data)  # nobody was quicker: it is refused, and this says why
         return bool(written.generation)
@@ -208,11 +211,11 @@ class Bucket:
         with _told(where):
             while here := list(islice(waiting, _AT_ONCE)):
                 size = sum(len(data or b"") for _, data in here)
-                answered(where, *(self._store.write(key, data) for key, data in here), size=size)
+                wait_for_store(where, *(self._store.write(key, data) for key, data in here), size=size)
 
     def _listed(self, first: str, after: str) -> list[str]:
         with _told(self.url, "read"):
-            (keys,) = answered(self.url, self._store.list(ts.KvStore.KeyRange(first, after)))
+            (keys,) = wait_for_store(self.url, self._store.list(ts.KvStore.KeyRange(first, after)))
         return sorted(key.decode() for key in keys)
 
     def _read_below(self, folder: str, key: str) -> bytes | None:
@@ -221,7 +224,7 @@ class Bucket:
     def _forget(self, staged: str) -> None:
         """Delete what was written below a hidden key, once no object names it."""
         with _told(self.url):
-            answered(self.url, self._store.delete_range(ts.KvStore.KeyRange(staged, f"{staged[:-1]}0")))
+            wait_for_store(self.url, self._store.delete_range(ts.KvStore.KeyRange(staged, f"{staged[:-1]}0")))
 
     def spec(self, key: str) -> dict[str, Any]:
         return bucket_spec(f"{self.url}/{key}/")
@@ -330,7 +333,7 @@ class Folder:
         exchange(folder, keys)
 
     def spec(self, key: str) -> dict[str, Any]:
-        return {"driver": "file", "path": f"{(self.path / key).absolute()}/"}
+        return folder_store(self.path / key)
 
     def sweep(self) -> None:
         for folder in (self.path, *(path for path in self.path.glob("[!.]*") if path.name in LOGS)):

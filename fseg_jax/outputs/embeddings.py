@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fseg_jax.errors import InputError, OutputError, first_line
+from fseg_jax.files.zarr import folder_store
 from fseg_jax.outputs.rows import RowsWriter, open_rows
 
 DTYPES = ("float32", "float16")
@@ -93,10 +94,9 @@ def open_embeddings(path: str | os.PathLike[str]) -> Embeddings:
 
     Raises InputError where there are none, some that were never finished, or some that contradict themselves.
     """
-    kvstore = {"driver": "file", "path": f"{Path(path).absolute()}/"}
     try:
         rows, beside, provenance = open_rows(
-            kvstore, "embeddings", ("centers", "grid", "tissue", "thumbnail")
+            folder_store(Path(path)), "embeddings", ("centers", "grid", "tissue", "thumbnail")
         )
         centers, grid, tissue, thumbnail = beside.values()
         embeddings = Embeddings(rows, centers, grid, tissue.astype(bool), thumbnail, provenance)

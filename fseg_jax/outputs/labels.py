@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorstore as ts
 
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.files.atomic import replacing
-from fseg_jax.files.stored import stored
+from fseg_jax.files.futures import wait_for_writes
+from fseg_jax.files.zarr import create_array, folder_store, open_array, write_group
 from fseg_jax.outputs.colours import default_names
 
 CHUNK = 256
@@ -159,27 +158,14 @@ class LabelWriter:
         height = SHARD
         while height > CHUNK and height * shape[1] * self._dtype.itemsize > _BAND_BYTES:
             height //= 2
-        little = {"name": "bytes", "configuration": {"endian": "little"}}
-        sharding = {
-            "chunk_shape": [CHUNK, CHUNK],
-            "codecs": [little, {"name": "zstd", "configuration": {"level": 3, "checksum": False}}],
-            "index_codecs": [little, {"name": "crc32c"}],
-        }
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{self._path / str(index)}/"},
-            "metadata": {
-                "shape": shape,
-                "data_type": self._dtype.name,
-                "fill_value": 0,
-                "dimension_names": ["y", "x"],
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [height, SHARD]}},
-                "chunk_key_encoding": {"name": "default"},
-                "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            },
-            "create": True,
-        }
-        (store,) = stored(self._path, ts.open(spec))
+        store = create_array(
+            self._path / str(index),
+            shape,
+            self._dtype,
+            (CHUNK, CHUNK),
+            shard=(height, SHARD),
+            dimension_names=("y", "x"),
+        )
         return _Level(store, shape, self._dtype, height)
 
     def append(self, rows: np.ndarray) -> None:
@@ -219,7 +205,7 @@ class LabelWriter:
                 )
                 for x in corners[first : first + _WRITES_AT_ONCE]
             ]
-            stored(self._path, *futures)
+            wait_for_writes(self._path, *futures)
         level.written += level.filled
         level.filled = 0
         # A band that is not the last has an even number of rows, so no block of four is torn.
@@ -234,13 +220,7 @@ class LabelWriter:
         level = self._levels[0]
         if level.written < level.shape[0]:
             raise ValueError(f"{level.written + level.filled} of {level.shape[0]} label rows were given")
-        text = json.dumps(
-            {"zarr_format": 3, "node_type": "group", "attributes": self._attributes()},
-            indent=1,
-            allow_nan=False,
-        )
-        with replacing(self._path / "zarr.json") as part:
-            part.write_text(text, encoding="utf-8")
+        write_group(self._path, self._attributes(), ascii_only=True)
         return self._pixels
 
     def _attributes(self) -> dict[str, Any]:
@@ -303,12 +283,7 @@ def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:
         k = max(rgb)
         names = tuple(str(classes[i]) for i in range(1, k + 1))
         colours = np.array([rgb[i] for i in range(1, k + 1)], np.uint8)
-        levels: tuple[Any, ...] = tuple(
-            ts.open(
-                {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{root / d['path']}/"}}, read=True
-            ).result()
-            for d in datasets
-        )
+        levels: tuple[Any, ...] = tuple(open_array(folder_store(root / d["path"])).result() for d in datasets)
         mpp = tuple(float(d["coordinateTransformations"][0]["scale"][0]) for d in datasets)
         # The sizes follow from the first level's, and a level is never read that is larger than they say.
         height, width = levels[0].shape

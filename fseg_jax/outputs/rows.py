@@ -15,8 +15,8 @@ import numpy as np
 import tensorstore as ts
 
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.files.atomic import replacing
-from fseg_jax.files.stored import answered, stored
+from fseg_jax.files.futures import wait_for_store, wait_for_writes
+from fseg_jax.files.zarr import create_array, open_array, write_group
 
 _CHUNK_BYTES = 4 << 20
 _SMALL_BYTES = 64 << 20  # of an array, or a chunk, whatever its files hold
@@ -50,7 +50,7 @@ class RowsWriter:
             raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
         row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
         rows = min(max(1, _CHUNK_BYTES // row), shape[0])
-        self._store = self._create(name, shape, dtype, (rows, *shape[1:]))
+        self._store = create_array(self._path / name, shape, dtype, (rows, *shape[1:]))
         self._chunk = np.empty((rows, *shape[1:]), dtype)
         self._filled = self._written = 0
         for key, array in beside.items():
@@ -58,27 +58,8 @@ class RowsWriter:
             chunk = tuple(min(s, size) for s, size in zip(sides, array.shape, strict=True))
             if array.ndim == 2 and array.shape[1] <= 4:  # a table, not a picture
                 chunk = (min(65536, array.shape[0]), array.shape[1])
-            store = self._create(key, array.shape, array.dtype, chunk)
-            stored(self._path, store.write(array))
-
-    def _create(self, name: str, shape: tuple[int, ...], dtype: Any, chunk: tuple[int, ...]) -> Any:
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{self._path / name}/"},
-            "metadata": {
-                "shape": shape,
-                "data_type": np.dtype(dtype).name,
-                "fill_value": 0,
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-                "codecs": [
-                    {"name": "bytes", "configuration": {"endian": "little"}},
-                    {"name": "zstd", "configuration": {"level": 3, "checksum": False}},
-                ],
-            },
-            "create": True,
-        }
-        (store,) = stored(self._path, ts.open(spec))
-        return store
+            store = create_array(self._path / key, array.shape, array.dtype, chunk)
+            wait_for_writes(self._path, store.write(array))
 
     def append(self, rows: np.ndarray) -> None:
         """Add the next rows: (m, …), any m."""
@@ -100,7 +81,7 @@ class RowsWriter:
         end = self._written + self._filled
         if end > self._store.shape[0]:
             raise ValueError(f"more than the {self._store.shape[0]} rows of {self._path.name}")
-        stored(self._path, self._store[self._written : end].write(self._chunk[: self._filled]))
+        wait_for_writes(self._path, self._store[self._written : end].write(self._chunk[: self._filled]))
         self._written, self._filled = end, 0
 
     def close(self) -> None:
@@ -111,10 +92,7 @@ class RowsWriter:
             raise ValueError(
                 f"{self._written} of {self._store.shape[0]} rows of {self._path.name} were given"
             )
-        content = {"zarr_format": 3, "node_type": "group", "attributes": {"fseg": self._provenance}}
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        with replacing(self._path / "zarr.json") as part:
-            part.write_text(text, encoding="utf-8")
+        write_group(self._path, {"fseg": self._provenance})
 
 
 class Rows(NamedTuple):
@@ -137,21 +115,21 @@ def open_rows(
     """
     try:
         where = where or kvstore["path"]
-        (group,) = answered(where, ts.KvStore.open(kvstore))
-        (found,) = answered(where, group.read("zarr.json"))
+        (group,) = wait_for_store(where, ts.KvStore.open(kvstore))
+        (found,) = wait_for_store(where, group.read("zarr.json"))
         if found.state != "value":
             raise LookupError("zarr.json is not there")
         provenance = json.loads(found.value, parse_constant=_refuse)["attributes"]["fseg"]
 
         def array(key: str) -> Any:
             place = {**kvstore, "path": f"{kvstore['path']}{key}/"}
-            (store,) = answered(where, ts.open({"driver": "zarr3", "kvstore": place}, read=True))
+            (store,) = wait_for_store(where, open_array(place))
             _check_size(store, place, key, where)
             return store
 
         def held(key: str) -> np.ndarray:
             store = array(key)
-            (values,) = answered(where, store.read(), size=_bytes(store))
+            (values,) = wait_for_store(where, store.read(), size=_bytes(store))
             return values
 
         return Rows(array(name), {key: held(key) for key in beside}, provenance)
@@ -175,8 +153,8 @@ def _check_size(store: Any, kvstore: dict[str, Any], key: str, where: str) -> No
     if stated > held and kvstore["driver"] == "file":
         held += _SQUEEZED * sum(p.stat().st_size for p in Path(kvstore["path"]).rglob("*") if p.is_file())
     elif stated > held:  # a bucket tells no sizes, only how many chunks there are
-        (folder,) = answered(where, ts.KvStore.open(kvstore))
-        (chunks,) = answered(where, folder.list())
+        (folder,) = wait_for_store(where, ts.KvStore.open(kvstore))
+        (chunks,) = wait_for_store(where, folder.list())
         held += _SQUEEZED * len(chunks) * 1024
     if stated > held or chunk > max(stated, _SMALL_BYTES):
         raise ValueError(f"{key} states a shape of {'×'.join(map(str, store.shape))}, and holds little")

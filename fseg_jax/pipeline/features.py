@@ -20,8 +20,8 @@ from jaxtyping import Float
 
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
+from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.storage import Storage
-from fseg_jax.files.stored import answered
 from fseg_jax.outputs.rows import RowsWriter, open_rows
 from fseg_jax.pipeline.segment import Plan, Settings, Tile, Tokens
 from fseg_jax.slides.reader import open_slide, shape_at
@@ -102,7 +102,7 @@ def open_kept(storage: Storage, name: str, settings: Settings, features_hash: st
             try:
                 part = rows[slice(at[0], at[-1] + 1) if run else at]
                 size = math.prod(part.shape) * part.dtype.numpy_dtype.itemsize
-                (found,) = answered(where, part.read(), size=size)
+                (found,) = wait_for_store(where, part.read(), size=size)
             except (OSError, ValueError, RuntimeError):
                 raise InputError(f"{where}: damaged; run with --keep-features again") from None
             out = np.zeros((settings.batch, *found.shape[1:]), found.dtype)

@@ -16,7 +16,7 @@ from generations import NAMES, files, make
 
 from fseg_jax.cohort.manifest import read_bytes
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.files import storage, stored
+from fseg_jax.files import futures, storage
 from fseg_jax.files.storage import Bucket
 from fseg_jax.pipeline import features
 from fseg_jax.pipeline.segment import Settings
@@ -145,8 +145,8 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             monkeypatch.setenv(name, value)
         impatient = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
         monkeypatch.setattr(storage, "_CONTEXT", ts.Context({"s3_request_retries": impatient}))
-        monkeypatch.setattr(stored, "_PATIENCE", 0.25)
-        monkeypatch.setattr(stored, "_TOLD_EVERY", 0.1)
+        monkeypatch.setattr(futures, "_PATIENCE", 0.25)
+        monkeypatch.setattr(futures, "_WARN_EVERY", 0.1)
         yield "s3://cohorts/out"
         server.shutdown(socket.SHUT_RDWR)
     for connection in held:
@@ -179,7 +179,7 @@ def test_a_bucket_that_does_not_answer_is_told_of_and_then_given_up(silent, tmp_
 
 
 def test_patience_is_a_minute_and_more_for_what_is_large(monkeypatch):
-    assert (stored._PATIENCE, stored._TOLD_EVERY) == (60, 10)
+    assert (futures._PATIENCE, futures._WARN_EVERY) == (60, 10)
 
     class Slow:
         """An answer that comes after so many seconds."""
@@ -196,12 +196,12 @@ def test_patience_is_a_minute_and_more_for_what_is_large(monkeypatch):
                 raise TimeoutError
             return "there"
 
-    monkeypatch.setattr(stored, "_PATIENCE", 0.1)
-    monkeypatch.setattr(stored, "_TOLD_EVERY", 0.05)
-    assert stored.answered("a", Slow(0.2), Slow(0.05), size=500_000) == ["there", "there"]
-    assert stored.answered("a", Slow(0.08), Slow(0.16), Slow(0.24)) == ["there"] * 3  # it does answer
+    monkeypatch.setattr(futures, "_PATIENCE", 0.1)
+    monkeypatch.setattr(futures, "_WARN_EVERY", 0.05)
+    assert futures.wait_for_store("a", Slow(0.2), Slow(0.05), size=500_000) == ["there", "there"]
+    assert futures.wait_for_store("a", Slow(0.08), Slow(0.16), Slow(0.24)) == ["there"] * 3  # it does answer
     with pytest.raises(OutputError, match="a: no answer in"):
-        stored.answered("a", Slow(5))
+        futures.wait_for_store("a", Slow(5))
 
 
 def test_an_answer_that_says_that_its_time_was_up_is_an_error_of_the_store():
@@ -213,4 +213,4 @@ def test_an_answer_that_says_that_its_time_was_up_is_an_error_of_the_store():
             raise TimeoutError("DEADLINE_EXCEEDED")
 
     with pytest.raises(TimeoutError, match="DEADLINE"):
-        stored.answered(str(Path("a")), Failed())
+        futures.wait_for_store(str(Path("a")), Failed())
