@@ -190,7 +190,7 @@ def main(name: str = "he-small", *chosen: str) -> None:
                 text += " A case is a square: three patients say little about others."
             page = told(title, text, lines, names)
             (RESULTS / f"he_small_{short}.md").write_text(page)
-            record = {**made_with(), "device": jax.devices()[0].device_kind, "rows": lines}
+            record = {**made_with().to_json(), "device": jax.devices()[0].device_kind, "rows": lines}
             record |= {"encoders": {e.card.name: e.card.weights_hash for e in encoders}}
             (RESULTS / f"he_small_{short}.json").write_text(json.dumps(record, indent=1) + "\n")
             print(page)

@@ -39,7 +39,8 @@ from fseg_jax.encoders.load import load_encoder
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.figures import tint
 from fseg_jax.outputs.labels import open_labels
-from fseg_jax.pipeline.segment import Settings, segment_slide
+from fseg_jax.pipeline.plan import Settings
+from fseg_jax.pipeline.segment import segment_slide
 from fseg_jax.slides.reader import open_slide, thumbnail
 
 MPP = 4.0  # µm a pixel of the labels that are measured

@@ -29,7 +29,8 @@ from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.files.tensors import write_tensors
 from fseg_jax.numerics import nmf
-from fseg_jax.pipeline.segment import Plan, Settings, lay_out, segment_slide
+from fseg_jax.pipeline.plan import Plan, Settings, lay_out
+from fseg_jax.pipeline.segment import segment_slide
 from fseg_jax.slides.reader import open_slide, read_batches
 
 TILE, SIDE, MPP, PEER_TILES = 256, 12_000, 1.0, 4

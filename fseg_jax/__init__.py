@@ -13,7 +13,7 @@ _HOMES = {
     "InputError": "errors",
     "KMeansResult": "numerics.kmeans",
     "NMFResult": "numerics.nmf",
-    "Settings": "pipeline.segment",
+    "Settings": "pipeline.plan",
     "load_encoder": "encoders.load",
     "open_slide": "slides.reader",
     "segment": "methods.fseg",

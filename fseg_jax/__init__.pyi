@@ -8,6 +8,6 @@ from fseg_jax.numerics import kmeans as kmeans
 from fseg_jax.numerics import nmf as nmf
 from fseg_jax.numerics.kmeans import KMeansResult as KMeansResult
 from fseg_jax.numerics.nmf import NMFResult as NMFResult
-from fseg_jax.pipeline.segment import Settings as Settings
+from fseg_jax.pipeline.plan import Settings as Settings
 from fseg_jax.pipeline.segment import segment_slide as segment_slide
 from fseg_jax.slides.reader import open_slide as open_slide

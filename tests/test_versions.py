@@ -40,7 +40,7 @@ def not_installed(monkeypatch):
 def test_a_package_that_is_not_installed_has_an_unknown_version(not_installed):
     assert version_of("fseg-jax") == "unknown" and version_of("numpy") == np.__version__
     assert versions_of(("fseg-jax", "numpy")) == {"fseg-jax": "unknown", "numpy": np.__version__}
-    assert made_with()["versions"]["fseg-jax"] == "unknown"
+    assert made_with().versions["fseg-jax"] == "unknown"
 
 
 def test_every_version_is_asked_for_here():

@@ -111,7 +111,7 @@ def cohort(
     from fseg_jax.files.paths import is_file
     from fseg_jax.files.storage import open_storage
     from fseg_jax.methods import fseg
-    from fseg_jax.pipeline.segment import Settings
+    from fseg_jax.pipeline.plan import Settings
 
     if features is not None:
         given = [name for name in _OF_FEATURES if context.get_parameter_source(name) is not _DEFAULT]

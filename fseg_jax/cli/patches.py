@@ -57,7 +57,7 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
                         settings,
                         anndata=anndata,
                         overwrite=overwrite,
-                        report=progress(slide.name),
+                        progress=progress(slide.name),
                     )
                 done += 1
                 click.echo(output / f"{slide.name}.embeddings.zarr")

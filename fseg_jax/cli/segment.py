@@ -75,8 +75,9 @@ def demo(slide: bool, output: Path, overwrite: bool, **options: Any) -> int:
 def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any]) -> int:
     """Check everything that can be checked, then segment slide after slide; the exit code."""
     from fseg_jax.encoders.load import load_encoder
+    from fseg_jax.pipeline.plan import Settings
     from fseg_jax.pipeline.record import check_outputs
-    from fseg_jax.pipeline.segment import Settings, output_paths, segment_slide
+    from fseg_jax.pipeline.segment import output_paths, segment_slide
     from fseg_jax.slides.reader import open_slide, slide_name
 
     tissue = pop_tissue_setting(options)
@@ -108,7 +109,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
                         book,
                         settings,
                         overwrite=overwrite,
-                        report=progress(slide.name),
+                        progress=progress(slide.name),
                     )
                 done += 1
                 click.echo(output / f"{slide.name}.png")

@@ -194,7 +194,7 @@ def _serve(connection: Connection, environment: dict[str, str], job: Job, verbos
         while True:
             raise_if_stopped()
             slide, wait_for_others = connection.recv()
-            connection.send(run_slide(job, slide, wait=wait_for_others, report=report))
+            connection.send(run_slide(job, slide, wait=wait_for_others, progress=report))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # whoever started it is gone
     except KeyboardInterrupt:

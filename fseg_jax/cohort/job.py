@@ -14,9 +14,9 @@ from fseg_jax.encoders.load import load_encoder
 from fseg_jax.errors import InputError
 from fseg_jax.files.storage import open_storage
 from fseg_jax.methods import fseg
-from fseg_jax.pipeline import features
-from fseg_jax.pipeline import segment as worker
-from fseg_jax.pipeline.segment import Settings
+from fseg_jax.pipeline.plan import Settings, choose_mpp
+from fseg_jax.pipeline.segment import FORMAT
+from fseg_jax.pipeline.tokens import KEPT_DTYPE, KEPT_FORMAT
 
 AGREED = "cohort.json"  # what a place is for
 
@@ -99,7 +99,7 @@ def features_hash(job: Job, card: EncoderCard, settings: Settings) -> str:
     what = depends_on(job, card, settings)
     names = ("encoder", "weights", "layer", "dtype", "mpp", "tile", "halo", "tissue", "mpp_override")
     own = {name: what[name] for name in names}
-    return _digest({**own, "format": features.FORMAT, "features": features.DTYPE})
+    return _digest({**own, "format": KEPT_FORMAT, "features": KEPT_DTYPE})
 
 
 def agreed_hash(job: Job, card: EncoderCard) -> str:
@@ -116,7 +116,7 @@ def of_all(job: Job, card: EncoderCard) -> dict[str, Any]:
     """What every slide's result depends on, whatever the manifest says of it."""
     settings, book = job.settings, job.codebook
     return {
-        "format": worker.FORMAT,
+        "format": FORMAT,
         "encoder": card.name,
         "weights": card.weights_hash,
         "layer": card.layer,
@@ -126,7 +126,7 @@ def of_all(job: Job, card: EncoderCard) -> dict[str, Any]:
         "mode": settings.mode,
         "resize": settings.resize,
         "concepts": settings.concepts if settings.mode == "assign" else None,
-        "mpp": worker.working_mpp(card, settings, book),
+        "mpp": choose_mpp(card, settings, book),
         "tile": settings.tile or card.tile,
         "halo": settings.halo,
         "seed": settings.seed,

@@ -10,13 +10,11 @@ mix theirs.
 gives slides to an engine (``engines.py``) and keeps the books.
 """
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from fseg_jax.cohort.job import (
@@ -49,10 +47,10 @@ from fseg_jax.files.claims import BusyError
 from fseg_jax.files.storage import Storage, open_storage
 from fseg_jax.outputs import report as reports
 from fseg_jax.outputs.csv_table import csv_text
-from fseg_jax.pipeline import features
-from fseg_jax.pipeline import segment as worker
-from fseg_jax.pipeline.record import Clock
-from fseg_jax.pipeline.segment import SUFFIXES
+from fseg_jax.pipeline.plan import Plan, Settings, choose_mpp, lay_out, warn_if_mpp_differs
+from fseg_jax.pipeline.record import Clock, encode_json
+from fseg_jax.pipeline.segment import SUFFIXES, Keep, write_outputs
+from fseg_jax.pipeline.tokens import KEPT_SUFFIX, FeatureSource, bound_kept_bytes, encode_tiles, open_kept
 from fseg_jax.process import Progress
 from fseg_jax.slides.identity import is_same
 from fseg_jax.slides.reader import open_slide
@@ -142,8 +140,8 @@ def run_cohort(
     todo = [s for s in mine if s.slide_id not in before.done and (redo or s.slide_id not in before.other)]
     tell(f"{len(before.done)} of {len(mine)} slides are done, {len(todo)} to do")
     if job.keep_features and todo:
-        settings = replace(job.settings, mpp=worker.working_mpp(card, job.settings, job.codebook))
-        size = features.at_most([(s.path, settings_of(s, job).mpp_override) for s in todo], card, settings)
+        settings = replace(job.settings, mpp=choose_mpp(card, job.settings, job.codebook))
+        size = bound_kept_bytes([(s.path, settings_of(s, job).mpp_override) for s in todo], card, settings)
         tell(
             f"features to keep: {_bytes(size)} at most, if all of the slides were tissue; zstd makes it less"
         )
@@ -173,7 +171,7 @@ def run_cohort(
         if status == "failed":
             failed[name] = reason
             told = {"slide_id": name, "path": str(by_id[name].path), "reason": reason}
-            storage.write(key, _json(told | ({"outdated": True} if name in before.outdated else {})))
+            storage.write(key, encode_json(told | ({"outdated": True} if name in before.outdated else {})))
             tell(f"{at}: failed: {reason}")
         else:
             storage.delete(key)
@@ -192,13 +190,13 @@ def run_slide(
     slide: ManifestSlide,
     *,
     wait: bool = False,
-    report: Progress = lambda phase, done, total: None,
+    progress: Progress = lambda phase, done, total: None,
 ) -> Outcome:
     """Segment one slide of a cohort and publish it. Whatever goes wrong with it comes back as an outcome."""
     name = slide.slide_id
     clock = Clock()
     try:
-        return _run_slide(job, slide, wait, clock, report)
+        return _run_slide(job, slide, wait, clock, progress)
     except BusyError:
         return Outcome(name, "busy")
     except OutputError as error:
@@ -210,60 +208,71 @@ def run_slide(
         return Outcome(name, "failed", explain(error))
 
 
-def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, report: Progress) -> Outcome:
+def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progress: Progress) -> Outcome:
+    """Enter the pipeline with one slide, and add the cohort's books to its outputs."""
     storage = open_storage(job.out)
-    name, record_key = slide.slide_id, f"{slide.slide_id}.json"
+    name = slide.slide_id
     with storage.workplace(name, wait=wait) as folder:
         card, settings = card_of(job), settings_of(slide, job)
-        digest, kept_as = settings_hash(job, card, settings), features_hash(job, card, settings)
-        if state_of(storage, job, card, slide, storage.read(record_key)).status == "done":
+        if state_of(storage, job, card, slide, storage.read(f"{name}.json")).status == "done":
             return Outcome(name, "already")
-        with ExitStack() as open_things:
-            if job.features:
-                plan, tokens = features.open_kept(open_storage(job.features), name, settings, kept_as)
-                if (now := facts_of(slide)) and not is_same(plan.slide, now):
-                    raise InputError(
-                        f"{job.features}/{name}{features.SUFFIX}: kept of another file than {slide.path}; "
-                        "run with --keep-features again"
-                    )
-                worker.warn_of_mpp(name, plan.mpp, job.codebook)
-            else:
-                opened = open_things.enter_context(open_slide(slide.path, settings.mpp_override))
-                opened.name = name
-                plan = worker.lay_out(opened, card, settings, job.codebook)
-                encoder = loaded_encoder(job.encoder, job.weights, job.dtype)
-                tokens = worker.encoded(opened, plan, encoder, settings)
-            clock.lap("tissue")
-            book, labelled = job.codebook, tokens
-            if book is None:
-                book = worker.fit_codebook(plan, tokens, card, settings, report)
-                clock.lap("codebook")
-            if job.keep_features:
-                keeper = features.writer(folder, plan, card, {"features_hash": kept_as, "dtype": job.dtype})
-                labelled = features.keeping(tokens, keeper)
-            record = worker.segment(plan, labelled, card, book, settings, folder, clock, report)
-            if job.keep_features:
-                keeper.close()
-        # When and how fast is kept apart: records of two runs are the same bytes.
-        timing = {
-            "seconds": record.pop("seconds"),
-            "tiles_per_second": record.pop("tiles_per_second"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        keep = Keep(features_hash(job, card, settings), job.dtype) if job.keep_features else None
+        with _open_features(job, slide, card, settings) as (plan, source):
+            result = write_outputs(
+                folder,
+                plan,
+                source,
+                card,
+                job.codebook,
+                settings,
+                keep=keep,
+                clock=clock,
+                progress=progress,
+            )
+        record = {
+            **result.result_to_json(),
+            "dtype": job.dtype,
+            "settings_hash": settings_hash(job, card, settings),
         }
-        record |= {"dtype": job.dtype, "settings_hash": digest}
-        (folder / record_key).write_bytes(_json(record))
-        beside = {
+        books = {
+            f"{name}.json": encode_json(record),
             f"thumbnails/{name}.jpg": reports.thumbnail(plan.image, folder / f"{name}.ome.zarr"),
-            f"timings/{name}.json": _json(timing),
+            # When and how fast is kept apart: records of two runs are the same bytes.
+            f"timings/{name}.json": encode_json(result.timing.to_json()),
         }
-        for key, data in beside.items():
+        for key, data in books.items():
             (folder / key).parent.mkdir(exist_ok=True)
             (folder / key).write_bytes(data)
         if stated(parsed(storage.read(AGREED)), "settings_hash") != agreed_hash(job, card):
             raise OutputError(f"{job.out}: another run has begun there with other settings; this one ends")
-        suffixes = (*SUFFIXES, features.SUFFIX) if job.keep_features else SUFFIXES
-        storage.publish(folder, [*(f"{name}{suffix}" for suffix in suffixes), *beside])
-    return Outcome(name, "done", seconds=sum(timing["seconds"].values()))
+        suffixes = (*SUFFIXES, KEPT_SUFFIX) if keep else SUFFIXES
+        storage.publish(folder, list(dict.fromkeys([*(f"{name}{suffix}" for suffix in suffixes), *books])))
+    return Outcome(name, "done", seconds=sum(result.timing.seconds.values()))
+
+
+@contextmanager
+def _open_features(
+    job: Job, slide: ManifestSlide, card: EncoderCard, settings: Settings
+) -> Iterator[tuple[Plan, FeatureSource]]:
+    """Open a slide's features where an earlier run kept them, or else the slide, laid out and encoded."""
+    name = slide.slide_id
+    if job.features:
+        plan, source = open_kept(
+            open_storage(job.features), name, settings, features_hash(job, card, settings)
+        )
+        if (now := facts_of(slide)) and not is_same(plan.slide.to_json(), now):
+            raise InputError(
+                f"{job.features}/{name}{KEPT_SUFFIX}: kept of another file than {slide.path}; "
+                "run with --keep-features again"
+            )
+        warn_if_mpp_differs(name, plan.mpp, job.codebook)
+        yield plan, source
+        return
+    with open_slide(slide.path, settings.mpp_override) as opened:
+        opened.name = name
+        plan = lay_out(opened, card, settings, job.codebook)
+        encoder = loaded_encoder(job.encoder, job.weights, job.dtype)
+        yield plan, encode_tiles(opened, plan, encoder, settings)
 
 
 # ---------------------------------------------------------------------------------------- what is there
@@ -273,7 +282,7 @@ def agree(storage: Storage, job: Job, card: EncoderCard, before: Survey, redo: b
     """See that the place is for these settings, or with ``redo`` make it so; what is to be told of that."""
     what = depends_on(job, card, job.settings)
     ours = {"settings_hash": agreed_hash(job, card), "settings": what, "encoder": asdict(card)}
-    if storage.create(AGREED, _json(ours)):
+    if storage.create(AGREED, encode_json(ours)):
         return ""
     named = f": {_some(before.other)}" if before.other else ""
     theirs = parsed(storage.read(AGREED))
@@ -284,7 +293,7 @@ def agree(storage: Storage, job: Job, card: EncoderCard, before: Survey, redo: b
                 f"{storage.url}/{AGREED}: damaged, and there are results of other settings{named}; "
                 "--redo runs these slides again, -o with another place keeps both"
             )
-        storage.write(AGREED, _json(ours))
+        storage.write(AGREED, encode_json(ours))
         return f"{storage.url}/{AGREED} was damaged, and is written again"
     if digest == ours["settings_hash"]:
         return ""
@@ -295,7 +304,7 @@ def agree(storage: Storage, job: Job, card: EncoderCard, before: Survey, redo: b
             f"{storage.url} is of other settings ({said}){named}; --redo runs these slides again, "
             "-o with another place keeps both"
         )
-    storage.write(AGREED, _json(ours))
+    storage.write(AGREED, encode_json(ours))
     return ""
 
 
@@ -407,7 +416,3 @@ def _bytes(size: float) -> str:
 def _some(names: Sequence[str]) -> str:
     said = ", ".join(names[:_NAMED])
     return said if len(names) <= _NAMED else f"{said} and {len(names) - _NAMED} more"
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

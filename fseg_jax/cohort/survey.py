@@ -17,8 +17,8 @@ from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.files.storage import Storage, open_storage
-from fseg_jax.pipeline import features
 from fseg_jax.pipeline.segment import SUFFIXES
+from fseg_jax.pipeline.tokens import KEPT_SUFFIX
 from fseg_jax.slides.identity import identify, is_same
 
 _AT_ONCE = 8  # slides that are looked at
@@ -103,7 +103,7 @@ def _kept_of(job: Job, slide: ManifestSlide) -> dict[str, Any] | None:
 
 def _group(storage: Storage, name: str) -> Any:
     """What a slide's kept features say of their making."""
-    return stated(parsed(storage.read(f"{name}{features.SUFFIX}/zarr.json")), "attributes", "fseg")
+    return stated(parsed(storage.read(f"{name}{KEPT_SUFFIX}/zarr.json")), "attributes", "fseg")
 
 
 # ------------------------------------------------------------------------------------- what files hold

@@ -427,8 +427,8 @@ def _sample_slide(
         "tissue_sha256": _tissue_hash(said["tissue"]),
         "boxes": corners.tolist(),
         "tokens": None if tokens is None else tokens.reshape(-1, 2).tolist(),
-        "slide": slide_facts(slide),
-        **made_with(),
+        "slide": slide_facts(slide).to_json(),
+        **made_with().to_json(),
         "seconds": round(time.perf_counter() - started, 3),
     }
     place = _place(folder, line.slide_id)

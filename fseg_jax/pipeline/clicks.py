@@ -129,7 +129,7 @@ def seed_slide(
     provenance = {
         "format": FORMAT,
         "method": "SIC (Seeded iterative clustering, LMRL workshop 2022)",
-        **made_with(),
+        **made_with().to_json(),
         "slide": made["slide"],
         "encoder": made["encoder"],
         "embeddings": made["parameters"] | {"patches": made["patches"], "height": made["height"]},

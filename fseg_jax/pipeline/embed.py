@@ -19,8 +19,8 @@ from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
 from fseg_jax.files.claims import partial_folder
 from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_embeddings, try_anndata
+from fseg_jax.pipeline.plan import FIGURE_SIDE
 from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with, slide_facts
-from fseg_jax.pipeline.segment import FIGURE_SIDE
 from fseg_jax.process import Progress
 from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at, thumbnail
 from fseg_jax.slides.tissue import Tissue, tissue_of
@@ -64,7 +64,7 @@ def embed_slide(
     *,
     anndata: bool = False,
     overwrite: bool = False,
-    report: Progress = lambda phase, done, total: None,
+    progress: Progress = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     """Embed a slide's patches, and write them and all that seeding needs of the slide to a folder.
 
@@ -76,7 +76,7 @@ def embed_slide(
     if not isinstance(slide, Slide):
         with open_slide(slide, settings.mpp_override) as opened:
             return embed_slide(
-                opened, out, encoder, settings, anndata=anndata, overwrite=overwrite, report=report
+                opened, out, encoder, settings, anndata=anndata, overwrite=overwrite, progress=progress
             )
     out = Path(out)
     card = encoder.card
@@ -113,8 +113,8 @@ def embed_slide(
     provenance = {
         "format": FORMAT,
         "method": "SIC (Seeded iterative clustering, LMRL workshop 2022): patch embeddings",
-        **made_with(),
-        "slide": slide_facts(slide),
+        **made_with().to_json(),
+        "slide": slide_facts(slide).to_json(),
         "encoder": {**asdict(card), "pooling": "mean over the grid"},
         "parameters": {
             **{k: v for k, v in asdict(settings).items() if k not in ("batch", "threads")},
@@ -139,7 +139,7 @@ def embed_slide(
             provenance=provenance,
             dtype=settings.dtype,
         )
-        for part in _embed(slide, encoder, grid * step, settings, report):
+        for part in _embed(slide, encoder, grid * step, settings, progress):
             writer.append(part)
         writer.close()
         clock.lap("embedding")
@@ -182,12 +182,16 @@ def _pool(features: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b c"]:
 
 
 def _embed(
-    slide: Slide, encoder: Encoder, corners: Int[np.ndarray, "n 2"], settings: PatchSettings, report: Progress
+    slide: Slide,
+    encoder: Encoder,
+    corners: Int[np.ndarray, "n 2"],
+    settings: PatchSettings,
+    progress: Progress,
 ) -> Iterator[Float[np.ndarray, "m c"]]:
     """Embed patches, read ahead in threads, in batches of one shape, the last padded with blank ones."""
     side, n = settings.patch, len(corners)
     boxes = [(int(y), int(x), side, side) for y, x in corners]
-    report("embedding", 0, n)
+    progress("embedding", 0, n)
     for here, images in read_batches(
         slide, boxes, settings.mpp, batch=settings.batch, threads=settings.threads
     ):
@@ -199,4 +203,4 @@ def _embed(
                 f"infinity in the patch at y = {y}, x = {x} (at {settings.mpp:g} µm per pixel)"
             )
         yield X
-        report("embedding", here.stop, n)
+        progress("embedding", here.stop, n)

@@ -174,7 +174,7 @@ def pretrain(
     history = History(np.array(losses).reshape(-1, 3), np.array(scores).reshape(-1, 2))
     record = {
         "method": "SimCLR (Chen et al. 2020, arXiv 2002.05709), views and regions",
-        **made_with(),
+        **made_with().to_json(),
         **what,
         "name": name,
         "stains": stains,

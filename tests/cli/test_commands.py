@@ -169,17 +169,17 @@ def test_one_bad_slide_does_not_stop_the_others(slide, bad, tmp_path, capsys):
 
 
 def test_a_fault_with_one_slide_does_not_stop_the_others(slide, tmp_path, monkeypatch, capsys):
-    from fseg_jax.pipeline import segment as worker
+    from fseg_jax.pipeline import segment
 
     (tmp_path / "odd.tif").write_bytes(slide.read_bytes())
-    real = worker.segment_slide
+    real = segment.segment_slide
 
     def fails(opened, *arguments, **options):
         if opened.name == "odd":
             raise ZeroDivisionError("by zero")
         return real(opened, *arguments, **options)
 
-    monkeypatch.setattr(worker, "segment_slide", fails)
+    monkeypatch.setattr(segment, "segment_slide", fails)
     out = tmp_path / "out"
     assert fseg("segment", tmp_path / "odd.tif", slide, "-o", out, "--encoder", "classical", "--k", 2) == 2
     said, err = capsys.readouterr()
@@ -222,12 +222,12 @@ def test_help_is_quick():
 
 
 def test_ctrl_c_says_so(slide, tmp_path, monkeypatch, capsys):
-    from fseg_jax.pipeline import segment as worker
+    from fseg_jax.pipeline import labels
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker, "_label_row", interrupted)
+    monkeypatch.setattr(labels, "_label_row", interrupted)
     assert fseg("segment", slide, "-o", tmp_path) == 130
     assert "nothing half-written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -18,8 +18,8 @@ from fseg_jax.cohort.manifest import read_bytes
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files import futures, storage
 from fseg_jax.files.storage import Bucket
-from fseg_jax.pipeline import features
-from fseg_jax.pipeline.segment import Settings
+from fseg_jax.pipeline.plan import Settings
+from fseg_jax.pipeline.tokens import open_kept
 
 
 class Killed(BaseException):
@@ -163,7 +163,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         lambda bucket, folder: bucket.delete("a.json"),
         lambda bucket, folder: bucket.publish(folder, ["a.json"]),
         lambda bucket, folder: bucket.sweep(),
-        lambda bucket, folder: features.open_kept(bucket, "a", Settings(), ""),
+        lambda bucket, folder: open_kept(bucket, "a", Settings(), ""),
         lambda bucket, folder: read_bytes(f"{bucket.url}/manifest.csv"),
     ],
     ids=["read", "names", "write", "create", "delete", "publish", "sweep", "features", "manifest"],

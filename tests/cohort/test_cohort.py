@@ -222,14 +222,14 @@ def test_failures_have_a_reason_each_and_the_rest_goes_on(flawed, codebook, fini
 
 
 def test_a_slide_of_other_settings_that_fails_is_in_no_table(manifest, codebook, place, monkeypatch):
-    lay_out = run.worker.lay_out
+    lay_out = run.lay_out
 
     def broken(slide, *rest):
         if slide.name == "S-01":
             raise InputError("it is gone")
         return lay_out(slide, *rest)
 
-    monkeypatch.setattr(run.worker, "lay_out", broken)
+    monkeypatch.setattr(run, "lay_out", broken)
     summary, _ = cohort(manifest, place, codebook, redo=True, changes={"resize": "nearest"})
     assert summary.failed == {"S-01": "it is gone"} and (place / "S-01.json").exists()
     assert "S-01" not in (place / "areas.csv").read_text()
@@ -298,16 +298,16 @@ def test_where_no_worker_starts_at_all_the_run_ends_in_one_line(manifest, codebo
 
 
 def test_an_error_of_the_program_is_one_slides_failure(manifest, codebook, tmp_path, monkeypatch):
-    segment = run.worker.segment
+    write_outputs = run.write_outputs
 
-    def broken(plan, *rest):
+    def broken(folder, plan, *rest, **options):
         if plan.name == "S-01":
             raise ZeroDivisionError("division by zero")
         if plan.name == "S-02":
             raise MemoryError
-        return segment(plan, *rest)
+        return write_outputs(folder, plan, *rest, **options)
 
-    monkeypatch.setattr(run.worker, "segment", broken)
+    monkeypatch.setattr(run, "write_outputs", broken)
     summary, _ = cohort(manifest, tmp_path / "out", codebook)
     assert summary.failed["S-01"].startswith("ZeroDivisionError: division by zero; this is a fault")
     assert summary.failed["S-02"].startswith("out of memory") and summary.done == 2

@@ -175,7 +175,8 @@ def test_features_are_bfloat16_and_the_encoders(kept, manifest):
     import ml_dtypes
 
     from fseg_jax.outputs.rows import open_rows
-    from fseg_jax.pipeline.segment import Settings, encoded, lay_out
+    from fseg_jax.pipeline.plan import Settings, lay_out
+    from fseg_jax.pipeline.tokens import encode_tiles
     from fseg_jax.slides.reader import open_slide
 
     rows, beside, made = open_rows(open_storage(str(kept)).spec("S-01.features.zarr"), "tokens", ("tiles",))
@@ -185,7 +186,7 @@ def test_features_are_bfloat16_and_the_encoders(kept, manifest):
     with open_slide(manifest.parent / "s01.tif") as slide:
         plan = lay_out(slide, classical().card, settings, None)
         assert beside["tiles"].tolist() == [list(tile) for tile in plan.tiles()]
-        tokens_of = encoded(slide, plan, classical(), settings)
+        tokens_of = encode_tiles(slide, plan, classical(), settings)
         exact = np.concatenate([np.asarray(A)[: len(t)] for t, A in tokens_of(plan.tiles())])
     np.testing.assert_array_equal(tokens, exact.astype(ml_dtypes.bfloat16))
     metadata = json.loads((kept / "S-01.features.zarr" / "tokens" / "zarr.json").read_text())

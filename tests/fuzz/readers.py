@@ -31,8 +31,8 @@ from fseg_jax.evaluation.data.datasets import open_dataset
 from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.embeddings import open_embeddings
 from fseg_jax.outputs.labels import level_for, open_labels
-from fseg_jax.pipeline import features
 from fseg_jax.pipeline.clicks import SeedSettings, read_seed_file
+from fseg_jax.pipeline.tokens import open_kept
 from fseg_jax.pretraining import pretrain, simclr
 from fseg_jax.slides.reader import Slide, open_slide, thumbnail
 from fseg_jax.slides.tissue import load_tissue
@@ -108,7 +108,7 @@ def cohort(folder: Path) -> None:
     settings = settings_of(slides[0], kept)
     with contextlib.suppress(InputError):
         hash_ = features_hash(kept, card_of(kept), settings)
-        plan, tokens = features.open_kept(open_storage(str(out)), "A", settings, hash_)
+        plan, tokens = open_kept(open_storage(str(out)), "A", settings, hash_)
         for _ in tokens(plan.tiles()):
             pass
     with contextlib.suppress(InputError):

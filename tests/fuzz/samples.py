@@ -24,7 +24,7 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
 from fseg_jax.encoders.trained import Gains, save_trained
 from fseg_jax.pipeline.embed import PatchSettings, embed_slide
-from fseg_jax.pipeline.segment import Settings
+from fseg_jax.pipeline.plan import Settings
 from fseg_jax.pretraining import pretrain, simclr
 from fseg_jax.slides.reader import open_slide
 

@@ -19,8 +19,9 @@ from fseg_jax.methods import fseg
 from fseg_jax.numerics import nmf
 from fseg_jax.numerics.kmeans import lloyd
 from fseg_jax.outputs.labels import open_labels
-from fseg_jax.pipeline import segment as worker
-from fseg_jax.pipeline.segment import Settings, output_paths, segment_slide
+from fseg_jax.pipeline import labels as pipeline_labels
+from fseg_jax.pipeline.plan import Plan, Settings
+from fseg_jax.pipeline.segment import output_paths, segment_slide
 
 ENCODER = classical()
 SETTINGS = Settings(k=4, tile=128, batch=4)
@@ -104,14 +105,14 @@ def test_labels_do_not_depend_on_threads_or_batch(picture, tmp_path, book, mode)
 def test_labels_do_not_depend_on_the_order_of_tiles(picture, tmp_path, book, monkeypatch):
     """Bitwise: the tiles of each row are read, encoded and solved from right to left."""
     _, first = run(picture, tmp_path, Settings(tile=128, batch=1), book)
-    tiles = worker.Plan.tiles
+    tiles = Plan.tiles
     orders = []
 
     def leftwards(plan):
         orders.append(sorted(tiles(plan), key=lambda tile: (tile[0], -tile[1])))
         return orders[-1]
 
-    monkeypatch.setattr(worker.Plan, "tiles", leftwards)
+    monkeypatch.setattr(Plan, "tiles", leftwards)
     _, again = run(picture, tmp_path, Settings(tile=128, batch=1), book, overwrite=True)
     assert orders[-1][0][1] > orders[-1][1][1]
     assert (first == again).all()
@@ -144,13 +145,13 @@ def test_two_runs_give_the_same_bytes(picture, tmp_path):
 
 def test_only_a_few_rows_of_tiles_are_held(picture, tmp_path, book, monkeypatch):
     held: list[int] = []
-    original = worker._label_row
+    original = pipeline_labels._label_row
 
     def spy(plan, tiles, row, *rest):
         held.append(len({r for r, _ in tiles}))
         return original(plan, tiles, row, *rest)
 
-    monkeypatch.setattr(worker, "_label_row", spy)
+    monkeypatch.setattr(pipeline_labels, "_label_row", spy)
     run(picture, tmp_path, Settings(tile=64, batch=1, tissue="all"), book)
     assert len(held) > 8 and max(held) <= 4
 
@@ -233,7 +234,7 @@ def test_an_interruption_leaves_nothing(picture, tmp_path, book):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(picture, tmp_path, SETTINGS, book, report=interrupt)
+        run(picture, tmp_path, SETTINGS, book, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from fseg_jax.cohort.job import Job
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.run import Summary, run_cohort
 from fseg_jax.encoders.classical import classical
-from fseg_jax.pipeline.segment import Settings
+from fseg_jax.pipeline.plan import Settings
 
 # Made anew by every run: when and how fast, and the page that says so.
 OF_THE_RUN = ("timings", "report.html")

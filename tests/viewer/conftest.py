@@ -15,7 +15,7 @@ from fseg_jax import open_slide, segment_slide
 from fseg_jax.encoders.classical import classical
 from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.pipeline.embed import PatchSettings, embed_slide
-from fseg_jax.pipeline.segment import Settings
+from fseg_jax.pipeline.plan import Settings
 
 
 @pytest.fixture(scope="session")

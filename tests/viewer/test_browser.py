@@ -20,7 +20,7 @@ from fseg_jax import open_slide, segment_slide
 from fseg_jax.encoders.classical import classical
 from fseg_jax.pipeline.clicks import read_seeds
 from fseg_jax.pipeline.embed import PatchSettings, embed_slide
-from fseg_jax.pipeline.segment import Settings
+from fseg_jax.pipeline.plan import Settings
 
 pytestmark = pytest.mark.long
 

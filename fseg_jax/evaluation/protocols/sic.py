@@ -241,13 +241,15 @@ def _embedded(
     folder = out / "embeddings" / re.sub(r"[^\w.-]|^\.+", "-", encoder.card.name)
     with open_slide(slide.image, settings.mpp_override) as opened:
         wanted = {
-            **made_with(),
-            "slide": {k: v for k, v in slide_facts(opened).items() if k != "path"},  # it may have moved
+            **made_with().to_json(),
+            "slide": {
+                k: v for k, v in slide_facts(opened).to_json().items() if k != "path"
+            },  # it may have moved
             "encoder": asdict(encoder.card),
             "parameters": {k: v for k, v in asdict(settings).items() if k not in ("batch", "threads")},
         }
         if not _still_true(folder / f"{slide.name}.embeddings.json", wanted):
-            embed_slide(opened, folder, encoder, settings, overwrite=True, report=report)
+            embed_slide(opened, folder, encoder, settings, overwrite=True, progress=report)
     return open_embeddings(folder / f"{slide.name}.embeddings.zarr")
 
 

@@ -47,7 +47,7 @@ def write(
         "dataset": {"name": dataset, "patches": slides, "left_out": left_out},
         "encoders": [asdict(card) for card in cards],
         "setting": {**setting._asdict(), "patches": asdict(setting.patches)},
-        **made_with(),
+        **made_with().to_json(),
         "rows": [_line(row) for row in rows],
     }
     _write(out / "evaluation.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

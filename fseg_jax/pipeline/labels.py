@@ -1,0 +1,136 @@
+"""A slide's labels from its tiles' features: factorize each tile, blend neighbours, label pixels, row by row.
+
+Of the slide, a few rows of tiles are in memory.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt
+
+from fseg_jax.codebook import Codebook
+from fseg_jax.encoders.encoder import EncoderCard
+from fseg_jax.methods import fseg
+from fseg_jax.numerics.prefetch import prefetch
+from fseg_jax.outputs.labels import label_dtype
+from fseg_jax.pipeline.plan import Plan, Settings, Tile
+from fseg_jax.pipeline.tokens import FeatureSource, not_finite_error
+from fseg_jax.process import Progress
+
+_BATCH = 4  # tiles upsampled at once: a slide's rows are seldom a multiple of a larger number
+_BATCH_WEIGHTS = 2**22  # of all clusters, upsampled at once
+
+
+@dataclass
+class Shortfall:
+    """What a slide's labels lack, counted while they are made.
+
+    Attributes:
+        tokens: Tokens of tissue that the factorization has not converged for.
+        pixels: Pixels of tissue where no cluster has any weight.
+    """
+
+    tokens: int = 0
+    pixels: int = 0
+
+
+def label_rows(
+    plan: Plan,
+    source: FeatureSource,
+    card: EncoderCard,
+    codebook: Codebook,
+    settings: Settings,
+    progress: Progress,
+    shortfall: Shortfall,
+) -> Iterator[UInt[np.ndarray, "n width"]]:
+    """Yield the slide's labels from top to bottom, a row of tiles at a time.
+
+    A thread makes them while the rows below are factorized. Adds to ``shortfall``.
+
+    Raises:
+        InputError: A feature is not finite.
+    """
+    grid = plan.grid
+    centers = jnp.asarray(codebook.centers)
+    key = jax.random.key(settings.seed)
+    tiles = plan.tiles()
+    weights: dict[Tile, Float[np.ndarray, "t t k"]] = {}
+    done, next_row = 0, 0
+
+    def factorize() -> Iterator[tuple[list[Tile], fseg.TileWeights]]:
+        for batch, features in source(tiles):
+            yield (
+                batch,
+                fseg.tile_weights(features, centers, key, mode=settings.mode, concepts=settings.concepts),
+            )
+
+    def start_finished_rows() -> Iterator[Future[UInt[np.ndarray, "n width"]]]:
+        """Start on the rows whose tiles, and those of the row below, are all factorized."""
+        nonlocal next_row
+        pending = tiles[done][0] if done < len(tiles) else grid.rows + 1
+        while next_row < grid.rows and next_row + 1 < pending:
+            yield pool.submit(_label_row, plan, dict(weights), next_row, codebook.k, settings, shortfall)
+            for column in range(grid.columns):
+                weights.pop((next_row - 1, column), None)
+            next_row += 1
+
+    def start_rows() -> Iterator[Future[UInt[np.ndarray, "n width"]]]:
+        nonlocal done
+        progress("segmentation", 0, len(tiles))
+        for batch, result in prefetch(factorize()):
+            for tile, W, finite, converged in zip(batch, *map(np.asarray, result), strict=False):
+                if not finite:
+                    raise not_finite_error(plan, card, tile)
+                if not converged.all():
+                    shortfall.tokens += int((~converged & plan.core_mask(*tile)).sum())
+                weights[tile] = W
+            done += len(batch)
+            progress("segmentation", done, len(tiles))
+            yield from start_finished_rows()
+        yield from start_finished_rows()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="fseg-labels") as pool:
+        for labels in prefetch(start_rows()):
+            yield labels.result()
+
+
+def _label_row(
+    plan: Plan,
+    weights: dict[Tile, Float[np.ndarray, "t t k"]],
+    row: int,
+    k: int,
+    settings: Settings,
+    shortfall: Shortfall,
+) -> UInt[np.ndarray, "n width"]:
+    """Label one row of tiles: blended, upsampled, and background where there is no tissue."""
+    grid = plan.grid
+    stride = grid.stride
+    top, _, height, _ = grid.core(row, 0)
+    labels = np.zeros((height, grid.width), label_dtype(k))
+    columns = np.flatnonzero(plan.tissue_tiles[row])
+    shape = (-(-grid.height // stride), -(-grid.width // stride))
+    # Blocks go to the device in batches of one size, bounded so that k × pixels stays small.
+    side = grid.pitch // stride + 2
+    batch = max(1, min(_BATCH, _BATCH_WEIGHTS // (side * side * k)))
+
+    def label_blocks() -> Iterator[tuple[Int[np.ndarray, " b"], UInt[jax.Array, "b height width"]]]:
+        for start in range(0, len(columns), batch):
+            part = columns[start : start + batch]
+            blocks = np.zeros((batch, side, side, k), np.float32)
+            for i, column in enumerate(part):
+                blocks[i] = fseg.blend(weights, row, int(column), grid.halo // stride, shape)
+            yield part, fseg.block_labels(jnp.asarray(blocks), stride, settings.resize)
+
+    for part, blocks in prefetch(label_blocks()):
+        for column, block in zip(part, np.asarray(blocks), strict=False):
+            _, x, h, w = grid.core(row, int(column))
+            tissue = plan.tissue.crop(top, x, h, w, plan.mpp)
+            inside = block[:h, :w]
+            if not inside.all():
+                shortfall.pixels += int((tissue & (inside == 0)).sum())
+            labels[:, x : x + w] = np.where(tissue, inside, 0)
+    return labels

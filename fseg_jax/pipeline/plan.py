@@ -1,0 +1,145 @@
+"""Lay out a slide: at which resolution it is worked on, which tiles it has, and which of them hold tissue."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from fseg_jax.codebook import Codebook
+from fseg_jax.encoders.encoder import EncoderCard
+from fseg_jax.errors import InputError
+from fseg_jax.methods import fseg
+from fseg_jax.pipeline.record import SlideFacts, slide_facts
+from fseg_jax.slides.reader import Slide, shape_at, thumbnail
+from fseg_jax.slides.tiles import TileGrid, make_grid, tiles_with_tissue
+from fseg_jax.slides.tissue import Tissue, tissue_of
+
+_log = logging.getLogger(__name__)
+
+FIGURE_SIDE = 1600  # pixels of the longer side of the picture of a whole slide
+_MAX_ENLARGEMENT = 4  # a finer working resolution than this shows nothing more
+
+Tile = tuple[int, int]  # row and column in the grid
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to segment a slide. All but ``batch`` and ``threads`` affect the result and are in its record.
+
+    Attributes:
+        k: Clusters to fit on the slide itself where there is no codebook.
+        mode: ``"fixed"`` or ``"assign"`` (``methods.fseg``).
+        resize: ``"bilinear"`` or ``"nearest"``.
+        concepts: Concepts of each tile in the mode ``"assign"``.
+        mpp: Working resolution in µm per pixel; None: the codebook's, or else the encoder's.
+        tile: Side of a tile in pixels; None: the encoder's.
+        halo: Overlap with the next tile, as a fraction of the tile.
+        tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
+        seed: Random seed.
+        mpp_override: µm per pixel of the slide's finest level, in place of what its file says.
+        features: Dtype that features are rounded to first: ``"float32"`` or ``"bfloat16"``.
+        batch: Tiles that go to the encoder at once.
+        threads: Threads that decode.
+    """
+
+    k: int = 8
+    mode: str = "fixed"
+    resize: str = "bilinear"
+    concepts: int = fseg.CONCEPTS
+    mpp: float | None = None
+    tile: int | None = None
+    halo: float = 1 / 16
+    tissue: str = "find"
+    seed: int = 0
+    mpp_override: float | None = None
+    features: str = "float32"
+    batch: int = 8
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A slide laid out in tiles.
+
+    Attributes:
+        name: The slide's name, with which its outputs begin.
+        slide: Which file it is.
+        mpp: Working resolution in µm per pixel.
+        grid: The tiles over the slide at that resolution.
+        tissue: Where tissue is.
+        tissue_tiles: Which tiles of the grid hold tissue.
+        image: A picture of the whole slide.
+        image_mpp: µm per pixel of that picture.
+    """
+
+    name: str
+    slide: SlideFacts
+    mpp: float
+    grid: TileGrid
+    tissue: Tissue
+    tissue_tiles: Bool[np.ndarray, "rows columns"]
+    image: UInt8[np.ndarray, "h w 3"]
+    image_mpp: float
+
+    def tiles(self) -> list[Tile]:
+        """List the tiles that hold tissue, row by row."""
+        return [(int(r), int(c)) for r, c in np.argwhere(self.tissue_tiles)]
+
+    def core_mask(self, row: int, column: int) -> Bool[np.ndarray, "h w"]:
+        """Mask the tokens of a whole tile whose centres lie in its core, on the slide and on tissue."""
+        grid = self.grid
+        stride = grid.stride
+        side = grid.tile // stride
+        y, x, height, width = grid.core(row, column)
+        mask = np.zeros((side, side), bool)
+        h, w, begin = -(-height // stride), -(-width // stride), grid.halo // stride
+        mask[begin : begin + h, begin : begin + w] = self.tissue.crop(
+            y // stride, x // stride, h, w, self.mpp * stride
+        )
+        return mask
+
+
+def lay_out(slide: Slide, card: EncoderCard, settings: Settings, codebook: Codebook | None) -> Plan:
+    """Find a slide's tissue and lay tiles over it.
+
+    Raises:
+        InputError: The slide has no tissue, or the settings do not fit the slide or the encoder.
+    """
+    mpp = choose_mpp(card, settings, codebook)
+    warn_if_mpp_differs(slide.path.name, mpp, codebook)
+    height, width = shape_at(slide, mpp)
+    if mpp < slide.mpp / _MAX_ENLARGEMENT:
+        raise InputError(
+            f"--mpp {mpp:g}: {slide.path.name} has {slide.mpp:.4g} µm per pixel, and there is nothing to see "
+            f"below {slide.mpp / _MAX_ENLARGEMENT:.3g}"
+        )
+    tile = card.tile if settings.tile is None else settings.tile
+    grid = make_grid(height, width, card.stride, tile, settings.halo)
+    if settings.mode == "assign":
+        fseg.check_concepts(settings.concepts, (tile // card.stride) ** 2)
+    with ThreadPoolExecutor(1, thread_name_prefix="fseg-picture") as pool:
+        picture = pool.submit(thumbnail, slide, FIGURE_SIDE)
+        tissue = tissue_of(slide, settings.tissue)
+    tissue_tiles = tiles_with_tissue(grid, tissue.mask, tissue.mpp, mpp)
+    if not tissue_tiles.any():
+        raise InputError(
+            f"{slide.path}: no tissue found; --no-tissue segments everything, --tissue FILE says where it is"
+        )
+    return Plan(slide.name, slide_facts(slide), mpp, grid, tissue, tissue_tiles, *picture.result())
+
+
+def choose_mpp(card: EncoderCard, settings: Settings, codebook: Codebook | None) -> float:
+    """Choose the working resolution: as set, or the codebook's, or the encoder's."""
+    codebook_mpp = codebook.provenance.mpp if codebook else None
+    return settings.mpp if settings.mpp is not None else codebook_mpp or card.mpp
+
+
+def warn_if_mpp_differs(name: str, mpp: float, codebook: Codebook | None) -> None:
+    """Warn where a codebook was made at another resolution than it is used at."""
+    codebook_mpp = codebook.provenance.mpp if codebook else None
+    if codebook_mpp and abs(mpp - codebook_mpp) > 0.01 * codebook_mpp:
+        _log.warning(
+            "%s: the codebook was made at %g µm per pixel, and is used at %g", name, codebook_mpp, mpp
+        )
