@@ -27,10 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fseg_jax.encoders.architectures import parameter_count
-from fseg_jax.encoders.catalog import CATALOG, Row
-from fseg_jax.encoders.convert import network_from
+from fseg_jax.encoders.architectures import count_parameters
+from fseg_jax.encoders.catalog.published import CATALOG
+from fseg_jax.encoders.catalog.row import Row
 from fseg_jax.encoders.vit.network import ViTConfig
+from fseg_jax.encoders.weights.convert import convert_to_network
 
 RESULTS = Path(__file__).parent / "results" / "encoder_parity.json"
 
@@ -233,10 +234,10 @@ def _observed(module: Any, x: np.ndarray, row: Row, *, autocast: bool = False) -
 
 
 def _run(row: Row, state: Any, x: np.ndarray, dtype: str) -> tuple[dict[str, np.ndarray], int]:
-    network = network_from(state, row.config, what=row.name, dtype=jnp.dtype(dtype))
+    network = convert_to_network(state, row.config, what=row.name, dtype=jnp.dtype(dtype))
     if isinstance(row.config, ViTConfig):
         assert network.config == row.config  # type: ignore[attr-defined]
-    count = parameter_count(network)
+    count = count_parameters(network)
     graphdef, weights = nnx.split(network)
     del network
 

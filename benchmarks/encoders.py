@@ -20,13 +20,13 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix_rate, row, save
-from fseg_jax.encoders import weights_file
-from fseg_jax.encoders.catalog import CATALOG
+from fseg_jax.encoders.catalog.published import CATALOG
 from fseg_jax.encoders.classical import BINS, MAX_DENSITY, STRIDE, UNMIXING, classical
-from fseg_jax.encoders.convert import network_from
-from fseg_jax.encoders.encoder import EncoderCard, of_network
+from fseg_jax.encoders.encoder import EncoderCard, build_encoder
 from fseg_jax.encoders.load import load_encoder
-from fseg_jax.encoders.trained import shipped
+from fseg_jax.encoders.trained import find_shipped
+from fseg_jax.encoders.weights import weights_file
+from fseg_jax.encoders.weights.convert import convert_to_network
 
 
 class Peer(NamedTuple):
@@ -74,7 +74,7 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
     maps: dict[str, np.ndarray] = {}
     images = jnp.asarray(x)
     for dtype in ("float32", "bfloat16"):
-        network = network_from(state, entry.config, what=peer.row, dtype=jnp.dtype(dtype))
+        network = convert_to_network(state, entry.config, what=peer.row, dtype=jnp.dtype(dtype))
         graphdef, weights = nnx.split(network)
 
         @jax.jit
@@ -170,9 +170,9 @@ def he_small(repeats: int, compiled: bool, side: int = 224, batch: int = 8) -> l
 
 def he_trunk(name: str, *, dtype: str) -> Callable[[jax.Array], jax.Array]:
     """The trunk of a shipped encoder."""
-    loaded = weights_file.load(shipped(name), dtype=jnp.dtype(dtype))
+    loaded = weights_file.load(find_shipped(name), dtype=jnp.dtype(dtype))
     card = EncoderCard.from_json(json.loads(loaded.metadata["card"]))
-    return of_network(loaded.network, card)
+    return build_encoder(loaded.network, card)
 
 
 def torch_sides(torch: Any, run: Callable, x: Any, compiled: bool) -> dict[str, Callable[[], Any]]:
@@ -211,7 +211,7 @@ def multiplications(torch: Any, net: Any, side: int) -> int:
 
 
 def stains(torch: Any) -> Callable[[Any], Any]:
-    """``classical.features`` in torch, of images (B, 3, H, W) in [0, 1]."""
+    """``classical.encode_stains`` in torch, of images (B, 3, H, W) in [0, 1]."""
     pool, pad = torch.nn.functional.avg_pool2d, torch.nn.functional.pad
     unmixing, most = torch.tensor(UNMIXING), torch.tensor(MAX_DENSITY).reshape(1, 2, 1, 1)
 

@@ -27,7 +27,7 @@ from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.load import load_encoder
-from fseg_jax.encoders.trained import calibrated, load_trained, save_trained
+from fseg_jax.encoders.trained import calibrate_gains, load_trained, save_trained
 from fseg_jax.evaluation.data.datasets import Dataset, open_dataset
 from fseg_jax.evaluation.protocols.experiment import Row, difference, evaluate
 from fseg_jax.evaluation.report.tables import MODE_NAMES, markdown_table, with_interval
@@ -62,7 +62,7 @@ def untrained(like: Encoder, folder: Path) -> Encoder:
     trunk, card = made.trunk(state), replace(like.card, name="untrained")
     images = draw(fields, chance, geometry, 128, seed=0, step=CALIBRATION).images[0]
     stains = STAINS if like.card.channels > TRUNK.channels[-1] else 0
-    save_trained(path, trunk, card, calibrated(trunk, card, jnp.asarray(images), stains))
+    save_trained(path, trunk, card, calibrate_gains(trunk, card, jnp.asarray(images), stains))
     return load_trained(path)
 
 

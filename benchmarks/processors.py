@@ -35,8 +35,8 @@ def encode(name: str, dtype: str) -> Callable[[], Any]:
     import numpy as np
     from flax import nnx
 
-    from fseg_jax.encoders.architectures import abstract
-    from fseg_jax.encoders.catalog import CATALOG
+    from fseg_jax.encoders.architectures import build_abstract
+    from fseg_jax.encoders.catalog.published import CATALOG
     from fseg_jax.encoders.load import load_encoder
 
     generator, side = np.random.default_rng(0), SIDES[name]
@@ -44,7 +44,7 @@ def encode(name: str, dtype: str) -> Callable[[], Any]:
         images = generator.integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8)
         return partial(load_encoder(name, dtype=dtype), jnp.asarray(images))
     entry = CATALOG["resnet50" if name.startswith("ResNet") else "kaiko-s16"]
-    graphdef, state = nnx.split(abstract(entry.config, dtype=jnp.dtype(dtype)))
+    graphdef, state = nnx.split(build_abstract(entry.config, dtype=jnp.dtype(dtype)))
     weights = jax.tree.map(lambda a: jnp.asarray(0.02 * generator.standard_normal(a.shape), a.dtype), state)
     x = jnp.asarray(generator.standard_normal((BATCH, side, side, 3)), jnp.float32)
     grid = jax.jit(lambda weights, x: nnx.merge(graphdef, weights).grid(x, entry.layer))
@@ -55,7 +55,7 @@ def measure(repeats: int) -> dict[str, Any]:
     """CPU seconds of each network and precision on this process's processor, in turn."""
     import jax
 
-    from fseg_jax.encoders.kernels.processor import processor
+    from fseg_jax.encoders.kernels.processor import detect_processor
 
     def seconds(call: Callable[[], Any]) -> float:
         begin = time.process_time()
@@ -67,7 +67,7 @@ def measure(repeats: int) -> dict[str, Any]:
     rounds = [{key: seconds(call) for key, call in calls.items()} for _ in range(repeats)]
     timed = {key: Timing.of([one[key] for one in rounds], first[key]) for key in calls}
     return {
-        "instruction_set": processor().instruction_set,
+        "instruction_set": detect_processor().instruction_set,
         "seconds": [[name, dtype, *timing] for (name, dtype), timing in timed.items()],
     }
 

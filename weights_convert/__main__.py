@@ -7,8 +7,8 @@ import click
 import jax.numpy as jnp
 
 from fseg_jax.cli.terminal import accept_verbose, run_command
-from fseg_jax.encoders.catalog import lookup
-from fseg_jax.encoders.convert import convert_file
+from fseg_jax.encoders.catalog.names import find_row
+from fseg_jax.encoders.weights.convert import convert_file
 
 
 @click.command()
@@ -22,9 +22,9 @@ from fseg_jax.encoders.convert import convert_file
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 def convert(name: str, checkpoint: Path | None, out: Path | None, dtype: str) -> None:
     """Convert the checkpoint of the encoder NAME (`fseg encoders` lists them)."""
-    row = lookup(name)
+    row = find_row(name)
     if checkpoint is None:
-        from fseg_jax.encoders.load import fetch_checkpoint
+        from fseg_jax.encoders.weights.hub import fetch_checkpoint
 
         checkpoint = fetch_checkpoint(row)
     out = out or Path(f"{row.name.replace(':', '-')}.safetensors")

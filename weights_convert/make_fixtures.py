@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fseg_jax.encoders.architectures import Config, description
+from fseg_jax.encoders.architectures import Config, config_to_json
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.encoders.swin.network import SwinConfig
@@ -272,7 +272,7 @@ def main(folder: Path) -> None:
         tensors = {f"weights/{key}": value for key, value in names(published(module)).items()}
         tensors |= {f"stages/{key}": value for key, value in observe(module, x).items()}
         tensors["input"] = x
-        write_tensors(folder / f"{name}.safetensors", tensors, {"config": description(config)})
+        write_tensors(folder / f"{name}.safetensors", tensors, {"config": config_to_json(config)})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from unittest.mock import MagicMock, patch
 import numpy as np
 import torch
 
-from fseg_jax.encoders.architectures import description
+from fseg_jax.encoders.architectures import config_to_json
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.files.tensors import write_tensors
@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
                 with getattr(library, method)(module, [submodule]) as cam:
                     maps = cam(images, wanted)
                 tensors[f"{method}/{layer}"] = maps[:, ::2, ::2]  # every other pixel, for the file's size
-        write_tensors(folder / f"{name}.safetensors", tensors, {"config": description(config)})
+        write_tensors(folder / f"{name}.safetensors", tensors, {"config": config_to_json(config)})
 
 
 if __name__ == "__main__":

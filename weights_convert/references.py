@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fseg_jax.encoders.checkpoint import Checkpoint, open_checkpoint
+from fseg_jax.encoders.weights.checkpoint import Checkpoint, open_checkpoint
 
 
 def import_timm() -> Any:

@@ -32,8 +32,8 @@ import optax
 from flax import nnx
 from jaxtyping import Float, Int
 
-from fseg_jax.encoders.architectures import network
-from fseg_jax.encoders.efficientnet.network import SCALES, EfficientNetConfig, efficientnet
+from fseg_jax.encoders.architectures import build_network
+from fseg_jax.encoders.efficientnet.network import SCALES, EfficientNetConfig, configure_efficientnet
 from fseg_jax.encoders.layers import Network
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import did_you_mean
@@ -152,7 +152,7 @@ def configuration(name: str, classes: int) -> EfficientNetConfig:
     """The network of a name in ``NETWORKS``, for so many classes."""
     if name == SMALL:
         return EfficientNetConfig(width=0.5, depth=0.25, num_classes=logits(classes))
-    return efficientnet(name, num_classes=logits(classes))
+    return configure_efficientnet(name, num_classes=logits(classes))
 
 
 def same_place(layer: str, config: EfficientNetConfig) -> str:
@@ -181,7 +181,7 @@ def trainer(settings: Settings, classes: int) -> Trainer:
     if classes < 2:
         raise InputError("all images are of one class: a classifier needs images of two at least")
     config = configuration(settings.network, classes)
-    built = network(config, seed=settings.seed)
+    built = build_network(config, seed=settings.seed)
     if settings.start == "imagenet":
         built = _from_imagenet(settings.network, built)
     built.train()

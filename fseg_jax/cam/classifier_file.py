@@ -16,9 +16,9 @@ import numpy as np
 from flax import nnx
 
 from fseg_jax.cam.classifier import State, Trainer, logits
-from fseg_jax.encoders import weights_file
-from fseg_jax.encoders.architectures import abstract, targets
+from fseg_jax.encoders.architectures import build_abstract, list_tensors
 from fseg_jax.encoders.efficientnet.network import EfficientNet
+from fseg_jax.encoders.weights import weights_file
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import did_you_mean, kind_of
 from fseg_jax.files.tensor_header import open_tensors
@@ -54,7 +54,7 @@ def write_classifier(
 
     ``more`` is what else its card says.
     """
-    places = targets(abstract(trainer.config))
+    places = list_tensors(build_abstract(trainer.config))
     flat = nnx.to_flat_state(nnx.state(trainer.network(state)))
     tensors = {".".join(map(str, where)): np.asarray(v.get_value()) for where, v in flat}
     card = {"classes": list(classes), "training": asdict(trainer.settings), "epoch": state.epoch, **more}

@@ -146,7 +146,7 @@ def _features(
 
         side, describe = FEATURE_SIDE, lambda batch: global_features(batch)
     else:
-        from fseg_jax.encoders.catalog import CATALOG
+        from fseg_jax.encoders.catalog.published import CATALOG
         from fseg_jax.encoders.load import load_encoder
 
         near = did_you_mean(name, (FEATURES, EVENLY))

@@ -204,9 +204,9 @@ def _cache() -> _Found:
 
 
 def _cached() -> _Found:
-    from fseg_jax.encoders.load import cached
+    from fseg_jax.encoders.weights.cache import list_cached
 
-    files = cached()
+    files = list_cached()
     total = sum(file.size for file in files)
     each = "; ".join(f"{file.name} {file.path.stem} {file.size / 1e6:,.0f} MB" for file in files)
     return _Found(True, f"{total / 1e9:.1f} GB: {each}" if files else "none yet")
@@ -228,9 +228,9 @@ def _torch() -> _Found:
 
 
 def _processor() -> _Found:
-    from fseg_jax.encoders.kernels.processor import processor
+    from fseg_jax.encoders.kernels.processor import detect_processor
 
-    found = processor()
+    found = detect_processor()
     if not found.extensions:
         return _Found(True, "of a kind that XLA does not name: float32, the default, is the one to take")
     if found.multiplies_bfloat16:
@@ -241,14 +241,14 @@ def _processor() -> _Found:
 def _onednn() -> _Found:
     import jax
 
-    from fseg_jax.encoders.kernels import onednn
+    from fseg_jax.encoders.kernels.convolution import library_version
 
-    found = onednn.library()
-    if found is not None:
+    version = library_version()
+    if version is not None:
         taken = _convolved_in()
         if taken:
-            return _Found(True, f"{found.version}, for convolutions on the CPU, {taken}")
-        return _Found(True, f"{found.version}, which has no convolution for this processor: XLA's are taken")
+            return _Found(True, f"{version}, for convolutions on the CPU, {taken}")
+        return _Found(True, f"{version}, which has no convolution for this processor: XLA's are taken")
     if jax.default_backend() != "cpu" or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return _Found(True, "none; not needed")
     return _Found(False, "none: ResNets and he-small take up to twice the time")
@@ -258,18 +258,18 @@ def _convolved_in() -> str:
     """What oneDNN does a convolution of either precision in, as ``convolution.py`` chooses."""
     import jax.numpy as jnp
 
-    from fseg_jax.encoders.kernels.convolution import Plan, library_spec
+    from fseg_jax.encoders.kernels.convolution import Plan, choose_spec
 
     plan = Plan(1, ((1, 1), (1, 1)), 1, True, jnp.float32)
     shapes = (1, 16, 16, 64), (3, 3, 64, 64)
-    if library_spec(*shapes, plan, False) is None:
+    if choose_spec(*shapes, plan, False) is None:
         return ""
-    narrow = library_spec(*shapes, plan._replace(dtype=jnp.bfloat16), False)
+    narrow = choose_spec(*shapes, plan._replace(dtype=jnp.bfloat16), False)
     return "each in its own precision" if narrow and narrow.half else "all in float32"
 
 
 def _hub() -> _Found:
-    from fseg_jax.encoders.hub import is_reachable
+    from fseg_jax.encoders.weights.hub import is_reachable
 
     reachable = is_reachable(timeout=TIMEOUT)
     return _Found(reachable, "reachable" if reachable else "not reachable")
@@ -284,11 +284,13 @@ def _token() -> _Found:
 
 def _gates() -> Iterator[Check]:
     """Whether each gated encoder's weights can be had, all asked at once."""
-    from fseg_jax.encoders.catalog import CATALOG
-    from fseg_jax.encoders.hub import access
+    from fseg_jax.encoders.catalog.published import CATALOG
+    from fseg_jax.encoders.weights.hub import check_access
 
     rows = [row for row in CATALOG.values() if row.gated]
     with ThreadPoolExecutor(max(len(rows), 1)) as pool:
-        for row, status in zip(rows, pool.map(lambda row: access(row, timeout=TIMEOUT), rows), strict=True):
+        for row, status in zip(
+            rows, pool.map(lambda row: check_access(row, timeout=TIMEOUT), rows), strict=True
+        ):
             ok = status.state == "gated: access granted"
             yield Check(row.name, ok, False, status.state, "" if ok else status.detail)

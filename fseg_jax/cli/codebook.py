@@ -51,9 +51,9 @@ def codebook_import(
 def _identified(origin: "Provenance", channels: int) -> "Provenance":
     """The provenance with the fingerprint of its encoder, where that is on this machine and has the width."""
     from fseg_jax.encoders.fingerprint import take_fingerprint
-    from fseg_jax.encoders.load import is_here, load_encoder
+    from fseg_jax.encoders.load import is_local, load_encoder
 
-    if not is_here(origin.encoder):
+    if not is_local(origin.encoder):
         return origin
     encoder = load_encoder(origin.encoder)
     card = encoder.card

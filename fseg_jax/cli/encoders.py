@@ -8,25 +8,26 @@ import click
 def encoders(name: str | None) -> None:
     """List the encoders, or say all about one: its licence, and whether its weights are within reach."""
     from fseg_jax.encoders import listing
-    from fseg_jax.encoders.catalog import CATALOG, lookup
+    from fseg_jax.encoders.catalog.names import find_row
+    from fseg_jax.encoders.catalog.published import CATALOG
     from fseg_jax.encoders.classical import classical
-    from fseg_jax.encoders.load import status
     from fseg_jax.encoders.trained import SHIPPED, load_trained
+    from fseg_jax.encoders.weights.cache import check_status
 
     if name in ("classical", *SHIPPED) or (name and name.endswith(".safetensors")):
         card = classical().card if name == "classical" else load_trained(name).card
         for field, value in vars(card).items():
             click.echo(f"{field:14}{value}")
     elif name:
-        row = lookup(name)
-        click.echo(listing.sheet(row, status(row)))
+        row = find_row(name)
+        click.echo(listing.format_sheet(row, check_status(row)))
     else:
         channels = load_trained("he-small").card.channels
         said = "trained on open H&E; the weights come with the program."
         click.echo(f"he-small: the default. {channels} channels, {said}")
         click.echo("classical: stain and texture, a baseline without weights.")
         click.echo("FILE.safetensors: your own, from fseg pretrain. From the hub:\n")
-        click.echo(listing.table(list(CATALOG.values())))
+        click.echo(listing.format_table(list(CATALOG.values())))
 
 
 @click.command()

@@ -28,17 +28,17 @@ _FAMILIES: dict[str, tuple[type, type]] = {
 }
 
 
-def family(config: Config) -> str:
+def find_family(config: Config) -> str:
     """The name of a configuration's family: ``resnet``, ``vit``, ``efficientnet`` or ``swin``."""
     return next(name for name, (kind, _) in _FAMILIES.items() if isinstance(config, kind))
 
 
-def description(config: Config) -> str:
+def config_to_json(config: Config) -> str:
     """A configuration as JSON, from which ``described`` makes it again."""
-    return json.dumps({"family": family(config), **asdict(config)}, sort_keys=True)
+    return json.dumps({"family": find_family(config), **asdict(config)}, sort_keys=True)
 
 
-def described(text: str) -> Config:
+def config_from_json(text: str) -> Config:
     """The configuration of a description; ValueError, KeyError or TypeError for one that is not."""
     fields = {name: _frozen(value) for name, value in json.loads(text).items()}
     for name, value in fields.items():
@@ -49,37 +49,37 @@ def described(text: str) -> Config:
     return kind(**fields)
 
 
-def depth(config: Config) -> int:
+def count_blocks(config: Config) -> int:
     """How many blocks a configuration's network has."""
     if isinstance(config, EfficientNetConfig):
         return sum(math.ceil(stage[0] * config.depth) for stage in config.stages)
     return config.depth if isinstance(config, ViTConfig) else sum(config.depths)
 
 
-def network(config: Config, *, dtype: DType = jnp.float32, seed: int = 0) -> Network:
+def build_network(config: Config, *, dtype: DType = jnp.float32, seed: int = 0) -> Network:
     """A network with random weights, set to evaluate: call ``train()`` on it to train."""
-    built = _FAMILIES[family(config)][1](config, dtype=dtype, rngs=nnx.Rngs(seed))
+    built = _FAMILIES[find_family(config)][1](config, dtype=dtype, rngs=nnx.Rngs(seed))
     built.eval()
     return built
 
 
-def abstract(config: Config, *, dtype: DType = jnp.float32) -> Network:
+def build_abstract(config: Config, *, dtype: DType = jnp.float32) -> Network:
     """A network of shapes and dtypes, which takes no memory: ``fill`` it before use."""
-    return nnx.eval_shape(lambda: network(config, dtype=dtype))
+    return nnx.eval_shape(lambda: build_network(config, dtype=dtype))
 
 
-def targets(abstract_network: Network) -> dict[str, jax.ShapeDtypeStruct]:
+def list_tensors(abstract_network: Network) -> dict[str, jax.ShapeDtypeStruct]:
     """The shape and dtype of each tensor by its dotted path, as the converted file names it."""
     return {name: variable.get_value() for name, variable in _variables(abstract_network)}
 
 
-def parameter_count(abstract_network: Network) -> int:
+def count_parameters(abstract_network: Network) -> int:
     """How many numbers training would move: running statistics are not among them."""
     parameters = jax.tree.leaves(nnx.state(abstract_network, nnx.Param))
     return sum(int(np.prod(parameter.shape)) for parameter in parameters)
 
 
-def fill(
+def fill_network(
     abstract_network: Network, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]], *, what: str
 ) -> Network:
     """The network with its tensors in place: a bijection, or an InputError that says what does not fit.

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder
-from fseg_jax.encoders.framed import own_sizes, repeated
+from fseg_jax.encoders.frames import get_grid_sizes, repeat_edges
 from fseg_jax.numerics.arrays import Array
 
 VERSION = 1  # raised whenever the features of an image change
@@ -77,16 +77,16 @@ def _gradient_energy(x: Float[Array, "s H W"]) -> Float[Array, "s H W"]:
     return jnp.sqrt(dy * dy + dx * dx + 1e-8)
 
 
-def features(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
+def encode_stains(weights: None, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 20"]:
     """Encode images in [0, 1] whose sides are multiples of 16: 2 × 8 histogram bins and 2 × 2 gradient
     energies.
     """
     # One image at a time: what is made of it stays in the cache, and memory does not grow with the batch.
-    sizes = own_sizes(*x.shape[1:3])
+    sizes = get_grid_sizes(*x.shape[1:3])
     if sizes is None:
         return _blur(jax.lax.map(_image_features, x))
     grid = jax.lax.map(lambda image: _image_features(*image), (x, sizes))
-    own = jax.vmap(repeated)(jnp.moveaxis(grid, -1, 1), sizes // STRIDE)
+    own = jax.vmap(repeat_edges)(jnp.moveaxis(grid, -1, 1), sizes // STRIDE)
     return _blur(jnp.moveaxis(own, 1, -1))
 
 
@@ -103,7 +103,7 @@ def _image_features(x: Float[Array, "H W 3"], size: Int[Array, "2"] | None = Non
     histograms = [_pool(jnp.maximum(1 - jnp.abs(position - centre), 0), STRIDE) for centre in range(BINS)]
     fine = _pool(_gradient_energy(density), STRIDE)
     quarter = _pool(density, 4)
-    quarter = quarter if size is None else repeated(quarter, size // 4)
+    quarter = quarter if size is None else repeat_edges(quarter, size // 4)
     coarse = _pool(_gradient_energy(quarter), STRIDE // 4)
     stained = jnp.stack(histograms, axis=1).reshape(2 * BINS, *fine.shape[1:])
     # The energies are brought to the histograms' scale: about 1 in the roughest tissue.
@@ -127,4 +127,4 @@ def classical() -> JaxEncoder:
         "Anal Quant Cytol Histol 2001; 23:291–299",
         weights_hash=hashlib.sha256(definition.encode()).hexdigest(),
     )
-    return JaxEncoder(card, features, None)
+    return JaxEncoder(card, encode_stains, None)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
-from fseg_jax.encoders.framed import framed
+from fseg_jax.encoders.frames import declare_sizes
 from fseg_jax.numerics.arrays import Array, Features, Images
 
 
@@ -88,7 +88,7 @@ def encode_framed(encoder: Encoder, images: Images, sizes: Int[Any, "b 2"]) -> F
     return encoder(images)
 
 
-def of_network(network: nnx.Module, card: EncoderCard) -> JaxEncoder:
+def build_encoder(network: nnx.Module, card: EncoderCard) -> JaxEncoder:
     """The encoder that reads a network's grid at the layer of the card."""
     graphdef, state = nnx.split(network)
     leaves, structure = jax.tree.flatten(state)
@@ -118,5 +118,5 @@ def _encode(
     scale = 1 / (255 * jnp.asarray(std, jnp.float32))
     shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
     x = images.astype(jnp.float32) * scale.reshape(1, 1, 1, 3) - shift.reshape(1, 1, 1, 3)
-    with nullcontext() if sizes is None else framed(sizes, *images.shape[1:3]):
+    with nullcontext() if sizes is None else declare_sizes(sizes, *images.shape[1:3]):
         return jax.nn.relu(apply(weights, x))

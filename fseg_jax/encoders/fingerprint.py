@@ -15,8 +15,8 @@ from jaxtyping import UInt8
 
 from fseg_jax.encoders.encoder import Encoder
 
-BITS, MOST = 256, 32  # of a fingerprint, and how many of two of one encoder may differ
-SCALES = (64, 16, 4)  # of the picture's blots, pixels
+BITS, MAX_DIFFERING_BITS = 256, 32  # of a fingerprint, and how many of two of one encoder may differ
+BLOT_SIDES = (64, 16, 4)  # of the picture's blots, pixels
 
 _taken: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()
 
@@ -33,26 +33,26 @@ def take_fingerprint(encoder: Encoder) -> str:
         return _fingerprint(encoder)
 
 
-def alike(one: str, other: str) -> bool:
+def fingerprints_match(one: str, other: str) -> bool:
     """Whether two fingerprints are of one encoder."""
-    return (int(one, 16) ^ int(other, 16)).bit_count() <= MOST
+    return (int(one, 16) ^ int(other, 16)).bit_count() <= MAX_DIFFERING_BITS
 
 
-def picture(side: int) -> UInt8[np.ndarray, "side side 3"]:
+def draw_picture(side: int) -> UInt8[np.ndarray, "side side 3"]:
     """A picture in the colours of H&E, blots on blots, the same to the last bit on every machine."""
     share = np.zeros((side, side), int)
-    for scale in SCALES:
+    for scale in BLOT_SIDES:
         count = -(-side // scale)
         drawn = np.frombuffer(hashlib.shake_256(b"fseg %d" % scale).digest(count * count), np.uint8)
         blots = drawn.reshape(count, count).astype(int)
         share += np.kron(blots, np.ones((scale, scale), int))[:side, :side]
-    pink = (share // len(SCALES))[..., None]
+    pink = (share // len(BLOT_SIDES))[..., None]
     mixed = np.array([96, 60, 140]) * (255 - pink) + np.array([238, 180, 210]) * pink
     return (mixed // 255).astype(np.uint8)
 
 
 def _fingerprint(encoder: Encoder) -> str:
-    features = np.asarray(encoder(jnp.asarray(picture(encoder.card.tile)[None])), np.float64)
+    features = np.asarray(encoder(jnp.asarray(draw_picture(encoder.card.tile)[None])), np.float64)
     means = features.mean((0, 1, 2))
     ranks = np.argsort(np.argsort(means, kind="stable"), kind="stable")
     channels = len(ranks)

@@ -15,7 +15,7 @@ from jax import lax
 from jax.nn.initializers import lecun_normal, variance_scaling
 from jaxtyping import Array, Float
 
-from fseg_jax.encoders.framed import cleared, inside
+from fseg_jax.encoders.frames import clear_outside, mask_grid
 from fseg_jax.encoders.kernels.convolution import DType, Plan, convolve
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import did_you_mean
@@ -133,7 +133,7 @@ class Conv(nnx.Module):
         """The convolution, plus ``add``, or the positive part of that."""
         kernel = self.kernel[...]
         if kernel.shape[:2] != (1, 1):
-            x = cleared(x)
+            x = clear_outside(x)
         if isinstance(self.padding, str):
             strides = (self.stride, self.stride)
             pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, self.padding))
@@ -194,5 +194,5 @@ def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def global_average(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
     """The mean over each image's grid, in float32."""
-    x, own = x.astype(jnp.float32), inside(*x.shape[1:3])
+    x, own = x.astype(jnp.float32), mask_grid(*x.shape[1:3])
     return x.mean((1, 2)) if own is None else x.mean((1, 2), where=own[..., None])

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from fseg_jax.encoders.architectures import family
-from fseg_jax.encoders.hub import Status
-from fseg_jax.encoders.rows import Row
+from fseg_jax.encoders.architectures import find_family
+from fseg_jax.encoders.catalog.row import Row
+from fseg_jax.encoders.weights.hub import Status
 
 
-def table(rows: Iterable[Row]) -> str:
+def format_table(rows: Iterable[Row]) -> str:
     """A line an encoder: its name, what it is, what F-SEG reads of it, its size, and on what terms it
     comes.
     """
@@ -26,7 +26,7 @@ def table(rows: Iterable[Row]) -> str:
     )
 
 
-def sheet(row: Row, status: Status) -> str:
+def format_sheet(row: Row, status: Status) -> str:
     """Everything that the catalog says of an encoder, and whether its weights can be had."""
     kind = " (dataset)" if row.repo_type == "dataset" else ""
     source = row.url + row.files[0] if row.url else f"{row.repo}{kind}, {' or '.join(row.files)}"
@@ -34,11 +34,11 @@ def sheet(row: Row, status: Status) -> str:
     facts = {
         "name": row.name,
         "encoder": row.title,
-        "architecture": f"{family(row.config)}, {row.parameters:,} parameters",
+        "architecture": f"{find_family(row.config)}, {row.parameters:,} parameters",
         "read at": f"{row.layer}: {row.channels} channels, {row.stride} pixels a token, "
         f"prefix tokens (dropped): {row.prefix}",
         "images": f"{row.input_size} × {row.input_size}, resized to {row.resize} ({row.resampling})",
-        "mean, std": f"{_numbers(row.mean)}; {_numbers(row.std)}",
+        "mean, std": f"{_numbers(row.normalisation.mean)}; {_numbers(row.normalisation.std)}",
         "trained at": trained,
         "published": source,
         "licence": row.licence + (" (gated)" if row.gated else ""),

@@ -7,7 +7,6 @@ which tells tissues of one slide apart. Each part is scaled, so that clusters he
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -22,13 +21,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from fseg_jax.encoders import weights_file
-from fseg_jax.encoders.architectures import abstract, targets
+from fseg_jax.encoders.architectures import build_abstract, list_tensors
 from fseg_jax.encoders.classical import classical
-from fseg_jax.encoders.classical import features as stain_features
-from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder, of_network
-from fseg_jax.encoders.kernels.processor import processor
+from fseg_jax.encoders.classical import encode_stains as stain_features
+from fseg_jax.encoders.encoder import EncoderCard, JaxEncoder, build_encoder
+from fseg_jax.encoders.precision import DTYPES, parse_dtype
 from fseg_jax.encoders.resnet.network import ResNet
+from fseg_jax.encoders.weights import weights_file
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import kind_of
 from fseg_jax.numerics.arrays import Images
@@ -41,32 +40,12 @@ class Gains(NamedTuple):
     stains: float = 0.0
 
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SHIPPED = {"he-small": "he_small.safetensors"}
-
-_log = logging.getLogger(__name__)
-
-
-def check_dtype(dtype: str) -> None:
-    """InputError for what no encoder's products can be of; a line, once, where they are slow in it here."""
-    if dtype not in DTYPES:
-        raise InputError(f"no dtype {dtype!r} for an encoder: give one of {', '.join(DTYPES)}")
-    slow = dtype == "bfloat16" and not processor().multiplies_bfloat16
-    if slow and jax.default_backend() == "cpu":
-        _say_slow(processor().instruction_set)
-
-
-@cache
-def _say_slow(instruction_set: str) -> None:
-    _log.warning(
-        "bfloat16 takes longer than float32 on this processor (%s): float32 is the faster here",
-        instruction_set,
-    )
 
 
 def assemble(network: ResNet, card: EncoderCard, gains: Gains) -> JaxEncoder:
     """The encoder of a trunk whose card says what it is called and reads; the channels follow."""
-    trunk = of_network(network, card)
+    trunk = build_encoder(network, card)
     channels = network.config.channels[-1] * network.config.expansion
     if gains.stains:
         channels += classical().card.channels
@@ -74,7 +53,7 @@ def assemble(network: ResNet, card: EncoderCard, gains: Gains) -> JaxEncoder:
     return JaxEncoder(replace(card, channels=channels), apply, trunk.weights)
 
 
-def calibrated(network: ResNet, card: EncoderCard, images: Images, stains: float) -> Gains:
+def calibrate_gains(network: ResNet, card: EncoderCard, images: Images, stains: float) -> Gains:
     """The gains that give the trunk's channels a total deviation of 1 over images, and the stains' one of
     ``stains``; those of a trunk alone where that is 0.
     """
@@ -82,7 +61,7 @@ def calibrated(network: ResNet, card: EncoderCard, images: Images, stains: float
         return Gains()
     deviations = (
         float(jnp.sqrt(jnp.sum(jnp.var(encoder(images), (0, 1, 2)))))
-        for encoder in (of_network(network, card), classical())
+        for encoder in (build_encoder(network, card), classical())
     )
     of_trunk, of_stains = deviations
     return Gains(1 / max(of_trunk, 1e-12), stains / max(of_stains, 1e-12))
@@ -98,7 +77,7 @@ def save_trained(
 ) -> None:
     """Write a network and its card, whole or not at all; ``dtype`` is what the kernels are stored in."""
     tensors = dict(_tensors(network))
-    places = targets(abstract(network.config, dtype=DTYPES[dtype]))
+    places = list_tensors(build_abstract(network.config, dtype=DTYPES[dtype]))
     ordered = ((name, np.asarray(tensors[name]).astype(place.dtype)) for name, place in places.items())
     facts = {
         "card": json.dumps({**asdict(card), "weights_hash": ""}, ensure_ascii=False),
@@ -112,9 +91,9 @@ def load_trained(name: str | Path, *, dtype: str = "float32") -> JaxEncoder:
 
     Raises ``InputError`` for a file that is not there, damaged, or not written by ``fseg pretrain``.
     """
-    check_dtype(dtype)
-    path = shipped(str(name)) if str(name).lower() in SHIPPED else Path(name)
-    loaded = weights_file.load(path, dtype=DTYPES[dtype])
+    precision = parse_dtype(dtype)
+    path = find_shipped(str(name)) if str(name).lower() in SHIPPED else Path(name)
+    loaded = weights_file.load(path, dtype=precision)
     network = loaded.network
     if "card" not in loaded.metadata or not isinstance(network, ResNet):
         raise InputError(
@@ -158,7 +137,7 @@ def _wrong_in(card: dict[str, Any], gains: Gains, network: ResNet) -> str:
     return next((words[:120] for words, holds in said.items() if not holds), "")
 
 
-def shipped(name: str) -> Path:
+def find_shipped(name: str) -> Path:
     """Where the file of an encoder that comes with the program lies."""
     return Path(str(resources.files("fseg_jax.encoders") / SHIPPED[name.lower()]))
 

@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt, UInt8
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder, EncoderCard, encode_framed
-from fseg_jax.encoders.fingerprint import alike, take_fingerprint
+from fseg_jax.encoders.fingerprint import fingerprints_match, take_fingerprint
 from fseg_jax.errors import InputError
 from fseg_jax.numerics import nmf
 from fseg_jax.numerics.arrays import Centres, Features, Key
@@ -190,7 +190,7 @@ def check_codebook(codebook: Codebook, encoder: Encoder) -> None:
     codebook.check(card.name, card.channels, card.weights_hash)
     if not theirs.fingerprint or (theirs.weights_hash and card.weights_hash):
         return
-    if not alike(take_fingerprint(encoder), theirs.fingerprint):
+    if not fingerprints_match(take_fingerprint(encoder), theirs.fingerprint):
         raise InputError(
             f"the codebook was made with another encoder than this {card.name!r}: on one picture their "
             "features are unlike; use the encoder, weights and layer it was made with, or another codebook"

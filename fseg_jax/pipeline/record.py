@@ -18,7 +18,7 @@ import jax
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.encoders.kernels import onednn
+from fseg_jax.encoders.kernels.convolution import library_version
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.claims import partial_folder, settle
 from fseg_jax.files.exchange import exchange
@@ -108,9 +108,9 @@ class MadeWith:
 def made_with() -> MadeWith:
     """Collect the versions of what computes a result, and the device."""
     versions = versions_of(PACKAGES)
-    library = onednn.library()
-    if library is not None:
-        versions["onednn"] = library.version
+    onednn = library_version()
+    if onednn is not None:
+        versions["onednn"] = onednn
     return MadeWith(versions, jax.devices()[0].device_kind)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
-from fseg_jax.encoders.trained import Gains, assemble, calibrated, save_trained
+from fseg_jax.encoders.trained import Gains, assemble, calibrate_gains, save_trained
 from fseg_jax.errors import InputError
 from fseg_jax.files.claims import partial_folder, settle
 from fseg_jax.files.exchange import exchange
@@ -136,7 +136,7 @@ def pretrain(
 
     def gains(trunk: ResNet) -> Gains:
         unseen = views(settings.steps).images[0]  # of the step after the last
-        return calibrated(trunk, card(), jnp.asarray(unseen), stains)
+        return calibrate_gains(trunk, card(), jnp.asarray(unseen), stains)
 
     def save() -> None:
         save_checkpoint(checkpoint, state, History(np.array(losses), np.array(scores)), what)

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from fseg_jax.encoders.layers import Linear, global_average
-from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig, folded
+from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig, fold_norms
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.arrays import Array
 from fseg_jax.pretraining.augment import augment
@@ -153,7 +153,7 @@ class Trainer(NamedTuple):
         """The trunk as trained so far, its batch norms folded."""
         model = nnx.merge(self.graphdef, state.parameters, state.statistics, copy=True)
         model.eval()
-        return folded(model.trunk)
+        return fold_norms(model.trunk)
 
 
 def schedule(settings: Settings) -> optax.Schedule:

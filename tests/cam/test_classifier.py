@@ -17,7 +17,7 @@ from fseg_jax.cam.classifier_file import (
     write_classifier,
     write_state,
 )
-from fseg_jax.encoders.efficientnet.network import EfficientNetConfig, efficientnet
+from fseg_jax.encoders.efficientnet.network import EfficientNetConfig, configure_efficientnet
 from fseg_jax.errors import InputError
 
 TINY = EfficientNetConfig(
@@ -190,12 +190,12 @@ def test_turned_images_are_the_eight_symmetries():
 
 
 def test_a_layer_of_b1_has_its_place_in_other_networks():
-    b1, small = efficientnet("b1"), EfficientNetConfig(width=0.5, depth=0.25)
+    b1, small = configure_efficientnet("b1"), EfficientNetConfig(width=0.5, depth=0.25)
     for number in range(23):
         assert classifier.same_place(f"blocks.{number}", b1) == f"blocks.{number}"
     places = [classifier.same_place(f"blocks.{n}", small) for n in (0, 13, 14, 20, 22)]
     assert places == ["blocks.0", "blocks.4", "blocks.4", "blocks.5", "blocks.6"]
-    b7 = efficientnet("b7")
+    b7 = configure_efficientnet("b7")
     assert classifier.same_place("blocks.22", b7) == f"blocks.{len(b7.blocks()) - 1}"
     assert classifier.same_place("top", small) == "top"
     with pytest.raises(InputError, match=r"blocks\.23"):

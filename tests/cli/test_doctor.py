@@ -13,10 +13,12 @@ from stand_in import StandIn, running
 
 from fseg_jax.cli import checks as doctor
 from fseg_jax.cli.checks import Check
-from fseg_jax.encoders import catalog, classical, hub
+from fseg_jax.encoders import classical
+from fseg_jax.encoders.catalog import published as catalog
 from fseg_jax.encoders.kernels import convolution, onednn
 from fseg_jax.encoders.kernels import processor as processors
 from fseg_jax.encoders.kernels.processor import Processor
+from fseg_jax.encoders.weights import hub
 
 GATED = ("uni", "virchow")
 REQUIRED = ["Python", "JAX", "devices", "OpenSlide", "TIFF codecs", "TensorStore", "main job"]
@@ -79,10 +81,10 @@ WIDE = Processor("znver3", frozenset({"avx2", "fma"}))
     ],
 )
 def test_what_the_processor_is_fast_at_and_how_it_convolves_is_said(monkeypatch, kind, precision, path):
-    monkeypatch.setattr(processors, "processor", lambda: kind)
-    monkeypatch.setattr(convolution, "processor", lambda: kind)
+    monkeypatch.setattr(processors, "detect_processor", lambda: kind)
+    monkeypatch.setattr(convolution, "detect_processor", lambda: kind)
     assert doctor._processor() == (True, precision)
-    monkeypatch.setattr(onednn, "library", lambda: SimpleNamespace(version="3.2.0"))
+    monkeypatch.setattr(onednn, "load_library", lambda: SimpleNamespace(version="3.2.0"))
     monkeypatch.setattr(onednn, "supports", lambda *_: True)
     assert doctor._onednn() == (True, f"3.2.0, for convolutions on the CPU, {path}")
     monkeypatch.setattr(onednn, "supports", lambda *_: False)
@@ -90,7 +92,7 @@ def test_what_the_processor_is_fast_at_and_how_it_convolves_is_said(monkeypatch,
 
 
 def test_a_processor_that_xla_does_not_describe_is_said(monkeypatch):
-    monkeypatch.setattr(processors, "processor", lambda: Processor("", frozenset()))
+    monkeypatch.setattr(processors, "detect_processor", lambda: Processor("", frozenset()))
     assert doctor._processor() == (
         True,
         "of a kind that XLA does not name: float32, the default, is the one to take",
@@ -136,7 +138,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
         assert not hub.is_reachable(timeout=0.2)
-        assert hub.access(catalog.CATALOG["uni"], timeout=0.2).state == "offline"
+        assert hub.check_access(catalog.CATALOG["uni"], timeout=0.2).state == "offline"
         assert time.monotonic() - start < 3
 
 

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fseg_jax.encoders.architectures import abstract, described, description, family, network, parameter_count
-from fseg_jax.encoders.catalog import CATALOG, lookup
+from fseg_jax.encoders.architectures import (
+    build_abstract,
+    build_network,
+    config_from_json,
+    config_to_json,
+    count_parameters,
+    find_family,
+)
+from fseg_jax.encoders.catalog.names import find_row
+from fseg_jax.encoders.catalog.published import CATALOG
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import RESNETS, ResNetConfig
 from fseg_jax.encoders.swin.network import SwinConfig
@@ -18,7 +26,7 @@ from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.errors import InputError
 
 ROWS = list(CATALOG.values())
-abstract = functools.cache(abstract)
+build_abstract = functools.cache(build_abstract)
 TIMM = [
     "timm:resnet34.a1_in1k",
     "timm:resnet101.tv2_in1k",
@@ -30,9 +38,9 @@ TIMM = [
 ]
 
 
-@pytest.mark.parametrize("row", [*ROWS, *map(lookup, TIMM)], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [*ROWS, *map(find_row, TIMM)], ids=lambda row: row.name)
 def test_a_row_describes_its_network(row):
-    net = abstract(row.config)
+    net = build_abstract(row.config)
     folded = 0
     if isinstance(row.config, ResNetConfig):
         # A batch norm's scale goes into the kernel before it: a number a channel less.
@@ -46,8 +54,8 @@ def test_a_row_describes_its_network(row):
     elif row.name.startswith("hibou"):
         # The class token's position, which is added to it.
         folded = row.channels
-    assert parameter_count(net) + folded == row.parameters
-    assert described(description(row.config)) == row.config
+    assert count_parameters(net) + folded == row.parameters
+    assert config_from_json(config_to_json(row.config)) == row.config
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -56,7 +64,7 @@ def test_the_layer_has_the_stride_the_channels_and_the_prefix_of_the_row(row):
     if isinstance(config, ViTConfig):
         config = dataclasses.replace(config, depth=1)
     layer = "blocks.0" if isinstance(config, ViTConfig) else row.layer
-    graphdef, state = nnx.split(abstract(config))
+    graphdef, state = nnx.split(build_abstract(config))
     x = jax.ShapeDtypeStruct((1, row.input_size, row.input_size, 3), jnp.float32)
     grid = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).grid(x, layer), state, x)
     cells = row.input_size // row.stride
@@ -70,7 +78,7 @@ def test_the_layer_has_the_stride_the_channels_and_the_prefix_of_the_row(row):
 def test_a_row_says_where_from_and_on_what_terms(row):
     assert row.title and row.repo and row.files and row.licence and row.citation
     assert row.page.startswith("https://")
-    assert all(0 < value < 1 for value in (*row.mean, *row.std))
+    assert all(0 < value < 1 for value in (*row.normalisation.mean, *row.normalisation.std))
     assert row.input_size <= row.resize
     assert row.name == row.name.lower()
 
@@ -109,8 +117,8 @@ def test_published_sizes(name, millions):
     ids=["resnet", "efficientnet", "swin"],
 )
 def test_what_changes_in_a_corner_shows_in_that_corner(config):
-    net = network(config)
-    layer = {"resnet": "layer3", "efficientnet": "blocks.1", "swin": "layers.1"}[family(config)]
+    net = build_network(config)
+    layer = {"resnet": "layer3", "efficientnet": "blocks.1", "swin": "layers.1"}[find_family(config)]
     grid = jax.jit(lambda x: net.grid(x, layer))
     base = 0.1 * jax.random.normal(jax.random.key(0), (1, 128, 128, 3))
     before = grid(base)
@@ -129,24 +137,24 @@ def test_what_changes_in_a_corner_shows_in_that_corner(config):
 )
 def test_an_unknown_name_is_answered_with_the_nearest(asked, hint):
     with pytest.raises(InputError, match=hint) as error:
-        lookup(asked)
+        find_row(asked)
     assert "\n" not in str(error.value)
 
 
 def test_names_are_read_kindly():
-    assert lookup("UNI2_h") is CATALOG["uni2-h"]
+    assert find_row("UNI2_h") is CATALOG["uni2-h"]
 
 
 def test_a_timm_name_makes_a_row():
-    row = lookup("timm:vit_base_patch14_reg4_dinov2.lvd142m")
+    row = find_row("timm:vit_base_patch14_reg4_dinov2.lvd142m")
     assert (row.repo, row.prefix, row.stride, row.layer) == (
         "timm/vit_base_patch14_reg4_dinov2.lvd142m",
         5,
         14,
         "blocks.11",
     )
-    assert lookup("timm:vit_small_patch16_224.augreg_in21k").mean == (0.5, 0.5, 0.5)
-    assert lookup("timm:vit_small_patch16_224.dino").mean == (0.485, 0.456, 0.406)
+    assert find_row("timm:vit_small_patch16_224.augreg_in21k").normalisation.mean == (0.5, 0.5, 0.5)
+    assert find_row("timm:vit_small_patch16_224.dino").normalisation.mean == (0.485, 0.456, 0.406)
 
 
 @pytest.mark.parametrize(
@@ -154,5 +162,5 @@ def test_a_timm_name_makes_a_row():
 )
 def test_a_timm_name_that_is_no_plain_network_is_said_in_one_line(name):
     with pytest.raises(InputError, match="timm:resnet34") as error:
-        lookup(name)
+        find_row(name)
     assert "\n" not in str(error.value)

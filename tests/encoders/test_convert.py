@@ -18,13 +18,13 @@ from fixtures import fixture, relative_error
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fseg_jax.encoders import catalog, weights_file
-from fseg_jax.encoders import weight_rules as rules
-from fseg_jax.encoders.architectures import abstract, fill, targets
-from fseg_jax.encoders.checkpoint import open_checkpoint
-from fseg_jax.encoders.convert import convert_file, layouts, network_from
+from fseg_jax.encoders.architectures import build_abstract, fill_network, list_tensors
+from fseg_jax.encoders.catalog import published as catalog
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.encoders.vit.network import ViTConfig
+from fseg_jax.encoders.weights import rules, weights_file
+from fseg_jax.encoders.weights.checkpoint import open_checkpoint
+from fseg_jax.encoders.weights.convert import convert_file, convert_to_network, list_layouts
 from fseg_jax.errors import InputError
 from weights_convert.__main__ import convert, main
 
@@ -79,7 +79,7 @@ def test_float32_files_load_as_bfloat16_and_back(tmp_path):
 def test_the_position_grid_is_the_checkpoints_own(tmp_path):
     theirs = fixture(VIT)
     elsewhere = type(theirs.config)(**{**vars(theirs.config), "image_size": 224})
-    network = network_from(theirs.weights, elsewhere, what="a checkpoint")
+    network = convert_to_network(theirs.weights, elsewhere, what="a checkpoint")
     assert network.config == theirs.config
 
 
@@ -143,8 +143,10 @@ def test_keys_are_checked_before_a_tensor_is_read_and_each_is_read_when_its_turn
             read.append(key)
             return super().__getitem__(key)
 
-    places = targets(abstract(theirs.config))
-    tensors = rules.convert(Lazy(theirs.weights), layouts(theirs.config), places, what="a checkpoint")
+    places = list_tensors(build_abstract(theirs.config))
+    tensors = rules.convert_tensors(
+        Lazy(theirs.weights), list_layouts(theirs.config), places, what="a checkpoint"
+    )
     assert read == []
     next(tensors)
     assert len(read) == 1
@@ -244,7 +246,7 @@ _LOADS = """
 import resource, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from fseg_jax.encoders.weights_file import load
+from fseg_jax.encoders.weights.weights_file import load
 peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 jnp.zeros(1).block_until_ready()
 before = peak()
@@ -257,7 +259,7 @@ print((peak() - before) / Path(sys.argv[1]).stat().st_size)
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
 def test_loading_takes_little_more_memory_than_the_weights(tmp_path):
     config = ViTConfig(patch=16, dim=1024, depth=12, heads=16, mlp_width=4096)
-    places = targets(abstract(config, dtype=jnp.bfloat16))
+    places = list_tensors(build_abstract(config, dtype=jnp.bfloat16))
     tensors = ((name, np.zeros(place.shape, place.dtype)) for name, place in places.items())
     path = tmp_path / "large.safetensors"
     weights_file.write(path, config, places, tensors, name="large", source_sha256="0" * 64)
@@ -327,12 +329,12 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 )
 def test_filling_is_a_bijection(change, says):
     config = fixture(VIT).config
-    empty = abstract(config)
-    tensors = {name: np.zeros(place.shape, place.dtype) for name, place in targets(empty).items()}
-    fill(empty, tensors, what="x")
+    empty = build_abstract(config)
+    tensors = {name: np.zeros(place.shape, place.dtype) for name, place in list_tensors(empty).items()}
+    fill_network(empty, tensors, what="x")
     change(tensors)
     with pytest.raises(InputError, match=says):
-        fill(abstract(config), tensors, what="x")
+        fill_network(build_abstract(config), tensors, what="x")
 
 
 # The command

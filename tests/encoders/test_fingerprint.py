@@ -13,7 +13,7 @@ from flax import nnx
 from fseg_jax.cli import main
 from fseg_jax.codebook import Codebook, Provenance, load_all, save_all
 from fseg_jax.encoders.classical import classical
-from fseg_jax.encoders.fingerprint import BITS, alike, picture, take_fingerprint
+from fseg_jax.encoders.fingerprint import BITS, draw_picture, fingerprints_match, take_fingerprint
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.resnet.network import ResNet
 from fseg_jax.encoders.trained import Gains, assemble
@@ -40,7 +40,7 @@ def distance(one: str, other: str) -> int:
 def test_the_picture_never_changes():
     """Or else fingerprints that were stored would mean nothing."""
     assert (
-        hashlib.sha256(picture(224).tobytes()).hexdigest()
+        hashlib.sha256(draw_picture(224).tobytes()).hexdigest()
         == "e54bb01e5ce9674ea1aa099dd33fc36e125fb51d911b5bc36e25b91e3accdc26"
     )
 
@@ -55,7 +55,7 @@ def test_precision_turns_few_bits_over_and_another_encoder_half_of_them():
     own = take_fingerprint(exact)
     assert distance(own, take_fingerprint(coarse)) <= 8
     noise = jnp.asarray(np.random.default_rng(0).normal(1, 0.02, (1, 8, 8, 276)), jnp.float32)
-    assert alike(own, take_fingerprint(Other(exact, lambda x: x * noise)))
+    assert fingerprints_match(own, take_fingerprint(Other(exact, lambda x: x * noise)))
     network = ResNet(TRUNK, rngs=nnx.Rngs(0))
     network.eval()
     for other in (
@@ -81,7 +81,7 @@ def test_an_imported_codebook_refuses_another_encoder_of_its_width(tmp_path):
     book = load_all(path)[4]
     origin = book.provenance
     assert origin.encoder == "classical" and origin.layer == classical().card.layer
-    assert not origin.weights_hash and alike(origin.fingerprint, take_fingerprint(classical()))
+    assert not origin.weights_hash and fingerprints_match(origin.fingerprint, take_fingerprint(classical()))
     fseg.check_codebook(book, classical())
     impostor = Other(classical(), lambda x: x[..., ::-1])
     image = np.zeros((64, 64, 3), np.uint8)

@@ -7,7 +7,7 @@ import pytest
 from fixtures import fixture, relative_error
 from flax import nnx
 
-from fseg_jax.encoders.framed import framed
+from fseg_jax.encoders.frames import declare_sizes
 
 # One of each way to look around: "same" padding and squeezes, a max-pool, windows padded and shifted,
 # and each resampling of positions, with class and register tokens.
@@ -35,7 +35,7 @@ def test_a_network_sees_an_image_in_a_frame_as_it_sees_it_alone(name):
 
     @jax.jit
     def in_frames(state, x, sizes):
-        with framed(sizes, side, side):
+        with declare_sizes(sizes, side, side):
             return nnx.merge(graphdef, state).grid(x, layer)
 
     frames = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)

@@ -11,7 +11,7 @@ from skimage import data as pictures
 from fseg_jax.codebook import Codebook, load_all
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.load import load_encoder
-from fseg_jax.encoders.trained import shipped
+from fseg_jax.encoders.trained import find_shipped
 from fseg_jax.errors import InputError
 
 
@@ -20,8 +20,8 @@ def test_it_is_here_and_says_what_it_is():
     card = encoder.card
     assert (card.name, card.stride, card.channels, card.mpp) == ("he-small", 16, 276, 1.0)
     assert card.licence == "CC BY 4.0" and len(card.weights_hash) == 64
-    assert shipped("he-small").stat().st_size < 12e6
-    record = json.loads(shipped("he-small").with_suffix(".json").read_text())
+    assert find_shipped("he-small").stat().st_size < 12e6
+    record = json.loads(find_shipped("he-small").with_suffix(".json").read_text())
     assert len(record["losses"]) == record["settings"]["steps"] and record["losses"][-1] < 3.5
 
 

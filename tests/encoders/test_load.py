@@ -22,13 +22,16 @@ from safetensors.numpy import load_file, save_file
 from stand_in import StandIn, running
 
 from fseg_jax import cli
-from fseg_jax.encoders import catalog, encoder, hub, listing, load
-from fseg_jax.encoders.checkpoint import open_checkpoint, sha256
-from fseg_jax.encoders.convert import convert_file, network_from
-from fseg_jax.encoders.load import load_encoder, load_network, status
+from fseg_jax.encoders import encoder, listing
+from fseg_jax.encoders.catalog import published as catalog
+from fseg_jax.encoders.catalog.row import IMAGENET, Row, vit_row
+from fseg_jax.encoders.load import load_encoder, load_network
 from fseg_jax.encoders.resnet.network import ResNetConfig
-from fseg_jax.encoders.rows import IMAGENET, Row, normalised, vit_row
 from fseg_jax.encoders.vit.network import ViTConfig
+from fseg_jax.encoders.weights import cache, hub
+from fseg_jax.encoders.weights.cache import check_status
+from fseg_jax.encoders.weights.checkpoint import hash_file, open_checkpoint
+from fseg_jax.encoders.weights.convert import convert_file, convert_to_network
 from fseg_jax.errors import InputError
 from fseg_jax.files.downloads import cache_folder
 
@@ -43,7 +46,7 @@ TINY = vit_row(
     citation="Nobody, 2024",
     parameters=30_000,
     input_size=32,
-    **normalised(IMAGENET),
+    normalisation=IMAGENET,
 )
 GATED = replace(TINY, name="locked", repo="lab/locked", gated=True, page="https://example.org/locked")
 CNN = Row(
@@ -59,7 +62,7 @@ CNN = Row(
     citation="Nobody, 2025",
     page="https://example.org/tiny-cnn",
     parameters=20_000,
-    **normalised(IMAGENET),
+    normalisation=IMAGENET,
 )
 
 Tensors = dict[str, np.ndarray]
@@ -202,8 +205,9 @@ def test_the_classical_encoder_needs_nothing():
 def test_a_published_checkpoint_gives_the_network_it_holds(published, images):
     tiny = load_encoder("tiny", weights=published)
     state = open_checkpoint(published)
-    expected = network_from(state, VIT, what="the test").grid(
-        (images / 255 - jnp.array(IMAGENET[0])[None, None, None]) / jnp.array(IMAGENET[1])[None, None, None],
+    expected = convert_to_network(state, VIT, what="the test").grid(
+        (images / 255 - jnp.array(IMAGENET.mean)[None, None, None])
+        / jnp.array(IMAGENET.std)[None, None, None],
         "blocks.1",
     )
     features = tiny(images)
@@ -213,7 +217,7 @@ def test_a_published_checkpoint_gives_the_network_it_holds(published, images):
     card = tiny.card
     assert (card.name, card.layer, card.channels, card.stride) == ("tiny", "blocks.1", 32, 8)
     assert (card.tile, card.mpp, card.licence, card.citation) == (32, 1.0, "CC-BY-4.0", "Nobody, 2024")
-    assert card.weights_hash == sha256(published)
+    assert card.weights_hash == hash_file(published)
 
 
 def test_bfloat16_halves_the_kernels_and_keeps_the_hash(published, images):
@@ -247,17 +251,17 @@ def test_a_pytorch_file_gives_what_its_safetensors_gives(published, tmp_path, im
 
 def test_a_checkpoint_is_converted_once(published, monkeypatch):
     load_encoder("tiny", weights=published)
-    assert kept() == [f"{sha256(published)[:16]}-float32.safetensors"]
-    monkeypatch.setattr("fseg_jax.encoders.convert.convert_file", refuse)
+    assert kept() == [f"{hash_file(published)[:16]}-float32.safetensors"]
+    monkeypatch.setattr("fseg_jax.encoders.weights.cache.convert_file", refuse)
     load_encoder("tiny", weights=published)
 
 
 def test_a_file_of_ours_is_read_as_it_is(published, tmp_path, images, monkeypatch):
     ours = tmp_path / "ours"
     convert_file(published, ours, VIT, name="tiny")
-    monkeypatch.setattr("fseg_jax.encoders.convert.convert_file", refuse)
+    monkeypatch.setattr("fseg_jax.encoders.weights.cache.convert_file", refuse)
     tiny = load_encoder("tiny", weights=str(ours))
-    assert kept() == [] and tiny.card.weights_hash == sha256(published)
+    assert kept() == [] and tiny.card.weights_hash == hash_file(published)
     monkeypatch.undo()
 
 
@@ -288,7 +292,7 @@ def test_calls_compile_once_for_all_loads_of_an_architecture(published, tmp_path
 
 def test_a_network_is_loaded_with_what_its_file_says(published):
     network, metadata = load_network("tiny", weights=published)
-    assert network.layers()[-1] == "norm" and metadata["source_sha256"] == sha256(published)
+    assert network.layers()[-1] == "norm" and metadata["source_sha256"] == hash_file(published)
 
 
 def test_first_use_fetches_and_later_use_needs_no_network(lab, published, images, caplog, monkeypatch):
@@ -300,7 +304,7 @@ def test_first_use_fetches_and_later_use_needs_no_network(lab, published, images
     assert licence == ["tiny: licence CC-BY-4.0, see https://huggingface.co/lab/tiny. Cite Nobody, 2024"]
     assert len(lab.fetched()) == 1
     assert kept() == ["published-bfloat16.safetensors", "published-float32.safetensors"]
-    assert first.card.weights_hash == sha256(published)
+    assert first.card.weights_hash == hash_file(published)
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -348,7 +352,7 @@ def test_a_damaged_download_is_fetched_again(lab, published, caplog):
     assert "delete it" in one_line(lambda: load_encoder("tiny"))
     assert kept() == []
     with caplog.at_level(logging.WARNING):
-        assert load_encoder("tiny").card.weights_hash == sha256(published)
+        assert load_encoder("tiny").card.weights_hash == hash_file(published)
     assert "is damaged" in caplog.text and len(lab.fetched()) == 2
 
 
@@ -385,10 +389,10 @@ def test_no_network_says_what_to_do(monkeypatch, offline):
 def test_an_encoder_published_elsewhere(lab, monkeypatch):
     row = replace(TINY, name="elsewhere", url=f"{lab.url}/lab/tiny/resolve/main/")
     monkeypatch.setitem(catalog.CATALOG, "elsewhere", row)
-    assert status(row).state == "reachable"
+    assert check_status(row).state == "reachable"
     load_encoder("elsewhere")
     load_encoder("elsewhere", dtype="bfloat16")
-    assert len(lab.fetched()) == 1 and status(row).state == "cached"
+    assert len(lab.fetched()) == 1 and check_status(row).state == "cached"
 
 
 def test_a_bad_file_from_elsewhere_is_not_kept(lab, monkeypatch):
@@ -399,7 +403,7 @@ def test_a_bad_file_from_elsewhere_is_not_kept(lab, monkeypatch):
     assert not list((cache_folder() / "checkpoints").rglob("*.safetensors"))
     del lab.files["lab/tiny"]["model.safetensors"]
     assert "cannot be fetched (HTTP 404)" in one_line(lambda: load_encoder("elsewhere"))
-    assert status(row).state == "missing"
+    assert check_status(row).state == "missing"
 
 
 def test_a_pytorch_file_without_torch_is_refused_before_it_is_fetched(lab, monkeypatch):
@@ -422,8 +426,8 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(lab, published, monkeypatch)
 
 
 def test_a_disk_without_room_is_found_out_before_the_download(lab, monkeypatch):
-    usage = load.shutil.disk_usage("/")
-    monkeypatch.setattr(load.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = cache.shutil.disk_usage("/")
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert "FSEG_CACHE" in one_line(lambda: load_encoder("tiny"))
     assert lab.asked == [] and kept() == []
 
@@ -448,7 +452,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(lab, published, tmp_path, mo
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path / "file"))
     assert "FSEG_CACHE" in one_line(lambda: load_encoder("tiny", weights=published))
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path / "read-only"))
-    monkeypatch.setattr(load.os, "access", lambda *_: False)
+    monkeypatch.setattr(cache.os, "access", lambda *_: False)
     assert "FSEG_CACHE" in one_line(lambda: load_encoder("tiny"))
     assert lab.asked == []
 
@@ -552,33 +556,33 @@ def test_what_a_killed_process_left_is_removed_a_day_later(published):
 
 
 def test_status_says_whether_weights_can_be_had(lab, monkeypatch):
-    assert status(TINY).state == "reachable"
-    assert status(GATED).state == "gated: access not granted"
-    assert "https://example.org/locked" in status(GATED).detail
+    assert check_status(TINY).state == "reachable"
+    assert check_status(GATED).state == "gated: access not granted"
+    assert "https://example.org/locked" in check_status(GATED).detail
     monkeypatch.setenv("HF_TOKEN", "hf_member")
-    assert status(GATED).state == "gated: access granted"
+    assert check_status(GATED).state == "gated: access granted"
     monkeypatch.setenv("HF_TOKEN", "hf_mistyped")
-    assert "rejects the token" in status(GATED).detail
+    assert "rejects the token" in check_status(GATED).detail
     monkeypatch.delenv("HF_TOKEN")
-    assert status(replace(TINY, files=("none.bin",))).state == "missing"
-    assert status(replace(TINY, repo="lab/none")).state == "missing"
+    assert check_status(replace(TINY, files=("none.bin",))).state == "missing"
+    assert check_status(replace(TINY, repo="lab/none")).state == "missing"
     assert lab.fetched() == []
     hub.fetch_checkpoint(TINY)
-    assert status(TINY).state == "cached" and "converted when" in status(TINY).detail
+    assert check_status(TINY).state == "cached" and "converted when" in check_status(TINY).detail
     load_encoder("tiny")
-    assert status(TINY).state == "cached" and "published-float32" in status(TINY).detail
-    assert [(file.name, file.size > 0) for file in load.cached()] == [("tiny", True)]
+    assert check_status(TINY).state == "cached" and "published-float32" in check_status(TINY).detail
+    assert [(file.name, file.size > 0) for file in cache.list_cached()] == [("tiny", True)]
     lab.fails = 500
-    assert status(GATED).state == "offline"
+    assert check_status(GATED).state == "offline"
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert status(TINY).state == "cached" and status(GATED).state == "offline"
+    assert check_status(TINY).state == "cached" and check_status(GATED).state == "offline"
 
 
 def test_the_catalog_is_printed_whole_and_row_by_row():
-    table = listing.table(catalog.CATALOG.values()).splitlines()
+    table = listing.format_table(catalog.CATALOG.values()).splitlines()
     assert len(table) == len(catalog.CATALOG) + 1
     assert len({line.index("gated") for line in table if line.endswith(" gated")}) == 1
-    sheet = listing.sheet(GATED, hub.Status("offline", "no network"))
+    sheet = listing.format_sheet(GATED, hub.Status("offline", "no network"))
     for fact in ("30,000 parameters", "CC-BY-4.0 (gated)", GATED.page, "Nobody, 2024", "offline: no network"):
         assert fact in sheet
     assert "not stated" in sheet and "blocks.1: 32 channels, 8 pixels a token" in sheet
@@ -605,9 +609,9 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 import jax, numpy as np
-from fseg_jax.encoders import catalog
+from fseg_jax.encoders.catalog import published as catalog
 from fseg_jax.encoders.load import load_encoder
-import fseg_jax.encoders.convert
+import fseg_jax.encoders.weights.convert
 from test_load import WIDE
 jax.block_until_ready(jax.numpy.ones(8) + 1)
 catalog.CATALOG["wide"] = WIDE

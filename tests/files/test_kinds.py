@@ -19,10 +19,10 @@ from fseg_jax.cam.labels import Labelled
 from fseg_jax.cam.propagate import _features
 from fseg_jax.codebook import FORMAT, Codebook, load_all, save_all
 from fseg_jax.cohort.manifest import ManifestSlide, select_split
-from fseg_jax.encoders.catalog import lookup
+from fseg_jax.encoders.catalog.names import find_row
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.encoders.load import load_encoder
-from fseg_jax.encoders.trained import load_trained, shipped
+from fseg_jax.encoders.trained import find_shipped, load_trained
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import did_you_mean, kind_of
 from fseg_jax.files.tensor_header import LARGEST, BrokenFileError, open_tensors, read_header
@@ -168,7 +168,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
         "a safetensors file of another program": folder / "theirs.safetensors",
         "the checkpoint of an fseg pretrain that has not ended": folder / "x.checkpoint.safetensors",
         "the state of an fseg cam train that has not ended": folder / "state.safetensors",
-        "the encoder 'he-small' of fseg pretrain": shipped("he-small"),
+        "the encoder 'he-small' of fseg pretrain": find_shipped("he-small"),
     }
 
 
@@ -212,12 +212,12 @@ def test_weights_of_another_kind_are_named(files, tmp_path, monkeypatch):
     ],
 )
 def test_a_card_that_cannot_be_is_one_line(changes, says, tmp_path):
-    with safe_open(shipped("he-small"), framework="numpy") as file:
+    with safe_open(find_shipped("he-small"), framework="numpy") as file:
         metadata = file.metadata()
     gains = changes.get("gains", metadata["gains"])
     card = json.loads(metadata["card"]) | {name: v for name, v in changes.items() if name != "gains"}
     path = tmp_path / "ours.safetensors"
-    path.write_bytes(with_metadata(shipped("he-small"), card=json.dumps(card), gains=gains))
+    path.write_bytes(with_metadata(find_shipped("he-small"), card=json.dumps(card), gains=gains))
     said = line(lambda: load_trained(path))
     assert said.startswith(f"{path}: its card ") and says in said
 
@@ -236,7 +236,7 @@ def test_a_card_that_cannot_be_is_one_line(changes, says, tmp_path):
 )
 def test_a_network_that_cannot_be_is_one_line(architecture, tmp_path):
     path = tmp_path / "ours.safetensors"
-    path.write_bytes(with_metadata(shipped("he-small"), architecture=architecture))
+    path.write_bytes(with_metadata(find_shipped("he-small"), architecture=architecture))
     assert line(lambda: load_trained(path)).startswith(f"{path}: ")
 
 
@@ -254,8 +254,8 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_nearest():
     assert did_you_mean("prov", ["prov-gigapath", "uni"]) == "did you mean prov-gigapath? "
     assert did_you_mean("zebra", ["he-small", "uni"]) == ""
     assert "did you mean he-small?" in line(lambda: load_all("he-smal"))
-    assert "did you mean he-small?" in line(lambda: lookup("he-smal"))
-    assert "did you mean uni2-h" in line(lambda: lookup("uni2h"))
+    assert "did you mean he-small?" in line(lambda: find_row("he-smal"))
+    assert "did you mean uni2-h" in line(lambda: find_row("uni2h"))
     assert "did you mean small?" in line(Settings(network="smal").check)
     pictures = Labelled(Path(), (), np.zeros(0, int), ("a", "b"), np.zeros(0, bool))
     assert "did you mean lire-even" in line(lambda: _features(pictures, "lire-evn", None))

@@ -23,9 +23,9 @@ from fseg_jax.cohort.job import card_of, features_hash, from_features, settings_
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.run import Outcome, run_cohort
 from fseg_jax.cohort.tile_features import StoredRows, prepare_folder
-from fseg_jax.encoders.checkpoint import open_checkpoint
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.trained import load_trained
+from fseg_jax.encoders.weights.checkpoint import open_checkpoint
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.datasets import open_dataset
 from fseg_jax.files.storage import open_storage

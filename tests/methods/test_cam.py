@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.measure import label as pieces_of
 
-from fseg_jax.encoders.architectures import network
+from fseg_jax.encoders.architectures import build_network
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.errors import InputError
 from fseg_jax.methods import cam, grad_cam
@@ -119,7 +119,7 @@ def normalise(images):
 
 @pytest.fixture(scope="module")
 def net():
-    return network(SMALL, seed=3)
+    return build_network(SMALL, seed=3)
 
 
 @pytest.fixture(scope="module")

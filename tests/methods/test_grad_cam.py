@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from scipy.ndimage import map_coordinates
 
-from fseg_jax.encoders.architectures import Config, abstract, described
-from fseg_jax.encoders.convert import network_from
-from fseg_jax.encoders.efficientnet.network import efficientnet
+from fseg_jax.encoders.architectures import Config, build_abstract, config_from_json
+from fseg_jax.encoders.efficientnet.network import configure_efficientnet
+from fseg_jax.encoders.weights.convert import convert_to_network
 from fseg_jax.methods.grad_cam import class_gradient, grad_cam, grad_cam_plus_plus, smooth, to_image
 
 FIXTURES = Path(__file__).parent / "grad_cam_fixtures"
@@ -37,7 +37,7 @@ class Fixture(NamedTuple):
 def fixture(name: str) -> Fixture:
     with safe_open(FIXTURES / f"{name}.safetensors", framework="np") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        config = described(file.metadata()["config"])
+        config = config_from_json(file.metadata()["config"])
     x, classes = tensors.pop("input").astype(np.float32), tensors.pop("classes")
     under: dict[str, dict[str, np.ndarray]] = {}
     for key, value in tensors.items():
@@ -49,7 +49,7 @@ def fixture(name: str) -> Fixture:
 @pytest.mark.parametrize("name", ["efficientnet_same", "resnet_basic_classifier"])
 def test_equals_pytorch_grad_cam_at_every_layer(name):
     theirs = fixture(name)
-    graphdef, state = nnx.split(network_from(theirs.weights, theirs.config, what=name))
+    graphdef, state = nnx.split(convert_to_network(theirs.weights, theirs.config, what=name))
     methods = {method: METHODS[method] for method in theirs.maps}
 
     @jax.jit
@@ -247,7 +247,7 @@ def test_a_constant_map_is_zero_and_the_others_beside_it_are_not(value):
 
 
 def test_the_papers_layers_are_b1s_blocks():
-    graphdef, state = nnx.split(abstract(efficientnet("b1", tensorflow=True, num_classes=1)))
+    graphdef, state = nnx.split(build_abstract(configure_efficientnet("b1", tensorflow=True, num_classes=1)))
     x = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     grids = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).intermediates(x), state, x)
     shapes = [grids[f"blocks.{block}"].shape for block in (13, 14, 20, 22)]

@@ -18,7 +18,7 @@ from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.resnet.network import ResNet as Trunk
 from fseg_jax.encoders.resnet.network import ResNetConfig
-from fseg_jax.encoders.trained import assemble, calibrated
+from fseg_jax.encoders.trained import assemble, calibrate_gains
 from fseg_jax.errors import InputError
 from fseg_jax.files.claims import sweep
 from fseg_jax.pretraining import pretrain as pretraining
@@ -100,7 +100,7 @@ def test_stains_beside(tmp_path: Path):
         ratio = part / np.maximum(np.asarray(alone), 1e-9)
         np.testing.assert_allclose(ratio[part > 1e-4], ratio.max(), rtol=1e-3)
     # On the very images that it is calibrated on, deviations are as 1 to 2.
-    gains = calibrated(Trunk(replace(TINY, norms=False), rngs=nnx.Rngs(0)), plain.card, images, 2.0)
+    gains = calibrate_gains(Trunk(replace(TINY, norms=False), rngs=nnx.Rngs(0)), plain.card, images, 2.0)
     scaled = assemble(Trunk(replace(TINY, norms=False), rngs=nnx.Rngs(0)), plain.card, gains)(images)
     of_trunk, of_stains = (float(jnp.sqrt(part.var((0, 1, 2)).sum())) for part in jnp.split(scaled, [16], -1))
     np.testing.assert_allclose((of_trunk, of_stains), (1, 2), rtol=1e-3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig, folded
+from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig, fold_norms
 from fseg_jax.errors import InputError
 from fseg_jax.pretraining.augment import augment
 from fseg_jax.pretraining.simclr import MEAN, STD, Settings, SimCLR, nt_xent, pool_regions, schedule, trainer
@@ -56,7 +56,7 @@ def test_folding_changes_nothing():
     for scale in (1.0, 2.0, 3.0):
         network.features(scale * x + 1)
     network.eval()
-    out = folded(network)
+    out = fold_norms(network)
     assert not out.config.norms
     np.testing.assert_allclose(out.features(x), network.features(x), atol=1e-4)
     assert out.features(x).shape == (4, 2, 3, 16) and float(out.features(x).min()) >= 0

@@ -95,7 +95,9 @@ SCALES = {
 }
 
 
-def efficientnet(scale: str, *, tensorflow: bool = False, num_classes: int = 1000) -> EfficientNetConfig:
+def configure_efficientnet(
+    scale: str, *, tensorflow: bool = False, num_classes: int = 1000
+) -> EfficientNetConfig:
     """The configuration of b0 … b7, in PyTorch's dialect or TensorFlow's."""
     width, depth, dropout = SCALES[scale]
     if tensorflow:

@@ -5,7 +5,7 @@ on.
 import math
 
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
-from fseg_jax.encoders.weight_rules import Layout, Rules, conv, linear, pointwise, same
+from fseg_jax.encoders.weights.rules import Layout, Rules, identity, to_conv, to_linear, to_pointwise
 
 # For each of our parts, the publisher's convolution (or product) and norm.
 _TIMM_BLOCK = {
@@ -26,7 +26,7 @@ _LUKEMELAS_ENDS = {"stem": ("_conv_stem", "_bn0"), "top": ("_conv_head", "_bn1")
 _COUNTERS = r".*\.num_batches_tracked"
 
 
-def layouts(config: EfficientNetConfig) -> tuple[Layout, ...]:
+def list_layouts(config: EfficientNetConfig) -> tuple[Layout, ...]:
     """The layouts known for a configuration; the classifier is left aside where the network has none."""
     return (_timm(config), _lukemelas(config))
 
@@ -59,8 +59,8 @@ def _unused(config: EfficientNetConfig, classifier: str) -> tuple[str, ...]:
 
 def _ends(parts: dict[str, tuple[str, str]], classifier: str) -> dict:
     rules: dict = {
-        r"classifier\.kernel": ((f"{classifier}.weight",), linear),
-        r"classifier\.bias": ((f"{classifier}.bias",), same),
+        r"classifier\.kernel": ((f"{classifier}.weight",), to_linear),
+        r"classifier\.bias": ((f"{classifier}.bias",), identity),
     }
     for ours, (convolution, norm) in parts.items():
         rules |= _conv_norm(ours, convolution, norm)
@@ -70,8 +70,8 @@ def _ends(parts: dict[str, tuple[str, str]], classifier: str) -> dict:
 def _block(index: int, parts: dict[str, tuple[str, str]], prefix: str, squeeze: str) -> Rules:
     ours = rf"blocks\.{index}\."
     rules: dict = {
-        ours + r"se\.(reduce|expand)\.kernel": ((rf"{prefix}{squeeze}\1.weight",), pointwise),
-        ours + r"se\.(reduce|expand)\.bias": ((rf"{prefix}{squeeze}\1.bias",), same),
+        ours + r"se\.(reduce|expand)\.kernel": ((rf"{prefix}{squeeze}\1.weight",), to_pointwise),
+        ours + r"se\.(reduce|expand)\.bias": ((rf"{prefix}{squeeze}\1.bias",), identity),
     }
     for part, (convolution, norm) in parts.items():
         rules |= _conv_norm(ours + part, prefix + convolution, prefix + norm)
@@ -80,9 +80,9 @@ def _block(index: int, parts: dict[str, tuple[str, str]], prefix: str, squeeze: 
 
 def _conv_norm(ours: str, convolution: str, norm: str) -> Rules:
     return {
-        ours + r"\.conv\.kernel": ((f"{convolution}.weight",), conv),
-        ours + r"\.norm\.scale": ((f"{norm}.weight",), same),
-        ours + r"\.norm\.bias": ((f"{norm}.bias",), same),
-        ours + r"\.norm\.mean": ((f"{norm}.running_mean",), same),
-        ours + r"\.norm\.var": ((f"{norm}.running_var",), same),
+        ours + r"\.conv\.kernel": ((f"{convolution}.weight",), to_conv),
+        ours + r"\.norm\.scale": ((f"{norm}.weight",), identity),
+        ours + r"\.norm\.bias": ((f"{norm}.bias",), identity),
+        ours + r"\.norm\.mean": ((f"{norm}.running_mean",), identity),
+        ours + r"\.norm\.var": ((f"{norm}.running_var",), identity),
     }

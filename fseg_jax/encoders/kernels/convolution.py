@@ -9,11 +9,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from fseg_jax.encoders.kernels import onednn
-from fseg_jax.encoders.kernels.processor import processor
+from fseg_jax.encoders.kernels.processor import detect_processor
 
 DType = Any
 Pads = tuple[tuple[int, int], ...]  # before and after, of rows and columns
-MANY_CHANNELS = 256  # from here on the products of a convolution are large enough to be fast by themselves
+FAST_PRODUCT_CHANNELS = (
+    256  # from here on the products of a convolution are large enough to be fast by themselves
+)
 
 
 class Plan(NamedTuple):
@@ -42,21 +44,27 @@ def convolve(
     uniform = kernel.dtype == plan.dtype and kernel.dtype in (jnp.float32, jnp.bfloat16)
     if bias is None or plan.groups > 1 or not uniform:
         return _by_xla(plan, x, kernel, bias, add)
-    spec = library_spec(x.shape, kernel.shape, plan, add is not None)
+    spec = choose_spec(x.shape, kernel.shape, plan, add is not None)
     if spec is None:
         return _by_xla(plan, x, kernel, bias, add)
     return _by_library(plan, spec, x, kernel, bias, None if add is None else add.astype(plan.dtype))
 
 
-def library_spec(x: tuple[int, ...], kernel: tuple[int, ...], plan: Plan, adds: bool) -> onednn.Spec | None:
+def choose_spec(x: tuple[int, ...], kernel: tuple[int, ...], plan: Plan, adds: bool) -> onednn.Spec | None:
     """The library's convolution that is fast on this processor: in the plan's dtype, or, where products of
     bfloat16 are slow, in float32, which holds the same numbers. None where the library has neither.
     """
     (top, bottom), (left, right) = plan.pads
     wide = onednn.Spec(plan.stride, top, bottom, left, right, int(plan.relu), half=0)
-    narrow = plan.dtype == jnp.bfloat16 and processor().multiplies_bfloat16
+    narrow = plan.dtype == jnp.bfloat16 and detect_processor().multiplies_bfloat16
     specs = (wide._replace(half=1), wide) if narrow else (wide,)
     return next((spec for spec in specs if onednn.supports(x, kernel, spec, adds)), None)
+
+
+def library_version() -> str | None:
+    """Return oneDNN's version; None where it is not installed."""
+    library = onednn.load_library()
+    return None if library is None else library.version
 
 
 # The library's convolution has no derivative of its own.
@@ -82,7 +90,7 @@ def _in_its_dtype(
 
 
 def _by_xla(plan: Plan, x: Array, kernel: Array, bias: Array | None, add: Array | None) -> Array:
-    large = kernel.shape[:2] == (1, 1) or kernel.shape[2] >= MANY_CHANNELS
+    large = kernel.shape[:2] == (1, 1) or kernel.shape[2] >= FAST_PRODUCT_CHANNELS
     products = large and kernel.dtype == jnp.bfloat16 and plan.groups == 1
     whole = partial(_whole, plan=plan)
     if products or _is_depthwise(x, kernel, plan):

@@ -26,7 +26,7 @@ from fseg_jax.encoders.kernels.foreign_call import Operand, register
 
 PACKAGE = "onednn-cpu-gomp"  # of the wheels, the one that needs nothing beside it
 TARGET = "fseg_jax_onednn_convolution"
-ALIGNED = 64
+ALIGNMENT = 64
 
 # The C interface's numbers, which no version 3 changes.
 _CPU, _INFERENCE, _DIRECT, _RELU, _BFLOAT16, _FLOAT32, _ANY, _IN_ORDER, _USER = 1, 96, 1, 0x20, 2, 3, 1, 1, 1
@@ -73,7 +73,7 @@ class Library(NamedTuple):
     version: str
 
 
-def library() -> Library | None:
+def load_library() -> Library | None:
     """oneDNN, where it is installed: from its wheel, a conda environment or the system."""
     with _loading:
         return _loaded()
@@ -131,7 +131,7 @@ def _places() -> Iterator[str]:
 
 def supports(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: bool) -> bool:
     """Whether the library is here, and has a kernel of its own for this processor and these shapes."""
-    if library() is None:
+    if load_library() is None:
         return False
     try:
         return not _convolution(x, kernel, spec, adds).implementation.startswith("ref")
@@ -265,10 +265,10 @@ def _execute(operands: list[Operand], result: Operand, numbers: tuple[int, ...])
 
 def _room(name: str, size: int) -> int:
     """The address of so many bytes that are only used within a call."""
-    if name not in _rooms or _rooms[name].size < size + ALIGNED:
-        _rooms[name] = np.empty(size + ALIGNED, np.uint8)
+    if name not in _rooms or _rooms[name].size < size + ALIGNMENT:
+        _rooms[name] = np.empty(size + ALIGNMENT, np.uint8)
     address = _rooms[name].ctypes.data
-    return address + -address % ALIGNED
+    return address + -address % ALIGNMENT
 
 
 def _run(program: c_void_p, arguments: Any) -> None:
@@ -278,7 +278,7 @@ def _run(program: c_void_p, arguments: Any) -> None:
 
 
 def _library() -> Library:
-    found = library()
+    found = load_library()
     assert found is not None  # `supports` has been asked
     return found
 

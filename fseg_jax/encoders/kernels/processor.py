@@ -51,7 +51,7 @@ class Processor(NamedTuple):
 
 
 @cache
-def processor() -> Processor:
+def detect_processor() -> Processor:
     """This machine's, as far as XLA uses it: ``XLA_FLAGS=--xla_cpu_max_isa=AVX2`` makes it a lesser one."""
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
@@ -59,10 +59,10 @@ def processor() -> Processor:
             program = cast(Any, compiled.runtime_executable()).serialize()
     except (RuntimeError, AttributeError):  # no CPU among JAX's platforms, or a program that cannot be kept
         program = b""
-    return described(program)
+    return parse_program(program)
 
 
-def described(program: bytes) -> Processor:
+def parse_program(program: bytes) -> Processor:
     """The processor that a program of XLA's says it is for."""
     found = _TARGET.search(program)
     if found is None:

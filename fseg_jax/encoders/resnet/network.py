@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from fseg_jax.encoders.framed import cleared
+from fseg_jax.encoders.frames import clear_outside
 from fseg_jax.encoders.layers import (
     Conv,
     DType,
@@ -78,7 +78,7 @@ class NormedConv(nnx.Module):
         y = y if add is None else y + add
         return jax.nn.relu(y) if relu else y
 
-    def folded(self) -> tuple[Float[Array, "p q i o"], Float[Array, " o"]]:
+    def fold(self) -> tuple[Float[Array, "p q i o"], Float[Array, " o"]]:
         """The kernel and the bias of the convolution that does the same with the running statistics."""
         norm = self.norm
         assert norm.scale is not None and norm.bias is not None
@@ -180,11 +180,11 @@ class ResNet(Network):
     def _stem(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
         if self.config.patches:
             return self.conv1(_patches(x), relu=True)
-        return _max_pooled(cleared(self.conv1(x, relu=True)))
+        return _max_pool(clear_outside(self.conv1(x, relu=True)))
 
 
 @jax.custom_jvp
-def _max_pooled(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
+def _max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
     """The largest of 3 × 3 of what is not negative, every second row and column.
 
     Such numbers are ordered as their bits are, and XLA's CPU compares whole vectors of integers: bfloat16
@@ -197,23 +197,23 @@ def _max_pooled(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
     return lax.bitcast_convert_type(reduce(jnp.maximum, shifted), x.dtype)
 
 
-@_max_pooled.defjvp
+@_max_pool.defjvp
 def _(primals, tangents):
-    return jax.jvp(_windowed, primals, tangents)
+    return jax.jvp(_max_pool_by_windows, primals, tangents)
 
 
-def _windowed(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
+def _max_pool_by_windows(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
     window, strides, pads = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
 
 
-def folded(network: ResNet) -> ResNet:
+def fold_norms(network: ResNet) -> ResNet:
     """The network that computes what one with batch norms does in ``eval`` mode, without them; float32."""
     out = ResNet(replace(network.config, norms=False), rngs=nnx.Rngs(0))
     places: dict[Any, Any] = dict(nnx.iter_modules(out))
     for path, module in nnx.iter_modules(network):
         if isinstance(module, NormedConv):
-            places[path].kernel[...], places[path].bias[...] = module.folded()
+            places[path].kernel[...], places[path].bias[...] = module.fold()
     if out.fc is not None and network.fc is not None:
         nnx.update(out.fc, nnx.state(network.fc))
     return out

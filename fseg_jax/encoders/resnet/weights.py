@@ -3,12 +3,12 @@ them.
 """
 
 from fseg_jax.encoders.resnet.network import ResNetConfig
-from fseg_jax.encoders.weight_rules import Layout, Rules, folded_bias, folded_kernel, linear, same
+from fseg_jax.encoders.weights.rules import Layout, Rules, fold_bias, fold_kernel, identity, to_linear
 
 BATCH_NORM_EPS = 1e-5
 
-_KERNEL = folded_kernel(BATCH_NORM_EPS)
-_BIAS = folded_bias(BATCH_NORM_EPS)
+_KERNEL = fold_kernel(BATCH_NORM_EPS)
+_BIAS = fold_bias(BATCH_NORM_EPS)
 
 _RULES: Rules = {
     r"((?:layer\d\.\d+\.)?)conv(\d)\.kernel": (
@@ -27,15 +27,15 @@ _RULES: Rules = {
         (r"\1.1.weight", r"\1.1.running_var", r"\1.1.bias", r"\1.1.running_mean"),
         _BIAS,
     ),
-    r"fc\.kernel": ((r"fc.weight",), linear),
-    r"fc\.bias": ((r"fc.bias",), same),
+    r"fc\.kernel": ((r"fc.weight",), to_linear),
+    r"fc\.bias": ((r"fc.bias",), identity),
 }
 
 _COUNTERS = r".*\.num_batches_tracked"
 _WRAPPERS = {r"^(?:module\.)?(?:model\.)?(?:backbone\.|resnet\.)?": ""}
 
 
-def layouts(config: ResNetConfig) -> tuple[Layout, ...]:
+def list_layouts(config: ResNetConfig) -> tuple[Layout, ...]:
     """The layouts known for a configuration; a classifier, or the projection that self-supervision puts in
     its place, is left aside where the network has none.
     """

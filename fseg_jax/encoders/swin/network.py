@@ -15,7 +15,7 @@ from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int
 
-from fseg_jax.encoders.framed import cleared, own_sizes
+from fseg_jax.encoders.frames import clear_outside, get_grid_sizes
 from fseg_jax.encoders.layers import Conv, DType, LayerNorm, Linear, Network, Stage, relu
 from fseg_jax.errors import InputError
 
@@ -108,14 +108,14 @@ class Block(nnx.Module):
     def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         batch, h, w, channels = x.shape
         side = self.window
-        sizes = own_sizes(h, w)
+        sizes = get_grid_sizes(h, w)
         # An axis of one window has nothing to shift.
         if sizes is None:
             shift = tuple(self.shift if size > side else 0 for size in (h, w))
             x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
         else:
             shifts = jnp.where(sizes > side, self.shift, 0)
-            x = _rolled(cleared(x), sizes, -shifts)
+            x = _rolled(clear_outside(x), sizes, -shifts)
         # A grid that the window does not divide is padded, as timm does.
         rows, columns = -(-h // side), -(-w // side)
         x = jnp.pad(x, ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))

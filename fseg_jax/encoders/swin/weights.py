@@ -3,7 +3,15 @@ names.
 """
 
 from fseg_jax.encoders.swin.network import SwinConfig
-from fseg_jax.encoders.weight_rules import Layout, Rules, conv, folded_bias, folded_kernel, linear, same
+from fseg_jax.encoders.weights.rules import (
+    Layout,
+    Rules,
+    fold_bias,
+    fold_kernel,
+    identity,
+    to_conv,
+    to_linear,
+)
 
 BATCH_NORM_EPS = 1e-5
 
@@ -17,11 +25,11 @@ def _stem(ours: str, convolution: int, norm: int) -> Rules:
     return {
         rf"patch_embed\.{ours}\.kernel": (
             (f"patch_embed.proj.{convolution}.weight", f"{bn}.weight", f"{bn}.running_var"),
-            folded_kernel(BATCH_NORM_EPS),
+            fold_kernel(BATCH_NORM_EPS),
         ),
         rf"patch_embed\.{ours}\.bias": (
             (f"{bn}.weight", f"{bn}.running_var", f"{bn}.bias", f"{bn}.running_mean"),
-            folded_bias(BATCH_NORM_EPS),
+            fold_bias(BATCH_NORM_EPS),
         ),
     }
 
@@ -29,31 +37,31 @@ def _stem(ours: str, convolution: int, norm: int) -> Rules:
 _RULES: Rules = {
     **_stem("conv1", 0, 1),
     **_stem("conv2", 3, 4),
-    r"patch_embed\.conv3\.kernel": ((r"patch_embed.proj.6.weight",), conv),
-    r"patch_embed\.conv3\.bias": ((r"patch_embed.proj.6.bias",), same),
-    r"patch_embed\.norm\.scale": ((r"patch_embed.norm.weight",), same),
-    r"patch_embed\.norm\.bias": ((r"patch_embed.norm.bias",), same),
-    rf"{_BLOCK}(norm[12])\.scale": ((rf"{_THEIRS}\3.weight",), same),
-    rf"{_BLOCK}(norm[12])\.bias": ((rf"{_THEIRS}\3.bias",), same),
-    rf"{_BLOCK}(attn\.(?:qkv|proj))\.kernel": ((rf"{_THEIRS}\3.weight",), linear),
-    rf"{_BLOCK}(attn\.(?:qkv|proj))\.bias": ((rf"{_THEIRS}\3.bias",), same),
+    r"patch_embed\.conv3\.kernel": ((r"patch_embed.proj.6.weight",), to_conv),
+    r"patch_embed\.conv3\.bias": ((r"patch_embed.proj.6.bias",), identity),
+    r"patch_embed\.norm\.scale": ((r"patch_embed.norm.weight",), identity),
+    r"patch_embed\.norm\.bias": ((r"patch_embed.norm.bias",), identity),
+    rf"{_BLOCK}(norm[12])\.scale": ((rf"{_THEIRS}\3.weight",), identity),
+    rf"{_BLOCK}(norm[12])\.bias": ((rf"{_THEIRS}\3.bias",), identity),
+    rf"{_BLOCK}(attn\.(?:qkv|proj))\.kernel": ((rf"{_THEIRS}\3.weight",), to_linear),
+    rf"{_BLOCK}(attn\.(?:qkv|proj))\.bias": ((rf"{_THEIRS}\3.bias",), identity),
     rf"{_BLOCK}attn\.relative_position_bias_table": (
         (rf"{_THEIRS}attn.relative_position_bias_table",),
-        same,
+        identity,
     ),
-    rf"{_BLOCK}(fc[12])\.kernel": ((rf"{_THEIRS}mlp.\3.weight",), linear),
-    rf"{_BLOCK}(fc[12])\.bias": ((rf"{_THEIRS}mlp.\3.bias",), same),
-    r"trunk\.(\d+)\.downsample\.reduction\.kernel": ((r"layers.\1.downsample.reduction.weight",), linear),
-    r"trunk\.(\d+)\.downsample\.norm\.scale": ((r"layers.\1.downsample.norm.weight",), same),
-    r"trunk\.(\d+)\.downsample\.norm\.bias": ((r"layers.\1.downsample.norm.bias",), same),
-    r"norm\.scale": ((r"norm.weight",), same),
-    r"norm\.bias": ((r"norm.bias",), same),
+    rf"{_BLOCK}(fc[12])\.kernel": ((rf"{_THEIRS}mlp.\3.weight",), to_linear),
+    rf"{_BLOCK}(fc[12])\.bias": ((rf"{_THEIRS}mlp.\3.bias",), identity),
+    r"trunk\.(\d+)\.downsample\.reduction\.kernel": ((r"layers.\1.downsample.reduction.weight",), to_linear),
+    r"trunk\.(\d+)\.downsample\.norm\.scale": ((r"layers.\1.downsample.norm.weight",), identity),
+    r"trunk\.(\d+)\.downsample\.norm\.bias": ((r"layers.\1.downsample.norm.bias",), identity),
+    r"norm\.scale": ((r"norm.weight",), identity),
+    r"norm\.bias": ((r"norm.bias",), identity),
 }
 # Tables that follow from the window's size, counters, and classifiers.
 _IGNORED = (r".*\.relative_position_index", r".*\.attn_mask", r".*\.num_batches_tracked", r"head\..*")
 
 
-def layouts(config: SwinConfig) -> tuple[Layout, ...]:
+def list_layouts(config: SwinConfig) -> tuple[Layout, ...]:
     """The layouts known for a configuration: timm's has a ``downsample`` in the last stage, CTransPath's in
     the first.
     """

@@ -7,7 +7,7 @@ it can be negative, and the ReLU is the caller's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -16,9 +16,9 @@ from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Bool, Float
 
-from fseg_jax.encoders.framed import own_sizes, own_tokens
+from fseg_jax.encoders.frames import get_grid_sizes, mask_tokens
 from fseg_jax.encoders.layers import DType, LayerNorm, Linear, Network, Stage, along_channels
-from fseg_jax.encoders.vit.positions import Resampling, resample, resample_each
+from fseg_jax.encoders.vit.positions import Resampling, resample_grid, resample_grids
 from fseg_jax.errors import InputError
 
 
@@ -72,6 +72,33 @@ class ViTConfig:
         return (self.image_size // self.patch,) * 2
 
 
+# The published sizes, plain, with patches of 16 pixels.
+TINY = ViTConfig(patch=16, dim=192, depth=12, heads=3, mlp_width=768)
+SMALL = ViTConfig(patch=16, dim=384, depth=12, heads=6, mlp_width=1536)
+BASE = ViTConfig(patch=16, dim=768, depth=12, heads=12, mlp_width=3072)
+LARGE = ViTConfig(patch=16, dim=1024, depth=24, heads=16, mlp_width=4096)
+HUGE = ViTConfig(patch=16, dim=1280, depth=32, heads=16, mlp_width=5120)
+GIANT = ViTConfig(patch=16, dim=1408, depth=40, heads=16, mlp_width=6144)
+GIGANTIC = ViTConfig(patch=16, dim=1664, depth=48, heads=16, mlp_width=8192)
+VITS = {
+    "tiny": TINY,
+    "small": SMALL,
+    "base": BASE,
+    "large": LARGE,
+    "huge": HUGE,
+    "giant": GIANT,
+    "gigantic": GIGANTIC,
+}
+DINOV2_GIANT = ViTConfig(
+    patch=14, dim=1536, depth=40, heads=24, mlp_width=8192, mlp="swiglu", layer_scale=True
+)
+
+
+def add_registers(config: ViTConfig) -> ViTConfig:
+    """Add DINOv2's four register tokens, which have no positions, and LayerScale to a configuration."""
+    return replace(config, registers=4, embed_prefix=False, layer_scale=True)
+
+
 class Attention(nnx.Module):
     """Self-attention over all tokens of an image; the scores and their softmax in float32."""
 
@@ -85,7 +112,7 @@ class Attention(nnx.Module):
         batch, tokens, channels = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, channels // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        seen = own_tokens(self.patch, self.prefix)
+        seen = mask_tokens(self.patch, self.prefix)
         return self.proj(attend(q, k, v, self.dtype, seen).reshape(x.shape))
 
 
@@ -244,10 +271,10 @@ class ViT(Network):
         config = self.config
         table = self.pos_embed[...]
         own = config.prefix if config.embed_prefix else 0
-        if (sizes := own_sizes(h, w)) is None:
-            positions = resample(table[own:], config.positions, (h, w), config.resampling)[None]
+        if (sizes := get_grid_sizes(h, w)) is None:
+            positions = resample_grid(table[own:], config.positions, (h, w), config.resampling)[None]
         else:
-            positions = resample_each(table[own:], config.positions, (h, w), sizes, config.resampling)
+            positions = resample_grids(table[own:], config.positions, (h, w), sizes, config.resampling)
         parts = [token[...] for token in (self.cls_token, self.reg_token) if token is not None]
         x = x.reshape(batch, h * w, channels) + positions
         if not parts:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 Resampling = Literal["antialiased", "bicubic", "bicubic_offset"]
 
 
-def resample(
+def resample_grid(
     table: Float[Array, "n c"], old: tuple[int, int], new: tuple[int, int], how: Resampling
 ) -> Float[Array, "m c"]:
     """An embedding of ``old`` rows and columns on ``new`` ones, in float32; unchanged where they are the
@@ -34,7 +34,7 @@ def resample(
     return image.reshape(new[0] * new[1], -1)
 
 
-def resample_each(
+def resample_grids(
     table: Float[Array, "n c"],
     old: tuple[int, int],
     most: tuple[int, int],

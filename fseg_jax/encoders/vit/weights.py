@@ -3,7 +3,7 @@
 import numpy as np
 
 from fseg_jax.encoders.vit.network import ViTConfig
-from fseg_jax.encoders.weight_rules import Layout, Rules, linear, same
+from fseg_jax.encoders.weights.rules import Layout, Rules, identity, to_linear
 
 
 def _row(value: np.ndarray) -> np.ndarray:
@@ -35,19 +35,19 @@ def _vector(value: np.ndarray) -> np.ndarray:
 
 # Names inside a block, as timm has them. DINOv2 calls the gated MLP's products w12 and w3.
 _TIMM_BLOCK: Rules = {
-    r"(blocks\.\d+\.norm[12])\.scale": ((r"\1.weight",), same),
-    r"(blocks\.\d+\.norm[12])\.bias": ((r"\1.bias",), same),
-    r"(blocks\.\d+\.attn\.(?:qkv|proj))\.kernel": ((r"\1.weight",), linear),
-    r"(blocks\.\d+\.attn\.(?:qkv|proj))\.bias": ((r"\1.bias",), same),
-    r"(blocks\.\d+\.ls[12])": ((r"\1.gamma",), same),
-    r"(blocks\.\d+\.mlp\.fc[12])\.kernel": ((r"\1.weight",), linear),
-    r"(blocks\.\d+\.mlp\.fc[12])\.bias": ((r"\1.bias",), same),
+    r"(blocks\.\d+\.norm[12])\.scale": ((r"\1.weight",), identity),
+    r"(blocks\.\d+\.norm[12])\.bias": ((r"\1.bias",), identity),
+    r"(blocks\.\d+\.attn\.(?:qkv|proj))\.kernel": ((r"\1.weight",), to_linear),
+    r"(blocks\.\d+\.attn\.(?:qkv|proj))\.bias": ((r"\1.bias",), identity),
+    r"(blocks\.\d+\.ls[12])": ((r"\1.gamma",), identity),
+    r"(blocks\.\d+\.mlp\.fc[12])\.kernel": ((r"\1.weight",), to_linear),
+    r"(blocks\.\d+\.mlp\.fc[12])\.bias": ((r"\1.bias",), identity),
 }
 _TIMM_ENDS: Rules = {
     r"patch_embed\.kernel": ((r"patch_embed.proj.weight",), _patches),
-    r"patch_embed\.bias": ((r"patch_embed.proj.bias",), same),
-    r"norm\.scale": ((r"norm.weight",), same),
-    r"norm\.bias": ((r"norm.bias",), same),
+    r"patch_embed\.bias": ((r"patch_embed.proj.bias",), identity),
+    r"norm\.scale": ((r"norm.weight",), identity),
+    r"norm\.bias": ((r"norm.bias",), identity),
 }
 _TOKENS: Rules = {
     r"cls_token": ((r"cls_token",), _row),
@@ -63,11 +63,11 @@ _DINOV2_REGISTER_TOKENS: Rules = {
 }
 _POOL: Rules = {
     r"pool\.query": ((r"attn_pool_contrast.query",), _vector),
-    r"pool\.(ln_[qk])\.scale": ((r"attn_pool_contrast.\1.weight",), same),
-    r"pool\.(ln_[qk])\.bias": ((r"attn_pool_contrast.\1.bias",), same),
-    r"pool\.(to_\w+)\.kernel": ((r"attn_pool_contrast.\1.weight",), linear),
-    r"pool\.norm\.scale": ((r"ln_contrast.weight",), same),
-    r"pool\.norm\.bias": ((r"ln_contrast.bias",), same),
+    r"pool\.(ln_[qk])\.scale": ((r"attn_pool_contrast.\1.weight",), identity),
+    r"pool\.(ln_[qk])\.bias": ((r"attn_pool_contrast.\1.bias",), identity),
+    r"pool\.(to_\w+)\.kernel": ((r"attn_pool_contrast.\1.weight",), to_linear),
+    r"pool\.norm\.scale": ((r"ln_contrast.weight",), identity),
+    r"pool\.norm\.bias": ((r"ln_contrast.bias",), identity),
 }
 
 # What DINO, DINOv2 and iBOT trainers save beside the network, and the classifiers of supervised ones.
@@ -91,13 +91,13 @@ def _hf_rules(self_attention: str, block: Rules, tokens: Rules) -> Rules:
     qkv = tuple(f"{_HF_LAYER}{self_attention}.{part}" for part in ("query", "key", "value"))
     return {
         r"patch_embed\.kernel": ((r"embeddings.patch_embeddings.projection.weight",), _patches),
-        r"patch_embed\.bias": ((r"embeddings.patch_embeddings.projection.bias",), same),
-        r"norm\.scale": ((r"layernorm.weight",), same),
-        r"norm\.bias": ((r"layernorm.bias",), same),
+        r"patch_embed\.bias": ((r"embeddings.patch_embeddings.projection.bias",), identity),
+        r"norm\.scale": ((r"layernorm.weight",), identity),
+        r"norm\.bias": ((r"layernorm.bias",), identity),
         r"blocks\.(\d+)\.attn\.qkv\.kernel": (tuple(f"{part}.weight" for part in qkv), _joined),
         r"blocks\.(\d+)\.attn\.qkv\.bias": (tuple(f"{part}.bias" for part in qkv), _joined),
-        r"blocks\.(\d+)\.attn\.proj\.kernel": ((f"{_HF_LAYER}attention.output.dense.weight",), linear),
-        r"blocks\.(\d+)\.attn\.proj\.bias": ((f"{_HF_LAYER}attention.output.dense.bias",), same),
+        r"blocks\.(\d+)\.attn\.proj\.kernel": ((f"{_HF_LAYER}attention.output.dense.weight",), to_linear),
+        r"blocks\.(\d+)\.attn\.proj\.bias": ((f"{_HF_LAYER}attention.output.dense.bias",), identity),
         **block,
         **tokens,
     }
@@ -113,21 +113,21 @@ _HF_REGISTER_TOKENS: Rules = {
     r"pos_embed": ((r"embeddings.position_embeddings",), _without_class),
 }
 _HF_VIT_BLOCK: Rules = {
-    r"blocks\.(\d+)\.norm1\.scale": ((f"{_HF_LAYER}layernorm_before.weight",), same),
-    r"blocks\.(\d+)\.norm1\.bias": ((f"{_HF_LAYER}layernorm_before.bias",), same),
-    r"blocks\.(\d+)\.norm2\.scale": ((f"{_HF_LAYER}layernorm_after.weight",), same),
-    r"blocks\.(\d+)\.norm2\.bias": ((f"{_HF_LAYER}layernorm_after.bias",), same),
-    r"blocks\.(\d+)\.mlp\.fc1\.kernel": ((f"{_HF_LAYER}intermediate.dense.weight",), linear),
-    r"blocks\.(\d+)\.mlp\.fc1\.bias": ((f"{_HF_LAYER}intermediate.dense.bias",), same),
-    r"blocks\.(\d+)\.mlp\.fc2\.kernel": ((f"{_HF_LAYER}output.dense.weight",), linear),
-    r"blocks\.(\d+)\.mlp\.fc2\.bias": ((f"{_HF_LAYER}output.dense.bias",), same),
+    r"blocks\.(\d+)\.norm1\.scale": ((f"{_HF_LAYER}layernorm_before.weight",), identity),
+    r"blocks\.(\d+)\.norm1\.bias": ((f"{_HF_LAYER}layernorm_before.bias",), identity),
+    r"blocks\.(\d+)\.norm2\.scale": ((f"{_HF_LAYER}layernorm_after.weight",), identity),
+    r"blocks\.(\d+)\.norm2\.bias": ((f"{_HF_LAYER}layernorm_after.bias",), identity),
+    r"blocks\.(\d+)\.mlp\.fc1\.kernel": ((f"{_HF_LAYER}intermediate.dense.weight",), to_linear),
+    r"blocks\.(\d+)\.mlp\.fc1\.bias": ((f"{_HF_LAYER}intermediate.dense.bias",), identity),
+    r"blocks\.(\d+)\.mlp\.fc2\.kernel": ((f"{_HF_LAYER}output.dense.weight",), to_linear),
+    r"blocks\.(\d+)\.mlp\.fc2\.bias": ((f"{_HF_LAYER}output.dense.bias",), identity),
 }
 _HF_DINOV2_BLOCK: Rules = {
-    r"blocks\.(\d+)\.(norm[12])\.scale": ((rf"{_HF_LAYER}\2.weight",), same),
-    r"blocks\.(\d+)\.(norm[12])\.bias": ((rf"{_HF_LAYER}\2.bias",), same),
-    r"blocks\.(\d+)\.ls([12])": ((rf"{_HF_LAYER}layer_scale\2.lambda1",), same),
-    r"blocks\.(\d+)\.mlp\.(fc[12])\.kernel": ((rf"{_HF_LAYER}mlp.\2.weight",), linear),
-    r"blocks\.(\d+)\.mlp\.(fc[12])\.bias": ((rf"{_HF_LAYER}mlp.\2.bias",), same),
+    r"blocks\.(\d+)\.(norm[12])\.scale": ((rf"{_HF_LAYER}\2.weight",), identity),
+    r"blocks\.(\d+)\.(norm[12])\.bias": ((rf"{_HF_LAYER}\2.bias",), identity),
+    r"blocks\.(\d+)\.ls([12])": ((rf"{_HF_LAYER}layer_scale\2.lambda1",), identity),
+    r"blocks\.(\d+)\.mlp\.(fc[12])\.kernel": ((rf"{_HF_LAYER}mlp.\2.weight",), to_linear),
+    r"blocks\.(\d+)\.mlp\.(fc[12])\.bias": ((rf"{_HF_LAYER}mlp.\2.bias",), identity),
 }
 _HF_NAMES = {
     r"^(?:vit|dinov2|dinov2_with_registers)\.": "",
@@ -183,7 +183,7 @@ _LAYOUTS = (
 )
 
 
-def layouts(config: ViTConfig) -> tuple[Layout, ...]:
+def list_layouts(config: ViTConfig) -> tuple[Layout, ...]:
     """The layouts known, which are the same for every configuration."""
     return _LAYOUTS
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fseg_jax.encoders.architectures import abstract, network, parameter_count
-from fseg_jax.encoders.efficientnet.network import SCALES, EfficientNetConfig, efficientnet
+from fseg_jax.encoders.architectures import build_abstract, build_network, count_parameters
+from fseg_jax.encoders.efficientnet.network import SCALES, EfficientNetConfig, configure_efficientnet
 
 SMALL = EfficientNetConfig(
     stem=8, stages=((2, 3, 1, 1, 8), (2, 5, 2, 6, 8)), features=16, num_classes=3, padding="same"
@@ -15,7 +15,11 @@ SMALL = EfficientNetConfig(
 
 
 def test_b1_has_23_blocks_each_with_a_name():
-    blocks = [layer for layer in abstract(efficientnet("b1")).layers() if layer.startswith("blocks.")]
+    blocks = [
+        layer
+        for layer in build_abstract(configure_efficientnet("b1")).layers()
+        if layer.startswith("blocks.")
+    ]
     assert blocks == [f"blocks.{index}" for index in range(23)]
 
 
@@ -34,12 +38,12 @@ def test_b1_has_23_blocks_each_with_a_name():
 )
 def test_every_scale_has_the_published_parameters(scale, published):
     assert scale in SCALES
-    assert parameter_count(abstract(efficientnet(scale))) == published
+    assert count_parameters(build_abstract(configure_efficientnet(scale))) == published
 
 
 @pytest.mark.parametrize("layer", ["stem", "blocks.1", "blocks.3", "top"])
 def test_continues_from_any_layer_and_is_differentiable_there(layer):
-    net, x = network(SMALL), jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    net, x = build_network(SMALL), jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     features = net.features_to(x, layer)
     logits, pull = jax.vjp(lambda f: net.from_layer(f, layer), features)
     np.testing.assert_array_equal(logits, net(x))
@@ -48,7 +52,7 @@ def test_continues_from_any_layer_and_is_differentiable_there(layer):
 
 
 def test_training_moves_the_statistics_and_drops_and_evaluation_does_neither():
-    net, x = network(SMALL), jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    net, x = build_network(SMALL), jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
     means = lambda: np.asarray(net.stem.norm.mean[...])  # noqa: E731
     before, evaluated = means().copy(), net(x)
     np.testing.assert_array_equal(net(x), evaluated)
@@ -61,7 +65,7 @@ def test_training_moves_the_statistics_and_drops_and_evaluation_does_neither():
 
 
 def test_training_compiles_over_the_state_and_learns():
-    net, x = network(SMALL, seed=1), jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    net, x = build_network(SMALL, seed=1), jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
     net.train()
     graphdef, weights, statistics = nnx.split(net, nnx.Param, ...)
     wanted = jnp.asarray([0, 1, 2, 0])

@@ -15,15 +15,16 @@ from jax import lax
 
 from fseg_jax.encoders.kernels import onednn
 from fseg_jax.encoders.kernels.foreign_call import register
-from fseg_jax.encoders.kernels.processor import processor
+from fseg_jax.encoders.kernels.processor import detect_processor
 from fseg_jax.encoders.layers import Conv
-from fseg_jax.encoders.resnet.network import _max_pooled, _windowed
+from fseg_jax.encoders.resnet.network import _max_pool, _max_pool_by_windows
 
 needs_library = pytest.mark.skipif(
-    onednn.library() is None, reason="oneDNN is not installed: pip install 'fseg-jax[onednn]'"
+    onednn.load_library() is None, reason="oneDNN is not installed: pip install 'fseg-jax[onednn]'"
 )
 needs_x86 = pytest.mark.skipif(
-    not {"avx2", "fma"} <= processor().extensions, reason="the variables make an AVX2 machine of an x86 one"
+    not {"avx2", "fma"} <= detect_processor().extensions,
+    reason="the variables make an AVX2 machine of an x86 one",
 )
 
 
@@ -97,7 +98,7 @@ def test_what_follows_is_part_of_it(
     monkeypatch, dtype, kernel, stride, padding, channels_in, channels_out, adds, relu, by_library
 ):
     if not by_library:
-        monkeypatch.setattr(onednn, "library", lambda: None)
+        monkeypatch.setattr(onednn, "load_library", lambda: None)
     given = {"stride": stride, "padding": padding, "dtype": dtype, "rounded": dtype}
     conv = drawn(Conv(channels_in, channels_out, kernel, rngs=nnx.Rngs(0), **given))
     x = jax.random.normal(jax.random.key(1), (2, 14, 19, channels_in))
@@ -105,7 +106,7 @@ def test_what_follows_is_part_of_it(
     add = jax.random.normal(jax.random.key(3), shape).astype(dtype) if adds else None
     apply = jax.jit(lambda x, add: conv(x, add=add, relu=relu))
     y = apply(x, add)
-    narrow = dtype == jnp.bfloat16 and processor().multiplies_bfloat16
+    narrow = dtype == jnp.bfloat16 and detect_processor().multiplies_bfloat16
     taken = "bfloat16" if narrow else "float32"
     assert path_of(apply.lower(x, add).as_text()) == (taken if by_library else "XLA")
     assert y.dtype == dtype
@@ -121,9 +122,9 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from fseg_jax.encoders.kernels import onednn
 from fseg_jax.encoders.layers import Conv
-from fseg_jax.encoders.kernels.processor import processor
+from fseg_jax.encoders.kernels.processor import detect_processor
 
-made = processor()
+made = detect_processor()
 said = {"set": made.instruction_set, "narrow": made.multiplies_bfloat16}
 whole = np.random.default_rng(0).integers(-3, 4, (1, 9, 12, 64))
 for dtype in (jnp.float32, jnp.bfloat16):
@@ -132,9 +133,9 @@ for dtype in (jnp.float32, jnp.bfloat16):
     x = jnp.asarray(whole, dtype)
     program = jax.jit(lambda x, conv=conv: conv(x, add=x, relu=True)).lower(x)
     found = np.asarray(program.compile()(x))
-    library, onednn.library = onednn.library, lambda: None
+    library, onednn.load_library = onednn.load_library, lambda: None
     exact = np.array_equal(found, conv(x, add=x, relu=True))
-    onednn.library = library
+    onednn.load_library = library
     said[jnp.dtype(dtype).name] = [program.as_text(), exact]
 print(json.dumps(said))
 """
@@ -192,7 +193,7 @@ def test_the_librarys_convolution_has_xlas_derivative(monkeypatch):
         return jnp.sum(jnp.cos(conv(x, add=x, relu=True).astype(jnp.float32)))
 
     found = jax.grad(loss)(x)
-    monkeypatch.setattr(onednn, "library", lambda: None)
+    monkeypatch.setattr(onednn, "load_library", lambda: None)
     np.testing.assert_array_equal(found, jax.grad(loss)(x))
 
 
@@ -238,8 +239,8 @@ def test_what_a_foreign_function_raises_is_the_programs_error():
 @pytest.mark.parametrize("shape", [(1, 8, 8, 4), (2, 7, 10, 3)])
 def test_max_pool(dtype, shape):
     x = jax.nn.relu(jax.random.normal(jax.random.key(0), shape)).astype(dtype).at[0, 3, 3].set(-0.0)
-    y, pull = jax.vjp(_max_pooled, x)
-    z, pull_windowed = jax.vjp(_windowed, x)
-    np.testing.assert_array_equal(jax.jit(_max_pooled)(x), z)
+    y, pull = jax.vjp(_max_pool, x)
+    z, pull_windowed = jax.vjp(_max_pool_by_windows, x)
+    np.testing.assert_array_equal(jax.jit(_max_pool)(x), z)
     np.testing.assert_array_equal(y, z)
     np.testing.assert_array_equal(pull(jnp.ones_like(y))[0], pull_windowed(jnp.ones_like(z))[0])

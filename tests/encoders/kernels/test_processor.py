@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from fseg_jax.encoders import trained
-from fseg_jax.encoders.kernels.processor import Processor, described, processor
+from fseg_jax.encoders import precision
+from fseg_jax.encoders.kernels.processor import Processor, detect_processor, parse_program
 from fseg_jax.encoders.load import load_encoder
 
 BEFORE_2018 = "+avx,+avx2,+fma"
@@ -31,21 +31,21 @@ def test_bfloat16_is_fast_where_the_processor_multiplies_it(name, features, inst
     size = len(features)
     length = bytes([size]) if size < 128 else bytes([size % 128 + 128, size // 128])
     program = b"ELF\x00\x12J" + triple + b"\x12" + bytes([len(name)]) + name.encode() + b"\x1a" + length
-    found = described(program + features.encode() + b"(\x80\x01")
+    found = parse_program(program + features.encode() + b"(\x80\x01")
     assert found.name == name and found.instruction_set == instruction_set
     assert found.multiplies_bfloat16 == fast
     assert "avx512f" in found.extensions or "+avx512f" not in features
 
 
 def test_what_xla_does_not_say_is_unknown_and_not_fast():
-    assert described(b"") == described(b"ELF\x00+and,\x12") == Processor("", frozenset())
-    assert described(b"").instruction_set == "unknown" and not described(b"").multiplies_bfloat16
+    assert parse_program(b"") == parse_program(b"ELF\x00+and,\x12") == Processor("", frozenset())
+    assert parse_program(b"").instruction_set == "unknown" and not parse_program(b"").multiplies_bfloat16
 
 
 @pytest.mark.parametrize("extensions, lines", [({"avx2", "fma"}, 1), ({"avx2", "amx-bf16"}, 0)])
 def test_a_precision_that_is_slow_here_is_kept_and_said_once(monkeypatch, caplog, extensions, lines):
-    monkeypatch.setattr(trained, "processor", lambda: Processor("one", frozenset(extensions)))
-    trained._say_slow.cache_clear()
+    monkeypatch.setattr(precision, "detect_processor", lambda: Processor("one", frozenset(extensions)))
+    precision._warn_slow.cache_clear()
     for dtype in ("bfloat16", "float32", "bfloat16"):
         encoder = load_encoder("he-small", dtype=dtype)
         assert any(weights.dtype == dtype for weights in encoder.weights)
@@ -54,9 +54,9 @@ def test_a_precision_that_is_slow_here_is_kept_and_said_once(monkeypatch, caplog
         said
         == ["bfloat16 takes longer than float32 on this processor (AVX2): float32 is the faster here"][:lines]
     )
-    trained._say_slow.cache_clear()
+    precision._warn_slow.cache_clear()
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="what a CPU is")
 def test_xla_says_what_this_processor_is():
-    assert processor().name and processor().instruction_set != "unknown"
+    assert detect_processor().name and detect_processor().instruction_set != "unknown"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fseg_jax.encoders.architectures import network
+from fseg_jax.encoders.architectures import build_network
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.errors import InputError
 
@@ -14,7 +14,7 @@ SMALL = ResNetConfig("bottleneck", (1, 1, 1, 1), (4, 4, 8, 8), 8, num_classes=3)
 
 @pytest.mark.parametrize("layer", ["stem", "layer1", "layer3", "layer4"])
 def test_continues_from_any_layer_and_is_differentiable_there(layer):
-    net, x = network(SMALL), jnp.ones((2, 32, 32, 3))
+    net, x = build_network(SMALL), jnp.ones((2, 32, 32, 3))
     features = net.features_to(x, layer)
     logits, pull = jax.vjp(lambda f: net.from_layer(f, layer), features)
     np.testing.assert_array_equal(net.from_layer(features, layer), net(x))
@@ -25,13 +25,13 @@ def test_continues_from_any_layer_and_is_differentiable_there(layer):
 
 
 def test_layer3_has_sixteen_pixels_a_token_and_is_not_negative():
-    grid = network(SMALL).grid(jax.random.normal(jax.random.key(0), (1, 64, 96, 3)), "layer3")
+    grid = build_network(SMALL).grid(jax.random.normal(jax.random.key(0), (1, 64, 96, 3)), "layer3")
     assert grid.shape == (1, 4, 6, 32)
     assert float(grid.min()) >= 0
 
 
 def test_nothing_after_the_layer_is_computed():
-    net, x = network(SMALL), jnp.ones((1, 32, 32, 3))
+    net, x = build_network(SMALL), jnp.ones((1, 32, 32, 3))
     convolutions = [
         str(jax.make_jaxpr(lambda x, layer=layer: net.grid(x, layer))(x)).count("conv_general_dilated[")
         for layer in ("stem", "layer1", "layer4")
@@ -42,5 +42,5 @@ def test_nothing_after_the_layer_is_computed():
 
 def test_a_layer_it_does_not_have_is_said_in_one_line():
     with pytest.raises(InputError, match=r"no layer 'layer9': did you mean layer4 .*one of stem") as error:
-        network(SMALL).grid(jnp.ones((1, 32, 32, 3)), "layer9")
+        build_network(SMALL).grid(jnp.ones((1, 32, 32, 3)), "layer9")
     assert "\n" not in str(error.value)

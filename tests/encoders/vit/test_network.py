@@ -12,10 +12,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fseg_jax.encoders.architectures import network
-from fseg_jax.encoders.catalog import CATALOG
+from fseg_jax.encoders.architectures import build_network
+from fseg_jax.encoders.catalog.published import CATALOG
 from fseg_jax.encoders.vit.network import ViTConfig
-from fseg_jax.encoders.vit.positions import resample
+from fseg_jax.encoders.vit.positions import resample_grid
 from fseg_jax.errors import InputError
 
 SMALL = ViTConfig(patch=8, dim=16, depth=2, heads=2, mlp_width=32, image_size=32, layer_scale=True)
@@ -32,7 +32,7 @@ def shrunk(config: ViTConfig) -> ViTConfig:
 
 def without_attention(config: ViTConfig):
     """A network in which no token hears of another: a cell of its grid shows its own patch alone."""
-    net = network(config)
+    net = build_network(config)
     for block in net.blocks:
         block.attn.proj.kernel[...] = jnp.zeros_like(block.attn.proj.kernel[...])
     return net
@@ -90,14 +90,14 @@ def test_quadrants_lie_where_they_are(row):
 
 
 def test_continues_from_any_layer():
-    net, x = network(SMALL), jax.random.normal(jax.random.key(0), (2, 32, 48, 3))
+    net, x = build_network(SMALL), jax.random.normal(jax.random.key(0), (2, 32, 48, 3))
     whole = net(x)
     for layer in net.layers():
         np.testing.assert_array_equal(net.from_layer(net.features_to(x, layer), layer), whole)
 
 
 def test_compiles_once_for_a_shape_when_its_state_is_passed():
-    graphdef, state = nnx.split(network(SMALL))
+    graphdef, state = nnx.split(build_network(SMALL))
 
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -110,7 +110,7 @@ def test_compiles_once_for_a_shape_when_its_state_is_passed():
 
 def test_an_image_that_its_patches_do_not_divide_is_said_in_one_line():
     with pytest.raises(InputError, match=r"36 × 32 pixels.*multiples of 8") as error:
-        network(SMALL).grid(jnp.ones((1, 36, 32, 3)), "blocks.1")
+        build_network(SMALL).grid(jnp.ones((1, 36, 32, 3)), "blocks.1")
     assert "\n" not in str(error.value)
 
 
@@ -121,11 +121,11 @@ def test_antialiased_positions_are_torchs_as_jax_has_them(old, h, w):
     table = jax.random.normal(jax.random.key(old), (old * old, 3))
     expected = jax.image.resize(table.reshape(old, old, 3), (h, w, 3), "cubic", antialias=True)
     np.testing.assert_allclose(
-        resample(table, (old, old), (h, w), "antialiased"), expected.reshape(-1, 3), atol=1e-5
+        resample_grid(table, (old, old), (h, w), "antialiased"), expected.reshape(-1, 3), atol=1e-5
     )
 
 
 @pytest.mark.parametrize("how", ["antialiased", "bicubic", "bicubic_offset"])
 def test_positions_at_home_are_unchanged(how):
     table = jax.random.normal(jax.random.key(0), (12, 3))
-    np.testing.assert_array_equal(resample(table, (3, 4), (3, 4), how), table)
+    np.testing.assert_array_equal(resample_grid(table, (3, 4), (3, 4), how), table)

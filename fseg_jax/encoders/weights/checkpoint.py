@@ -64,7 +64,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """The hash of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

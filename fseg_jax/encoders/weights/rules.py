@@ -49,7 +49,7 @@ class Layout:
         return renamed
 
 
-def convert(
+def convert_tensors(
     state: Mapping[str, Any],
     layouts: Sequence[Layout],
     targets: Mapping[str, Any],
@@ -150,39 +150,39 @@ def _some(keys: Sequence[str], shown: int = 3) -> str:
 # What the rules are made of. Published kernels are (out, in, …), ours (…, in, out).
 
 
-def same(value: np.ndarray) -> np.ndarray:
+def identity(value: np.ndarray) -> np.ndarray:
     """As it is."""
     return value
 
 
-def linear(weight: np.ndarray) -> np.ndarray:
+def to_linear(weight: np.ndarray) -> np.ndarray:
     """(out, in) → (in, out)."""
     (_, _) = weight.shape
     return weight.T
 
 
-def conv(weight: np.ndarray) -> np.ndarray:
+def to_conv(weight: np.ndarray) -> np.ndarray:
     """(out, in, h, w) → (h, w, in, out)."""
     return weight.transpose(2, 3, 1, 0)
 
 
-def pointwise(weight: np.ndarray) -> np.ndarray:
+def to_pointwise(weight: np.ndarray) -> np.ndarray:
     """(out, in, 1, 1), or (out, in), → (in, out)."""
     return weight.reshape(weight.shape[:2]).T
 
 
-def folded_kernel(eps: float) -> Callable[..., np.ndarray]:
+def fold_kernel(eps: float) -> Callable[..., np.ndarray]:
     """The kernel of a convolution and the batch norm after it, as one: the norm's scale multiplies each
     output.
     """
 
     def fold(weight: np.ndarray, gamma: np.ndarray, variance: np.ndarray) -> np.ndarray:
-        return conv(weight.astype(np.float32)) * _scale(gamma, variance, eps).astype(np.float32)
+        return to_conv(weight.astype(np.float32)) * _scale(gamma, variance, eps).astype(np.float32)
 
     return fold
 
 
-def folded_bias(eps: float) -> Callable[..., np.ndarray]:
+def fold_bias(eps: float) -> Callable[..., np.ndarray]:
     """The bias of a convolution without one and the batch norm after it, as one."""
 
     def fold(gamma: np.ndarray, variance: np.ndarray, beta: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -9,22 +9,21 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fseg_jax.encoders import weight_rules as rules
-from fseg_jax.encoders import weights_file
-from fseg_jax.encoders.architectures import Config, abstract, family, fill, targets
-from fseg_jax.encoders.checkpoint import open_checkpoint, sha256
+from fseg_jax.encoders.architectures import Config, build_abstract, fill_network, find_family, list_tensors
 from fseg_jax.encoders.efficientnet import weights as efficientnet
 from fseg_jax.encoders.layers import DType, Network
 from fseg_jax.encoders.resnet import weights as resnet
 from fseg_jax.encoders.swin import weights as swin
 from fseg_jax.encoders.vit import weights as vit
 from fseg_jax.encoders.vit.network import ViTConfig
+from fseg_jax.encoders.weights import rules, weights_file
+from fseg_jax.encoders.weights.checkpoint import hash_file, open_checkpoint
 
 _LAYOUTS: Mapping[str, Any] = {
-    "resnet": resnet.layouts,
-    "vit": vit.layouts,
-    "efficientnet": efficientnet.layouts,
-    "swin": swin.layouts,
+    "resnet": resnet.list_layouts,
+    "vit": vit.list_layouts,
+    "efficientnet": efficientnet.list_layouts,
+    "swin": swin.list_layouts,
 }
 
 
@@ -38,30 +37,30 @@ def convert_file(
     """
     state = open_checkpoint(checkpoint)
     what = f"{checkpoint} for {name}"
-    config = fitted(config, state)
-    places = targets(abstract(config, dtype=dtype))
-    tensors = rules.convert(state, layouts(config), places, what=what)
-    weights_file.write(out, config, places, tensors, name=name, source_sha256=sha256(checkpoint))
+    config = fit_position_grid(config, state)
+    places = list_tensors(build_abstract(config, dtype=dtype))
+    tensors = rules.convert_tensors(state, list_layouts(config), places, what=what)
+    weights_file.write(out, config, places, tensors, name=name, source_sha256=hash_file(checkpoint))
 
 
-def network_from(
+def convert_to_network(
     state: Mapping[str, np.ndarray], config: Config, *, what: str, dtype: DType = jnp.float32
 ) -> Network:
     """The network of a configuration, filled from a publisher's tensors, without a file between."""
-    config = fitted(config, state)
-    empty = abstract(config, dtype=dtype)
-    tensors: Iterator[tuple[str, np.ndarray]] = rules.convert(
-        state, layouts(config), targets(empty), what=what
+    config = fit_position_grid(config, state)
+    empty = build_abstract(config, dtype=dtype)
+    tensors: Iterator[tuple[str, np.ndarray]] = rules.convert_tensors(
+        state, list_layouts(config), list_tensors(empty), what=what
     )
-    return fill(empty, tensors, what=what)
+    return fill_network(empty, tensors, what=what)
 
 
-def layouts(config: Config) -> Sequence[rules.Layout]:
+def list_layouts(config: Config) -> Sequence[rules.Layout]:
     """The checkpoint layouts known for a configuration's family."""
-    return _LAYOUTS[family(config)](config)
+    return _LAYOUTS[find_family(config)](config)
 
 
-def fitted(config: Config, state: Mapping[str, np.ndarray]) -> Config:
+def fit_position_grid(config: Config, state: Mapping[str, np.ndarray]) -> Config:
     """The configuration with the position grid that the checkpoint itself holds: publishers store a ViT's at
     one image size and run it at another.
     """

@@ -25,7 +25,7 @@ _FRAME: ContextVar[_Frame | None] = ContextVar("frame", default=None)
 
 
 @contextmanager
-def framed(sizes: Int[Array, "b 2"], height: int, width: int) -> Iterator[None]:
+def declare_sizes(sizes: Int[Array, "b 2"], height: int, width: int) -> Iterator[None]:
     """Say, while a function of frames of ``height × width`` pixels is traced, how large the images in them
     are: rows and columns in pixels, multiples of the encoder's stride.
     """
@@ -36,7 +36,7 @@ def framed(sizes: Int[Array, "b 2"], height: int, width: int) -> Iterator[None]:
         _FRAME.reset(token)
 
 
-def own_sizes(h: int, w: int) -> Int[Array, "b 2"] | None:
+def get_grid_sizes(h: int, w: int) -> Int[Array, "b 2"] | None:
     """How many rows and columns of a grid of ``h × w`` belong to each image; None where all do."""
     frame = _FRAME.get()
     if frame is None:
@@ -45,9 +45,9 @@ def own_sizes(h: int, w: int) -> Int[Array, "b 2"] | None:
     return jnp.stack([frame.sizes[:, 0] * h // height, frame.sizes[:, 1] * w // width], axis=1)
 
 
-def inside(h: int, w: int) -> Bool[Array, "b h w"] | None:
+def mask_grid(h: int, w: int) -> Bool[Array, "b h w"] | None:
     """Which places of a grid of ``h × w`` belong to each image; None where all do."""
-    sizes = own_sizes(h, w)
+    sizes = get_grid_sizes(h, w)
     if sizes is None:
         return None
     rows, columns = (
@@ -57,23 +57,23 @@ def inside(h: int, w: int) -> Bool[Array, "b h w"] | None:
     return rows[:, :, None] & columns[:, None]
 
 
-def own_tokens(patch: int, prefix: int) -> Bool[Array, "b n"] | None:
+def mask_tokens(patch: int, prefix: int) -> Bool[Array, "b n"] | None:
     """Which tokens of a transformer belong to each image, the first ``prefix`` always; None where all do."""
     frame = _FRAME.get()
     if frame is None:
         return None
-    own = inside(frame.sides[0] // patch, frame.sides[1] // patch)
+    own = mask_grid(frame.sides[0] // patch, frame.sides[1] // patch)
     assert own is not None
     return jnp.pad(own.reshape(len(own), -1), ((0, 0), (prefix, 0)), constant_values=True)
 
 
-def repeated(x: Float[Array, "*b h w"], size: Int[Array, "2"]) -> Float[Array, "*b h w"]:
+def repeat_edges(x: Float[Array, "*b h w"], size: Int[Array, "2"]) -> Float[Array, "*b h w"]:
     """The same, but beyond so many rows and columns what is at their edge."""
     rows, columns = (jnp.minimum(jnp.arange(n), size[axis] - 1) for axis, n in enumerate(x.shape[-2:]))
     return x[..., rows[:, None], columns[None]]
 
 
-def cleared(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def clear_outside(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """The same, but zero beyond each image: what a convolution's own padding is at an edge."""
-    own = inside(*x.shape[1:3])
+    own = mask_grid(*x.shape[1:3])
     return x if own is None else jnp.where(own[..., None], x, 0)

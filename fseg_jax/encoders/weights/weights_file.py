@@ -19,7 +19,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from fseg_jax.encoders.architectures import abstract, depth, described, description, fill
+from fseg_jax.encoders.architectures import (
+    build_abstract,
+    config_from_json,
+    config_to_json,
+    count_blocks,
+    fill_network,
+)
 from fseg_jax.encoders.layers import DType, Network
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replacing
@@ -32,7 +38,7 @@ _NAMES = {np.dtype(np.float32): "F32", np.dtype(ml_dtypes.bfloat16): "BF16"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
-class Loaded(NamedTuple):
+class LoadedNetwork(NamedTuple):
     """A network with its weights, and what its file says of them."""
 
     network: Network
@@ -60,7 +66,7 @@ def write(
         "format": FORMAT,
         "version": VERSION,
         "name": name,
-        "architecture": description(config),
+        "architecture": config_to_json(config),
         "source_sha256": source_sha256,
         "sha256": "0" * 64,
         **(facts or {}),
@@ -80,7 +86,7 @@ def write(
             file.write(_header({**metadata, "sha256": digest.hexdigest()}, entries))
 
 
-def load(path: Path, *, dtype: DType = jnp.float32) -> Loaded:
+def load(path: Path, *, dtype: DType = jnp.float32) -> LoadedNetwork:
     """The network that a file of ours describes, with its weights in ``dtype``, checked against the file's
     hash.
 
@@ -90,13 +96,13 @@ def load(path: Path, *, dtype: DType = jnp.float32) -> Loaded:
     path = Path(path)
     header = _header_of(path)
     try:
-        config = described(header.metadata["architecture"])
-        if depth(config) > len(header.entries):  # a block holds a tensor at least
+        config = config_from_json(header.metadata["architecture"])
+        if count_blocks(config) > len(header.entries):  # a block holds a tensor at least
             raise ValueError("more blocks than tensors")
-        empty = abstract(config, dtype=dtype)
+        empty = build_abstract(config, dtype=dtype)
     except Exception as error:  # a network of such a configuration may fail in any way
         raise _damaged(path) from error
-    return Loaded(fill(empty, _tensors(path, header), what=str(path)), header.metadata)
+    return LoadedNetwork(fill_network(empty, _tensors(path, header), what=str(path)), header.metadata)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from fseg_jax.encoders.rows import Row
+from fseg_jax.encoders.catalog.row import Row
 from fseg_jax.errors import InputError
 from fseg_jax.files.downloads import cache_folder, fetch, is_disk_error
 
-TIMEOUT = 10.0  # seconds for the hub's first answer, when a file is wanted
+ANSWER_TIMEOUT = 10.0  # seconds for the hub's first answer, when a file is wanted
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Status(NamedTuple):
     detail: str
 
 
-def access(row: Row, *, timeout: float = 3.0) -> Status:
+def check_access(row: Row, *, timeout: float = 3.0) -> Status:
     """What the hub says of an encoder's file, asked without fetching it."""
     from huggingface_hub import errors
 
@@ -40,7 +40,7 @@ def access(row: Row, *, timeout: float = 3.0) -> Status:
     return Status("gated: access granted" if row.gated else "reachable", where)
 
 
-def downloaded(row: Row) -> Path | None:
+def find_download(row: Row) -> Path | None:
     """The published file, where the hub's own cache on this machine holds it."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -63,7 +63,7 @@ def fetch_checkpoint(row: Row) -> Path:
     """
     from huggingface_hub import errors
 
-    here = downloaded(row)
+    here = find_download(row)
     if here is not None and _is_intact(here):
         return here
     if here is not None:
@@ -72,7 +72,7 @@ def fetch_checkpoint(row: Row) -> Path:
         _require_torch(row, row.files[0])
         return fetch(row.url + row.files[0], _kept(row), otherwise=_by_hand(row))
     try:
-        file = _published(row, TIMEOUT)
+        file = _published(row, ANSWER_TIMEOUT)
     except (errors.EntryNotFoundError, errors.HTTPError, OSError, ValueError) as error:
         raise _refusal(row, error) from error
     _require_torch(row, file)
@@ -166,11 +166,11 @@ def _kept(row: Row) -> Path:
 
 def _is_intact(path: Path) -> bool:
     """False where the hub's cache names a file by its SHA-256, as it does large ones, and has another one."""
-    from fseg_jax.encoders.checkpoint import sha256
+    from fseg_jax.encoders.weights.checkpoint import hash_file
 
     # One link and no further: the hub's cache may itself link to a store with names of another kind.
     published = path.readlink().name if path.is_symlink() else ""
-    return not re.fullmatch("[0-9a-f]{64}", published) or sha256(path) == published
+    return not re.fullmatch("[0-9a-f]{64}", published) or hash_file(path) == published
 
 
 def _require_torch(row: Row, file: str) -> None:

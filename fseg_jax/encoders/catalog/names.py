@@ -1,0 +1,100 @@
+"""From a name to a row: names of the catalog, and ``timm:NAME`` for plain ViTs and ResNets of timm."""
+
+import re
+from dataclasses import replace
+
+from fseg_jax.encoders.catalog.published import CATALOG
+from fseg_jax.encoders.catalog.row import HALF, IMAGENET, Row, resnet_row, vit_row
+from fseg_jax.encoders.resnet.network import RESNETS
+from fseg_jax.encoders.vit.network import DINOV2_GIANT, VITS, ViTConfig, add_registers
+from fseg_jax.errors import InputError
+from fseg_jax.files.kinds import did_you_mean
+
+# The tag after the dot says how a network was trained. Images of Google's own training are in −1 … 1.
+_HALF_TAGS = ("augreg", "orig", "sam", "ra4")
+_IMAGENET_TAGS = ("dino", "mae", "lvd142m")
+_NON_COMMERCIAL_TAGS = ("mae", "fb_")
+
+
+def find_row(name: str) -> Row:
+    """Find the row of a name in the catalog, or make that of ``timm:NAME``.
+
+    Case does not matter, and ``_`` is read as ``-``.
+
+    Raises:
+        InputError: the name is neither; the message has the nearest names.
+
+    >>> find_row("UNI2_h").title
+    'UNI2-h'
+    >>> find_row("timm:resnet34.a1_in1k").channels
+    256
+    """
+    if name.startswith("timm:"):
+        return _timm_row(name)
+    key = name.lower().replace("_", "-")
+    if key in CATALOG:
+        return CATALOG[key]
+    near = did_you_mean(name, ("he-small", "classical", *CATALOG))
+    raise InputError(
+        f"no encoder is called {name!r}: {near}`fseg encoders` lists them, and timm:NAME works too"
+    )
+
+
+def _timm_row(name: str) -> Row:
+    """Make the row of ``timm:ARCHITECTURE.TAG``.
+
+    InputError where that is no plain ViT or ResNet with a known tag.
+    """
+    architecture, _, tag = name.removeprefix("timm:").partition(".")
+    repo = f"timm/{architecture}.{tag}"
+    licence = "CC-BY-NC-4.0" if tag.startswith(_NON_COMMERCIAL_TAGS) else "Apache-2.0"
+    normalisation = HALF if tag.startswith(_HALF_TAGS) else IMAGENET
+    if tag and architecture in RESNETS:
+        return resnet_row(
+            name,
+            f"{architecture} ({tag})",
+            repo,
+            int(architecture.removeprefix("resnet")),
+            licence="BSD-3-Clause" if tag.startswith("tv") else licence,
+            resampling="bilinear" if tag.startswith(("tv", "fb_")) else "bicubic",
+            normalisation=normalisation,
+        )
+    config = _timm_vit(architecture)
+    if config is None or not tag.startswith((*_HALF_TAGS, *_IMAGENET_TAGS)):
+        raise InputError(
+            f"{name}: give a plain ViT or ResNet of timm with its tag, such as "
+            f"timm:vit_small_patch16_224.augreg_in21k, "
+            "timm:vit_base_patch14_dinov2.lvd142m or timm:resnet34.a1_in1k"
+        )
+    return vit_row(
+        name,
+        f"{architecture} ({tag})",
+        config,
+        repo,
+        licence=licence,
+        citation="Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021, arXiv:2010.11929",
+        input_size=config.image_size,
+        resize=config.image_size,
+        resampling="bicubic",
+        parameters=_count_vit_parameters(config),
+        normalisation=normalisation,
+    )
+
+
+def _timm_vit(architecture: str) -> ViTConfig | None:
+    if match := re.fullmatch(r"vit_(small|base|large|giant)_patch14(_reg4)?_dinov2", architecture):
+        size = DINOV2_GIANT if match[1] == "giant" else VITS[match[1]]
+        config = replace(size, patch=14, image_size=518, layer_scale=True)
+        return add_registers(config) if match[2] else config
+    if match := re.fullmatch(rf"vit_({'|'.join(VITS)})_patch(8|14|16|32)_(\d+)", architecture):
+        return replace(VITS[match[1]], patch=int(match[2]), image_size=int(match[3]))
+    return None
+
+
+def _count_vit_parameters(config: ViTConfig) -> int:
+    """Count the numbers that a plain ViT holds."""
+    dim, positions = config.dim, config.positions[0] ** 2 + config.prefix * config.embed_prefix
+    hidden = config.mlp_width // (2 if config.mlp == "swiglu" else 1)
+    mlp = (dim + 1) * config.mlp_width + (hidden + 1) * dim
+    block = 4 * dim * (dim + 1) + mlp + 4 * dim + 2 * dim * config.layer_scale
+    return (3 * config.patch**2 + 1 + config.prefix + positions + 2) * dim + config.depth * block
