@@ -126,7 +126,8 @@ def fit(
         start_distributed()
     from fseg_jax.cohort.fit import FitSettings, check_codebook_path, fit_cohort
     from fseg_jax.cohort.manifest import load_manifest, select_split
-    from fseg_jax.cohort.tile_features import FeatureSettings, expected_bytes, sample_cohort, write_failures
+    from fseg_jax.cohort.sample_folder import SampleSettings, estimate_bytes, write_failures
+    from fseg_jax.cohort.sampling import sample_cohort
     from fseg_jax.encoders.load import load_encoder
 
     if not shard:
@@ -134,7 +135,7 @@ def fit(
     found = load_manifest(manifest, sample_check=sample_check, mpp_override=options["mpp_override"])
     slides = select_split(found, split, manifest)
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
-    settings = FeatureSettings(
+    settings = SampleSettings(
         tiles=options["tiles_per_slide"],
         tile=options["tile"],
         mpp=options["mpp"],
@@ -146,11 +147,11 @@ def fit(
         threads=options["threads"],
     )
     folder = features or output.with_suffix(".features")
-    size = expected_bytes(len(slides), encoder.card, settings)
+    size = estimate_bytes(len(slides), encoder.card, settings)
     click.echo(f"fseg: {len(slides)} slides; features, {_bytes(size)} at most, go to {folder}", err=True)
     with _progress() as (sampling, clustering):
         if shard:
-            failures = sample_cohort(slides, folder, encoder, settings, shard=shard, report=sampling)
+            failures = sample_cohort(slides, folder, encoder, settings, shard=shard, progress=sampling)
             write_failures(folder, failures, f".{shard[0]}-of-{shard[1]}")
             done = len(slides[shard[0] :: shard[1]])
         else:
@@ -169,8 +170,8 @@ def fit(
                 ),
                 source=Path(manifest).name,
                 overwrite=overwrite,
-                sampling=sampling,
-                clustering=clustering,
+                sample_progress=sampling,
+                kmeans_progress=clustering,
             )
             failures, done = outcome.failures, len(slides)
             click.echo(output)

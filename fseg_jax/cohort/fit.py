@@ -15,14 +15,15 @@ from jax.experimental import multihost_utils
 
 from fseg_jax.codebook import Codebook, Provenance, save_all
 from fseg_jax.cohort.manifest import ManifestSlide
-from fseg_jax.cohort.tile_features import (
-    FeatureSettings,
-    SlideReport,
-    StoredRows,
-    sample_cohort,
+from fseg_jax.cohort.sample_folder import (
+    SampleSettings,
+    has_sample,
+    read_settings,
     tile_side,
     write_failures,
 )
+from fseg_jax.cohort.sample_rows import SampleRows
+from fseg_jax.cohort.sampling import SampleProgress, sample_cohort
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.fingerprint import take_fingerprint
 from fseg_jax.errors import InputError
@@ -45,7 +46,7 @@ class FitSettings:
     k-means; which tiles are sampled does not depend on it.
     """
 
-    features: FeatureSettings = field(default_factory=FeatureSettings)
+    sampling: SampleSettings = field(default_factory=SampleSettings)
     k: tuple[int, ...] = (16, 32, 64, 128, 256)
     algorithm: str = "lloyd"
     spherical: bool = False
@@ -90,8 +91,8 @@ def fit_cohort(
     *,
     source: str = "",
     overwrite: bool = False,
-    sampling: SlideReport = lambda done, total, slide_id: None,
-    clustering: kmeans_stream.Report = lambda passes, shift: None,
+    sample_progress: SampleProgress = lambda done, total, slide_id: None,
+    kmeans_progress: kmeans_stream.Report = lambda passes, shift: None,
 ) -> FitOutcome:
     """Fit codebooks on slides, and write them to ``path`` and their card to a folder beside it.
 
@@ -107,17 +108,15 @@ def fit_cohort(
         slides,
         folder,
         encoder,
-        settings.features,
+        settings.sampling,
         shard=(jax.process_index(), processes),
-        report=sampling,
+        progress=sample_progress,
     )
     lines = {slide.slide_id: slide for slide in slides}
     failures = _of_all(failures)
     failures = {name: failures[name] for name in lines if name in failures}
-    there = [
-        name for name in lines if name not in failures and (folder / "slides" / name / "slide.json").exists()
-    ]
-    if unseen := lines.keys() - {*there, *failures}:
+    sampled = [name for name in lines if name not in failures and has_sample(folder, name)]
+    if unseen := lines.keys() - {*sampled, *failures}:
         raise InputError(
             f"{folder}: holds nothing of {min(unseen)}, which another process has sampled; give --features "
             "on a disk that all hosts share"
@@ -125,17 +124,18 @@ def fit_cohort(
     first = jax.process_index() == 0
     if first:
         write_failures(folder, failures)
-    if not there:
+    if not sampled:
         reason = next(iter(failures.values()))
         raise InputError(f"{folder}: none of {len(lines)} slides could be sampled; the first: {reason}")
-    rows = StoredRows(folder, there)
+    rows = SampleRows(folder, sampled)
     n, channels = rows.shape
-    unit = "tokens" if settings.features.on == "tokens" else "tiles"
+    unit = "tokens" if settings.sampling.on == "tokens" else "tiles"
     if n < max(settings.k):
         raise InputError(
-            f"--k {max(settings.k)}: {len(there)} slides have {n} {unit}; choose fewer clusters or more tiles"
+            f"--k {max(settings.k)}: {len(sampled)} slides have {n} {unit}; "
+            "choose fewer clusters or more tiles"
         )
-    _log.info("%d %s of %d slides, %d channels", n, unit, len(there), channels)
+    _log.info("%d %s of %d slides, %d channels", n, unit, len(sampled), channels)
     small = 2 * n * channels <= IN_MEMORY
     results = kmeans_stream.fit(
         rows[slice(0, n)] if small else rows,
@@ -144,7 +144,7 @@ def fit_cohort(
         algorithm=settings.algorithm,
         spherical=settings.spherical,
         restarts=settings.restarts,
-        report=clustering,
+        report=kmeans_progress,
     )
     moving = [k for k, result in results.items() if not result.converged]
     if moving and settings.algorithm == "lloyd":  # mini-batches are a few passes, and do not come to rest
@@ -155,26 +155,26 @@ def fit_cohort(
         encoder=card.name,
         weights_hash=card.weights_hash,
         layer=card.layer,
-        mpp=settings.features.mpp,
-        tiles=sum(len(record.boxes) for record in rows.records),
+        mpp=settings.sampling.mpp,
+        tiles=sum(len(record.boxes) for record in rows.samples),
         seed=settings.seed,
-        source=f"{source or 'a cohort'}: {n} {unit} of {len(there)} slides"
+        source=f"{source or 'a cohort'}: {n} {unit} of {len(sampled)} slides"
         + (", spherical" if settings.spherical else ""),
         fingerprint="" if card.weights_hash else take_fingerprint(encoder),
     )
     books = {k: Codebook(result.centers, origin) for k, result in results.items()}
     if first:
-        sites = [lines[record.slide_id].site for record in rows.records]
-        made = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        stride = card.stride / tile_side(settings.features, card)
+        sites = [lines[record.slide_id].site for record in rows.samples]
+        sample_facts = read_settings(folder)
+        stride = card.stride / tile_side(settings.sampling, card)
         card_of_books = Card(
             title=path.stem,
             unit=unit,
             rows=n,
-            slides=len(there),
+            slides=len(sampled),
             failed=len(failures),
             settings={
-                **{name: made[name] for name in STATED},
+                **{name: sample_facts[name] for name in STATED},
                 "algorithm": settings.algorithm,
                 "spherical": settings.spherical,
                 "restarts": settings.restarts,
@@ -186,7 +186,7 @@ def fit_cohort(
         write_books(path, books, card_of_books)
     if processes > 1:
         multihost_utils.sync_global_devices("fseg-fit-written")
-    return FitOutcome(books, len(there), failures, card_folder(path))
+    return FitOutcome(books, len(sampled), failures, card_folder(path))
 
 
 def write_books(path: Path, books: dict[int, Codebook], card: Card) -> None:
@@ -221,7 +221,7 @@ def _of_k(
     k: int,
     result: kmeans_stream.StreamResult,
     book: Codebook,
-    rows: StoredRows,
+    rows: SampleRows,
     sites: Sequence[str],
     stride: float,
 ) -> KCard:
@@ -229,16 +229,16 @@ def _of_k(
     counts = np.bincount(result.labels, minlength=k)
     begins = np.cumsum([0, *counts])[:-1]
     nearest = [order[b : b + min(NEAREST, c)] for b, c in zip(begins, counts, strict=True)]
-    pictures = iter(rows.pictures(np.concatenate(nearest), stride))
-    owners = rows.slide_of(np.arange(len(result.labels)))
+    pictures = iter(rows.read_thumbnails(np.concatenate(nearest), stride))
+    owners = rows.find_slides(np.arange(len(result.labels)))
     return KCard(
         k=k,
         inertia=result.inertia,
         iterations=result.iterations,
         counts=counts,
         nearest=[[next(pictures) for _ in some] for some in nearest],
-        names=[[rows.records[i].slide_id for i in rows.slide_of(some)] for some in nearest],
+        names=[[rows.samples[i].slide_id for i in rows.find_slides(some)] for some in nearest],
         warnings=find_warnings(
-            book.centers, result.labels, owners, [r.slide_id for r in rows.records], sites
+            book.centers, result.labels, owners, [r.slide_id for r in rows.samples], sites
         ),
     )

@@ -12,6 +12,7 @@ are the files' names without suffixes.
 """
 
 import csv
+import hashlib
 import io
 import logging
 import math
@@ -112,6 +113,16 @@ def select_split(
         there = f"it has {', '.join(held)}" if held else "its column split is empty or missing"
         raise InputError(f"{source}: no slide of the split {split!r}; {did_you_mean(split, held)}{there}")
     return chosen
+
+
+def hash_tissue_file(tissue: str) -> str | None:
+    """Return the SHA-256 of a tissue file; None for "find" and "all", and where it cannot be read."""
+    if tissue in ("find", "all"):
+        return None
+    try:
+        return hashlib.sha256(Path(tissue).read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def read_bytes(location: str) -> bytes:

@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,20 +19,16 @@ from PIL import Image
 
 from fseg_jax.cli import main
 from fseg_jax.codebook import Codebook, Provenance, load_all
-from fseg_jax.cohort import fit, tile_features
+from fseg_jax.cohort import fit, sampling
 from fseg_jax.cohort.manifest import ManifestSlide, load_manifest
-from fseg_jax.cohort.tile_features import (
-    FeatureSettings,
-    StoredRows,
-    draw_tiles,
-    prepare_folder,
-    sample_cohort,
-)
+from fseg_jax.cohort.sample_folder import SampleSettings, prepare_folder
+from fseg_jax.cohort.sample_rows import SampleRows
+from fseg_jax.cohort.sampling import draw_tiles, narrow, sample_cohort
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
 from fseg_jax.slides.reader import open_slide
 
-SETTINGS = FeatureSettings(tiles=3, tile=64, tissue="all")
+SETTINGS = SampleSettings(tiles=3, tile=64, tissue="all")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +58,7 @@ def test_order_and_workers_do_not_change_what_is_sampled(cohort, tmp_path):
     for share in ((1, 2), (0, 2)):
         other = replace(SETTINGS, batch=2, threads=1)
         sample_cohort(slides[::-1], tmp_path / "two", encoder, other, shard=share)
-    one, two = (StoredRows(tmp_path / name, [s.slide_id for s in slides]) for name in ("one", "two"))
+    one, two = (SampleRows(tmp_path / name, [s.slide_id for s in slides]) for name in ("one", "two"))
     assert one.shape == (15, encoder.card.channels)
     np.testing.assert_array_equal(one[slice(0, 15)], two[slice(0, 15)])
     np.testing.assert_array_equal(one[slice(2, 7)], one[slice(0, 15)][2:7])
@@ -73,20 +68,18 @@ def test_order_and_workers_do_not_change_what_is_sampled(cohort, tmp_path):
 @pytest.mark.parametrize("size", [1e30, 1e-30])
 def test_features_that_float16_does_not_hold_are_an_error(size):
     X, card = np.full((3, 4), size, np.float32), classical().card
-    slide = SimpleNamespace(path="x.tif")
+    path = Path("x.tif")
     with pytest.raises(
         InputError, match=r"x\.tif: features of up to 1e.30 do not fit in float16: choose --store"
     ):
-        tile_features._stored(X, "float16", slide, card)
-    np.testing.assert_allclose(
-        tile_features._stored(X, "bfloat16", slide, card).astype(np.float32), X, rtol=0.01
-    )
+        narrow(X, "float16", path, card)
+    np.testing.assert_allclose(narrow(X, "bfloat16", path, card).astype(np.float32), X, rtol=0.01)
 
 
 def test_rows_are_the_means_of_the_encoders_features(cohort, tmp_path):
     slides, encoder = load_manifest(cohort / "slides.csv")[:1], classical()
     sample_cohort(slides, tmp_path / "f", encoder, SETTINGS)
-    rows = StoredRows(tmp_path / "f", ["s0"])
+    rows = SampleRows(tmp_path / "f", ["s0"])
     with open_slide(slides[0].path, 1.0) as slide:
         boxes = draw_tiles(slide, "s0", 64, SETTINGS, "all")
         tiles = np.stack([slide.read(int(y), int(x), 64, 64, 1.0) for y, x in boxes])
@@ -95,7 +88,7 @@ def test_rows_are_the_means_of_the_encoders_features(cohort, tmp_path):
     store = {"driver": "zarr3", "kvstore": f"file://{tmp_path}/f/slides/s0/features.zarr/"}
     np.testing.assert_array_equal(ts.open(store).result().read().result(), rows[slice(0, 3)])
     small = np.asarray(Image.fromarray(tiles[2]).resize((96, 96), Image.Resampling.BOX), float)
-    assert abs(small - rows.pictures(np.array([2]))[0]).mean() < 12  # JPEG
+    assert abs(small - rows.read_thumbnails(np.array([2]))[0]).mean() < 12  # JPEG
 
 
 def test_other_settings_are_refused(cohort, tmp_path):
@@ -174,10 +167,10 @@ def test_sampled_features_that_are_damaged_are_one_line(cohort, tmp_path):
         for content in contents:
             (place / name).write_text(content)
             with pytest.raises(InputError, match=r"damaged|cannot be read") as caught:
-                StoredRows(tmp_path / "f", ["s0"])[0:3]
+                SampleRows(tmp_path / "f", ["s0"])[0:3]
             assert "\n" not in str(caught.value)
         (place / name).write_bytes(before)
-    StoredRows(tmp_path / "f", ["s0"])[0:3]
+    SampleRows(tmp_path / "f", ["s0"])[0:3]
     (tmp_path / "f" / "settings.json").write_text("[]")
     with pytest.raises(InputError, match=r"settings\.json: damaged"):
         prepare_folder(tmp_path / "f", classical().card, SETTINGS, 1)
@@ -208,7 +201,7 @@ def test_a_slide_that_cannot_be_sampled_again_is_left_out_of_the_codebook(cohort
         fitted_on.extend(slide_ids)
         raise InterruptedError
 
-    monkeypatch.setattr(fit, "StoredRows", rows)
+    monkeypatch.setattr(fit, "SampleRows", rows)
     with pytest.raises(InterruptedError):
         fit.fit_cohort(
             slides, tmp_path / "b.safetensors", classical(), tmp_path / "f", fit.FitSettings(SETTINGS)
@@ -239,7 +232,7 @@ def test_fit_from_the_command_line_and_again_without_opening_the_slides(
     assert numbers["slides"] == 3 and numbers["failed"] == 1
     assert run("fit", *common, "-o", book, "--k", 2) == 2  # it exists
 
-    monkeypatch.setattr(tile_features, "open_slide", None)  # what was sampled is not opened again
+    monkeypatch.setattr(sampling, "open_slide", None)  # what was sampled is not opened again
     good = tmp_path / "in" / "good.csv"
     lines = (tmp_path / "in" / "slides.csv").read_text().splitlines()
     good.write_text("\n".join([lines[0], lines[1], lines[2], lines[4]]) + "\n")
@@ -296,9 +289,9 @@ def test_a_folder_that_another_worker_has_just_begun_is_taken(tmp_path):
 def test_tokens_are_drawn_from_tiles_and_framed(cohort, tmp_path):
     slides, encoder = load_manifest(cohort / "slides.csv")[:2], classical()
     sample_cohort(slides, tmp_path / "f", encoder, replace(SETTINGS, on="tokens"))
-    rows = StoredRows(tmp_path / "f", ["s0", "s1"])
+    rows = SampleRows(tmp_path / "f", ["s0", "s1"])
     assert rows.shape[0] == 2 * 3 * 4
-    (picture,) = rows.pictures(np.array([5]), encoder.card.stride / 64)
+    (picture,) = rows.read_thumbnails(np.array([5]), encoder.card.stride / 64)
     assert (picture == (0, 240, 220)).all(-1).sum() > 20
 
 

@@ -22,7 +22,8 @@ from fseg_jax.codebook import load_all
 from fseg_jax.cohort.job import card_of, features_hash, from_features, settings_of
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.run import Outcome, run_cohort
-from fseg_jax.cohort.tile_features import StoredRows, prepare_folder
+from fseg_jax.cohort.sample_folder import prepare_folder
+from fseg_jax.cohort.sample_rows import SampleRows
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.trained import load_trained
 from fseg_jax.encoders.weights.checkpoint import open_checkpoint
@@ -125,9 +126,9 @@ def _levels(path: Path) -> None:
 
 def sampled(folder: Path) -> None:
     prepare_folder(folder / "features", classical().card, samples.SAMPLED, 1)
-    rows = StoredRows(folder / "features", ["A"])
+    rows = SampleRows(folder / "features", ["A"])
     rows[:]
-    rows.pictures(np.arange(1))
+    rows.read_thumbnails(np.arange(1))
 
 
 def embeddings(folder: Path) -> None:

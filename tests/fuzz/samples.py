@@ -18,7 +18,8 @@ from fseg_jax.codebook import Codebook, Provenance, save_all
 from fseg_jax.cohort.job import Job
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.run import run_cohort, run_slide
-from fseg_jax.cohort.tile_features import FeatureSettings, sample_cohort
+from fseg_jax.cohort.sample_folder import SampleSettings
+from fseg_jax.cohort.sampling import sample_cohort
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
@@ -32,7 +33,7 @@ SIDE = 128
 TRUNK = ResNetConfig("basic", (1, 1), (8, 8), stem_channels=8, patches=True)
 TRAINED = simclr.Settings(steps=2, pairs=2)
 LEARNER = classifier.Settings(network="small", size=32, epochs=1, batch=2)
-SAMPLED = FeatureSettings(tiles=2, tile=64, mpp=1.0, tissue="all")
+SAMPLED = SampleSettings(tiles=2, tile=64, mpp=1.0, tissue="all")
 KEEPING = Settings(tile=64, mpp=1.0, k=2, tissue="all", features="bfloat16", batch=2)
 
 

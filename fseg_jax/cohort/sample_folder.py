@@ -1,0 +1,345 @@
+"""The folder of samples that a codebook is fitted on: rows of features from tiles of every slide of a cohort.
+
+``settings.json`` states what all samples were made with. A slide has a folder ``slides/SLIDE_ID``, which
+appears whole or not at all:
+
+- ``features.zarr``: the rows, float16 or bfloat16 (rows, channels). They are not compressed: they hardly
+  shrink, and k-means reads them at every step.
+- ``tiles.jpg``: small pictures of the tiles, so that the card of a codebook needs no slide.
+- ``slide.json``: where the tiles lie, and what they were made of (``SlideSample``).
+
+Any number of workers fill one folder together, and what is there is not made again.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+from fseg_jax.encoders.encoder import EncoderCard
+from fseg_jax.errors import InputError, OutputError, first_line
+from fseg_jax.files.atomic import replacing
+from fseg_jax.files.claims import partial_folder
+from fseg_jax.files.futures import wait_for_writes
+from fseg_jax.files.paths import is_folder, is_there
+from fseg_jax.files.zarr import create_array
+from fseg_jax.outputs.csv_table import csv_text
+
+FORMAT = 1  # of the folder: raised when what it holds changes
+MIN_TISSUE = 0.25  # smallest fraction of tissue in a tile that is sampled
+TOKENS_PER_TILE = 4  # where rows are tokens
+THUMBNAIL_SIDE = 96  # pixels of a tile in tiles.jpg
+THUMBNAILS_PER_LINE = 20
+UNKNOWN = "unknown"  # the hash of the tissue file in samples of earlier versions
+
+SampleUnit = Literal["tiles", "tokens"]
+StoredDtype = Literal["float16", "bfloat16"]
+DTYPES: dict[StoredDtype, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+_JPEG_QUALITY = 80
+_THUMBNAIL_BYTES = 3000  # of one tile, at most
+_NO_EFFECT = ("batch", "threads")  # settings that change nothing in the samples
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How to sample slides; all settings but ``batch`` and ``threads`` affect the result.
+
+    Attributes:
+        tiles: Largest number of tiles of a slide. They do not overlap.
+        tile: Side of a tile in pixels, a multiple of the encoder's stride; None: ``tile_side`` chooses.
+        mpp: Resolution in µm per pixel.
+        on: What a row is: the average of a tile's tokens (F-SEG §3.3), or one of four tokens of a tile.
+        tissue: Where the tissue is, for slides whose manifest does not say: "find", "all" or a file.
+        mpp_override: µm per pixel of slides whose manifest does not say.
+        dtype: Number type in which rows are stored.
+        batch: Number of images that go through the encoder at once.
+        threads: Number of threads that decode images.
+    """
+
+    tiles: int = 200
+    tile: int | None = None
+    mpp: float = 1.0
+    on: SampleUnit = "tiles"
+    tissue: str = "find"
+    mpp_override: float | None = None
+    dtype: StoredDtype = "float16"
+    batch: int = 8
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class ManifestFacts:
+    """What a slide's sample depends on in the manifest.
+
+    Attributes:
+        mpp: µm per pixel, instead of what the file says; None: the file says it.
+        tissue: "find", "all" or a file.
+    """
+
+    mpp: float | None
+    tissue: str
+
+
+@dataclass(frozen=True)
+class SlideSample:
+    """A slide's sample, as ``slide.json`` states it.
+
+    Attributes:
+        slide_id: The slide.
+        rows: Number of rows of features.
+        manifest: What the manifest said of the slide.
+        tissue_sha256: Hash of the tissue file; None: there is none.
+        boxes: Corners (y, x) of the tiles, in pixels of the settings' mpp.
+        tokens: Where rows are tokens, the (y, x) of each in its tile's grid.
+        slide: Path, identity and size of the slide's file.
+        made_with: Versions and device that computed the features.
+        seconds: Time that it took.
+    """
+
+    slide_id: str
+    rows: int
+    manifest: ManifestFacts
+    tissue_sha256: str | None
+    boxes: Int[np.ndarray, "t 2"]
+    tokens: Int[np.ndarray, "rows 2"] | None
+    slide: dict[str, Any]
+    made_with: dict[str, Any]
+    seconds: float
+
+    @property
+    def rows_per_tile(self) -> int:
+        """Number of rows that belong to each tile in turn."""
+        return self.rows // len(self.boxes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``slide.json``."""
+        return {
+            "slide_id": self.slide_id,
+            "rows": self.rows,
+            "said": asdict(self.manifest),
+            "tissue_sha256": self.tissue_sha256,
+            "boxes": self.boxes.tolist(),
+            "tokens": None if self.tokens is None else self.tokens.tolist(),
+            "slide": self.slide,
+            **self.made_with,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, content: Any, slide_id: str) -> "SlideSample":
+        """Read the content of ``slide.json``; any error but ``InputError`` means that it is damaged."""
+        rows, tokens = content["rows"], content["tokens"]
+        sample = cls(
+            slide_id=slide_id,
+            rows=rows,
+            manifest=ManifestFacts(content["said"]["mpp"], content["said"]["tissue"]),
+            tissue_sha256=content.get("tissue_sha256", UNKNOWN),
+            boxes=np.asarray(content["boxes"], np.int32).reshape(-1, 2),
+            tokens=None if tokens is None else np.asarray(tokens, np.int32).reshape(-1, 2),
+            slide=content["slide"],
+            made_with={name: content.get(name) for name in ("versions", "device")},
+            seconds=content.get("seconds", 0.0),
+        )
+        per_tile, remainder = divmod(rows, len(sample.boxes))
+        if remainder or not 1 <= per_tile <= TOKENS_PER_TILE or not isinstance(rows, int):
+            raise ValueError("tiles have no whole number of rows")
+        if sample.tokens is not None and len(sample.tokens) != rows:
+            raise ValueError("there is not a token for each row")
+        if not isinstance(sample.slide["path"], str):
+            raise TypeError("the slide has no path")
+        return sample
+
+
+def tile_side(settings: SampleSettings, card: EncoderCard) -> int:
+    """Return the side of a tile in pixels: as set, or the largest multiple of the stride up to 256.
+
+    Raises ``InputError`` where the encoder's stride does not divide the side that is set.
+    """
+    if settings.tile is None:
+        return 256 // card.stride * card.stride
+    if settings.tile < card.stride or settings.tile % card.stride:
+        near = max(1, round(settings.tile / card.stride)) * card.stride
+        raise InputError(
+            f"--tile {settings.tile}: must be a multiple of {card.name}'s stride, {card.stride}: try {near}"
+        )
+    return settings.tile
+
+
+def sample_place(folder: Path, slide_id: str) -> Path:
+    """Return the folder of a slide's sample."""
+    return folder / "slides" / slide_id
+
+
+def thumbnail_corner(tile: int) -> tuple[int, int]:
+    """Return where ``tiles.jpg`` has the picture of a tile, as (y, x).
+
+    >>> thumbnail_corner(21)
+    (96, 96)
+    """
+    line, column = divmod(tile, THUMBNAILS_PER_LINE)
+    return line * THUMBNAIL_SIDE, column * THUMBNAIL_SIDE
+
+
+def estimate_bytes(slides: int, card: EncoderCard, settings: SampleSettings) -> int:
+    """Return how many bytes the samples of that many slides take at most, pictures included."""
+    rows = settings.tiles * (TOKENS_PER_TILE if settings.on == "tokens" else 1)
+    return slides * (rows * card.channels * 2 + settings.tiles * _THUMBNAIL_BYTES)
+
+
+def prepare_folder(folder: Path, card: EncoderCard, settings: SampleSettings, slides: int) -> None:
+    """Make a folder of samples, or check that an existing one was made with these settings.
+
+    Raises:
+        InputError: The folder is something else, damaged, or of other settings.
+        OutputError: It cannot be written, or the disk has too little room for that many slides.
+    """
+    facts = _settings_to_json(card, settings)
+    path = folder / "settings.json"
+    if is_there(path):
+        _check_settings(folder, facts)
+        return
+    # Another worker may be making the folder at this moment.
+    expected = re.compile(r"slides|settings\.json|\.settings\.json\..*")
+    if is_there(folder) and not (
+        is_folder(folder) and all(expected.fullmatch(entry.name) for entry in folder.iterdir())
+    ):
+        raise InputError(f"{folder}: is something else than a folder of features; choose another --features")
+    try:
+        (folder / "slides").mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+    needed = estimate_bytes(slides, card, settings)
+    if free < needed:
+        raise OutputError(
+            f"{folder}: {free / 1e9:.1f} GB are free, and {slides} slides may take {needed / 1e9:.1f} GB; "
+            "choose another --features, or fewer --tiles-per-slide"
+        )
+    with replacing(path) as part:
+        part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read ``settings.json``. Raises ``InputError`` where it cannot be read."""
+    path = folder / "settings.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({first_line(error)}); choose another --features"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: damaged; choose another --features")
+    return content
+
+
+def _check_settings(folder: Path, facts: dict[str, Any]) -> None:
+    content = read_settings(folder)
+    if different := [name for name in facts if content.get(name) != facts[name]]:
+        listed = ", ".join(f"{name} {content.get(name)!r} there, {facts[name]!r} here" for name in different)
+        raise InputError(f"{folder}: features made with other settings ({listed}); choose another --features")
+
+
+def _settings_to_json(card: EncoderCard, settings: SampleSettings) -> dict[str, Any]:
+    """Return the content of ``settings.json``, with its hash."""
+    facts = {
+        "format": FORMAT,
+        "encoder": card.name,
+        "weights_hash": card.weights_hash,
+        "layer": card.layer,
+        "channels": card.channels,
+        **{name: value for name, value in asdict(settings).items() if name not in _NO_EFFECT},
+        "tile": tile_side(settings, card),
+        "min_tissue": MIN_TISSUE,
+    }
+    return {**facts, "hash": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+
+
+def has_sample(folder: Path, slide_id: str) -> bool:
+    """Whether a slide has been sampled."""
+    return (sample_place(folder, slide_id) / "slide.json").exists()
+
+
+def is_whole(folder: Path, slide_id: str) -> bool:
+    """Whether a sample still has its features and its pictures."""
+    place = sample_place(folder, slide_id)
+    return all((place / part).exists() for part in ("features.zarr/zarr.json", "tiles.jpg"))
+
+
+def read_sample(folder: Path, slide_id: str) -> SlideSample:
+    """Read ``slide.json`` of a slide. Raises ``InputError`` where it is damaged or cannot be read."""
+    path = sample_place(folder, slide_id) / "slide.json"
+    try:
+        return SlideSample.from_json(json.loads(path.read_text(encoding="utf-8")), slide_id)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, ArithmeticError):
+        raise report_damage(path) from None
+
+
+def report_damage(path: Path) -> InputError:
+    """Return the error that a part of a sample is damaged."""
+    return InputError(f"{path}: damaged; remove {path.parent}")
+
+
+def write_sample(
+    folder: Path,
+    sample: SlideSample,
+    rows: Float[np.ndarray, "m c"],
+    thumbnails: Image.Image,
+    *,
+    replace: bool,
+) -> None:
+    """Write a slide's sample beside its name, and then rename it.
+
+    If another worker was first, its sample is as good and stays, unless ``replace``.
+    """
+    place = sample_place(folder, sample.slide_id)
+    with partial_folder(place.name, place.parent) as part:
+        new = part / "slide"
+        new.mkdir()
+        array = create_array(
+            new / "features.zarr",
+            rows.shape,
+            rows.dtype,
+            rows.shape,
+            compress=False,
+            store_zeros=True,
+            error_path=place,
+        )
+        wait_for_writes(place, array.write(rows))
+        thumbnails.save(new / "tiles.jpg", quality=_JPEG_QUALITY)
+        text = json.dumps(sample.to_json(), ensure_ascii=False, allow_nan=False)
+        (new / "slide.json").write_text(text + "\n", encoding="utf-8")
+        if replace and place.exists():
+            place.rename(part / "outdated")
+        if not place.exists():
+            try:
+                new.rename(place)
+            except OSError:
+                if not (place / "slide.json").exists():
+                    raise
+
+
+def write_failures(folder: Path, failures: dict[str, str], share: str = "") -> None:
+    """Write ``failures.csv``: id and reason of each slide that failed; remove it where none did.
+
+    ``share`` names the part of the slides that it is about, as ``.0-of-4``; empty: it is about all.
+    """
+    path = folder / f"failures{share}.csv"
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    rows = [{"slide_id": name, "reason": reason} for name, reason in failures.items()]
+    with replacing(path) as part:
+        part.write_text(csv_text(("slide_id", "reason"), rows), encoding="utf-8")

@@ -1,0 +1,244 @@
+"""Sample every slide of a cohort: draw tiles from its tissue, encode them, and keep the rows of features."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from fseg_jax.cohort.manifest import ManifestSlide, hash_tissue_file
+from fseg_jax.cohort.sample_folder import (
+    DTYPES,
+    MIN_TISSUE,
+    THUMBNAIL_SIDE,
+    THUMBNAILS_PER_LINE,
+    TOKENS_PER_TILE,
+    UNKNOWN,
+    ManifestFacts,
+    SampleSettings,
+    SlideSample,
+    StoredDtype,
+    has_sample,
+    is_whole,
+    prepare_folder,
+    read_sample,
+    thumbnail_corner,
+    tile_side,
+    write_sample,
+)
+from fseg_jax.cohort.survey import facts_of
+from fseg_jax.encoders.encoder import Encoder, EncoderCard
+from fseg_jax.errors import InputError, OutputError
+from fseg_jax.pipeline.embed import tissue_share
+from fseg_jax.pipeline.record import made_with, slide_facts
+from fseg_jax.slides.identity import is_same
+from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
+from fseg_jax.slides.tissue import tissue_of
+
+_log = logging.getLogger(__name__)
+
+_SURVEY_THREADS = 8
+
+SampleProgress = Callable[[int, int, str], None]  # slides done, of how many, the id of the next
+
+
+def sample_cohort(
+    slides: Sequence[ManifestSlide],
+    folder: Path,
+    encoder: Encoder,
+    settings: SampleSettings,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    progress: SampleProgress = lambda done, total, slide_id: None,
+) -> dict[str, str]:
+    """Sample the slides that the folder has no sample of, and return the failures, slide id to reason.
+
+    Slides whose file, tissue or manifest line has changed are sampled again, and the log says why. A slide
+    that fails does not stop the others; the next run tries it again.
+
+    Args:
+        slides: The cohort.
+        folder: Folder of samples (``sample_folder``), made where it is not there.
+        encoder: Encoder of the tiles.
+        settings: How to sample.
+        shard: (i, n) samples every n-th slide from the i-th on, so that n workers share the slides.
+        progress: Told before each slide.
+
+    Raises:
+        InputError: The folder was made with other settings.
+        OutputError: It cannot be written.
+    """
+    prepare_folder(folder, encoder.card, settings, len(slides))
+    share = slides[shard[0] :: shard[1]]
+    with ThreadPoolExecutor(_SURVEY_THREADS, thread_name_prefix="fseg-look") as pool:
+        are_sampled = list(pool.map(lambda line: _is_sampled(folder, line, settings), share))
+    todo = [line for line, is_sampled in zip(share, are_sampled, strict=True) if not is_sampled]
+    failures = {}
+    for i, line in enumerate(todo):
+        progress(i, len(todo), line.slide_id)
+        try:
+            with open_slide(line.path, line.mpp or settings.mpp_override) as slide:
+                _sample_slide(line, slide, folder, encoder, settings)
+        except OutputError:
+            raise
+        except InputError as error:
+            failures[line.slide_id] = str(error)
+    progress(len(todo), len(todo), "")
+    return failures
+
+
+def draw_tiles(
+    slide: Slide, slide_id: str, side: int, settings: SampleSettings, tissue: str
+) -> Int[np.ndarray, "t 2"]:
+    """Draw tiles with tissue from a slide, and return their corners (y, x) in pixels of the settings' mpp.
+
+    The slide's id is the seed: tiles depend on no other slide. Raises ``InputError`` where no tile has
+    enough tissue.
+    """
+    height, width = shape_at(slide, settings.mpp)
+    rows, columns = max(1, height // side), max(1, width // side)
+    microns = side * settings.mpp
+    share = tissue_share(tissue_of(slide, tissue), rows, columns, microns, microns)
+    tiles = np.argwhere(share >= MIN_TISSUE)
+    if not len(tiles):
+        raise InputError(
+            f"{slide.path}: no tile of {side} pixels at {settings.mpp:g} µm has {MIN_TISSUE:.0%} of tissue; "
+            "--no-tissue takes everything, the manifest's column tissue says where it is"
+        )
+    if len(tiles) > settings.tiles:
+        drawn = _seed_by_id(slide_id).choice(len(tiles), settings.tiles, replace=False)
+        tiles = tiles[np.sort(drawn)]
+    return (tiles * side).astype(np.int32)
+
+
+def _draw_tokens(slide_id: str, tiles: int, grid: int) -> Int[np.ndarray, "t n 2"]:
+    """Draw tokens from each of a slide's tiles: their (y, x) in the tile's grid of ``grid`` × ``grid``."""
+    count = min(TOKENS_PER_TILE, grid * grid)
+    rng = _seed_by_id(slide_id)
+    tokens = np.stack([rng.choice(grid * grid, count, replace=False) for _ in range(tiles)])
+    return np.stack(np.divmod(tokens, grid), -1).astype(np.int32)
+
+
+def _seed_by_id(slide_id: str) -> np.random.Generator:
+    return np.random.default_rng(list(hashlib.sha256(slide_id.encode()).digest()))
+
+
+def _sample_slide(
+    line: ManifestSlide, slide: Slide, folder: Path, encoder: Encoder, settings: SampleSettings
+) -> None:
+    started = time.perf_counter()
+    card = encoder.card
+    side = tile_side(settings, card)
+    facts = _manifest_facts(line, settings)
+    corners = draw_tiles(slide, line.slide_id, side, settings, facts.tissue)
+    tokens = (
+        _draw_tokens(line.slide_id, len(corners), side // card.stride) if settings.on == "tokens" else None
+    )
+    features, thumbnails = _encode(slide, corners, tokens, side, encoder, settings)
+    rows = narrow(features, settings.dtype, slide.path, card)
+    sample = SlideSample(
+        slide_id=line.slide_id,
+        rows=len(rows),
+        manifest=facts,
+        tissue_sha256=hash_tissue_file(facts.tissue),
+        boxes=corners,
+        tokens=None if tokens is None else tokens.reshape(-1, 2),
+        slide=slide_facts(slide).to_json(),
+        made_with=made_with().to_json(),
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    write_sample(folder, sample, rows, thumbnails, replace=bool(_find_change(folder, line, settings)))
+
+
+def _encode(
+    slide: Slide,
+    corners: Int[np.ndarray, "t 2"],
+    tokens: Int[np.ndarray, "t n 2"] | None,
+    side: int,
+    encoder: Encoder,
+    settings: SampleSettings,
+) -> tuple[Float[np.ndarray, "m c"], Image.Image]:
+    """Encode tiles: the average of each, or the features of its ``tokens``, and pictures of all tiles."""
+    rows: list[Float[np.ndarray, "_ c"]] = []
+    lines = -(-len(corners) // THUMBNAILS_PER_LINE)
+    size = (THUMBNAILS_PER_LINE * THUMBNAIL_SIDE, lines * THUMBNAIL_SIDE)
+    thumbnails = Image.new("RGB", size, "white")
+    boxes = [(int(y), int(x), side, side) for y, x in corners]
+    batches = read_batches(slide, boxes, settings.mpp, batch=settings.batch, threads=settings.threads)
+    for span, images in batches:
+        count = span.stop - span.start  # the last batch is padded
+        features = np.asarray(encoder(jnp.asarray(images)).astype(jnp.float32))[:count]
+        if tokens is None:
+            rows.append(features.mean((1, 2)))
+        else:
+            y, x = np.moveaxis(tokens[span], -1, 0)
+            rows.append(features[np.arange(count)[:, None], y, x].reshape(-1, features.shape[-1]))
+        for i in range(count):
+            y, x = thumbnail_corner(span.start + i)
+            thumbnails.paste(_shrink(images[i]), (x, y))
+    return np.concatenate(rows), thumbnails
+
+
+def _shrink(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+    return Image.fromarray(image).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
+
+
+def narrow(
+    features: Float[np.ndarray, "m c"], dtype: StoredDtype, path: Path, card: EncoderCard
+) -> Float[np.ndarray, "m c"]:
+    """Convert features to the number type that they are stored in.
+
+    Raises ``InputError`` for features that are not finite, or out of the type's range.
+    """
+    if not np.isfinite(features).all():
+        raise InputError(
+            f"{path}: the features of the encoder {card.name!r} hold a NaN or an infinity: its weights "
+            "are damaged, or its dtype too narrow"
+        )
+    with np.errstate(over="ignore"):
+        rows = features.astype(DTYPES[dtype])
+    smallest = float(ml_dtypes.finfo(DTYPES[dtype]).smallest_normal)  # type: ignore[no-untyped-call]
+    largest = np.abs(features).max()
+    if not np.isfinite(rows.astype(np.float32)).all() or 0 < largest < smallest:
+        raise InputError(
+            f"{path}: features of up to {largest:.3g} do not fit in {dtype}: choose --store bfloat16"
+        )
+    return rows
+
+
+def _manifest_facts(line: ManifestSlide, settings: SampleSettings) -> ManifestFacts:
+    return ManifestFacts(line.mpp or settings.mpp_override, line.tissue or settings.tissue)
+
+
+def _is_sampled(folder: Path, line: ManifestSlide, settings: SampleSettings) -> bool:
+    """Whether a slide has a sample, whole, and made of what the manifest names now."""
+    if not has_sample(folder, line.slide_id):
+        return False
+    reason = _find_change(folder, line, settings)
+    if reason:
+        _log.warning("%s: %s; sampled again", line.slide_id, reason)
+    return not reason
+
+
+def _find_change(folder: Path, line: ManifestSlide, settings: SampleSettings) -> str:
+    """Return why a slide's sample cannot be used any more; empty where it can."""
+    try:
+        sample = read_sample(folder, line.slide_id)
+    except InputError:
+        return "its record is damaged"
+    if not is_whole(folder, line.slide_id):
+        return "some of its features are gone"
+    facts = _manifest_facts(line, settings)
+    if facts != sample.manifest:
+        return f"sampled when the manifest said {vars(sample.manifest)}, and now it says {vars(facts)}"
+    if sample.tissue_sha256 not in (UNKNOWN, hash_tissue_file(facts.tissue)):
+        return "its tissue file is another one"
+    file = facts_of(line)
+    return "the file at its path is another one" if file and not is_same(sample.slide, file) else ""
