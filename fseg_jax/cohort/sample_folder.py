@@ -46,6 +46,7 @@ DTYPES: dict[StoredDtype, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+SMALLEST_NORMAL: dict[StoredDtype, float] = {"float16": 2.0**-14, "bfloat16": 2.0**-126}
 
 _JPEG_QUALITY = 80
 _THUMBNAIL_BYTES = 3000  # of one tile, at most

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -17,6 +16,7 @@ from fseg_jax.cohort.manifest import ManifestSlide, hash_tissue_file
 from fseg_jax.cohort.sample_folder import (
     DTYPES,
     MIN_TISSUE,
+    SMALLEST_NORMAL,
     THUMBNAIL_SIDE,
     THUMBNAILS_PER_LINE,
     TOKENS_PER_TILE,
@@ -204,9 +204,8 @@ def narrow(
         )
     with np.errstate(over="ignore"):
         rows = features.astype(DTYPES[dtype])
-    smallest = float(ml_dtypes.finfo(DTYPES[dtype]).smallest_normal)  # type: ignore[no-untyped-call]
     largest = np.abs(features).max()
-    if not np.isfinite(rows.astype(np.float32)).all() or 0 < largest < smallest:
+    if not np.isfinite(rows.astype(np.float32)).all() or 0 < largest < SMALLEST_NORMAL[dtype]:
         raise InputError(
             f"{path}: features of up to {largest:.3g} do not fit in {dtype}: choose --store bfloat16"
         )
