@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
 from fseg_jax.files.claims import partial_folder
+from fseg_jax.numerics.areas import summed_area_table
 from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_embeddings, try_anndata
 from fseg_jax.pipeline.plan import FIGURE_SIDE
 from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with, slide_facts
@@ -160,9 +161,7 @@ def tissue_share(
     tissue: Tissue, rows: int, columns: int, step: float, side: float
 ) -> Float[np.ndarray, "rows columns"]:
     """Say how much of each patch is tissue, 0…1, for squares of ``side`` µm every ``step`` µm."""
-    # The area of tissue above and to the left of every mask corner; between corners it is linear.
-    table = np.zeros((tissue.mask.shape[0] + 1, tissue.mask.shape[1] + 1))
-    table[1:, 1:] = tissue.mask.cumsum(0).cumsum(1)
+    table = summed_area_table(tissue.mask)  # linear between the corners of pixels
 
     def at(positions: np.ndarray, values: np.ndarray) -> np.ndarray:
         p = np.clip(positions / tissue.mpp, 0, len(values) - 1)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from fseg_jax.errors import InputError
+from fseg_jax.numerics.areas import summed_area_table
 
 LARGEST = 8192  # pixels of a tile's side: a batch of them must fit into memory
 
@@ -80,9 +81,7 @@ def tiles_with_tissue(
     """Say which tiles hold any tissue in their core, given a mask of the whole slide at its own
     resolution.
     """
-    # The number of tissue pixels above and to the left of every mask pixel: any box is then four look-ups.
-    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-    table[1:, 1:] = mask.cumsum(0).cumsum(1)
+    table = summed_area_table(mask)
 
     def edges(n: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
         scale = grid.pitch * mpp / mask_mpp

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replacing
 from fseg_jax.outputs.colours import palette
-from fseg_jax.pipeline.clicks import CLASSES, class_names, number_seeds, read_seed_file
+from fseg_jax.pipeline.seed_file import CLASSES, check_class_names, number_seeds, read_seed_file
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 9
 _LONGEST_NAME = 40
@@ -82,7 +82,7 @@ def checked(classes: tuple[str, ...]) -> tuple[str, ...]:
     """The classes' names without space around them; ``InputError`` where they cannot be names of classes."""
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
         raise InputError(f"{len(classes)} classes: choose {FEWEST_CLASSES} to {MOST_CLASSES}")
-    names = class_names(classes)
+    names = check_class_names(classes)
     for name in names:
         if len(name) > _LONGEST_NAME or "," in name:
             raise InputError(f"{name!r} is no class's name: 1 to {_LONGEST_NAME} letters, and no comma")
@@ -150,14 +150,14 @@ def write_whole(path: Path, text: str) -> None:
 def load(path: Path, otherwise: tuple[str, ...] = CLASSES) -> Annotation:
     """Read a file of seeds: one that ``save`` wrote, or any that ``fseg seed`` reads.
 
-    The classes are those that the file states; where it states none, ``own_classes(…, otherwise)``. Raises
+    The classes are those that the file states; where it states none, ``infer_classes(…, otherwise)``. Raises
     ``InputError`` as ``read_seeds`` does; but no seeds at all are fine where classes are stated.
     """
     file = read_seed_file(path)
     try:
         if file.classes and not file.names:
             return Annotation(checked(file.classes))
-        given, names = number_seeds(file, otherwise=otherwise)
+        given, names = number_seeds(file, default=otherwise)
         seeds = (Seed(float(x), float(y), int(j)) for (x, y), j in zip(file.points, given, strict=True))
         return Annotation(checked(names), tuple(seeds))
     except InputError as error:

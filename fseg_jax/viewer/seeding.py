@@ -26,7 +26,7 @@ from scipy.spatial import cKDTree
 from fseg_jax.errors import InputError, explain
 from fseg_jax.methods import sic
 from fseg_jax.outputs.embeddings import open_embeddings
-from fseg_jax.pipeline.clicks import SeedSettings, seed_slide, seeds_on_patches
+from fseg_jax.pipeline.clicks import SeedSettings, assign_seeds, seed_slide
 from fseg_jax.viewer.annotation import (
     Annotation,
     History,
@@ -248,7 +248,7 @@ class Seeding:
         return annotation
 
     def _on_patches(self, annotation: Annotation, path: Path) -> Int[np.ndarray, " n"]:
-        """The class of each patch, −1 for none: ``seeds_on_patches``, given only the patches near seeds."""
+        """The class of each patch, −1 for none: ``assign_seeds``, given only the patches near seeds."""
         y = np.full(len(self.embedded.centers), -1, np.int32)
         if annotation.seeds:
             xy = np.array([(s.x, s.y) for s in annotation.seeds])
@@ -256,7 +256,7 @@ class Seeding:
             near = self._tree.query_ball_point(xy[:, ::-1], self.side / 2 * 1.001, p=np.inf)
             rows = np.unique([i for some in near for i in some] or [0]).astype(int)
             part = self.embedded._replace(centers=self.embedded.centers[rows])
-            y[rows], _ = seeds_on_patches(xy, given, part, self.size, path)
+            y[rows], _ = assign_seeds(xy, given, part, self.size, path)
         return y
 
     # ---------------------------------------------------------------------------------------- clustering

@@ -32,7 +32,8 @@ from fseg_jax.evaluation.data.datasets import open_dataset
 from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.embeddings import open_embeddings
 from fseg_jax.outputs.labels import level_for, open_labels
-from fseg_jax.pipeline.clicks import SeedSettings, read_seed_file
+from fseg_jax.pipeline.clicks import SeedSettings
+from fseg_jax.pipeline.seed_file import read_seed_file
 from fseg_jax.pipeline.tokens import open_kept
 from fseg_jax.pretraining import pretrain, simclr
 from fseg_jax.slides.reader import Slide, open_slide, thumbnail

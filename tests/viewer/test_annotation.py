@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fseg_jax.errors import InputError
-from fseg_jax.pipeline.clicks import read_seeds
+from fseg_jax.pipeline.seed_file import read_seeds
 from fseg_jax.viewer.annotation import Annotation, History, Seed, checked, load, save
 
 TWO = Annotation(("stroma", "Crypt"), (Seed(10.5, 20.25, 1), Seed(300.0, 60.0, 0), Seed(1.0, 2.0, 1)))
@@ -15,7 +15,7 @@ TWO = Annotation(("stroma", "Crypt"), (Seed(10.5, 20.25, 1), Seed(300.0, 60.0, 0
 
 def test_what_is_saved_is_what_fseg_seed_and_qupath_read(tmp_path):
     save(tmp_path / "a.geojson", TWO)
-    points, given_, names = read_seeds(tmp_path / "a.geojson")
+    points, given_, names, _ = read_seeds(tmp_path / "a.geojson")
     assert points.tolist() == [[10.5, 20.25], [300, 60], [1, 2]] and given_.tolist() == [1, 0, 1]
     assert names == TWO.classes and load(tmp_path / "a.geojson") == TWO
     for feature in json.loads((tmp_path / "a.geojson").read_text())["features"]:  # QuPath's GsonTools

@@ -18,9 +18,9 @@ from PIL import Image
 
 from fseg_jax import open_slide, segment_slide
 from fseg_jax.encoders.classical import classical
-from fseg_jax.pipeline.clicks import read_seeds
 from fseg_jax.pipeline.embed import PatchSettings, embed_slide
 from fseg_jax.pipeline.plan import Settings
+from fseg_jax.pipeline.seed_file import read_seeds
 
 pytestmark = pytest.mark.long
 
@@ -252,7 +252,7 @@ def test_a_session(program, context, tmp_path):
     assert tab.classes_in_mask() == [0, 1, 2, 3] and tab.pixels(2) != two
     assert tab.run("() => /<b>[01]\\.\\d\\d<.b>/.test(model('score').text)")
     assert tab.run("() => (model('strip').text.match(/<img/g) ?? []).length") >= 8
-    points, given, names = read_seeds(out / f"{NAME}.seeds.geojson")
+    points, given, names, _ = read_seeds(out / f"{NAME}.seeds.geojson")
     assert names == ("negative", "positive", "class 3")
     assert np.abs(points - [*DERMIS, *EPIDERMIS, *KERATIN]).max() < 8 and given.tolist() == [0, 0, 1, 1, 2]
     box = page.locator("input[placeholder='name of the class']")

@@ -13,7 +13,7 @@ from fseg_jax import open_slide
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.outputs.labels import open_labels
-from fseg_jax.pipeline.clicks import vote
+from fseg_jax.pipeline.voting import vote
 from fseg_jax.slides.identity import identify
 from fseg_jax.viewer.mask import MaskPainter
 from fseg_jax.viewer.picture import CANVAS, TILE, LabelLayer, Picture, open_picture
