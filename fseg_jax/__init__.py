@@ -16,7 +16,7 @@ _HOMES = {
     "Settings": "pipeline.plan",
     "load_encoder": "encoders.load",
     "open_slide": "slides.reader",
-    "segment": "methods.fseg",
+    "segment": "pipeline.image",
     "segment_slide": "pipeline.segment",
 }
 _MODULES = ("kmeans", "nmf")

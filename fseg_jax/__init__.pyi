@@ -3,11 +3,11 @@ from fseg_jax.encoders.encoder import Encoder as Encoder
 from fseg_jax.encoders.encoder import EncoderCard as EncoderCard
 from fseg_jax.encoders.load import load_encoder as load_encoder
 from fseg_jax.errors import InputError as InputError
-from fseg_jax.methods.fseg import segment as segment
 from fseg_jax.numerics import kmeans as kmeans
 from fseg_jax.numerics import nmf as nmf
 from fseg_jax.numerics.kmeans import KMeansResult as KMeansResult
 from fseg_jax.numerics.nmf import NMFResult as NMFResult
+from fseg_jax.pipeline.image import segment as segment
 from fseg_jax.pipeline.plan import Settings as Settings
 from fseg_jax.pipeline.segment import segment_slide as segment_slide
 from fseg_jax.slides.reader import open_slide as open_slide

@@ -13,7 +13,6 @@ from fseg_jax.cli.options import (
     manifest_options,
     method_options,
     no_tissue_option,
-    output_option,
     pop_tissue_setting,
     seed_option,
     shard_option,
@@ -33,7 +32,14 @@ _OF_FEATURES = (
 @click.command()
 @click.argument("manifest")
 @combine(
-    output_option("PLACE", "Place for the results: a folder, s3://… or gs://…."),
+    # A text: a path would take one slash out of s3://.
+    click.option(
+        "-o",
+        "--output",
+        required=True,
+        metavar="PLACE",
+        help="Place for the results: a folder, s3://… or gs://….",
+    ),
     encoder_options,
     method_options,
     tiling_options,
@@ -136,7 +142,7 @@ def cohort(
         tissue = str(Path(tissue).absolute())  # workers may be elsewhere
     said = {name: value for name, value in options.items() if value is not None}
     settings = Settings(**said, tissue=tissue, features="bfloat16")
-    fseg.check(settings.mode, settings.resize)
+    fseg.check_options(settings.mode, settings.resize)
     job = Job(
         out=output if "://" in output else str(Path(output)),
         settings=settings,

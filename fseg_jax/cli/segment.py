@@ -121,7 +121,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
 
 def _load_codebook(path: Path | None, options: dict[str, Any], encoder: "Encoder") -> "Codebook | None":
     from fseg_jax.codebook import Codebook
-    from fseg_jax.methods.fseg import check_codebook
+    from fseg_jax.pipeline.image import check_codebook
 
     if path is None:
         return None

@@ -13,7 +13,7 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.errors import InputError
 from fseg_jax.files.storage import open_storage
-from fseg_jax.methods import fseg
+from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.plan import Settings, choose_mpp
 from fseg_jax.pipeline.segment import FORMAT
 from fseg_jax.pipeline.tokens import KEPT_DTYPE, KEPT_FORMAT
@@ -62,7 +62,7 @@ def card_of(job: Job) -> EncoderCard:
     if job.features is None:
         encoder = loaded_encoder(job.encoder, job.weights, job.dtype)
         if job.codebook is not None:
-            fseg.check_codebook(job.codebook, encoder)
+            check_codebook(job.codebook, encoder)
         return encoder.card
     try:
         return EncoderCard.from_json(_kept_with(job.features)["encoder"])

@@ -45,8 +45,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.errors import InputError
-from fseg_jax.numerics.arrays import Centres, Key
-from fseg_jax.numerics.axes import is_ordinary_square, to_ordinary, unit
+from fseg_jax.numerics.arrays import Centers, Key
+from fseg_jax.numerics.axes import normalize
+from fseg_jax.numerics.scaling import is_safe_square, safe_scale
 
 DIMENSIONS = 64
 # Distance between the means of two clusters over their spread along it (Ashman, Bird & Zepf 1994): halves of
@@ -64,7 +65,8 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 class Prepared(NamedTuple):
     """Coordinates to cluster in, and the share of the embeddings' variance that they hold.
 
-    Those of embeddings that are not of ordinary size (``axes.ORDINARY``) are scaled by a power of two.
+    Those of embeddings that are not of ordinary size (``scaling.SAFE_EXPONENT``) are scaled by a power of
+    two.
     """
 
     X: Float[Array, "n q"]
@@ -94,7 +96,7 @@ class _Clusters(NamedTuple):
 
     labels: Int[Array, " n"]
     soft: Float[Array, "n k"]
-    centers: Centres
+    centers: Centers
     apart: Bool[Array, ""]
     converged: Bool[Array, ""]
     square: Float[Array, ""]
@@ -120,7 +122,7 @@ def prepare(
 
     def rows(slab: slice) -> Float[np.ndarray, "s c"]:
         x = np.asarray(X[slab], np.float32)
-        return unit(x) if distance == "cosine" else x if scale == 1 else x * scale
+        return normalize(x) if distance == "cosine" else x if scale == 1 else x * scale
 
     total = np.zeros(c)
     for slab in slabs:
@@ -140,8 +142,8 @@ def prepare(
 
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # it is looked at, and made again
         scatter = scattered()
-    if not is_ordinary_square(np.trace(scatter) / n):
-        scale = to_ordinary(np.max([np.abs(rows(slab)).max() for slab in slabs], keepdims=True)[None])
+    if not is_safe_square(np.trace(scatter) / n):
+        scale = safe_scale(np.max([np.abs(rows(slab)).max() for slab in slabs], keepdims=True)[None])
         mean = mean * scale[0]
         scatter = scattered()
     variances, axes = np.linalg.eigh(scatter)
@@ -288,12 +290,12 @@ def _scale(X: Float[Array, "n q"], found: _Clusters) -> float:
     """What brings coordinates to an ordinary size, once it shows in their clusters that they are of none; 1
     otherwise. Raises ``InputError`` where one is not finite.
     """
-    if is_ordinary_square(found.square):
+    if is_safe_square(found.square):
         return 1.0
     size = jnp.max(jnp.abs(X))
     if not bool(jnp.isfinite(size)):
         raise InputError("the embeddings hold a NaN or an infinity; look at the encoder's features")
-    return float(to_ordinary(size))
+    return float(safe_scale(size))
 
 
 def filled(
@@ -332,7 +334,7 @@ def seeded_kmeans(
 
 def _seeded_start(
     X: Float[Array, "n q"], member: Bool[Array, " n"], y: Int[Array, " n"], classes: int
-) -> tuple[Centres, Bool[Array, " k"]]:
+) -> tuple[Centers, Bool[Array, " k"]]:
     """Each class's first centre, the mean of its seeds among the members, and which classes have any."""
     return _means(X, jnp.where(member, y, -1), classes)
 
@@ -340,7 +342,7 @@ def _seeded_start(
 @partial(jax.jit, static_argnames="classes")
 def _means(
     X: Float[Array, "n q"], labels: Int[Array, " n"], classes: int
-) -> tuple[Centres, Bool[Array, " k"]]:
+) -> tuple[Centers, Bool[Array, " k"]]:
     weight = jax.nn.one_hot(labels, classes, dtype=X.dtype)
     count = jnp.sum(weight, axis=0)
     sums = jnp.matmul(weight.T, X, precision="highest")
@@ -355,7 +357,7 @@ def _plain_start(
     key: Key,
     count: Int[Array, ""],
     classes: int,
-) -> tuple[Centres, Bool[Array, " k"]]:
+) -> tuple[Centers, Bool[Array, " k"]]:
     """Two centres for members with seeds of one class: their mean, and a member by greedy k-means++."""
     means, live = _means(X, jnp.where(member, y, -1), classes)
     seeds = jnp.argmax(live)
@@ -378,7 +380,7 @@ def _plain_start(
 def _lloyd(
     X: Float[Array, "n q"],
     member: Bool[Array, " n"],
-    start: Centres,
+    start: Centers,
     live: Bool[Array, " k"],
     pins: Int[Array, " n"],
 ) -> _Clusters:
@@ -393,7 +395,7 @@ def _lloyd(
     square = jnp.sum(weight * squares) / count
     spread = jnp.maximum(square - jnp.sum(mean * mean), 0)
 
-    def compare(centers: Centres) -> Float[Array, "n k"]:
+    def compare(centers: Centers) -> Float[Array, "n k"]:
         """Squared distances less the patch's own square, which no comparison needs."""
         own = jnp.where(live, jnp.sum(centers * centers, axis=1), jnp.inf)
         return own[None] - 2 * jnp.matmul(X, centers.T, precision="highest")
@@ -421,7 +423,7 @@ def _lloyd(
 
 
 def _apart(
-    X: Float[Array, "n q"], labels: Int[Array, " n"], weight: Float[Array, " n"], centers: Centres
+    X: Float[Array, "n q"], labels: Int[Array, " n"], weight: Float[Array, " n"], centers: Centers
 ) -> Bool[Array, ""]:
     """Whether the first two clusters lie more than ``GAP`` spreads apart, and more than few patches would by
     chance.

@@ -4,7 +4,7 @@
 - Features are ``float (…, h, w, c)`` and non-negative: the encoder's grid, one token every ``stride`` pixels.
 - ``A (…, n, c)`` is a grid of features as a matrix, one row a token: ``n = h · w``.
 - ``A ≈ W · H`` with ``W (…, n, k)``, what each token owes to each concept, and ``H (…, k, c)``, the concepts.
-- Centres are ``(k, c)``: the rows of a codebook, and H itself in the fixed mode.
+- Centers are ``(k, c)``: the rows of a codebook, and H itself in the fixed mode.
 - Labels are unsigned ints ``(…, height, width)``: 0 is background (uncovered), clusters are 1…k.
 
 Every numeric takes leading batch axes; random functions take a ``key``; algorithms return a NamedTuple;
@@ -18,13 +18,13 @@ Features = Float[Array, "*batch h w c"]
 Tokens = Float[Array, "*batch n c"]
 Weights = Float[Array, "*batch n k"]
 Concepts = Float[Array, "*batch k c"]
-Centres = Float[Array, "k c"]
+Centers = Float[Array, "k c"]
 Labels = UInt[Array, "*batch height width"]
 Key = PRNGKeyArray
 
 __all__ = [
     "Array",
-    "Centres",
+    "Centers",
     "Concepts",
     "Features",
     "Float",

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.arrays import Concepts, Key, Tokens, Weights
-from fseg_jax.numerics.axes import ordinary_exponent, power_of_two, to_ordinary
 from fseg_jax.numerics.nnls import active_set, conjugate_gradients, unfinished
-from fseg_jax.numerics.packing import packed
+from fseg_jax.numerics.packing import recompute_rows
+from fseg_jax.numerics.scaling import exact_exp2, safe_exponent, safe_scale
 
 Scalar = float | Float[Array, ""]
 
@@ -100,7 +100,7 @@ def _solve(
 ) -> WeightsResult:
     dtype = jnp.promote_types(jnp.result_type(A, H), jnp.float32)
     H = H.astype(dtype)
-    of_concepts = to_ordinary(jnp.max(jnp.abs(H), axis=1, keepdims=True))
+    of_concepts = safe_scale(jnp.max(jnp.abs(H), axis=1, keepdims=True))
     H = H * of_concepts
     # Concepts of unit length: G has a unit diagonal, which is the best diagonal preconditioner.
     norm = jnp.linalg.norm(H, axis=1, keepdims=True)
@@ -108,7 +108,7 @@ def _solve(
     G = jnp.matmul(unit, unit.T, precision="highest")
     N = jnp.matmul(A.astype(dtype), unit.T, precision="highest")
     # Scaled here, where the channels are gone, tokens of any size cost nothing.
-    of_tokens = to_ordinary(jnp.max(jnp.abs(N), axis=1, keepdims=True))
+    of_tokens = safe_scale(jnp.max(jnp.abs(N), axis=1, keepdims=True))
     N = N * of_tokens
     if method == "mu":
         W, left = _multiplicative_weights(G, N, tolerance, max_iterations)
@@ -121,7 +121,7 @@ def _solve(
             return conjugate_gradients(G, N[rows], tolerance, max_iterations, began[rows])
 
         rest = unfinished(G, N, began, tolerance)
-        W, left = packed(finish, rest, (began, rest))
+        W, left = recompute_rows(finish, rest, (began, rest))
     norm = norm.T
     W = jnp.where(norm > 0, W / jnp.where(norm > 0, norm, 1), 0) * of_concepts.T / of_tokens
     W = jnp.where(jnp.isfinite(N).all(1, keepdims=True), W, jnp.nan)
@@ -215,8 +215,8 @@ def factorize(
 @jax.jit
 def _to_ordinary(A: Float[Array, "b n c"]) -> tuple[Float[Array, "b n c"], Float[Array, "b 1 1"]]:
     """Problems of ordinary size, and what W and H of each are then multiplied with, a power of two."""
-    exponent = ordinary_exponent(jnp.max(jnp.abs(A), axis=(1, 2), keepdims=True))
-    return A * power_of_two(exponent, A.dtype), power_of_two(exponent // 2, A.dtype)
+    exponent = safe_exponent(jnp.max(jnp.abs(A), axis=(1, 2), keepdims=True))
+    return A * exact_exp2(exponent, A.dtype), exact_exp2(exponent // 2, A.dtype)
 
 
 @partial(jax.jit, static_argnames=("k", "kind"))

@@ -7,7 +7,7 @@ for many tokens in step: each keeps the inverse of its own few rows and columns 
 slots, and a step takes one weight in or out. ``conjugate_gradients`` needs no slots and bears a singular G;
 it finishes what the first leaves.
 
-G has a unit diagonal (a zero concept's row is zero), and N is of ordinary size (``axes.to_ordinary``), as
+G has a unit diagonal (a zero concept's row is zero), and N is of ordinary size (``scaling.safe_scale``), as
 ``nmf`` makes them. Tokens lie along the last axis of the active set's
 arrays, so that all its small sums run over whole vectors.
 """
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fseg_jax.numerics.axes import first
-from fseg_jax.numerics.packing import packed
+from fseg_jax.numerics.axes import find_first
+from fseg_jax.numerics.packing import recompute_rows
 
 Scalar = float | Float[Array, ""]
 
@@ -86,7 +86,7 @@ def _climb(
         picked = Slots(*(x[..., columns] for x in at))._replace(live=rest[:, columns])
         return _climb(G, N[:, columns], floor[:, columns], picked, higher).T
 
-    return packed(on, rest[0], W.T, share=higher[0].share).T
+    return recompute_rows(on, rest[0], W.T, share=higher[0].share).T
 
 
 def _widened(slots: Slots, count: int) -> Slots:
@@ -126,14 +126,14 @@ def _steps(
         out = jnp.any(beyond, 0, keepdims=True)
         share = jnp.where(beyond, w / jnp.maximum(w - z, tiny), 2)
         most = jnp.min(share, 0, keepdims=True)
-        leaving = row == first(share == most, 0)
+        leaving = row == find_first(share == most, 0)
         w = jnp.where(out, jnp.where(live, jnp.maximum(w + most * (z - w), 0), w), z)
         # In: w is z, and the weight with the steepest gradient is taken in.
         W = _spread(w, concept, k)
         gradient = jnp.where(W > 0, -jnp.inf, N - jnp.matmul(G, W, precision="highest"))
         steepest = jnp.max(gradient, 0, keepdims=True)
-        new = jnp.minimum(first(gradient == steepest, 0), k - 1)
-        slot = first(~use, 0)
+        new = jnp.minimum(find_first(gradient == steepest, 0), k - 1)
+        slot = find_first(~use, 0)
         entering = row == slot
         # What a slot in or out does to the inverse is of rank one, along the vector v.
         g = G.reshape(-1).at[concept * k + new].get(mode="promise_in_bounds")

@@ -16,6 +16,7 @@ from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.methods import fseg
 from fseg_jax.numerics.prefetch import prefetch
+from fseg_jax.numerics.resample import blend
 from fseg_jax.outputs.labels import label_dtype
 from fseg_jax.pipeline.plan import Plan, Settings, Tile
 from fseg_jax.pipeline.tokens import FeatureSource, not_finite_error
@@ -65,7 +66,7 @@ def label_rows(
         for batch, features in source(tiles):
             yield (
                 batch,
-                fseg.tile_weights(features, centers, key, mode=settings.mode, concepts=settings.concepts),
+                fseg.solve_tiles(features, centers, key, mode=settings.mode, concepts=settings.concepts),
             )
 
     def start_finished_rows() -> Iterator[Future[UInt[np.ndarray, "n width"]]]:
@@ -122,8 +123,8 @@ def _label_row(
             part = columns[start : start + batch]
             blocks = np.zeros((batch, side, side, k), np.float32)
             for i, column in enumerate(part):
-                blocks[i] = fseg.blend(weights, row, int(column), grid.halo // stride, shape)
-            yield part, fseg.block_labels(jnp.asarray(blocks), stride, settings.resize)
+                blocks[i] = blend(weights, row, int(column), grid.halo // stride, shape)
+            yield part, fseg.label_pixels(jnp.asarray(blocks), stride, settings.resize)
 
     for part, blocks in prefetch(label_blocks()):
         for column, block in zip(part, np.asarray(blocks), strict=False):

@@ -45,8 +45,8 @@ class Settings:
     """
 
     k: int = 8
-    mode: str = "fixed"
-    resize: str = "bilinear"
+    mode: fseg.Mode = "fixed"
+    resize: fseg.Resize = "bilinear"
     concepts: int = fseg.CONCEPTS
     mpp: float | None = None
     tile: int | None = None

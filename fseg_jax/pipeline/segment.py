@@ -18,6 +18,7 @@ from fseg_jax.outputs.colours import default_names, palette
 from fseg_jax.outputs.figures import write_areas, write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, level_for
+from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
 from fseg_jax.pipeline.plan import Plan, Settings, lay_out
 from fseg_jax.pipeline.record import (
@@ -101,9 +102,9 @@ def segment_slide(
             )
     out = Path(out)
     card = encoder.card
-    fseg.check(settings.mode, settings.resize)
+    fseg.check_options(settings.mode, settings.resize)
     if codebook is not None:
-        fseg.check_codebook(codebook, encoder)
+        check_codebook(codebook, encoder)
     paths = output_paths(slide.name, out)
     check_outputs(paths, out, overwrite)
     clock = Clock()

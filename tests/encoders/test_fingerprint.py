@@ -18,7 +18,7 @@ from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.resnet.network import ResNet
 from fseg_jax.encoders.trained import Gains, assemble
 from fseg_jax.errors import InputError
-from fseg_jax.methods import fseg
+from fseg_jax.pipeline.image import check_codebook, segment
 from fseg_jax.pretraining.simclr import TRUNK
 
 
@@ -82,16 +82,16 @@ def test_an_imported_codebook_refuses_another_encoder_of_its_width(tmp_path):
     origin = book.provenance
     assert origin.encoder == "classical" and origin.layer == classical().card.layer
     assert not origin.weights_hash and fingerprints_match(origin.fingerprint, take_fingerprint(classical()))
-    fseg.check_codebook(book, classical())
+    check_codebook(book, classical())
     impostor = Other(classical(), lambda x: x[..., ::-1])
     image = np.zeros((64, 64, 3), np.uint8)
-    for check in (lambda: fseg.check_codebook(book, impostor), lambda: fseg.segment(image, impostor, book)):
+    for check in (lambda: check_codebook(book, impostor), lambda: segment(image, impostor, book)):
         with pytest.raises(InputError, match="made with another encoder than this 'classical'") as caught:
             check()
         assert "\n" not in str(caught.value)
     # Where both hashes are known they decide, and no picture is looked at.
     known = Codebook(book.centers, replace(origin, weights_hash="aa"))
-    fseg.check_codebook(known, Other(classical(), lambda x: 1 / 0, weights_hash="aa"))
+    check_codebook(known, Other(classical(), lambda x: 1 / 0, weights_hash="aa"))
 
 
 def test_an_import_for_an_encoder_of_another_width_is_refused(tmp_path, capsys):

@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fseg_jax.numerics.axes import first, smallest, to_ordinary, unit
+from fseg_jax.numerics.axes import find_first, find_smallest, normalize
+from fseg_jax.numerics.scaling import safe_scale
 
 
 @settings(max_examples=50, deadline=None)
 @given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2)), st.sampled_from((0, 1)))
 def test_first_is_argmax_and_the_length_where_none_is_true(here, axis):
-    found = np.asarray(first(jnp.asarray(here), axis))
+    found = np.asarray(find_first(jnp.asarray(here), axis))
     wanted = np.where(here.any(axis), here.argmax(axis), here.shape[axis])
     assert found.shape[axis] == 1
     np.testing.assert_array_equal(found.squeeze(axis), wanted)
@@ -23,20 +24,20 @@ def test_first_is_argmax_and_the_length_where_none_is_true(here, axis):
 @given(arrays(np.int8, array_shapes(min_dims=2, max_dims=2)), st.sampled_from((0, 1)))
 def test_smallest_is_argmin_and_the_first_of_several(x, axis):
     x = x.astype(np.float32)
-    at, least = smallest(jnp.asarray(x), axis)
+    at, least = find_smallest(jnp.asarray(x), axis)
     np.testing.assert_array_equal(at, x.argmin(axis))
     np.testing.assert_array_equal(least, x.min(axis))
 
 
 def test_smallest_of_nan_is_a_place_there_is():
-    at, least = smallest(jnp.full((2, 3), jnp.nan), 1)
+    at, least = find_smallest(jnp.full((2, 3), jnp.nan), 1)
     assert at.tolist() == [2, 2] and np.isnan(least).all()
 
 
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_unit_has_length_one_stays_of_its_kind_and_leaves_zeros(kind):
     x = kind(np.array([[[3.0, 4.0], [0.0, 0.0]]], np.float32))
-    scaled = unit(x)
+    scaled = normalize(x)
     assert type(scaled) is type(x) and scaled.dtype == x.dtype
     np.testing.assert_allclose(scaled, [[[0.6, 0.8], [0.0, 0.0]]], rtol=1e-6)
 
@@ -45,13 +46,13 @@ def test_unit_has_length_one_stays_of_its_kind_and_leaves_zeros(kind):
 def test_unit_has_length_one_whatever_the_size(kind):
     x = np.array([[3.0, 4.0], [3e30, 4e30], [3e-30, 4e-30], [1e38, 0.0], [2e-38, 0.0]], np.float32)
     expected = [[0.6, 0.8], [0.6, 0.8], [0.6, 0.8], [1.0, 0.0], [1.0, 0.0]]
-    np.testing.assert_allclose(unit(kind(x)), expected, rtol=1e-6)
+    np.testing.assert_allclose(normalize(kind(x)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_what_is_not_of_ordinary_size_is_made_so_by_powers_of_two(kind):
     sizes = np.array([0, 1, 1e-9, 4e9, 1e30, 1e-30, 3.4e38, 1.2e-38, np.inf, np.nan], np.float32)
-    powers = np.asarray(to_ordinary(kind(sizes)))
+    powers = np.asarray(safe_scale(kind(sizes)))
     assert (powers[[0, 1, 2, 3, 8, 9]] == 1).all()
     assert (np.frexp(powers)[0] == 0.5).all()  # a power of two, exactly
     assert ((sizes * powers)[4:8] >= 1).all() and ((sizes * powers)[4:8] < 32).all()

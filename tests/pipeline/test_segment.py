@@ -20,6 +20,7 @@ from fseg_jax.numerics import nmf
 from fseg_jax.numerics.kmeans import lloyd
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline import labels as pipeline_labels
+from fseg_jax.pipeline.image import segment
 from fseg_jax.pipeline.plan import Plan, Settings
 from fseg_jax.pipeline.segment import output_paths, segment_slide
 
@@ -79,7 +80,7 @@ def test_one_tile_over_everything_is_segment(picture, tmp_path, book, mode):
         padded = slide.read(-32, -32, 640, 640, 1.0)
     _, labels = run(picture, tmp_path, settings, book)
     encoder = replace(ENCODER, card=replace(ENCODER.card, tile=640))  # what fits into a tile is taken whole
-    whole = fseg.segment(padded, encoder, book, mode=mode, concepts=6)
+    whole = segment(padded, encoder, book, mode=mode, concepts=6)
     # The slide ends where the picture goes on, so its outermost half token is left out.
     assert (labels == whole[32 : 32 + 384, 32 : 32 + 512])[8:-8, 8:-8].mean() >= 0.9999
 
@@ -158,7 +159,7 @@ def test_only_a_few_rows_of_tiles_are_held(picture, tmp_path, book, monkeypatch)
 
 @pytest.mark.parametrize("fitted", [False, True])
 def test_nothing_recompiles_for_a_slide_of_another_size(picture, tmp_path, book, fitted):
-    compiled = (fseg._tile_weights, fseg.block_labels, lloyd._fit)
+    compiled = (fseg._solve_tiles, fseg.label_pixels, lloyd._fit)
     settings = Settings(k=5, tile=128, batch=4, mpp=0.5)
     run(picture, tmp_path / "a", settings, None if fitted else book)
     sizes = [f._cache_size() for f in compiled]
@@ -218,9 +219,9 @@ def test_tokens_that_have_not_converged_are_counted_and_said(picture, tmp_path, 
     assert record["tokens_not_converged"] == record["uncovered_mm2"] == 0 and not caplog.records
     impatient = partial(nmf.solve, method="cg", max_iterations=1)
     monkeypatch.setattr(nmf, "solve", impatient)
-    fseg._tile_weights.clear_cache()
+    fseg._solve_tiles.clear_cache()
     record, _ = run(picture, tmp_path / "b", Settings(tile=128), book)
-    fseg._tile_weights.clear_cache()
+    fseg._solve_tiles.clear_cache()
     whole = 384 * 512 // ENCODER.card.stride**2
     assert 0 < record["tokens_not_converged"] <= whole
     assert (

@@ -3,7 +3,8 @@
 Images are worked on at the encoder's resolution, where theirs is known; the truth is then sampled at the
 same pixels (nearest). An image larger than a tile is cut into tiles; those at its right and lower edges are
 moved back inside it, and pixels that two tiles share count once. A smaller one is a tile by itself, its edges
-replicated up to a multiple of the stride, as ``fseg.segment`` does. Nothing is kept in memory but a batch.
+replicated up to a multiple of the stride, as ``fseg_jax.segment`` does. Nothing is kept in memory but a
+batch.
 
 Where tiles have more than three shapes, all but the largest are worked on in one frame that holds them, so
 that not every shape compiles anew; ``encode_framed`` sees to it that this changes no features.

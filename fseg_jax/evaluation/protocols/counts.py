@@ -16,8 +16,8 @@ from fseg_jax.evaluation.data.datasets import IGNORED
 from fseg_jax.evaluation.data.features import Batch, Encoded, Shape
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import nmf
-from fseg_jax.numerics.arrays import Centres, Key, Tokens
-from fseg_jax.numerics.axes import unit
+from fseg_jax.numerics.arrays import Centers, Key, Tokens
+from fseg_jax.numerics.axes import normalize
 from fseg_jax.process import Progress
 
 
@@ -29,22 +29,22 @@ class Concepts(NamedTuple):
 
 
 Own = Int[Array | np.ndarray, " b"]  # how many of each tile's tokens are its own, the first ones
-Score = Callable[[Tokens, Centres, Own], Float[Array, "b n k"]]
+Score = Callable[[Tokens, Centers, Own], Float[Array, "b n k"]]
 
 
-def fixed(tokens: Tokens, centers: Centres, own: Own) -> Float[Array, "b n k"]:
-    """W for H fixed to the centres (§3.2.2), as ``fseg.tile_weights`` solves for it."""
+def fixed(tokens: Tokens, centers: Centers, own: Own) -> Float[Array, "b n k"]:
+    """W for H fixed to the centres (§3.2.2), as ``fseg.solve_tiles`` solves for it."""
     return nmf.solve_weights(tokens, centers)
 
 
 @jax.jit
-def nearest(tokens: Tokens, centers: Centres, own: Own) -> Float[Array, "b n k"]:
+def nearest(tokens: Tokens, centers: Centers, own: Own) -> Float[Array, "b n k"]:
     """No factorization: each token's cosine similarity with each centre."""
-    return jnp.matmul(unit(tokens), unit(centers).T, precision="highest")
+    return jnp.matmul(normalize(tokens), normalize(centers).T, precision="highest")
 
 
 def labels(scores: Float[Array, "b n k"], batch: Batch, stride: int) -> list[UInt[np.ndarray, "_ _"]]:
-    """Resize what each cluster scores at each token to pixels, and take the best (§3.2), as ``fseg.segment``
+    """Resize what each cluster scores at each token to pixels, and take the best (§3.2), as ``segment``
     does: labels 1…k of each tile. Every pixel is judged: one at which all score 0 goes to the first, as in
     the paper.
     """
@@ -60,13 +60,13 @@ def _labels(scores: Float[Array, "b n k"], sizes: Int[Array, "b 2"], frame: Shap
         rows, columns = (jnp.clip(jnp.arange(-1, n + 1), 0, size[i] - 1) for i, n in enumerate(frame))
         return score[rows[:, None] * size[1] + columns[None]]
 
-    return jnp.maximum(fseg.block_labels(jax.vmap(framed)(scores, sizes), stride), 1)
+    return jnp.maximum(fseg.label_pixels(jax.vmap(framed)(scores, sizes), stride), 1)
 
 
 def clusters(
     encoded: Encoded,
     score: Score,
-    centers: Centres,
+    centers: Centers,
     items: int,
     n: int,
 ) -> Int[np.ndarray, "items k n"]:
@@ -85,8 +85,9 @@ def clusters(
 def concepts(encoded: Encoded, m: int, n: int, key: Key, report: Progress | None = None) -> Concepts:
     """Factorize every tile into m concepts (§3.1), and count their pixels by category.
 
-    β is taken at the pixels, of W resized. ``fseg.segment`` gives concepts of one name one weight before it
-    resizes, which blending neighbouring tiles needs; the two differ at a few pixels between concepts.
+    β is taken at the pixels, of W resized. ``fseg_jax.segment`` gives concepts of one name one weight
+    before it resizes, which blending neighbouring tiles needs; the two differ at a few pixels between
+    concepts.
     """
     tiles = len(encoded.tiles)
     H_of = np.zeros((tiles, m, encoded.card.channels), np.float32)

@@ -32,7 +32,7 @@ from fseg_jax.evaluation.protocols.matching import confuse, match
 from fseg_jax.files.claims import settle
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import kmeans, metrics
-from fseg_jax.numerics.arrays import Centres
+from fseg_jax.numerics.arrays import Centers
 from fseg_jax.numerics.metrics import Interval, Scores
 from fseg_jax.pipeline.record import together
 from fseg_jax.process import Progress
@@ -88,7 +88,7 @@ class Setting(NamedTuple):
     """What is swept, as ``evaluate`` was given it."""
 
     k: tuple[int, ...]
-    modes: tuple[str, ...]
+    modes: tuple[fseg.Mode, ...]
     protocols: tuple[str, ...]
     thresholds: tuple[float, ...]
     starts: int
@@ -107,7 +107,7 @@ def evaluate(
     *,
     out: Path,
     k: Sequence[int] = (16, 32, 64, 128, 256),
-    modes: Sequence[str] = fseg.MODES,
+    modes: Sequence[fseg.Mode] = fseg.MODES,
     protocols: Sequence[str] = PROTOCOLS,
     thresholds: Sequence[float] = THRESHOLDS,
     starts: int = STARTS,
@@ -283,7 +283,7 @@ class _Sweep:
                     rows.append(row)
         return rows
 
-    def _clusters(self, mode: str, mu: Centres) -> Int[np.ndarray, "items k n"]:
+    def _clusters(self, mode: str, mu: Centers) -> Int[np.ndarray, "items k n"]:
         if mode == "assign":
             names = np.asarray(fseg.name_concepts(jnp.asarray(self.concepts.H), mu))
             return counts.named(self.encoded, self.concepts, names, self.items, mu.shape[0])
@@ -406,8 +406,8 @@ def _above_colour(row: Row, colour: np.ndarray, seed: int) -> Row:
     return row._replace(above_colour=above, above_colour_interval=interval)
 
 
-def fit_centres(encoded: Encoded, k: int, centres: str, seed: int, start: int) -> Centres:
-    """Centres fitted on the training split: of tile averages (§3.3), or of tokens."""
+def fit_centres(encoded: Encoded, k: int, centres: str, seed: int, start: int) -> Centers:
+    """Centers fitted on the training split: of tile averages (§3.3), or of tokens."""
     X = encoded.means[encoded.train] if centres == "tiles" else encoded.sample(TOKENS, seed)
     key = jax.random.fold_in(jax.random.key(seed), start)
     return jnp.maximum(kmeans.fit(X, k, key=key).centers, 0)

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.features import Encoded
-from fseg_jax.numerics.axes import unit
+from fseg_jax.numerics.axes import normalize
 from fseg_jax.numerics.metrics import macro_f1
 
 NEIGHBOURS = 20
@@ -47,4 +47,4 @@ def _tokens(
         labels.append(share[pure].argmax(1))
     X, y = np.concatenate(tokens), np.concatenate(labels)
     kept = np.sort(np.random.default_rng(seed).permutation(len(X))[:MOST])
-    return unit(X[kept]), y[kept]
+    return normalize(X[kept]), y[kept]

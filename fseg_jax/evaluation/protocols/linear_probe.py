@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.errors import InputError
-from fseg_jax.numerics.axes import unit
+from fseg_jax.numerics.axes import normalize
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _TOLERANCE = 1e-6  # of the largest gradient of the mean loss, float32
@@ -66,7 +66,7 @@ def pairs(H: Float[np.ndarray, "tiles m c"], counts: Int[np.ndarray, "tiles m n"
     share = association(counts)
     chosen = share.max(-1) > threshold
     y = share.argmax(-1)[chosen]
-    return Pairs(unit(H[chosen]), y, np.bincount(y, minlength=counts.shape[-1]))
+    return Pairs(normalize(H[chosen]), y, np.bincount(y, minlength=counts.shape[-1]))
 
 
 def fit(
@@ -153,6 +153,6 @@ def _minimise(
 
 def classify(probe: Probe, H: Float[np.ndarray, "*batch m c"]) -> Int[np.ndarray, "*batch m"]:
     """The category of each concept, argmax_c w_c · H_m."""
-    Z = (unit(H) - np.asarray(probe.mean)) / np.asarray(probe.scale)
+    Z = (normalize(H) - np.asarray(probe.mean)) / np.asarray(probe.scale)
     logits = Z @ np.asarray(probe.w).T + np.asarray(probe.b)
     return np.where(probe.trained, logits, -np.inf).argmax(-1)

@@ -43,7 +43,7 @@ def write_panels(folder: Path, dataset: Dataset, encoded: Encoded, setting: "Set
 
     def weights(tokens: jax.Array, centers: jax.Array, own: counts.Own) -> jax.Array:
         in_a_row = jnp.expand_dims(tokens, 1)
-        W, *_ = fseg.tile_weights(in_a_row, centers, key, mode=mode, concepts=setting.concepts, tokens=own)
+        W, *_ = fseg.solve_tiles(in_a_row, centers, key, mode=mode, concepts=setting.concepts, tokens=own)
         return W.squeeze(1)
 
     found = counts.clusters(encoded, weights, mu, len(items), n)

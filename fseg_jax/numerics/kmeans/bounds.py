@@ -2,7 +2,7 @@
 
 Each point keeps an upper bound on the distance to its own centre and a lower one on that to any other. Both
 follow the centres as these move, and while they do not cross, the point stays and is not looked at. What a
-cluster's points sum to follows the points that changed. Centres are those of the whole iteration, but for
+cluster's points sum to follows the points that changed. Centers are those of the whole iteration, but for
 rounding.
 """
 
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fseg_jax.numerics.arrays import Centres
-from fseg_jax.numerics.axes import smallest
+from fseg_jax.numerics.arrays import Centers
+from fseg_jax.numerics.axes import find_smallest
 
 SLAB = 1024  # points looked at together: their distances stay in a processor's cache
 FEW = 64  # points that changed, taken together
@@ -33,7 +33,7 @@ class Bounds(NamedTuple):
     counts: Float[Array, " k"]
 
 
-def unknown(n: int, centers: Centres) -> Bounds:
+def unknown(n: int, centers: Centers) -> Bounds:
     """Before anything is known, all points belong to no cluster."""
     k = centers.shape[0]
     return Bounds(
@@ -49,7 +49,7 @@ def assign(
     X: Float[Array, "n c"],
     mean: Float[Array, "1 c"],
     squares: Float[Array, " n"],
-    centers: Centres,
+    centers: Centers,
     known: Bounds,
     summed: Callable[[Int[Array, " n"]], tuple[Float[Array, "k c"], Float[Array, " k"]]],
 ) -> Bounds:
@@ -81,11 +81,11 @@ def assign(
 
 
 def _bounds(
-    x: Float[Array, "n c"], squares: Float[Array, " n"], centers: Centres
+    x: Float[Array, "n c"], squares: Float[Array, " n"], centers: Centers
 ) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
     """Each point's nearest centre, the most that its distance can be, and the least that of the next."""
     each = scores(x, centers)
-    labels, least = smallest(each, 0)
+    labels, least = find_smallest(each, 0)
     others = jnp.where(jnp.arange(len(centers))[:, None] == labels[None], jnp.inf, each)
     noise = NOISE * jnp.finfo(x.dtype).eps * (squares + jnp.max(jnp.sum(centers * centers, axis=1)))
     own_distance = jnp.sqrt(jnp.maximum(squares + least + noise, 0))
@@ -93,7 +93,7 @@ def _bounds(
     return labels, own_distance, next_distance
 
 
-def scores(x: Float[Array, "n c"], centers: Centres) -> Float[Array, "k n"]:
+def scores(x: Float[Array, "n c"], centers: Centers) -> Float[Array, "k n"]:
     """The squared distance of each point to each centre, less the point's own square, which no comparison
     needs.
     """

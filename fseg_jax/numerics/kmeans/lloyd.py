@@ -15,17 +15,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.errors import InputError
-from fseg_jax.numerics.arrays import Centres, Key
-from fseg_jax.numerics.axes import is_ordinary_square, smallest, to_ordinary, unit
+from fseg_jax.numerics.arrays import Centers, Key
+from fseg_jax.numerics.axes import find_smallest, normalize
 from fseg_jax.numerics.kmeans import bounds as kmeans_bounds
+from fseg_jax.numerics.scaling import is_safe_square, safe_scale
 
 
 class KMeansResult(NamedTuple):
     """What ``fit`` found: ``inertia`` is the sum of squared distances of the points to their centres, in
-    float64 where the points are not of ordinary size (``axes.ORDINARY``), and float32 may not hold it.
+    float64 where the points are not of ordinary size (``scaling.SAFE_EXPONENT``), and float32 may not hold
+    it.
     """
 
-    centers: Centres
+    centers: Centers
     labels: Int[Array, " n"]
     inertia: Float[Array | np.ndarray, ""]
     iterations: Int[Array, ""]
@@ -41,7 +43,7 @@ def fit(
     tolerance: float = 1e-4,
     spherical: bool = False,
     restarts: int = 1,
-    start: Centres | np.ndarray | None = None,
+    start: Centers | np.ndarray | None = None,
 ) -> KMeansResult:
     """Cluster points into k by Lloyd's iteration from k-means++ centres: of ``restarts``, the best; or from
     the centres of ``start (k, c)``.
@@ -70,13 +72,13 @@ def fit(
         return min(results, key=lambda result: float(result[0].inertia))
 
     found, spread = best(X, start)
-    if is_ordinary_square(spread):
+    if is_safe_square(spread):
         return found
     # One look at the end: points that are not finite, huge or tiny, or all the same show in their spread.
     size = jnp.max(jnp.abs(X))
     if not bool(jnp.isfinite(size)):
         raise InputError("k-means: the points hold a NaN or an infinity; look at the encoder's features")
-    scale = to_ordinary(size)
+    scale = safe_scale(size)
     if scale == 1:
         return found
     found, _ = best(X * scale, None if start is None else start * scale)
@@ -94,12 +96,12 @@ def _fit(
     max_iterations: int,
     tolerance: float | Float[Array, ""],
     spherical: bool = False,
-    start: Centres | None = None,
+    start: Centers | None = None,
 ) -> tuple[KMeansResult, Float[Array, ""]]:
     """The result, and the points' mean squared distance from their mean."""
     if spherical:
-        X = unit(X)
-        start = None if start is None else unit(start)
+        X = normalize(X)
+        start = None if start is None else normalize(start)
     # Distances by expansion lose less when the points lie around the origin. They are moved slab by slab, in
     # the cache: a copy of all would take as long as several iterations.
     mean = jnp.mean(X, axis=0, keepdims=True)
@@ -107,7 +109,7 @@ def _fit(
     spread = jnp.mean(squares)
     threshold = tolerance * spread / X.shape[1]
 
-    def lloyd(bounded: bool, X: Array, centers: Centres) -> tuple[Array, Centres, Array, Array]:
+    def lloyd(bounded: bool, X: Array, centers: Centers) -> tuple[Array, Centers, Array, Array]:
         def summed(labels: Array) -> tuple[Array, Array]:
             return _totals(X, mean, k, lambda x, rows: labels[rows])
 
@@ -120,7 +122,7 @@ def _fit(
                 totals = _totals(X, mean, k, lambda x, rows: _nearest(x, centers)[0])
             moved = _move(X, mean, squares, centers, *totals)
             if spherical:
-                moved = unit(moved + mean) - mean
+                moved = normalize(moved + mean) - mean
             shifts = jnp.sum((moved - centers) ** 2, axis=1)
             if bounded:
                 known = kmeans_bounds.follow(known, jnp.sqrt(shifts))
@@ -156,17 +158,17 @@ def _move(
     X: Float[Array, "n c"],
     mean: Float[Array, "1 c"],
     squares: Float[Array, " n"],
-    centers: Centres,
+    centers: Centers,
     sums: Float[Array, "k c"],
     counts: Float[Array, " k"],
-) -> Centres:
+) -> Centers:
     """The mean of each cluster's points; an empty cluster moves onto one of the points farthest from their
     centres.
     """
     means = sums / jnp.maximum(counts, 1)[:, None]
     empty = counts == 0
 
-    def reseed() -> Centres:
+    def reseed() -> Centers:
         _, (least,) = _by_slabs(X, mean, lambda _, x, *rows: (None, _nearest(x, centers)[1:]), None)
         _, farthest = jax.lax.top_k(squares + least, len(centers))
         rank = jnp.cumsum(empty) - 1  # the first empty cluster takes the farthest point, and so on
@@ -189,9 +191,9 @@ def _totals(
     return _by_slabs(X, mean, one, (jnp.zeros((k, X.shape[1]), X.dtype), jnp.zeros(k, X.dtype)))[0]
 
 
-def _nearest(x: Float[Array, "n c"], centers: Centres) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+def _nearest(x: Float[Array, "n c"], centers: Centers) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """Each point's nearest centre, and its squared distance less the point's own square."""
-    return smallest(kmeans_bounds.scores(x, centers), 0)
+    return find_smallest(kmeans_bounds.scores(x, centers), 0)
 
 
 def _by_slabs(X: Float[Array, "n c"], mean: Float[Array, "1 c"], one: Callable, carry: Any) -> tuple:
@@ -232,19 +234,19 @@ def _sums(
     return jax.lax.platform_dependent(x, labels, cpu=one_by_one, default=product)
 
 
-def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centres:
+def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centers:
     """Choose k of the points as first centres, each far from those before (greedy k-means++, as in
     scikit-learn).
 
     ``X (n, c)`` → ``(k, c)``. Each next centre is the best of 2 + ⌊ln k⌋ points drawn with a probability
     proportional to the squared distance to the nearest centre so far.
     """
-    scale = to_ordinary(jnp.max(jnp.abs(X)))
+    scale = safe_scale(jnp.max(jnp.abs(X)))
     return _plus_plus(X * scale, k, key) / scale
 
 
 @partial(jax.jit, static_argnames="k")
-def _plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centres:
+def _plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centers:
     n, c = X.shape
     trials = 2 + int(np.log(k))
     mean = jnp.mean(X, axis=0, keepdims=True)

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from fseg_jax.errors import InputError
-from fseg_jax.numerics.axes import smallest, unit
+from fseg_jax.numerics.axes import find_smallest, normalize
 from fseg_jax.numerics.prefetch import prefetch
 
 BATCH = 32_768  # points read at once, and a mini-batch
@@ -159,7 +159,7 @@ class Points:
         centers = centers.copy()
         for cluster, point in zip(np.flatnonzero(empty), sums.farthest, strict=False):
             x = np.asarray(self.rows[slice(int(point), int(point) + 1)][0], np.float32)
-            centers[cluster] = unit(x) if self.spherical else x
+            centers[cluster] = normalize(x) if self.spherical else x
         return centers
 
     def _zeros(self, ks: Sequence[int]) -> _Totals:
@@ -241,7 +241,7 @@ def take(rows: Rows, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m c"]:
 
 def _prepared(x: Float[Array, "m c"], mean: Float[Given, " c"], spherical: bool) -> Float[Array, "m c"]:
     x = x.astype(jnp.float32)
-    if spherical:  # as ``unit`` does, in one reading less; what is too long for it is found not to be finite
+    if spherical:  # as ``normalize`` does, in one pass less; what overflows here counts as not finite
         length = jnp.linalg.vector_norm(x, axis=-1, keepdims=True)
         x = x / jnp.where(jnp.isfinite(length), jnp.maximum(length, 1e-12), jnp.nan)
     return x - mean[None]
@@ -282,7 +282,7 @@ def _add(
             scores = squares - 2 * _products(x, given.across, exact)
             members = []
             for j, (k, begin) in enumerate(zip(ks, np.cumsum([0, *ks]).tolist(), strict=False)):
-                labels, least = smallest(scores[:, begin : begin + k], 1)
+                labels, least = find_smallest(scores[:, begin : begin + k], 1)
                 labels = jnp.where(fresh, labels, k)  # of no cluster
                 members.append(labels[None] == jnp.arange(k, dtype=jnp.int32)[:, None])
                 distance = jnp.where(fresh, jnp.maximum(own + least, 0), 0).reshape(-1, BLOCK)
@@ -337,7 +337,7 @@ def _nearest(
             scores = squares - 2 * _products(x, given.across, True)
             found = []
             for k, begin in zip(ks, np.cumsum([0, *ks]).tolist(), strict=False):
-                labels, _ = smallest(scores[:, begin : begin + k], 1)
+                labels, _ = find_smallest(scores[:, begin : begin + k], 1)
                 found.append((labels, jnp.sum((x - given.centers[begin : begin + k][labels]) ** 2, axis=1)))
             slabs.append(tuple(jnp.stack(part) for part in zip(*found, strict=True)))
         labels, distances = (jnp.concatenate(part, axis=1) for part in zip(*slabs, strict=True))

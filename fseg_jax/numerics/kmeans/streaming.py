@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Int
 
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.arrays import Key
-from fseg_jax.numerics.axes import to_ordinary, unit
+from fseg_jax.numerics.axes import normalize
 from fseg_jax.numerics.kmeans.shards import Points, Rows, Sums, take
+from fseg_jax.numerics.scaling import safe_scale
 
 SAMPLE = 32_768  # points that centres start from, or 128 a centre
 LLOYD_PASSES, MINI_BATCH_PASSES, START_PASSES = 100, 5, 50
@@ -95,11 +96,11 @@ def fit(
         max_iterations = LLOYD_PASSES if algorithm == "lloyd" else MINI_BATCH_PASSES
     devices = list(devices if devices is not None else jax.devices())
     sample = _sample(rows, min(n, max(SAMPLE, 128 * max(ks))), key)
-    scale = to_ordinary(np.abs(sample[:: -(-len(sample) // 1024)]).max(keepdims=True)).item()
+    scale = safe_scale(np.abs(sample[:: -(-len(sample) // 1024)]).max(keepdims=True)).item()
     if scale != 1:
         rows, sample = _Scaled(rows, np.float32(scale)), sample * np.float32(scale)
     if spherical:
-        sample = unit(sample)
+        sample = normalize(sample)
         scale = 1.0  # of what comes out
     mean = sample.mean(0, dtype=np.float64).astype(np.float32)
     threshold = tolerance * float(sample.var(0, dtype=np.float64).mean())
@@ -283,7 +284,7 @@ def _mini_batches(
                 here[k] += counts
                 step = sums[k].sums - counts[:, None] * (held[k] - points.mean)
                 moved = held[k] + step / np.maximum(seen[k], 1)[:, None]
-                held[k] = (unit(moved) if points.spherical else moved).astype(np.float32)
+                held[k] = (normalize(moved) if points.spherical else moved).astype(np.float32)
         for k in ks:  # the last batch's farthest points serve the whole pass
             empty = here[k] == 0
             held[k] = points.reseeded(held[k], empty, sums[k])
@@ -321,7 +322,7 @@ def _moved(points: Points, sums: dict[int, Sums], centers: dict[int, np.ndarray]
     out = {}
     for k, here in sums.items():
         means = here.sums / np.maximum(here.counts, 1)[:, None] + points.mean
-        means = unit(means) if points.spherical else means
+        means = normalize(means) if points.spherical else means
         empty = here.counts == 0
         moved = np.where(empty[:, None], centers[k], means).astype(np.float32)
         out[k] = points.reseeded(moved, empty, here)

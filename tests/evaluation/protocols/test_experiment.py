@@ -190,7 +190,7 @@ def test_tiles_of_many_sizes_share_programs_and_count_as_they_do_alone(tmp_path:
         alone = nmf.factorize(A, 3, key=key)
         np.testing.assert_allclose(concepts.H[t], alone.H[0], rtol=1e-3, atol=1e-4)
         W = nmf.solve_weights(A, centres).reshape(*grid.shape[:3], 3)
-        labels = fseg.block_labels(jnp.pad(W, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge"), 8)[0]
+        labels = fseg.label_pixels(jnp.pad(W, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge"), 8)[0]
         own = counts._count(np.asarray(labels), encoded.categories(t), 3, 3)
         np.testing.assert_array_equal(found[encoded.of[t]], own)
 

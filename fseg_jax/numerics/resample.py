@@ -1,0 +1,220 @@
+"""From grids of tokens to pixels: upsampling, the argmax of what is upsampled, and overlapping tiles blended.
+
+A token's value lies at the centre of its ``stride × stride`` pixels (half-pixel centres, as in torch's
+``interpolate(align_corners=False)``).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from fseg_jax.numerics.axes import find_first
+from fseg_jax.numerics.packing import recompute_rows
+
+# Channels interpolated in a cell between four tokens. Most cells need few; only the others take more.
+FEW_CHANNELS, MORE_CHANNELS = 2, 16
+
+
+def upsample_nearest(labels: Int[Array, "b h w"], stride: int) -> Int[Array, "b height width"]:
+    """Repeat every token's label over its ``stride × stride`` pixels."""
+    return jnp.repeat(jnp.repeat(labels, stride, axis=1), stride, axis=2)
+
+
+def upsample_argmax(W: Float[Array, "b p q k"], stride: int) -> Int[Array, "b height width"]:
+    """Upsample every channel bilinearly, and return the largest at each pixel: 1…k, or 0 if none is > 0.
+
+    ``W (b, h + 2, w + 2, k)`` ≥ 0 has a frame of one token on each side, which is left out of the result,
+    ``(b, h·stride, w·stride)``. Ties go to the lowest channel.
+    """
+    W = jnp.moveaxis(W, -1, 0)
+    begin = (stride + 1) // 2  # half tokens of the frame
+    h, w = (stride * (size - 2) for size in W.shape[2:])
+    offset = 0.0  # of pixels from tokens' centres
+    if stride % 2 == 0:
+        offset = 0.5
+        # In smaller cells far fewer channels can be the largest.
+        W, stride = _insert_midpoints(_insert_midpoints(W, 2), 3), stride // 2
+    t = (jnp.arange(stride, dtype=W.dtype) + offset) / stride
+    b, p, q = W.shape[1], W.shape[2] - 1, W.shape[3] - 1
+    labels = jnp.swapaxes(_argmax_in_cells(W, t).reshape(b, p, q, stride, stride), 2, 3)
+    labels = labels.reshape(b, p * stride, q * stride)
+    return labels[:, begin : begin + h, begin : begin + w]
+
+
+def _insert_midpoints(W: Float[Array, "k b p q"], axis: int) -> Float[Array, "k b p2 q2"]:
+    """Insert the mean of every two neighbours between them, along one axis."""
+    n = W.shape[axis]
+    before, after = (jax.lax.slice_in_dim(W, i, n - 1 + i, axis=axis) for i in (0, 1))
+    pairs = jnp.stack([before, (before + after) * 0.5], axis + 1)
+    shape = (*W.shape[:axis], 2 * (n - 1), *W.shape[axis + 1 :])
+    last = jax.lax.slice_in_dim(W, n - 1, n, axis=axis)
+    return jnp.concatenate([pairs.reshape(shape), last], axis)
+
+
+class _Race(NamedTuple):
+    """The largest value so far at each pixel of some cells, its channel, and the channels not yet tried."""
+
+    largest: Float[Array, "m side side"]
+    channel: Int[Array, "m side side"]
+    rest: UInt[Array, "words m"]
+
+
+def _argmax_in_cells(W: Float[Array, "k b p q"], t: Float[Array, " side"]) -> Int[Array, "n pixels"]:
+    """Find the largest channel at the pixels of every cell between four tokens: 1…k, or 0 if none is > 0.
+
+    There are b · (p − 1) · (q − 1) cells, with the values ``W`` at their corners. Pixels lie at ``t`` of the
+    way from one corner to the next, down and across.
+
+    A channel can only be the largest at a pixel if its largest corner is at least the largest of all
+    channels' smallest corners. Few channels pass, so few are interpolated.
+    """
+    k, _, p, q = W.shape
+    side = len(t)
+    places = jnp.arange(W[0].size).reshape(W.shape[1:])
+    # A cell's corners: top left, top right, bottom left, bottom right.
+    corners = [(y, x) for y in (slice(p - 1), slice(1, p)) for x in (slice(q - 1), slice(1, q))]
+    # Two by two: a CPU takes a reduction of four one entry at a time.
+    a, b, c, d = (W[:, :, y, x].reshape(k, -1) for y, x in corners)
+    most = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+    least = jnp.minimum(jnp.minimum(a, b), jnp.minimum(c, d))
+    bar = jnp.max(least, axis=0, keepdims=True)
+    channels = jnp.arange(k)[:, None]
+    # Where no channel is positive at all corners, those that are zero everywhere tie: the first stands for
+    # them.
+    can_win = (most > bar) | ((most == bar) & ((bar != 0) | (channels == find_first(most >= bar, 0))))
+    candidates = _pack_bits(can_win)
+    count = jnp.sum(jax.lax.population_count(candidates), axis=0).astype(jnp.int32)
+
+    def interpolate(cells: Int[Array, " m"] | None, limit: int) -> Int[Array, "m pixels"]:
+        """Interpolate at most ``limit`` candidates of some cells, or of all."""
+        rest = candidates if cells is None else candidates[:, cells]
+        at = [places[:, y, x].ravel() for y, x in corners]
+        at = at if cells is None else [place[cells] for place in at]
+        down, across = t.reshape(1, -1, 1), t.reshape(1, 1, -1)
+        largest = jnp.full((rest.shape[1], side, side), -jnp.inf, W.dtype)
+
+        def step(race: _Race) -> _Race:
+            j, rest = _pop_lowest_bit(race.rest)
+            first_entry = jnp.minimum(j[0], k - 1) * W[0].size
+            values = (jnp.where(j[0] < k, W.ravel()[first_entry + place], -jnp.inf) for place in at)
+            a, b, c, d = (value.reshape(-1, 1, 1) for value in values)
+            left, right = a * (1 - down) + c * down, b * (1 - down) + d * down
+            value = left * (1 - across) + right * across
+            better = value > race.largest
+            channel = jnp.where(better, j.reshape(-1, 1, 1), race.channel)
+            return _Race(jnp.where(better, value, race.largest), channel, rest)
+
+        race = _Race(largest, jnp.zeros(largest.shape, jnp.int32), rest)
+        if cells is None:
+            for _ in range(limit):
+                race = step(race)
+        else:
+            steps = jnp.minimum(jnp.max(count[cells]), limit)
+            race = jax.lax.fori_loop(0, steps, lambda _, race: step(race), race)
+        return jnp.where(race.largest > 0, race.channel + 1, 0).reshape(-1, side * side)
+
+    few, more = min(FEW_CHANNELS, k), min(MORE_CHANNELS, k)
+    labels = interpolate(None, few)
+    labels = recompute_rows(
+        lambda cells: interpolate(cells, more), (count > few) & (count <= more), labels, share=1 / 4
+    )
+    return recompute_rows(lambda cells: interpolate(cells, k), count > more, labels)
+
+
+def _pack_bits(mask: Bool[Array, "k n"]) -> UInt[Array, "words n"]:
+    """Pack a mask into words of 32 bits along its first axis: a pass over them reads a 32nd."""
+    k, n = mask.shape
+    bits = jnp.pad(mask, ((0, -k % 32), (0, 0))).reshape(-1, 32, n).astype(jnp.uint32)
+    return jnp.sum(bits << jnp.arange(32, dtype=jnp.uint32).reshape(1, 32, 1), axis=1, dtype=jnp.uint32)
+
+
+def _pop_lowest_bit(words: UInt[Array, "words n"]) -> tuple[Int[Array, "1 n"], UInt[Array, "words n"]]:
+    """Find the lowest bit that is set, and clear it; its place is past the end where none is set."""
+    word = find_first(words != 0, 0)
+    in_word = jnp.arange(len(words))[:, None] == word
+    lowest = jnp.max(jnp.where(in_word, words, 0), axis=0, keepdims=True)
+    bit = lowest & (~lowest + 1)
+    return 32 * word + (31 - jax.lax.clz(bit)).astype(jnp.int32), jnp.where(in_word, words ^ bit, words)
+
+
+# ------------------------------------------------------------------------------ overlapping tiles, blended
+
+
+class Span(NamedTuple):
+    """A tile along one axis, in tokens."""
+
+    start: int  # its first token
+    shares: Float[np.ndarray, " length"]  # how much each of its tokens counts; 1 in all where tiles overlap
+
+
+def split_axis(n: int, tile: int) -> list[Span]:
+    """Split an axis of n tokens into overlapping tiles.
+
+    Tiles overlap by an eighth; a token counts the more the deeper it lies in its tile. The last one is moved
+    back to end with the axis.
+    """
+    halo, length = max(1, round(tile / 16)), min(n, tile)
+    starts = [*range(0, n - tile, tile - 2 * halo), n - length]
+    position = np.arange(length, dtype=np.float32) + 0.5
+    ramp = np.minimum(np.minimum(position, length - position) / (2 * halo), 1)
+    total = np.zeros(n, np.float32)
+    for start in starts:
+        total[start : start + length] += ramp
+    return [Span(start, ramp / total[start : start + length]) for start in starts]
+
+
+def blend(
+    tiles: dict[tuple[int, int], Float[np.ndarray, "t t k"]],
+    row: int,
+    column: int,
+    halo: int,
+    grid_shape: tuple[int, int],
+) -> Float[np.ndarray, "p p k"]:
+    """Blend a tile's W with its neighbours', and return its core with a frame of one token on each side.
+
+    Where two tiles overlap, a token counts the more the deeper it lies in its tile, so that no seam shows.
+    The result depends on the tile and its eight neighbours alone, summed in one order: not on when they were
+    made.
+
+    Args:
+        tiles: W ``(t, t, k)`` by (row, column).
+        row: of the tile, in the grid of tiles.
+        column: of the tile, in the grid of tiles.
+        halo: how many tokens on each side overlap the neighbours.
+        grid_shape: rows and columns of the slide, in tokens. Beyond its edge the last token is repeated.
+    """
+    tile = tiles[row, column]
+    t, k = tile.shape[0], tile.shape[2]
+    pitch = t - 2 * halo
+    ramp = np.minimum(np.minimum(np.arange(t) + 0.5, t - 0.5 - np.arange(t)) / (2 * halo), 1)
+    ramp = ramp.astype(tile.dtype)
+    total = np.zeros((pitch + 2, pitch + 2, k), tile.dtype)
+    weight = np.zeros((pitch + 2, pitch + 2, 1), tile.dtype)
+
+    def overlap(step: int) -> tuple[slice, slice]:
+        """Find the tokens shared with a neighbour ``step`` tiles away, in the core's places and its own."""
+        begin = max(0, step * pitch - halo + 1)
+        end = min(pitch + 2, step * pitch + pitch + halo + 1)
+        shift = halo - 1 - step * pitch
+        return slice(begin, end), slice(begin + shift, end + shift)
+
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            W = tiles.get((row + dy, column + dx))
+            if W is None:
+                continue
+            (core_y, tile_y), (core_x, tile_x) = overlap(dy), overlap(dx)
+            share = ramp[tile_y, None, None] * ramp[tile_x, None]
+            total[core_y, core_x] += share * W[tile_y, tile_x]
+            weight[core_y, core_x] += share
+    total /= weight
+
+    def clip_to_grid(position: int, tokens: int) -> Int[np.ndarray, " p"]:
+        first = position * pitch - 1
+        return np.clip(np.arange(first, first + pitch + 2), 0, tokens - 1) - first
+
+    rows, columns = clip_to_grid(row, grid_shape[0]), clip_to_grid(column, grid_shape[1])
+    return np.asarray(total[rows][:, columns])
