@@ -35,7 +35,7 @@ import tensorstore as ts
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import MiniBatchKMeans
 
-from fseg_jax.numerics.kmeans import streaming as kmeans_stream
+from fseg_jax.numerics.kmeans import streaming
 from fseg_jax.numerics.kmeans.shards import Points
 
 KS = (16, 32, 64, 128, 256)
@@ -191,12 +191,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     load = psutil.getloadavg()[0]
     passes: list[float] = []
 
-    def report(i: int, shift: float) -> None:
+    def on_pass(i: int, shift: float) -> None:
         passes.append(time.perf_counter())
         print(f"pass {i}: shift {shift:.3g} of the threshold", flush=True)
 
-    def ours() -> dict[int, kmeans_stream.StreamResult]:
-        return kmeans_stream.fit(rows, KS, key=jax.random.key(0), restarts=arguments.restarts, report=report)
+    def ours() -> dict[int, streaming.StreamResult]:
+        return streaming.fit(rows, KS, key=jax.random.key(0), restarts=arguments.restarts, on_pass=on_pass)
 
     results, our_time = timed(ours)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -30,7 +30,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.claims import partial_folder, settle
 from fseg_jax.files.exchange import exchange
 from fseg_jax.files.paths import is_folder, is_there
-from fseg_jax.numerics.kmeans import streaming as kmeans_stream
+from fseg_jax.numerics.kmeans import streaming
 from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_card
 
 _log = logging.getLogger(__name__)
@@ -42,13 +42,13 @@ NEAREST = 8  # tiles of each cluster on the card
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How to fit: ``features`` says on what, the rest is ``kmeans_stream.fit``'s. ``seed`` is that of
+    """How to fit: ``features`` says on what, the rest is ``streaming.fit``'s. ``seed`` is that of
     k-means; which tiles are sampled does not depend on it.
     """
 
     sampling: SampleSettings = field(default_factory=SampleSettings)
     k: tuple[int, ...] = (16, 32, 64, 128, 256)
-    algorithm: str = "lloyd"
+    algorithm: streaming.Algorithm = "lloyd"
     spherical: bool = False
     restarts: int = 2
     seed: int = 0
@@ -92,7 +92,7 @@ def fit_cohort(
     source: str = "",
     overwrite: bool = False,
     sample_progress: SampleProgress = lambda done, total, slide_id: None,
-    kmeans_progress: kmeans_stream.Report = lambda passes, shift: None,
+    kmeans_progress: streaming.OnPass = lambda passes, shift: None,
 ) -> FitOutcome:
     """Fit codebooks on slides, and write them to ``path`` and their card to a folder beside it.
 
@@ -137,14 +137,14 @@ def fit_cohort(
         )
     _log.info("%d %s of %d slides, %d channels", n, unit, len(sampled), channels)
     small = 2 * n * channels <= IN_MEMORY
-    results = kmeans_stream.fit(
+    results = streaming.fit(
         rows[slice(0, n)] if small else rows,
         settings.k,
         key=jax.random.key(settings.seed),
         algorithm=settings.algorithm,
         spherical=settings.spherical,
         restarts=settings.restarts,
-        report=kmeans_progress,
+        on_pass=kmeans_progress,
     )
     moving = [k for k, result in results.items() if not result.converged]
     if moving and settings.algorithm == "lloyd":  # mini-batches are a few passes, and do not come to rest
@@ -209,7 +209,7 @@ def _of_all(failures: dict[str, str]) -> dict[str, str]:
     return {name: reason for one in told for name, reason in one.items()}
 
 
-def _by_size(result: kmeans_stream.StreamResult) -> kmeans_stream.StreamResult:
+def _by_size(result: streaming.StreamResult) -> streaming.StreamResult:
     """Clusters numbered from the largest down, which is how their legend reads."""
     order = np.argsort(-np.bincount(result.labels, minlength=len(result.centers)), kind="stable")
     place = np.empty(len(order), np.int32)
@@ -219,7 +219,7 @@ def _by_size(result: kmeans_stream.StreamResult) -> kmeans_stream.StreamResult:
 
 def _of_k(
     k: int,
-    result: kmeans_stream.StreamResult,
+    result: streaming.StreamResult,
     book: Codebook,
     rows: SampleRows,
     sites: Sequence[str],

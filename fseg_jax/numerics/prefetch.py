@@ -1,19 +1,24 @@
-"""The next one begun while one is in hand."""
+"""Work started one step ahead."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-Begun = TypeVar("Begun")
+Item = TypeVar("Item")
 
 
-def prefetch(begun: Iterable[Begun]) -> Iterator[Begun]:
-    """The same, each only after the next one has been taken up: of work that begins when it is made, as a
-    future or an array of JAX, one goes on beside the one in hand.
+def prefetch(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the same items, each only after the next one has been taken from the source.
+
+    Futures and arrays of JAX begin to work when they are made. So one of them works while the one before is
+    in use.
+
+    >>> list(prefetch("abc"))
+    ['a', 'b', 'c']
     """
-    waiting: deque[Begun] = deque()
-    for one in begun:
-        waiting.append(one)
+    waiting: deque[Item] = deque()
+    for item in items:
+        waiting.append(item)
         if len(waiting) > 1:
             yield waiting.popleft()
     yield from waiting

@@ -214,7 +214,7 @@ def blend(
 
     def clip_to_grid(position: int, tokens: int) -> Int[np.ndarray, " p"]:
         first = position * pitch - 1
-        return np.clip(np.arange(first, first + pitch + 2), 0, tokens - 1) - first
+        return np.asarray(np.clip(np.arange(first, first + pitch + 2), 0, tokens - 1) - first)
 
     rows, columns = clip_to_grid(row, grid_shape[0]), clip_to_grid(column, grid_shape[1])
     return np.asarray(total[rows][:, columns])

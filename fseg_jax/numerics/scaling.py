@@ -3,8 +3,7 @@
 Scaling by a power of two changes no digit of a result.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,22 +15,13 @@ X = TypeVar("X", np.ndarray, Array)
 SAFE_EXPONENT = 32
 
 
-class _FloatInfo(Protocol):
-    nmant: int
-    maxexp: int
-
-
-# JAX leaves it untyped. Unlike NumPy's it knows bfloat16.
-_finfo = cast(Callable[[Any], _FloatInfo], jnp.finfo)
-
-
 def safe_exponent(size: X) -> X:
     """Find the even exponents of the powers of two that bring sizes near one.
 
     They are 0 for sizes that are safe, zero or not finite. So a safe result keeps every bit, and nothing
     finite overflows or vanishes.
     """
-    xp, info = size.__array_namespace__(), _finfo(size.dtype)
+    xp, info = size.__array_namespace__(), jnp.finfo(size.dtype)
     bias = info.maxexp - 1
     exponent = ((size.view(_int_like(size.dtype)) >> info.nmant) & (2 * bias + 1)) - bias
     far = (abs(exponent) > SAFE_EXPONENT) & (exponent > -bias) & (exponent <= bias)
@@ -41,7 +31,7 @@ def safe_exponent(size: X) -> X:
 
 def exact_exp2(exponent: X, dtype: np.dtype[Any] | type) -> X:
     """Compute two to the exponents without rounding; exponents beyond the range of ``dtype`` are clipped."""
-    xp, info = exponent.__array_namespace__(), _finfo(dtype)
+    xp, info = exponent.__array_namespace__(), jnp.finfo(dtype)
     bias = info.maxexp - 1
     biased = xp.clip(exponent, 2 - bias, bias - 1).astype(_int_like(dtype)) + bias
     result: X = (biased << info.nmant).view(np.dtype(dtype))

@@ -1,12 +1,12 @@
-"""One pass over points that need not fit into memory: each is given to its nearest centres, for several k at
-once, and added up there, over any number of devices and hosts.
+"""One pass over points larger than memory, for several k at once, over any number of devices and hosts.
 
-Points are read in batches of a fixed size whatever the number of devices, each of which takes its part of
-every batch (``shard_map``) and adds up sums and counts of its own; one ``psum`` ends a pass. So sums do not
-depend on the devices but for the order in which float32 are added.
+A pass assigns each point to its nearest centres, and sums the points of each cluster. Points are read in
+batches of a fixed size, whatever the number of devices. Each device takes its part of every batch
+(``shard_map``) and has sums and counts of its own; one ``psum`` ends a pass. So the sums do not depend on the
+devices, but for the order in which float32 are added.
 
-Points are centred first. Products are then of bfloat16 with float32 sums, and what bfloat16 drops is small
-beside the spread of the points; or, where asked for, all is in float32.
+Points are centred first. Products are then of bfloat16 with float32 sums; what bfloat16 drops is small beside
+the spread of the points. Where ``exact`` is set, all is in float32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,9 +28,9 @@ from fseg_jax.numerics.prefetch import prefetch
 BATCH = 32_768  # points read at once, and a mini-batch
 SLAB = 8192  # points a device holds distances for, at most
 BLOCK = 256  # points of which one may become an empty cluster's centre
-CANDIDATES = 64  # such points, of each k, kept in a pass
+FARTHEST = 64  # such points kept in a pass, for each k
 
-Given = Array | np.ndarray  # of the host, the same for all devices
+HostArray = Array | np.ndarray  # the same for all devices
 
 
 @runtime_checkable
@@ -44,7 +44,14 @@ class Rows(Protocol):
 
 
 class Sums(NamedTuple):
-    """What a pass has added up for one k, over all devices; points are centred."""
+    """Sums of a pass for one k, over all devices; points are centred.
+
+    Attributes:
+        sums: the sum of each cluster's points.
+        counts: the number of each cluster's points.
+        inertia: the sum of squared distances of the points to their centres.
+        farthest: the indices of the points farthest from their centres, the farthest first.
+    """
 
     sums: Float[np.ndarray, "k c"]
     counts: Int[np.ndarray, " k"]
@@ -53,8 +60,15 @@ class Sums(NamedTuple):
 
 
 class _Totals(NamedTuple):
-    """What a pass has added up, a row a device; ``far`` and ``where`` are the points farthest from their
-    centres, for each k, with their indices.
+    """Sums of a pass so far, a row for each device.
+
+    Attributes:
+        sums: the sum of each cluster's points, clusters of all k below each other.
+        counts: the number of each cluster's points.
+        inertia: the sum of squared distances to the centres, for each k.
+        far: the largest squared distances to the centres, for each k.
+        where: the points at these distances.
+        bad: how many points are not finite.
     """
 
     sums: Float[Array, "d K c"]
@@ -62,29 +76,33 @@ class _Totals(NamedTuple):
     inertia: Float[Array, "d s"]
     far: Float[Array, "d s t"]
     where: Int[Array, "d s t"]
-    finite: Int[Array, " d"]
+    bad: Int[Array, " d"]
 
 
-class _Given(NamedTuple):
-    """What points are compared with: the centres of all k below each other, less the mean; the same on their
-    side; the mean. A product with a transpose made on the device takes a CPU three times as long.
+class _AllCenters(NamedTuple):
+    """The centres of all k that points are compared with.
+
+    Attributes:
+        centers: those of all k below each other, less the mean.
+        transposed: the same; a product with a transpose made on the device takes a CPU three times as long.
+        mean: the mean of the points.
     """
 
-    centers: Float[Given, "K c"]
-    across: Float[Given, "c K"]
-    mean: Float[Given, " c"]
+    centers: Float[HostArray, "K c"]
+    transposed: Float[HostArray, "c K"]
+    mean: Float[HostArray, " c"]
 
 
 class _Layout(NamedTuple):
-    """How a batch of ``rows`` points lies on the devices: ``slabs`` of ``slab`` points on each."""
+    """How a batch of points lies on the devices."""
 
-    mesh: Mesh
-    rows: int
-    slabs: int
-    slab: int
+    mesh: Mesh  # the devices
+    rows: int  # points of a batch
+    slabs: int  # slabs on each device
+    slab: int  # points of a slab
 
     @property
-    def each(self) -> int:
+    def per_device(self) -> int:
         return self.slabs * self.slab
 
     @property
@@ -93,10 +111,10 @@ class _Layout(NamedTuple):
 
     @property
     def padded(self) -> int:
-        return self.each * self.mesh.size
+        return self.per_device * self.mesh.size
 
 
-def _layout(n: int, devices: Sequence[jax.Device]) -> _Layout:
+def _lay_out(n: int, devices: Sequence[jax.Device]) -> _Layout:
     mesh = Mesh(np.array(list(devices)), ("rows",), axis_types=(AxisType.Auto,))
     batch = min(BATCH, -(-n // BLOCK) * BLOCK)
     slabs = -(-batch // (SLAB * len(devices)))
@@ -105,9 +123,16 @@ def _layout(n: int, devices: Sequence[jax.Device]) -> _Layout:
 
 
 class Points:
-    """Points to pass over, on ``devices``: what stays the same from one pass to the next.
+    """Points to pass over, on some devices.
 
-    ``rows (n, c)`` are centred by ``mean (c,)``, with ``spherical`` after they were scaled to length one.
+    Attributes:
+        rows: the points ``(n, c)``.
+        mean: subtracted from every point, ``(c,)``.
+        spherical: whether points are scaled to length one first.
+        n: how many points there are.
+        channels: how many channels they have.
+        layout: how a batch lies on the devices.
+        batches: how many batches a pass reads.
     """
 
     def __init__(
@@ -115,10 +140,10 @@ class Points:
     ):
         self.rows, self.mean, self.spherical = rows, mean, spherical
         self.n, self.channels = rows.shape
-        self.layout = _layout(self.n, devices)
+        self.layout = _lay_out(self.n, devices)
         self.batches = -(-self.n // self.layout.rows)
 
-    def totals(
+    def sum_clusters(
         self,
         centers: dict[int, np.ndarray],
         ks: Sequence[int],
@@ -126,25 +151,25 @@ class Points:
         batches: Sequence[int] | None = None,
         exact: bool = False,
     ) -> dict[int, Sums]:
-        """Assign all points, or those of some batches, to the nearest centres, and add them up."""
-        totals, given = self._zeros(ks), self._given(centers, ks)
+        """Assign all points, or those of some batches, to the nearest centres, and sum each cluster."""
+        totals, against = self._zeros(ks), self._join(centers, ks)
         for start, stop, X in self._read(range(self.batches) if batches is None else batches):
-            totals = _add(totals, X, start, stop, given, tuple(ks), self.layout, self.spherical, exact)
-        return self._sums(totals, ks)
+            totals = _add(totals, X, start, stop, against, tuple(ks), self.layout, self.spherical, exact)
+        return self._split(totals, ks)
 
     def assign(
         self, centers: dict[int, np.ndarray], ks: Sequence[int]
     ) -> tuple[Int[np.ndarray, "s n"], Float[np.ndarray, "s n"]]:
-        """The nearest centre of every point and its squared distance, in float32."""
+        """Find the nearest centre of every point and its squared distance, in float32."""
         labels = np.zeros((len(ks), self.n), np.int32)
         distances = np.zeros((len(ks), self.n), np.float32)
-        given = self._given(centers, ks)
+        against = self._join(centers, ks)
         for start, stop, X in self._read(range(self.batches)):
-            found = _nearest(X, given, tuple(ks), self.layout, self.spherical)
-            for out, array in zip((labels, distances), found, strict=True):
+            nearest = _find_nearest(X, against, tuple(ks), self.layout, self.spherical)
+            for out, array in zip((labels, distances), nearest, strict=True):
                 for shard in array.addressable_shards:
                     begin = start + (shard.index[1].start or 0)
-                    end = min(begin + self.layout.each, stop)
+                    end = min(begin + self.layout.per_device, stop)
                     if begin < end:
                         out[:, begin:end] = np.asarray(shard.data)[:, : end - begin]
         if jax.process_count() > 1:  # each process has its own part, and zeros elsewhere
@@ -152,8 +177,8 @@ class Points:
             distances = np.asarray(multihost_utils.process_allgather(distances)).sum(0)
         return labels, distances
 
-    def reseeded(self, centers: np.ndarray, empty: np.ndarray, sums: Sums) -> np.ndarray:
-        """Empty clusters on the farthest points; where there are too few of those, as they were."""
+    def reseed(self, centers: np.ndarray, empty: np.ndarray, sums: Sums) -> np.ndarray:
+        """Move the centres of empty clusters onto the farthest points, as far as there are any."""
         if not empty.any():
             return centers
         centers = centers.copy()
@@ -168,48 +193,49 @@ class Points:
             "sums": ((d, total, self.channels), jnp.float32),
             "counts": ((d, total), jnp.int32),
             "inertia": ((d, s), jnp.float32),
-            "far": ((d, s, CANDIDATES), jnp.float32),
-            "where": ((d, s, CANDIDATES), jnp.int32),
-            "finite": ((d,), jnp.int32),
+            "far": ((d, s, FARTHEST), jnp.float32),
+            "where": ((d, s, FARTHEST), jnp.int32),
+            "bad": ((d,), jnp.int32),
         }
-        make = {name: partial(jnp.zeros, *given) for name, given in shapes.items()}
+        make = {name: partial(jnp.zeros, *shape) for name, shape in shapes.items()}
         return _Totals(**{n: jax.jit(f, out_shardings=self.layout.sharded)() for n, f in make.items()})
 
-    def _given(self, centers: dict[int, np.ndarray], ks: Sequence[int]) -> _Given:
-        together = np.concatenate([centers[k] - self.mean for k in ks])
-        return _Given(together, np.ascontiguousarray(together.T), self.mean)
+    def _join(self, centers: dict[int, np.ndarray], ks: Sequence[int]) -> _AllCenters:
+        joined = np.concatenate([centers[k] - self.mean for k in ks])
+        return _AllCenters(joined, np.ascontiguousarray(joined.T), self.mean)
 
-    def _sums(self, totals: _Totals, ks: Sequence[int]) -> dict[int, Sums]:
+    def _split(self, totals: _Totals, ks: Sequence[int]) -> dict[int, Sums]:
         whole = jax.tree.map(np.asarray, _gather(totals, self.layout.mesh))
-        if whole.finite.any():
+        if whole.bad.any():
             raise InputError(
                 "k-means: the points hold a NaN, an infinity or a value far beyond the others; look at the "
                 "encoder's features"
             )
-        out = {}
+        sums_of_k = {}
         for j, (k, begin) in enumerate(zip(ks, np.cumsum([0, *ks]), strict=False)):
             far, where = whole.far[:, j].ravel(), whole.where[:, j].ravel()
-            order = np.lexsort((where, -far))[:CANDIDATES]
-            here = slice(begin, begin + k)
-            out[k] = Sums(
-                whole.sums[here], whole.counts[here], float(whole.inertia[j]), where[order][far[order] > 0]
+            order = np.lexsort((where, -far))[:FARTHEST]
+            clusters = slice(begin, begin + k)
+            farthest = where[order][far[order] > 0]
+            sums_of_k[k] = Sums(
+                whole.sums[clusters], whole.counts[clusters], float(whole.inertia[j]), farthest
             )
-        return out
+        return sums_of_k
 
     def _read(self, order: Sequence[int] | np.ndarray) -> Iterator[tuple[int, int, Array]]:
-        """Batches on their devices, read prefetch: their first point, their end, and the points."""
+        """Read batches onto their devices, one ahead: yield their first point, their end, and the points."""
 
         def batch(start: int, stop: int) -> Array:
             shape = (self.layout.padded, self.channels)
             parts = []
             for device, index in self.layout.sharded.addressable_devices_indices_map(shape).items():
-                own = index[0] if index else slice(None)
-                begin = min(start + (own.start or 0), stop)
-                end = min(begin + self.layout.each, stop)
+                device_slice = index[0] if index else slice(None)
+                begin = min(start + (device_slice.start or 0), stop)
+                end = min(begin + self.layout.per_device, stop)
                 part = self.rows[slice(begin, end)] if end > begin else self.rows[slice(0, 0)]
-                if len(part) < self.layout.each:
+                if len(part) < self.layout.per_device:
                     part = np.concatenate(
-                        [part, np.zeros((self.layout.each - len(part), self.channels), part.dtype)]
+                        [part, np.zeros((self.layout.per_device - len(part), self.channels), part.dtype)]
                     )
                 parts.append(jax.device_put(part, device))
             return jax.make_array_from_single_device_arrays(shape, self.layout.sharded, parts)
@@ -223,8 +249,8 @@ class Points:
                 yield start, stop, X.result()
 
 
-def take(rows: Rows, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m c"]:
-    """Some of the points, by their indices, which ascend; float32, in one reading."""
+def read_rows(rows: Rows, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m c"]:
+    """Read some of the points, by their ascending indices, in one reading; float32."""
     n, channels = rows.shape
     out = np.empty((len(chosen), channels), np.float32)
     starts = range(0, n, BATCH)
@@ -239,7 +265,7 @@ def take(rows: Rows, chosen: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m c"]:
 # -------------------------------------------------------------------------------------------- on the devices
 
 
-def _prepared(x: Float[Array, "m c"], mean: Float[Given, " c"], spherical: bool) -> Float[Array, "m c"]:
+def _center(x: Float[Array, "m c"], mean: Float[HostArray, " c"], spherical: bool) -> Float[Array, "m c"]:
     x = x.astype(jnp.float32)
     if spherical:  # as ``normalize`` does, in one pass less; what overflows here counts as not finite
         length = jnp.linalg.vector_norm(x, axis=-1, keepdims=True)
@@ -247,8 +273,8 @@ def _prepared(x: Float[Array, "m c"], mean: Float[Given, " c"], spherical: bool)
     return x - mean[None]
 
 
-def _products(a: Array, b: Given, exact: bool) -> Float[Array, "m n"]:
-    """A · b with float32 sums, of float32 or of bfloat16."""
+def _multiply(a: Array, b: HostArray, exact: bool) -> Float[Array, "m n"]:
+    """Multiply matrices of float32, or of bfloat16 with float32 sums."""
     if exact:
         return jnp.matmul(a, b, precision="highest")
     return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
@@ -260,89 +286,97 @@ def _add(
     X: Float[Array, "B c"],
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
-    given: _Given,
+    against: _AllCenters,
     ks: tuple[int, ...],
     layout: _Layout,
     spherical: bool,
     exact: bool,
 ) -> _Totals:
-    """Add a batch, points ``start`` to ``stop``, to what each device has added up."""
+    """Add a batch, points ``start`` to ``stop``, to each device's sums."""
     spread, same = PartitionSpec("rows"), PartitionSpec()
 
-    def local(totals: _Totals, X: Array, start: Array, stop: Array, given: _Given) -> _Totals:
-        sums, counts, inertia, far, where, finite = (part[0] for part in totals)
-        squares = jnp.sum(jnp.square(given.centers), axis=1)[None]
-        first = start + jax.lax.axis_index("rows") * layout.each
+    def add_local(totals: _Totals, X: Array, start: Array, stop: Array, against: _AllCenters) -> _Totals:
+        sums, counts, inertia, far, where, bad = (part[0] for part in totals)
+        squares = jnp.sum(jnp.square(against.centers), axis=1)[None]
+        first = start + jax.lax.axis_index("rows") * layout.per_device
         for i in range(layout.slabs):
             index = first + i * layout.slab + jnp.arange(layout.slab, dtype=jnp.int32)
             fresh = index < stop
-            x = _prepared(X[i * layout.slab : (i + 1) * layout.slab], given.mean, spherical)
+            x = _center(X[i * layout.slab : (i + 1) * layout.slab], against.mean, spherical)
             x = jnp.where(fresh[:, None], x, 0).astype(jnp.float32 if exact else jnp.bfloat16)
-            own = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1)
-            scores = squares - 2 * _products(x, given.across, exact)
+            point_squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=1)
+            relative = squares - 2 * _multiply(x, against.transposed, exact)
             members = []
             for j, (k, begin) in enumerate(zip(ks, np.cumsum([0, *ks]).tolist(), strict=False)):
-                labels, least = find_smallest(scores[:, begin : begin + k], 1)
+                labels, least = find_smallest(relative[:, begin : begin + k], 1)
                 labels = jnp.where(fresh, labels, k)  # of no cluster
                 members.append(labels[None] == jnp.arange(k, dtype=jnp.int32)[:, None])
-                distance = jnp.where(fresh, jnp.maximum(own + least, 0), 0).reshape(-1, BLOCK)
+                distance = jnp.where(fresh, jnp.maximum(point_squares + least, 0), 0).reshape(-1, BLOCK)
                 inertia = inertia.at[j].add(jnp.sum(distance))
                 best = jnp.argmax(distance, axis=1)
                 point = index.reshape(-1, BLOCK)[:, 0] + best.astype(jnp.int32)
                 value = jnp.concatenate([far[j], jnp.max(distance, axis=1)])
-                top, at = jax.lax.top_k(value, CANDIDATES)
+                top, at = jax.lax.top_k(value, FARTHEST)
                 far, where = far.at[j].set(top), where.at[j].set(jnp.concatenate([where[j], point])[at])
             member = jnp.concatenate(members)
-            sums = sums + _products(member.astype(x.dtype), x, exact)
+            sums = sums + _multiply(member.astype(x.dtype), x, exact)
             counts = counts + jnp.sum(member, axis=1, dtype=jnp.int32)
-            finite = finite + jnp.sum(~jnp.isfinite(own), dtype=jnp.int32)
-        return _Totals(*(part[None] for part in (sums, counts, inertia, far, where, finite)))
+            bad = bad + jnp.sum(~jnp.isfinite(point_squares), dtype=jnp.int32)
+        return _Totals(*(part[None] for part in (sums, counts, inertia, far, where, bad)))
 
-    return jax.shard_map(
-        local, mesh=layout.mesh, in_specs=(spread, spread, same, same, same), out_specs=spread
-    )(totals, X, jnp.int32(start), jnp.int32(stop), given)
+    add = jax.shard_map(
+        add_local, mesh=layout.mesh, in_specs=(spread, spread, same, same, same), out_specs=spread
+    )
+    added: _Totals = add(totals, X, jnp.int32(start), jnp.int32(stop), against)
+    return added
 
 
 @partial(jax.jit, static_argnames="mesh")
 def _gather(totals: _Totals, mesh: Mesh) -> _Totals:
-    """Sums over all devices, and all devices' farthest points; the same everywhere."""
+    """Sum over all devices, and gather all devices' farthest points; the same everywhere."""
 
-    def local(totals: _Totals) -> _Totals:
-        added = (totals.sums, totals.counts, totals.inertia, totals.finite)
-        sums, counts, inertia, finite = (jax.lax.psum(part[0], "rows") for part in added)
+    def gather_local(totals: _Totals) -> _Totals:
+        summed = (totals.sums, totals.counts, totals.inertia, totals.bad)
+        sums, counts, inertia, bad = (jax.lax.psum(part[0], "rows") for part in summed)
         far, where = (jax.lax.all_gather(part[0], "rows") for part in (totals.far, totals.where))
-        return _Totals(sums, counts, inertia, far, where, finite)
+        return _Totals(sums, counts, inertia, far, where, bad)
 
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=PartitionSpec("rows"), out_specs=PartitionSpec(), check_vma=False
-    )(totals)
+    gather = jax.shard_map(
+        gather_local, mesh=mesh, in_specs=PartitionSpec("rows"), out_specs=PartitionSpec(), check_vma=False
+    )
+    gathered: _Totals = gather(totals)
+    return gathered
 
 
 @partial(jax.jit, static_argnames=("ks", "layout", "spherical"))
-def _nearest(
+def _find_nearest(
     X: Float[Array, "B c"],
-    given: _Given,
+    against: _AllCenters,
     ks: tuple[int, ...],
     layout: _Layout,
     spherical: bool,
 ) -> tuple[Int[Array, "s B"], Float[Array, "s B"]]:
-    """The nearest centre of each point for each k, and the squared distance to it, not by expansion."""
+    """Find the nearest centre of each point for each k, and the squared distance to it, not by expansion."""
     spread, same = PartitionSpec("rows"), PartitionSpec()
 
-    def local(X: Array, given: _Given) -> tuple[Array, Array]:
-        squares = jnp.sum(jnp.square(given.centers), axis=1)[None]
+    def find_local(X: Array, against: _AllCenters) -> tuple[Array, Array]:
+        squares = jnp.sum(jnp.square(against.centers), axis=1)[None]
         slabs = []
         for i in range(layout.slabs):
-            x = _prepared(X[i * layout.slab : (i + 1) * layout.slab], given.mean, spherical)
-            scores = squares - 2 * _products(x, given.across, True)
-            found = []
+            x = _center(X[i * layout.slab : (i + 1) * layout.slab], against.mean, spherical)
+            relative = squares - 2 * _multiply(x, against.transposed, True)
+            nearest = []
             for k, begin in zip(ks, np.cumsum([0, *ks]).tolist(), strict=False):
-                labels, _ = find_smallest(scores[:, begin : begin + k], 1)
-                found.append((labels, jnp.sum((x - given.centers[begin : begin + k][labels]) ** 2, axis=1)))
-            slabs.append(tuple(jnp.stack(part) for part in zip(*found, strict=True)))
+                labels, _ = find_smallest(relative[:, begin : begin + k], 1)
+                nearest.append(
+                    (labels, jnp.sum((x - against.centers[begin : begin + k][labels]) ** 2, axis=1))
+                )
+            slabs.append(tuple(jnp.stack(part) for part in zip(*nearest, strict=True)))
         labels, distances = (jnp.concatenate(part, axis=1) for part in zip(*slabs, strict=True))
         return labels, distances
 
-    return jax.shard_map(
-        local, mesh=layout.mesh, in_specs=(spread, same), out_specs=PartitionSpec(None, "rows")
-    )(X, given)
+    find = jax.shard_map(
+        find_local, mesh=layout.mesh, in_specs=(spread, same), out_specs=PartitionSpec(None, "rows")
+    )
+    labels, distances = find(X, against)
+    return labels, distances

@@ -1,41 +1,51 @@
-"""k-means over points that need not fit into memory, for several k in one reading, over any number of devices
-and hosts.
+"""k-means over points larger than memory, for several k in one reading, over any number of devices and hosts.
 
-Centres start from k-means‖ and Lloyd on a sample drawn by the key, the best of some restarts, and are then
-moved over all points: by Lloyd's iteration, or by mini-batches (Sculley 2010). A pass (``shards.py``)
-serves all k. Its products are of bfloat16 while centres move; the last update and the last assignment are in
-float32.
+Centres start on a sample drawn by the key: by k-means‖ (``seeding.py``), then Lloyd's iteration, the best of
+some restarts. They are then moved over all points, by Lloyd's iteration or by mini-batches (Sculley 2010). A
+pass (``shards.py``) serves all k. Its products are of bfloat16 while centres move. The last update and the
+last assignment are in float32.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.arrays import Key
 from fseg_jax.numerics.axes import normalize
-from fseg_jax.numerics.kmeans.shards import Points, Rows, Sums, take
+from fseg_jax.numerics.kmeans.seeding import draw_candidates, merge_ward
+from fseg_jax.numerics.kmeans.shards import Points, Rows, Sums, read_rows
 from fseg_jax.numerics.scaling import safe_scale
 
 SAMPLE = 32_768  # points that centres start from, or 128 a centre
+# Passes at most: of Lloyd's iteration, of mini-batches, and of Lloyd's iteration on the sample.
 LLOYD_PASSES, MINI_BATCH_PASSES, START_PASSES = 100, 5, 50
-OVERSAMPLING, ROUNDS = 4, 8  # of k-means‖: candidates a centre, and in how many rounds they are drawn
-SAMPLING, PASS = 2**30, 2**30 + 1  # what the key is folded with, beside each k
+OVERSAMPLING = 4  # candidates of k-means‖ for each centre
+SAMPLE_FOLD, PASS_FOLD = 2**30, 2**30 + 1  # folded into the key: for the sample, and for each pass's order
 
-ALGORITHMS = ("lloyd", "minibatch")
-Report = Callable[[int, float], None]  # passes over the points so far, the largest shift over its threshold
+Algorithm = Literal["lloyd", "minibatch"]
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+OnPass = Callable[[int, float], None]  # passes over the points so far, the largest shift over its threshold
+CentersOfK = dict[int, Float[np.ndarray, "_ c"]]  # the centres of each k
 
 
 class StreamResult(NamedTuple):
-    """What ``fit`` found for one k: ``KMeansResult`` with the squared distance of each point to its centre,
-    in float64 where the points are not of ordinary size.
+    """Clusters of points, for one k.
+
+    Attributes:
+        centers: the mean of each cluster's points.
+        labels: each point's cluster, 0…k−1.
+        distances: the squared distance of each point to its centre; in float64 where the points' squares are
+            beyond float32.
+        inertia: the sum of the distances.
+        iterations: how many passes over the points moved the centres.
+        converged: whether the centres came to rest.
     """
 
     centers: Float[np.ndarray, "k c"]
@@ -48,7 +58,7 @@ class StreamResult(NamedTuple):
 
 @dataclass(frozen=True)
 class _Scaled:
-    """Points that are not of ordinary size, made so as they are read."""
+    """Points whose squares are beyond float32, scaled as they are read."""
 
     rows: Rows
     scale: np.float32
@@ -66,25 +76,37 @@ def fit(
     ks: Sequence[int],
     *,
     key: Key,
-    algorithm: str = "lloyd",
+    algorithm: Algorithm = "lloyd",
     spherical: bool = False,
     restarts: int = 2,
     max_iterations: int | None = None,
     tolerance: float = 1e-4,
     devices: Sequence[jax.Device] | None = None,
-    report: Report = lambda passes, shift: None,
+    on_pass: OnPass = lambda passes, shift: None,
 ) -> dict[int, StreamResult]:
     """Cluster ``rows (n, c)`` into each of ``ks`` clusters, n ≥ every k.
 
-    Each pass over the points serves all k that still move. A k is done when its centres' squared shifts sum
-    to at most ``tolerance`` × the mean variance of a channel, as in ``kmeans.fit``, or after
-    ``max_iterations`` passes (100 of Lloyd's, 5 of mini-batches). ``spherical`` scales points and centres to
-    length one, so that the nearest centre is that of the greatest cosine. An empty cluster takes one of the
-    points farthest from their centres. ``restarts`` are of the start on a sample.
+    Each pass over the points serves all k that still move. An empty cluster takes one of the points farthest
+    from their centres. Every process of a ``jax.distributed`` job calls this alike and gets the same result;
+    it reads only its own part of each batch.
 
-    ``devices`` are all there are unless given; every process of a ``jax.distributed`` job calls this alike
-    and gets the same result, and reads only its own part of each batch. Raises ``InputError`` where a k is no
-    number of clusters for n points, or a point holds a NaN or an infinity, or is far beyond the others.
+    Args:
+        rows: the points.
+        ks: numbers of clusters.
+        key: of the sample, the first centres and the order of mini-batches.
+        algorithm: how centres move: by Lloyd's iteration or by mini-batches.
+        spherical: scale points and centres to length one, so that the nearest centre is that of the greatest
+            cosine.
+        restarts: how often centres start on the sample; the best are taken.
+        max_iterations: passes at most; 100 of Lloyd's iteration or 5 of mini-batches unless given.
+        tolerance: a k has converged when its centres' squared shifts sum to at most ``tolerance`` × the mean
+            variance of a channel, as in ``kmeans.fit``.
+        devices: all devices unless given.
+        on_pass: called after each pass.
+
+    Raises:
+        InputError: if a k is not from 1 to n, or a point holds a NaN or an infinity, or is far beyond the
+            others.
     """
     n = rows.shape[0]
     for k in ks:
@@ -101,22 +123,22 @@ def fit(
         rows, sample = _Scaled(rows, np.float32(scale)), sample * np.float32(scale)
     if spherical:
         sample = normalize(sample)
-        scale = 1.0  # of what comes out
+        scale = 1.0  # centres of length one come out as they are
     mean = sample.mean(0, dtype=np.float64).astype(np.float32)
     threshold = tolerance * float(sample.var(0, dtype=np.float64).mean())
     centers = _start(sample, sorted(set(ks)), key, mean, threshold, spherical, restarts, devices)
     del sample
     points = Points(rows, devices, mean, spherical)
     if algorithm == "lloyd":
-        centers, iterations, moving = _lloyd(points, centers, max_iterations, threshold, report)
+        centers, iterations, moving = _lloyd(points, centers, max_iterations, threshold, on_pass)
     else:
-        centers, iterations, moving = _mini_batches(points, centers, max_iterations, threshold, key, report)
-    every = sorted(set(ks))
-    if algorithm == "lloyd":  # what bfloat16 rounded away, in one last step
-        centers = _moved(points, points.totals(centers, every, exact=True), centers)
-    labels, distances = points.assign(centers, every)
+        centers, iterations, moving = _mini_batches(points, centers, max_iterations, threshold, key, on_pass)
+    distinct = sorted(set(ks))
+    if algorithm == "lloyd":  # one last step in float32, without the rounding of bfloat16
+        centers = _move(points, points.sum_clusters(centers, distinct, exact=True), centers)
+    labels, distances = points.assign(centers, distinct)
     if scale != 1:
-        centers = {k: each / np.float32(scale) for k, each in centers.items()}
+        centers = {k: scaled / np.float32(scale) for k, scaled in centers.items()}
         distances = distances.astype(np.float64) / scale**2
     return {
         k: StreamResult(
@@ -127,7 +149,7 @@ def fit(
             iterations[k],
             k not in moving,
         )
-        for j, k in enumerate(every)
+        for j, k in enumerate(distinct)
     }
 
 
@@ -135,9 +157,9 @@ def fit(
 
 
 def _sample(rows: Rows, count: int, key: Key) -> Float[np.ndarray, "m c"]:
-    """Points drawn by the key without replacement, float32, in their order."""
-    drawn = jax.random.permutation(jax.random.fold_in(key, SAMPLING), rows.shape[0])[:count]
-    return take(rows, np.sort(np.asarray(drawn)))
+    """Draw points by the key without replacement: float32, in their order."""
+    drawn = jax.random.permutation(jax.random.fold_in(key, SAMPLE_FOLD), rows.shape[0])[:count]
+    return read_rows(rows, np.sort(np.asarray(drawn)))
 
 
 def _start(
@@ -149,181 +171,130 @@ def _start(
     spherical: bool,
     restarts: int,
     devices: Sequence[jax.Device],
-) -> dict[int, np.ndarray]:
-    """For each k the best of some starts, each followed by Lloyd's iteration on the sample.
+) -> CentersOfK:
+    """Choose first centres for each k: the best of some starts, each followed by Lloyd's iteration.
 
-    A start is k-means‖ (Bahmani et al. 2012): several times more candidates than centres, drawn far from each
-    other in a few rounds, each with the points nearest to it; those are clustered into every k, by Ward's
-    criterion. One draw serves all k, and a group that would have got two centres seldom does.
+    A start is k-means‖ (Bahmani et al. 2012). Several times more candidates than centres are drawn far from
+    each other. Each is weighted with the points nearest to it, and the candidates are merged into every k by
+    Ward's criterion. One draw serves all k, and a group that would have got two centres seldom does.
     """
     points = Points(sample, devices, mean, spherical)
     X = jnp.asarray(sample - mean)
     count = max(max(ks), min(OVERSAMPLING * max(ks), len(sample) // 2))
     best: dict[int, tuple[float, np.ndarray]] = {}
     for restart in range(restarts):
-        candidates = _candidates(X, jax.random.fold_in(key, restart), count)
+        candidates = draw_candidates(X, jax.random.fold_in(key, restart), count)
         if jax.process_count() > 1:  # hosts of several kinds round differently
             candidates = multihost_utils.broadcast_one_to_all(candidates)
-        held = {count: np.asarray(candidates) + mean}
+        merged = {count: np.asarray(candidates) + mean}
         for _ in range(2):
-            sums = points.totals(held, [count])
-            held = _moved(points, sums, held)
-        centers = ward(held[count] - mean, sums[count].counts, ks)
+            sums = points.sum_clusters(merged, [count])
+            merged = _move(points, sums, merged)
+        centers = merge_ward(merged[count] - mean, sums[count].counts, ks)
         centers, _, _ = _lloyd(
             points, {k: c + mean for k, c in centers.items()}, START_PASSES, 10 * threshold
         )
-        for k, here in points.totals(centers, ks).items():
-            if k not in best or here.inertia < best[k][0]:
-                best[k] = here.inertia, centers[k]
+        for k, sums_of_k in points.sum_clusters(centers, ks).items():
+            if k not in best or sums_of_k.inertia < best[k][0]:
+                best[k] = sums_of_k.inertia, centers[k]
     return {k: centers for k, (_, centers) in best.items()}
-
-
-@partial(jax.jit, static_argnames="count")
-def _candidates(X: Float[Array, "m c"], key: Key, count: int) -> Float[Array, "t c"]:
-    """``count`` of the points, drawn in rounds with a probability proportional to the squared distance to the
-    nearest of those before.
-    """
-    m = X.shape[0]
-    each = max(1, -(-(count - 1) // ROUNDS))
-    squares = jnp.sum(X * X, axis=1)
-    first = jax.random.randint(jax.random.fold_in(key, 0), (1,), 0, m)
-
-    rounds: Array
-
-    def draw(state: tuple, i: Array) -> tuple:
-        nearest, drawn = state
-        own = jnp.sum(X[drawn] ** 2, axis=1)[:, None]
-        products = jnp.matmul(X[drawn], X.T, precision="highest")
-        nearest = jnp.minimum(nearest, jnp.min(squares[None] + own - 2 * products, axis=0))
-        nearest = jnp.maximum(nearest, 0).at[drawn].set(0)  # drawn once, whatever was rounded
-        # The largest of log p + Gumbel noise are a draw without replacement.
-        noise = jax.random.gumbel(jax.random.fold_in(key, i), (m,), X.dtype)
-        _, drawn = jax.lax.top_k(jnp.log(nearest) + noise, each)
-        return (nearest, drawn), drawn
-
-    start = (jnp.full(m, jnp.inf, X.dtype), jnp.broadcast_to(first, (each,)))
-    _, rounds = jax.lax.scan(draw, start, jnp.arange(1, ROUNDS + 1))
-    return X[jnp.concatenate([first, rounds.reshape(-1)])[:count]]
-
-
-def ward(
-    points: Float[np.ndarray, "t c"], weights: Int[np.ndarray, " t"], ks: Sequence[int]
-) -> dict[int, Float[np.ndarray, "_ c"]]:
-    """Merge weighted points two by two, each time those that add the least inertia (Ward 1963), and keep the
-    means whenever one of ``ks`` is reached; t ≥ every k.
-    """
-    order = np.argsort(-weights, kind="stable")
-    x, w = points[order].astype(np.float64), np.maximum(weights[order], 1e-9).astype(np.float64)
-    squares = (x**2).sum(1)
-    cost = squares[:, None] + squares[None] - 2 * (x @ x.T)
-    cost = np.maximum(cost, 0) * (w[:, None] * w[None] / (w[:, None] + w[None]))
-    np.fill_diagonal(cost, np.inf)
-    alive = np.ones(len(x), bool)
-    out = {len(x): x.astype(np.float32)} if len(x) in ks else {}
-    for left in range(len(x) - 1, min(ks) - 1, -1):
-        i, j = sorted(divmod(int(cost.argmin()), len(x)))
-        x[i] = (w[i] * x[i] + w[j] * x[j]) / (w[i] + w[j])
-        # Lance and Williams: the merged one's costs follow from those of its parts.
-        with np.errstate(invalid="ignore"):
-            row = (cost[i] * (w[i] + w) + cost[j] * (w[j] + w) - cost[i, j] * w) / (w[i] + w[j] + w)
-        w[i] += w[j]
-        alive[j] = False
-        row[~alive] = np.inf
-        row[i] = np.inf
-        cost[i], cost[:, i] = row, row
-        cost[j], cost[:, j] = np.inf, np.inf
-        if left in ks:
-            out[left] = x[alive].astype(np.float32)
-    return out
 
 
 # ------------------------------------------------------------------------------------------- many passes
 
 
+class _Moved(NamedTuple):
+    """Centres after some passes, how many passes moved them, and which k still move."""
+
+    centers: CentersOfK
+    iterations: dict[int, int]
+    moving: list[int]
+
+
 def _lloyd(
     points: Points,
-    centers: dict[int, np.ndarray],
+    centers: CentersOfK,
     max_iterations: int,
     threshold: float,
-    report: Report = lambda passes, shift: None,
-) -> tuple[dict[int, np.ndarray], dict[int, int], list[int]]:
-    """Lloyd's iteration for every k until its centres rest: the centres, after how many passes, and which k
-    still move.
-    """
-    return _passes(
-        lambda i, held: _moved(points, points.totals(held, sorted(held)), held),
+    on_pass: OnPass = lambda passes, shift: None,
+) -> _Moved:
+    """Move the centres of every k by Lloyd's iteration until they rest."""
+    return _repeat(
+        lambda i, centers: _move(points, points.sum_clusters(centers, sorted(centers)), centers),
         centers,
         max_iterations,
         threshold,
-        report,
+        on_pass,
     )
 
 
 def _mini_batches(
     points: Points,
-    centers: dict[int, np.ndarray],
+    centers: CentersOfK,
     max_iterations: int,
     threshold: float,
     key: Key,
-    report: Report,
-) -> tuple[dict[int, np.ndarray], dict[int, int], list[int]]:
-    """Sculley's mini-batches: each in turn, in an order drawn for each pass, moves a centre towards the mean
-    of all points it was ever given.
-    """
-    seen = {k: np.zeros(k) for k in centers}
+    on_pass: OnPass,
+) -> _Moved:
+    """Move the centres of every k by mini-batches (Sculley 2010), in an order drawn for each pass.
 
-    def one(i: int, held: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-        ks, held = sorted(held), dict(held)
-        here = {k: np.zeros(k) for k in ks}
-        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, PASS + i), points.batches))
+    Each batch moves a centre towards the mean of all points that it was ever given.
+    """
+    seen = {k: np.zeros(k) for k in centers}  # points that each centre was ever given
+
+    def move(i: int, centers: CentersOfK) -> CentersOfK:
+        ks, centers = sorted(centers), dict(centers)
+        seen_in_pass = {k: np.zeros(k) for k in ks}
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, PASS_FOLD + i), points.batches))
         for batch in order:
-            sums = points.totals(held, ks, batches=[int(batch)])
+            sums = points.sum_clusters(centers, ks, batches=[int(batch)])
             for k in ks:
                 counts = sums[k].counts
                 seen[k] += counts
-                here[k] += counts
-                step = sums[k].sums - counts[:, None] * (held[k] - points.mean)
-                moved = held[k] + step / np.maximum(seen[k], 1)[:, None]
-                held[k] = (normalize(moved) if points.spherical else moved).astype(np.float32)
+                seen_in_pass[k] += counts
+                step = sums[k].sums - counts[:, None] * (centers[k] - points.mean)
+                moved = centers[k] + step / np.maximum(seen[k], 1)[:, None]
+                centers[k] = (normalize(moved) if points.spherical else moved).astype(np.float32)
         for k in ks:  # the last batch's farthest points serve the whole pass
-            empty = here[k] == 0
-            held[k] = points.reseeded(held[k], empty, sums[k])
+            empty = seen_in_pass[k] == 0
+            centers[k] = points.reseed(centers[k], empty, sums[k])
             seen[k][empty] = 0
-        return held
+        return centers
 
-    return _passes(one, centers, max_iterations, threshold, report)
+    return _repeat(move, centers, max_iterations, threshold, on_pass)
 
 
-def _passes(
-    one: Callable[[int, dict[int, np.ndarray]], dict[int, np.ndarray]],
-    centers: dict[int, np.ndarray],
+def _repeat(
+    move: Callable[[int, CentersOfK], CentersOfK],
+    centers: CentersOfK,
     max_iterations: int,
     threshold: float,
-    report: Report,
-) -> tuple[dict[int, np.ndarray], dict[int, int], list[int]]:
+    on_pass: OnPass,
+) -> _Moved:
+    """Make passes until the centres of every k rest."""
     centers, iterations, moving = dict(centers), dict.fromkeys(centers, 0), sorted(centers)
-    taken = moving
+    in_pass = moving
     for i in range(max_iterations):
-        moved = one(i, {k: centers[k] for k in taken})
+        moved = move(i, {k: centers[k] for k in in_pass})
         shift = {k: float(((moved[k] - centers[k]) ** 2).sum(dtype=np.float64)) for k in moving}
         centers |= {k: moved[k] for k in moving}
         iterations |= dict.fromkeys(moving, i + 1)
-        report(i + 1, max(shift.values()) / max(threshold, 1e-30))
+        on_pass(i + 1, max(shift.values()) / max(threshold, 1e-30))
         moving = [k for k in moving if shift[k] > threshold]
         if not moving:
             break
-        if 2 * sum(moving) <= sum(taken):  # leaving a k out compiles the pass again
-            taken = moving
-    return centers, iterations, moving
+        if 2 * sum(moving) <= sum(in_pass):  # leaving a k out compiles the pass again
+            in_pass = moving
+    return _Moved(centers, iterations, moving)
 
 
-def _moved(points: Points, sums: dict[int, Sums], centers: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """Lloyd's step: each centre is the mean of its points."""
-    out = {}
-    for k, here in sums.items():
-        means = here.sums / np.maximum(here.counts, 1)[:, None] + points.mean
+def _move(points: Points, sums: dict[int, Sums], centers: CentersOfK) -> CentersOfK:
+    """Move each centre to the mean of its points (Lloyd's step)."""
+    moved = {}
+    for k, sums_of_k in sums.items():
+        means = sums_of_k.sums / np.maximum(sums_of_k.counts, 1)[:, None] + points.mean
         means = normalize(means) if points.spherical else means
-        empty = here.counts == 0
-        moved = np.where(empty[:, None], centers[k], means).astype(np.float32)
-        out[k] = points.reseeded(moved, empty, here)
-    return out
+        empty = sums_of_k.counts == 0
+        centers_of_k = np.where(empty[:, None], centers[k], means).astype(np.float32)
+        moved[k] = points.reseed(centers_of_k, empty, sums_of_k)
+    return moved

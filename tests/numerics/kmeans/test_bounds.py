@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fseg_jax.numerics import kmeans
-from fseg_jax.numerics.kmeans import bounds as kmeans_bounds
-from fseg_jax.numerics.kmeans import lloyd
+from fseg_jax.numerics.kmeans import bounds, lloyd
 
 KEY = jax.random.key(0)
 
@@ -22,12 +21,12 @@ def points(seed: int, n: int, c: int, groups: int) -> np.ndarray:
 
 
 @jax.jit
-def assigned(X, mean, squares, centers, known):
-    def summed(labels):
+def assign(X, mean, squares, centers, known):
+    def sum_all(labels):
         k = len(centers)
         return jax.ops.segment_sum(X - mean, labels, k), jnp.bincount(labels, length=k).astype(X.dtype)
 
-    return kmeans_bounds.assign(X, mean, squares, centers, known, summed)
+    return bounds.assign(X, mean, squares, centers, known, sum_all)
 
 
 @settings(max_examples=25, deadline=None)
@@ -43,9 +42,9 @@ def test_every_iteration_is_lloyds(seed, shape, groups):
     x = np.float64(X - mean)
     centers = np.float32(x[np.random.default_rng(seed).choice(n, k, replace=False)])
     squares = np.float32(np.sum(x**2, axis=1))
-    known = kmeans_bounds.unknown(n, jnp.asarray(centers))
+    known = bounds.init_bounds(n, jnp.asarray(centers))
     for _ in range(8):
-        known = assigned(X, mean, squares, centers, known)
+        known = assign(X, mean, squares, centers, known)
         labels = np.asarray(known.labels)
         distances = np.linalg.norm(x[:, None] - np.float64(centers)[None], axis=-1)
         own = distances[np.arange(n), labels]
@@ -60,7 +59,7 @@ def test_every_iteration_is_lloyds(seed, shape, groups):
         moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centers).astype(
             np.float32
         )
-        known = kmeans_bounds.follow(known, jnp.asarray(np.linalg.norm(moved - centers, axis=1)))
+        known = bounds.follow_centers(known, jnp.asarray(np.linalg.norm(moved - centers, axis=1)))
         centers = moved
 
 
@@ -68,11 +67,11 @@ def test_points_whose_centre_cannot_have_changed_are_not_looked_at():
     """With no number among them where nothing can change, a pass finds what it knew."""
     X = points(0, 500, 6, 4)
     mean, centers, squares = np.zeros((1, 6), np.float32), X[:4], np.sum(X**2, axis=1)
-    known = assigned(X, mean, squares, centers, kmeans_bounds.unknown(500, jnp.asarray(centers)))
-    clear = np.asarray(known.upper < known.lower * (1 - kmeans_bounds.SLACK))
+    known = assign(X, mean, squares, centers, bounds.init_bounds(500, jnp.asarray(centers)))
+    clear = np.asarray(known.upper < known.lower * (1 - bounds.SLACK))
     assert clear.mean() > 0.5
     broken = np.where(clear[:, None], np.float32(np.nan), X)
-    again = assigned(broken, mean, squares, centers, known)
+    again = assign(broken, mean, squares, centers, known)
     np.testing.assert_array_equal(again.labels, known.labels)
     np.testing.assert_array_equal(again.sums, known.sums)
 

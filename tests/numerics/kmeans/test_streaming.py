@@ -9,12 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from scipy.cluster import hierarchy
 from sklearn.cluster import KMeans
 
 from fseg_jax.errors import InputError
-from fseg_jax.numerics.kmeans import shards as kmeans_pass
-from fseg_jax.numerics.kmeans import streaming as kmeans_stream
+from fseg_jax.numerics.kmeans import shards, streaming
 from fseg_jax.numerics.kmeans.shards import Points
 
 KEY = jax.random.key(0)
@@ -33,7 +31,7 @@ def nested(n: int = 6000, c: int = 16, seed: int = 0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def fitted():
     X = nested()
-    return X, kmeans_stream.fit(X, (4, 16), key=KEY)
+    return X, streaming.fit(X, (4, 16), key=KEY)
 
 
 @pytest.mark.parametrize("k", [4, 16])
@@ -60,7 +58,7 @@ def test_the_result_is_what_it_says(fitted, k):
 def test_points_of_any_size_are_clustered_as_those_near_one(power, spherical):
     X = nested(600).astype(np.float32)
     plain, far = (
-        kmeans_stream.fit(X * np.float32(p), (4,), key=KEY, spherical=spherical, restarts=1)[4]
+        streaming.fit(X * np.float32(p), (4,), key=KEY, spherical=spherical, restarts=1)[4]
         for p in (1, power)
     )
     own = 1 if spherical else power
@@ -75,25 +73,22 @@ def test_a_point_far_beyond_the_others_is_refused_where_float32_cannot_hold_both
     X[1, 4] = 1e30
     for spherical in (False, True):
         with pytest.raises(InputError, match="a value far beyond the others"):
-            kmeans_stream.fit(X, (4,), key=jax.random.key(1), spherical=spherical, restarts=1)
+            streaming.fit(X, (4,), key=jax.random.key(1), spherical=spherical, restarts=1)
 
 
 def test_it_is_said_whether_the_centres_came_to_rest(fitted, monkeypatch):
     assert fitted[1][4].converged and fitted[1][16].converged
-    monkeypatch.setattr(kmeans_stream, "START_PASSES", 1)  # or else they begin at rest
+    monkeypatch.setattr(streaming, "START_PASSES", 1)  # or else they begin at rest
     noise = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
     for passes, rested in ((1, False), (100, True)):
-        assert (
-            kmeans_stream.fit(noise, (16,), key=KEY, restarts=1, max_iterations=passes)[16].converged
-            == rested
-        )
+        assert streaming.fit(noise, (16,), key=KEY, restarts=1, max_iterations=passes)[16].converged == rested
 
 
 def test_spherical_ignores_lengths_and_keeps_to_the_sphere():
     X = nested(2000).astype(np.float32)
     scaled = X * np.random.default_rng(1).uniform(0.5, 2, (len(X), 1)).astype(np.float32)
     one, other = (
-        kmeans_stream.fit(points, (4,), key=KEY, spherical=True, restarts=1)[4] for points in (X, scaled)
+        streaming.fit(points, (4,), key=KEY, spherical=True, restarts=1)[4] for points in (X, scaled)
     )
     np.testing.assert_allclose(np.linalg.norm(one.centers, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(one.centers, other.centers, atol=1e-4)
@@ -103,10 +98,10 @@ def test_spherical_ignores_lengths_and_keeps_to_the_sphere():
 
 def test_mini_batches_come_close(fitted, monkeypatch):
     X, results = fitted
-    monkeypatch.setattr(kmeans_pass, "BATCH", 1024)
-    result = kmeans_stream.fit(X, (16,), key=KEY, algorithm="minibatch", restarts=1)[16]
+    monkeypatch.setattr(shards, "BATCH", 1024)
+    result = streaming.fit(X, (16,), key=KEY, algorithm="minibatch", restarts=1)[16]
     assert result.inertia <= results[16].inertia * 1.02
-    assert result.iterations <= kmeans_stream.MINI_BATCH_PASSES
+    assert result.iterations <= streaming.MINI_BATCH_PASSES
 
 
 def test_an_empty_cluster_takes_a_far_point():
@@ -115,34 +110,14 @@ def test_an_empty_cluster_takes_a_far_point():
     X[400] = (0, 50)
     points = Points(X, jax.devices()[:1], np.zeros(2, np.float32), spherical=False)
     start = {2: np.array([[0, 0], [900, 900]], np.float32)}  # the second has no points
-    moved = kmeans_stream._moved(points, points.totals(start, [2]), start)
+    moved = streaming._move(points, points.sum_clusters(start, [2]), start)
     np.testing.assert_array_equal(moved[2][1], X[400])
-
-
-def test_wards_merging_is_scipys():
-    points = np.random.default_rng(0).normal(size=(40, 3))
-    ours = kmeans_stream.ward(points, np.ones(40, int), (3, 7))
-    tree = hierarchy.linkage(points, "ward")
-    for k, centers in ours.items():
-        labels = hierarchy.fcluster(tree, k, "maxclust")
-        theirs = np.stack([points[labels == j].mean(0) for j in range(1, k + 1)])
-        np.testing.assert_allclose(sorted(centers.tolist()), sorted(theirs.tolist()), atol=1e-5)
-
-
-def test_weights_in_wards_merging_are_points_repeated():
-    points = np.random.default_rng(1).normal(size=(12, 2))
-    weights = np.arange(1, 13)
-    ours = kmeans_stream.ward(points, weights, (4,))[4]
-    tree = hierarchy.linkage(np.repeat(points, weights, 0), "ward")
-    labels = hierarchy.fcluster(tree, 4, "maxclust")
-    theirs = [np.repeat(points, weights, 0)[labels == j].mean(0).tolist() for j in range(1, 5)]
-    np.testing.assert_allclose(sorted(ours.tolist()), sorted(theirs), atol=1e-5)
 
 
 def test_all_points_may_be_centres_and_identical_ones_do_no_harm():
     X = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
-    assert kmeans_stream.fit(X, (6,), key=KEY, restarts=1)[6].inertia == pytest.approx(0, abs=1e-6)
-    same = kmeans_stream.fit(np.ones((300, 2), np.float32), (3,), key=KEY, restarts=1, max_iterations=3)[3]
+    assert streaming.fit(X, (6,), key=KEY, restarts=1)[6].inertia == pytest.approx(0, abs=1e-6)
+    same = streaming.fit(np.ones((300, 2), np.float32), (3,), key=KEY, restarts=1, max_iterations=3)[3]
     assert np.isfinite(same.centers).all()
     assert same.inertia == 0
 
@@ -150,14 +125,14 @@ def test_all_points_may_be_centres_and_identical_ones_do_no_harm():
 @pytest.mark.parametrize("k", [0, 11])
 def test_k_must_fit_the_points(k):
     with pytest.raises(InputError, match="choose k between 1 and 10"):
-        kmeans_stream.fit(np.zeros((10, 2), np.float32), (2, k), key=KEY)
+        streaming.fit(np.zeros((10, 2), np.float32), (2, k), key=KEY)
 
 
 def test_nan_is_named():
     X = np.ones((600, 2), np.float16)
     X[500, 1] = np.nan
     with pytest.raises(InputError, match="NaN"):
-        kmeans_stream.fit(X, (2,), key=KEY)
+        streaming.fit(X, (2,), key=KEY)
 
 
 PROGRAM = """
@@ -166,9 +141,9 @@ if {processes} > 1:
     jax.distributed.initialize("127.0.0.1:{port}", {processes}, {index})
 sys.path.insert(0, {tests!r})
 from test_streaming import nested
-from fseg_jax.numerics.kmeans import streaming as kmeans_stream
+from fseg_jax.numerics.kmeans import streaming
 assert len(jax.devices()) == {devices}, jax.devices()
-results = kmeans_stream.fit(nested(40_000), (4, 16), key=jax.random.key(0), restarts=1)
+results = streaming.fit(nested(40_000), (4, 16), key=jax.random.key(0), restarts=1)
 out = {{f"{{n}}{{k}}": getattr(r, n) for k, r in results.items() for n in ("centers", "labels")}}
 np.savez({out!r}, **out)
 """
