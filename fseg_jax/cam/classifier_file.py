@@ -1,7 +1,7 @@
 """A trained classifier as files: its weights with what they mean, and the state that training goes on from.
 
-The weights' file (``encoders/weights_file.py``) says in its metadata which classes there are, which size
-images have and how it was trained. The state is safetensors too: nothing in either is executed.
+The weights' file (``encoders/weights/weights_file.py``) says in its metadata which classes there are, which
+size images have and how it was trained. The state is safetensors too: nothing in either is executed.
 """
 
 import hashlib
@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from fseg_jax.cam.classifier import State, Trainer, logits
-from fseg_jax.encoders.architectures import build_abstract, list_tensors
 from fseg_jax.encoders.efficientnet.network import EfficientNet
 from fseg_jax.encoders.weights import weights_file
 from fseg_jax.errors import InputError
@@ -54,17 +52,12 @@ def write_classifier(
 
     ``more`` is what else its card says.
     """
-    places = list_tensors(build_abstract(trainer.config))
-    flat = nnx.to_flat_state(nnx.state(trainer.network(state)))
-    tensors = {".".join(map(str, where)): np.asarray(v.get_value()) for where, v in flat}
     card = {"classes": list(classes), "training": asdict(trainer.settings), "epoch": state.epoch, **more}
-    weights_file.write(
+    weights_file.write_network(
         path,
+        trainer.network(state),
         trainer.config,
-        places,
-        ((name, tensors[name]) for name in places),
         name=trainer.settings.network,
-        source_sha256="",
         facts={"classifier": json.dumps(card)},
     )
 

@@ -1,26 +1,32 @@
-"""Networks from their configurations, without a random weight, and what fills them."""
+"""From a configuration to a network, and from tensors to a network with weights."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from fseg_jax.encoders.efficientnet.network import EfficientNet, EfficientNetConfig
-from fseg_jax.encoders.layers import DType, Network
+from fseg_jax.encoders.layers import Network
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
 from fseg_jax.encoders.swin.network import Swin, SwinConfig
 from fseg_jax.encoders.vit.network import AttentionPoolConfig, ViT, ViTConfig
 from fseg_jax.errors import InputError
 
 Config = ResNetConfig | ViTConfig | EfficientNetConfig | SwinConfig
+Family = Literal["resnet", "vit", "efficientnet", "swin"]
 
-_FAMILIES: dict[str, tuple[type, type]] = {
+_MAX_ITEMS = 64  # of a list in a configuration
+_MAX_WINDOW = 64  # tokens a side
+_MAX_NUMBER = 1_000_000  # for any other number of a configuration
+
+_FAMILIES: dict[Family, tuple[type, type]] = {
     "resnet": (ResNetConfig, ResNet),
     "vit": (ViTConfig, ViT),
     "efficientnet": (EfficientNetConfig, EfficientNet),
@@ -28,53 +34,53 @@ _FAMILIES: dict[str, tuple[type, type]] = {
 }
 
 
-def find_family(config: Config) -> str:
-    """The name of a configuration's family: ``resnet``, ``vit``, ``efficientnet`` or ``swin``."""
+def find_family(config: Config) -> Family:
+    """Find the name of a configuration's family."""
     return next(name for name, (kind, _) in _FAMILIES.items() if isinstance(config, kind))
 
 
 def config_to_json(config: Config) -> str:
-    """A configuration as JSON, from which ``described`` makes it again."""
+    """Write a configuration as JSON, which ``config_from_json`` reads."""
     return json.dumps({"family": find_family(config), **asdict(config)}, sort_keys=True)
 
 
 def config_from_json(text: str) -> Config:
-    """The configuration of a description; ValueError, KeyError or TypeError for one that is not."""
-    fields = {name: _frozen(value) for name, value in json.loads(text).items()}
+    """Read a configuration from JSON; ValueError, KeyError or TypeError where it is none."""
+    fields = {name: _freeze(value) for name, value in json.loads(text).items()}
     for name, value in fields.items():
         _check_size(name, value)
     kind, _ = _FAMILIES[fields.pop("family")]
     if fields.get("pool"):
         fields["pool"] = AttentionPoolConfig(**fields["pool"])
-    return kind(**fields)
+    return cast(Config, kind(**fields))
 
 
 def count_blocks(config: Config) -> int:
-    """How many blocks a configuration's network has."""
+    """Count the blocks of a configuration's network."""
     if isinstance(config, EfficientNetConfig):
         return sum(math.ceil(stage[0] * config.depth) for stage in config.stages)
     return config.depth if isinstance(config, ViTConfig) else sum(config.depths)
 
 
-def build_network(config: Config, *, dtype: DType = jnp.float32, seed: int = 0) -> Network:
-    """A network with random weights, set to evaluate: call ``train()`` on it to train."""
-    built = _FAMILIES[find_family(config)][1](config, dtype=dtype, rngs=nnx.Rngs(seed))
-    built.eval()
-    return built
+def build_network(config: Config, *, dtype: DTypeLike = jnp.float32, seed: int = 0) -> Network:
+    """Build a network with random weights, set to evaluate; call its ``train()`` to train it."""
+    network: Any = _FAMILIES[find_family(config)][1](config, dtype=dtype, rngs=nnx.Rngs(seed))
+    network.eval()
+    return cast(Network, network)
 
 
-def build_abstract(config: Config, *, dtype: DType = jnp.float32) -> Network:
-    """A network of shapes and dtypes, which takes no memory: ``fill`` it before use."""
+def build_abstract(config: Config, *, dtype: DTypeLike = jnp.float32) -> Network:
+    """Build a network of shapes and dtypes, which takes no memory; ``fill_network`` makes it usable."""
     return nnx.eval_shape(lambda: build_network(config, dtype=dtype))
 
 
 def list_tensors(abstract_network: Network) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shape and dtype of each tensor by its dotted path, as the converted file names it."""
+    """List the shape and dtype of each tensor by its dotted path, the name that it has in our files."""
     return {name: variable.get_value() for name, variable in _variables(abstract_network)}
 
 
 def count_parameters(abstract_network: Network) -> int:
-    """How many numbers training would move: running statistics are not among them."""
+    """Count the numbers that training would move; running statistics are not among them."""
     parameters = jax.tree.leaves(nnx.state(abstract_network, nnx.Param))
     return sum(int(np.prod(parameter.shape)) for parameter in parameters)
 
@@ -82,10 +88,16 @@ def count_parameters(abstract_network: Network) -> int:
 def fill_network(
     abstract_network: Network, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]], *, what: str
 ) -> Network:
-    """The network with its tensors in place: a bijection, or an InputError that says what does not fit.
+    """Put tensors in the places of a network that ``build_abstract`` made.
 
-    ``tensors`` are by dotted path and may come one at a time, so that no second copy of the whole ever
-    exists; each is cast to the dtype of its place. ``what`` is what the messages call the source.
+    Args:
+        abstract_network: the network, of shapes and dtypes.
+        tensors: arrays by dotted path. They may come one at a time, so that there is never a second copy of
+            the whole. Each is cast to the dtype of its place.
+        what: what messages call the source of the tensors.
+
+    Raises:
+        InputError: a tensor has no place, a place no tensor, or a shape differs.
     """
     graphdef, state = nnx.split(abstract_network)
     places = dict(_variables(abstract_network))
@@ -93,12 +105,12 @@ def fill_network(
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         if name not in places or name in filled:
             raise InputError(f"{what}: holds {name}, which the network has no place for: convert it again")
-        wanted = places[name].get_value()
-        if tuple(tensor.shape) != wanted.shape:
+        place = places[name].get_value()
+        if tuple(tensor.shape) != place.shape:
             raise InputError(
-                f"{what}: {name} is {tuple(tensor.shape)} and should be {wanted.shape}: convert it again"
+                f"{what}: {name} is {tuple(tensor.shape)} and should be {place.shape}: convert it again"
             )
-        filled[name] = jnp.asarray(tensor, dtype=wanted.dtype)
+        filled[name] = jnp.asarray(tensor, dtype=place.dtype)
     if missing := [name for name in places if name not in filled]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(f"{what}: lacks {', '.join(missing[:3])}{more}: convert it again")
@@ -115,18 +127,21 @@ def _dotted(path: tuple[Any, ...]) -> str:
 
 
 def _check_size(name: str, value: Any) -> None:
-    """Raise ``ValueError`` for a number that no network is described by: building one would take forever."""
+    """Raise ``ValueError`` for a number that no network has: to build such a one would take forever."""
     if isinstance(value, tuple):
-        if len(value) > 64:
+        if len(value) > _MAX_ITEMS:
             raise ValueError(f"{name}: too many")
         for item in value:
             _check_size(name, item)
     elif isinstance(value, dict):
         for key, item in value.items():
             _check_size(key, item)
-    elif isinstance(value, int | float) and not 0 <= value <= (64 if name == "window" else 1_000_000):
+    elif isinstance(value, int | float):
+        largest = _MAX_WINDOW if name == "window" else _MAX_NUMBER
+        if 0 <= value <= largest:
+            return
         raise ValueError(f"{name}: {value}")
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value

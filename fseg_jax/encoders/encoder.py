@@ -1,12 +1,10 @@
-"""What an encoder is: images in, a grid of non-negative features out, and the facts a result must state
-about it.
-"""
+"""What an encoder is: images in, a grid of non-negative features out, and the facts that a result states."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +12,29 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from fseg_jax.encoders.frames import declare_sizes
+from fseg_jax.encoders.layers import Network
 from fseg_jax.numerics.arrays import Array, Features, Images
+
+Apply = Callable[[Any, Array], Array]
+"""A pure function of an encoder's weights and its normalised images."""
 
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """The facts about an encoder, which every output states.
+    """The facts about an encoder that every output states.
 
-    ``stride`` is pixels a token, ``tile`` the side in pixels it is fed unless told otherwise, ``mpp`` the
-    resolution in µm per pixel it is used at, ``weights_hash`` the SHA-256 of its weights (of its definition,
-    for one without weights).
+    Attributes:
+        name: the encoder's name.
+        layer: the layer of its network that is read.
+        channels: channels of its features.
+        stride: pixels a token.
+        tile: side in pixels of the images that it is fed unless told otherwise.
+        mpp: µm per pixel that it is used at.
+        mean: mean of the images, of RGB in 0 … 1.
+        std: standard deviation of the images, of RGB in 0 … 1.
+        licence: licence of the weights.
+        citation: what to cite.
+        weights_hash: SHA-256 of the weights, or of the definition of an encoder without weights.
     """
 
     name: str
@@ -39,31 +50,42 @@ class EncoderCard:
     weights_hash: str
 
     @classmethod
-    def from_json(cls, said: dict[str, Any]) -> "EncoderCard":
-        """A card as JSON kept it; LookupError or TypeError for what is none."""
-        return cls(**{**said, "mean": tuple(said["mean"]), "std": tuple(said["std"])})
+    def from_json(cls, fields: dict[str, Any]) -> "EncoderCard":
+        """Make a card of the JSON that ``to_json`` gave; LookupError or TypeError where it is none."""
+        return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the card as JSON has it."""
+        return asdict(self)
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that turns ``uint8 (B, H, W, 3)`` into non-negative ``float (B, h, w, c)`` and says what it
-    is.
+    """Anything that has a card and turns images into non-negative features.
 
-    H and W are multiples of the stride; ``h = H / stride``.
+    Images are ``uint8 (B, H, W, 3)``, H and W multiples of the stride. Features are ``float (B, h, w, c)``
+    with ``h = H / stride`` and ``w = W / stride``.
     """
 
     @property
-    def card(self) -> EncoderCard: ...
+    def card(self) -> EncoderCard:
+        """The facts about the encoder."""
+        ...
 
-    def __call__(self, images: Images) -> Features: ...
+    def __call__(self, images: Images) -> Features:
+        """Encode a batch of images."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class JaxEncoder:
-    """An encoder given by a pure function of its weights and normalised images, compiled once a shape.
+    """An encoder given by a pure function of weights and normalised images, compiled once a shape.
 
-    ``apply(weights, x)`` takes ``x = (image / 255 − mean) / std``, float32 ``(B, H, W, 3)``, and returns the
-    feature map ``(B, h, w, c)``; negative values are set to zero after it (F-SEG §3.3).
+    Attributes:
+        card: the facts about the encoder.
+        apply: ``apply(weights, x)`` takes ``x = (image / 255 − mean) / std``, float32 ``(B, H, W, 3)``, and
+            returns features ``(B, h, w, c)``. Negative values are set to zero after it (F-SEG §3.3).
+        weights: the first argument of ``apply``, a tree of arrays.
     """
 
     card: EncoderCard
@@ -71,44 +93,52 @@ class JaxEncoder:
     weights: Any
 
     def __call__(self, images: Images) -> Features:
-        return _encode(self.apply, self.weights, self.card.mean, self.card.std, images)
+        """Encode a batch of images."""
+        features: Array = _encode(self.apply, self.weights, self.card.mean, self.card.std, images)
+        return features
 
 
 def encode_framed(encoder: Encoder, images: Images, sizes: Int[Any, "b 2"]) -> Features:
-    """Encode images of many sizes in arrays of one shape, with one program.
+    """Encode images of many sizes, each in the corner of a frame of one shape, with one program.
 
-    ``images (b, H, W, 3)`` hold each image in the top left corner, edges replicated beyond; ``sizes (b, 2)``
-    are its rows and columns in pixels, multiples of the stride. What is in its part of ``(b, h, w, c)`` is
-    what the image alone would give, but for rounding; what is beyond means nothing. Of an encoder that is no
-    ``JaxEncoder`` of our networks, features near the replicated edges depend on them.
+    The features of an image are those that it has alone, up to rounding; features beyond it mean nothing. An
+    encoder that is no ``JaxEncoder`` of our networks sees the edges that are replicated into the frame, and
+    its features near them depend on that.
+
+    Args:
+        encoder: any encoder.
+        images: ``(b, H, W, 3)``, an image in the top left corner of each frame, edges replicated beyond it.
+        sizes: ``(b, 2)``, rows and columns of the images in pixels, multiples of the stride.
     """
     if isinstance(encoder, JaxEncoder):
         card = encoder.card
-        return _encode(encoder.apply, encoder.weights, card.mean, card.std, images, sizes)
+        features: Array = _encode(encoder.apply, encoder.weights, card.mean, card.std, images, sizes)
+        return features
     return encoder(images)
 
 
-def build_encoder(network: nnx.Module, card: EncoderCard) -> JaxEncoder:
-    """The encoder that reads a network's grid at the layer of the card."""
+def build_encoder(network: Network, card: EncoderCard) -> JaxEncoder:
+    """Build the encoder that reads a network at the layer of the card."""
     graphdef, state = nnx.split(network)
     leaves, structure = jax.tree.flatten(state)
     # Flat leaves: a call passes them on in a third of the time that a tree of them takes.
-    return JaxEncoder(card, _apply(graphdef, structure, card.layer), tuple(leaves))
+    return JaxEncoder(card, _read_layer(graphdef, structure, card.layer), tuple(leaves))
 
 
-# One function for each network and layer, however often it is loaded: jit knows a function it has compiled by
-# its identity.
+# jit knows a function that it has compiled by its identity: one function for each network and layer, however
+# often the encoder is loaded.
 @cache
-def _apply(graphdef: Any, structure: Any, layer: str) -> Callable:
-    def grid(leaves, x):
-        return nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)).grid(x, layer)
+def _read_layer(graphdef: Any, structure: Any, layer: str) -> Apply:
+    def grid(leaves: tuple[Array, ...], x: Array) -> Array:
+        network = cast(Network, nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)))
+        return network.grid(x, layer)
 
     return grid
 
 
 @partial(jax.jit, static_argnames=("apply", "mean", "std"))
 def _encode(
-    apply: Callable,
+    apply: Apply,
     weights: Any,
     mean: tuple[float, ...],
     std: tuple[float, ...],

@@ -1,9 +1,9 @@
-"""What tells an encoder from others of its width: what it makes of one picture.
+"""Fingerprints that tell encoders of one width apart, by their features of one fixed picture.
 
-A name can be anything, and the hash of weights is that of one publication of them; features are what a
-codebook is made of. The fingerprint says which of 256 fixed sums are positive, sums of the ranks of the
-channels by their mean over the picture. Rounding (of bfloat16, of another device) turns a few of them over;
-of another encoder half are others.
+A codebook is made of an encoder's features. Neither the encoder's name nor the hash of its weights identifies
+them: a name can be anything, and a hash is that of one publication of the weights. For the fingerprint the
+channels are ranked by their mean over the picture; it holds the signs of 256 fixed sums of those ranks.
+Rounding (bfloat16, another device) flips a few signs; between two encoders half of them differ.
 """
 
 import hashlib
@@ -15,31 +15,34 @@ from jaxtyping import UInt8
 
 from fseg_jax.encoders.encoder import Encoder
 
-BITS, MAX_DIFFERING_BITS = 256, 32  # of a fingerprint, and how many of two of one encoder may differ
-BLOT_SIDES = (64, 16, 4)  # of the picture's blots, pixels
+BITS = 256  # of a fingerprint
+MAX_DIFFERING_BITS = 32  # between two fingerprints of one encoder
+BLOT_SIDES = (64, 16, 4)  # pixels of the blots in the picture
 
-_taken: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()
+_cache: WeakKeyDictionary[Encoder, str] = WeakKeyDictionary()
 
 
 def take_fingerprint(encoder: Encoder) -> str:
-    """Take an encoder's fingerprint, 64 hexadecimal digits, from its features of ``picture``; once for each
-    encoder.
-    """
+    """Take an encoder's fingerprint, 64 hexadecimal digits; it is computed once for each encoder."""
     try:
-        if encoder not in _taken:
-            _taken[encoder] = _fingerprint(encoder)
-        return _taken[encoder]
-    except TypeError:  # an encoder that no dictionary can hold
-        return _fingerprint(encoder)
+        if encoder not in _cache:
+            _cache[encoder] = _compute_fingerprint(encoder)
+        return _cache[encoder]
+    except TypeError:  # the encoder cannot be hashed, or not weakly referenced
+        return _compute_fingerprint(encoder)
 
 
-def fingerprints_match(one: str, other: str) -> bool:
-    """Whether two fingerprints are of one encoder."""
-    return (int(one, 16) ^ int(other, 16)).bit_count() <= MAX_DIFFERING_BITS
+def fingerprints_match(a: str, b: str) -> bool:
+    """Whether two fingerprints are of one encoder.
+
+    >>> fingerprints_match(64 * "0", "ff" + 62 * "0"), fingerprints_match(64 * "0", 64 * "f")
+    (True, False)
+    """
+    return (int(a, 16) ^ int(b, 16)).bit_count() <= MAX_DIFFERING_BITS
 
 
 def draw_picture(side: int) -> UInt8[np.ndarray, "side side 3"]:
-    """A picture in the colours of H&E, blots on blots, the same to the last bit on every machine."""
+    """Draw a picture in the colours of H&E, blots on blots, the same to the last bit on every machine."""
     share = np.zeros((side, side), int)
     for scale in BLOT_SIDES:
         count = -(-side // scale)
@@ -48,10 +51,10 @@ def draw_picture(side: int) -> UInt8[np.ndarray, "side side 3"]:
         share += np.kron(blots, np.ones((scale, scale), int))[:side, :side]
     pink = (share // len(BLOT_SIDES))[..., None]
     mixed = np.array([96, 60, 140]) * (255 - pink) + np.array([238, 180, 210]) * pink
-    return (mixed // 255).astype(np.uint8)
+    return np.asarray(mixed // 255, np.uint8)
 
 
-def _fingerprint(encoder: Encoder) -> str:
+def _compute_fingerprint(encoder: Encoder) -> str:
     features = np.asarray(encoder(jnp.asarray(draw_picture(encoder.card.tile)[None])), np.float64)
     means = features.mean((0, 1, 2))
     ranks = np.argsort(np.argsort(means, kind="stable"), kind="stable")

@@ -1,8 +1,8 @@
-"""The pieces every network is built of: products with float32 sums, and a network as a chain of named stages.
+"""The layers that networks are built of, and the network as a chain of named stages.
 
-Precision is decided here, once. With ``dtype=bfloat16`` the kernels are stored in bfloat16 and products take
-bfloat16 operands but sum in float32; biases, norms, softmax and everything between products stay in float32,
-but for what a convolution is told to round its result to.
+Precision is decided here, once. With ``dtype=bfloat16`` kernels are stored in bfloat16, and products take
+bfloat16 operands and sum in float32. Biases, norms, softmax and everything between products stay in float32,
+except where a convolution is told to round its result.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,98 +13,100 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.nn.initializers import lecun_normal, variance_scaling
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fseg_jax.encoders.frames import clear_outside, mask_grid
-from fseg_jax.encoders.kernels.convolution import DType, Plan, convolve
+from fseg_jax.encoders.kernels.convolution import Plan, convolve
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import did_you_mean
 
-Padding = int | str
+Padding = int | str  # zeros on each side, or XLA's name of a padding
 
 
 class Stage(NamedTuple):
-    """One named step of a network, from the output of the step before it to its own."""
+    """A named step of a network."""
 
     name: str
-    apply: Callable[[Array], Array]
+    apply: Callable[[Array], Array]  # from the output of the step before it to its own
 
 
 class Network(nnx.Module):
-    """A network as a chain of named stages, any of which can be read, or continued from.
+    """A network as a chain of named stages; any of them can be read, or continued from.
 
-    A subclass gives ``stages()`` and ``head(features)``. Nothing past the layer asked for is computed. For
-    jit, split the network into its graph definition and its state, and pass the state: ``graphdef, state =
-    nnx.split(network)``.
+    A subclass gives ``stages()`` and ``head(features)``. Nothing past the layer that is read is computed. For
+    jit, split the network with ``graphdef, state = nnx.split(network)``, and pass the state.
     """
 
     def stages(self) -> Sequence[Stage]:
-        """The steps from the normalised image to the trunk's final output, in order."""
+        """List the steps from the normalised image to the trunk's final output, in order."""
         raise NotImplementedError
 
     def head(self, features: Float[Array, "b ..."]) -> Float[Array, "b c"]:
-        """What the network says of the whole image, from the trunk's final output."""
+        """Compute the embedding or the logits of each image from the trunk's final output."""
         raise NotImplementedError
 
     def layers(self) -> tuple[str, ...]:
-        """The names that ``grid``, ``features_to`` and ``from_layer`` know, in order."""
+        """List the names that ``grid``, ``features_to`` and ``from_layer`` know, in order."""
         return tuple(stage.name for stage in self.stages())
 
     def features_to(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b ..."]:
-        """The output of a named layer, for normalised images; InputError for a name the network lacks."""
+        """Compute the output of a named layer; InputError where the network has no such layer."""
         for stage in self.stages()[: self._position(layer) + 1]:
             x = stage.apply(x)
         return x
 
     def from_layer(self, features: Float[Array, "b ..."], layer: str) -> Float[Array, "b c"]:
-        """The head's output, continued from a named layer's: ``from_layer(features_to(x, l), l)`` is
-        ``self(x)``.
+        """Compute the head's output from a named layer's output.
+
+        ``from_layer(features_to(x, layer), layer)`` is ``self(x)``.
         """
         for stage in self.stages()[self._position(layer) + 1 :]:
             features = stage.apply(features)
         return self.head(features)
 
     def features(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b ..."]:
-        """The trunk's final output, for normalised images."""
+        """Compute the trunk's final output."""
         for stage in self.stages():
             x = stage.apply(x)
         return x
 
     def intermediates(self, x: Float[Array, "b height width 3"]) -> dict[str, Float[Array, "b ..."]]:
-        """The output of every layer, by name."""
+        """Compute the output of every layer, by name."""
         outputs = {}
         for stage in self.stages():
             outputs[stage.name] = x = stage.apply(x)
         return outputs
 
     def grid(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b h w c"]:
-        """The spatial map at a named layer, as it leaves the layer, in float32: a ReLU, where the map can be
-        negative, is the caller's.
+        """Compute the grid of features at a named layer, in float32.
+
+        The features are as they leave the layer. Where they can be negative, the ReLU is the caller's.
         """
         return self.features_to(x, layer).astype(jnp.float32)
 
     def __call__(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b c"]:
-        """What the network says of each normalised image."""
+        """Compute the head's output for normalised images."""
         return self.head(self.features(x))
 
     def _position(self, layer: str) -> int:
         names = self.layers()
         if layer not in names:
             near = did_you_mean(layer, names)
-            raise InputError(f"this network has no layer {layer!r}: {near}give one of {_brief(names)}")
+            raise InputError(f"this network has no layer {layer!r}: {near}give one of {_abbreviate(names)}")
         return names.index(layer)
 
 
-def _brief(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     shown = names if len(names) <= 12 else (*names[:4], "…", *names[-3:])
     return ", ".join(shown)
 
 
 class Conv(nnx.Module):
-    """A convolution over (B, H, W, C) with a bias, stored as (height, width, in / groups, out).
+    """A convolution over (B, H, W, C); its kernel is (height, width, in / groups, out).
 
-    ``rounded`` is what its result is rounded to; not to be more exact than the next convolution reads it
-    saves half of the memory that goes to and fro between them.
+    ``rounded`` is the dtype that the result is rounded to. The next convolution reads no more digits than
+    that, and half of the memory traffic between them is saved.
     """
 
     def __init__(
@@ -117,8 +119,8 @@ class Conv(nnx.Module):
         padding: Padding = 0,
         groups: int = 1,
         bias: bool = True,
-        dtype: DType = jnp.float32,
-        rounded: DType = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        rounded: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (kernel, kernel, channels_in // groups, channels_out)
@@ -130,7 +132,7 @@ class Conv(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w i"], add: Float[Array, "b p q o"] | None = None, relu: bool = False
     ) -> Float[Array, "b p q o"]:
-        """The convolution, plus ``add``, or the positive part of that."""
+        """Convolve, add the bias and ``add``, and take the positive part where ``relu`` says so."""
         kernel = self.kernel[...]
         if kernel.shape[:2] != (1, 1):
             x = clear_outside(x)
@@ -144,7 +146,7 @@ class Conv(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """An affine map of the last axis, stored as (in, out)."""
+    """An affine map of the last axis; its kernel is (in, out)."""
 
     def __init__(
         self,
@@ -152,20 +154,21 @@ class Linear(nnx.Module):
         channels_out: int,
         *,
         bias: bool = True,
-        dtype: DType = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(lecun_normal()(rngs.params(), (channels_in, channels_out), dtype))
         self.bias = nnx.Param(jnp.zeros((channels_out,), jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        """Multiply by the kernel, summing in float32, and add the bias."""
         kernel = self.kernel[...]
         y = jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
         return y if self.bias is None else y + along_channels(self.bias[...], y)
 
 
 class LayerNorm(nnx.Module):
-    """Zero mean and unit variance over the last axis, in float32 whatever the network's dtype."""
+    """A normalisation of the last axis to mean 0 and variance 1, in float32 whatever the network's dtype."""
 
     def __init__(self, channels: int, *, eps: float):
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
@@ -173,9 +176,10 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        """Normalise, scale and shift."""
         x = x.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)
-        # Of the centred values: the mean of squares less the square of the mean loses digits on large
+        # The centred values are squared: the mean of squares less the squared mean would lose digits on large
         # activations.
         variance = jnp.square(x - mean).mean(-1, keepdims=True)
         scale, bias = along_channels(self.scale[...], x), along_channels(self.bias[...], x)
@@ -183,16 +187,16 @@ class LayerNorm(nnx.Module):
 
 
 def along_channels(vector: Float[Array, " c"], like: Float[Array, "*batch c"]) -> Float[Array, "*ones c"]:
-    """A number a channel, with the rank of what it is to be added to or multiplied with."""
+    """Reshape a vector of a number a channel to the rank of ``like``, to be added or multiplied."""
     return vector.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """max(x, 0)."""
+    """Compute max(x, 0)."""
     return jax.nn.relu(x)
 
 
 def global_average(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-    """The mean over each image's grid, in float32."""
-    x, own = x.astype(jnp.float32), mask_grid(*x.shape[1:3])
-    return x.mean((1, 2)) if own is None else x.mean((1, 2), where=own[..., None])
+    """Average over each image's grid, in float32."""
+    x, mask = x.astype(jnp.float32), mask_grid(*x.shape[1:3])
+    return x.mean((1, 2)) if mask is None else x.mean((1, 2), where=mask[..., None])

@@ -1,4 +1,4 @@
-"""The catalog for people: all of it as a table, or one encoder with everything that is known of it."""
+"""The catalog as text: all encoders as a table, or all that is known of one."""
 
 from collections.abc import Iterable
 
@@ -8,9 +8,7 @@ from fseg_jax.encoders.weights.hub import Status
 
 
 def format_table(rows: Iterable[Row]) -> str:
-    """A line an encoder: its name, what it is, what F-SEG reads of it, its size, and on what terms it
-    comes.
-    """
+    """Format a table with a line an encoder: its name, title, features, size and licence."""
     lines = [("NAME", "ENCODER", "PIXELS/TOKEN", "CHANNELS", "PARAMETERS", "LICENCE", "")]
     for row in rows:
         size, gate = f"{row.parameters / 1e6:,.0f} M", "gated" if row.gated else ""
@@ -27,7 +25,7 @@ def format_table(rows: Iterable[Row]) -> str:
 
 
 def format_sheet(row: Row, status: Status) -> str:
-    """Everything that the catalog says of an encoder, and whether its weights can be had."""
+    """Format all that the catalog says of an encoder, and whether its weights can be had."""
     kind = " (dataset)" if row.repo_type == "dataset" else ""
     source = row.url + row.files[0] if row.url else f"{row.repo}{kind}, {' or '.join(row.files)}"
     trained = "not stated" if row.mpp is None else " · ".join(f"{mpp:g}" for mpp in row.mpp) + " µm per pixel"
@@ -38,7 +36,7 @@ def format_sheet(row: Row, status: Status) -> str:
         "read at": f"{row.layer}: {row.channels} channels, {row.stride} pixels a token, "
         f"prefix tokens (dropped): {row.prefix}",
         "images": f"{row.input_size} × {row.input_size}, resized to {row.resize} ({row.resampling})",
-        "mean, std": f"{_numbers(row.normalisation.mean)}; {_numbers(row.normalisation.std)}",
+        "mean, std": f"{_format_numbers(row.normalisation.mean)}; {_format_numbers(row.normalisation.std)}",
         "trained at": trained,
         "published": source,
         "licence": row.licence + (" (gated)" if row.gated else ""),
@@ -49,5 +47,5 @@ def format_sheet(row: Row, status: Status) -> str:
     return "\n".join(f"{name:13} {value}" for name, value in facts.items())
 
 
-def _numbers(values: Iterable[float]) -> str:
+def _format_numbers(values: Iterable[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)

@@ -100,7 +100,7 @@ def is_local(name: str) -> bool:
 
 
 def _read_last(network: Network, card: EncoderCard) -> EncoderCard:
-    """The card of a CNN that is read at its last layer, with another stride and other channels."""
+    """Change a CNN's card to read the last layer, with its stride and channels; others stay."""
     if not isinstance(network, ResNet | EfficientNet):
         return card
     layer = network.layers()[-1]

@@ -1,9 +1,9 @@
 """EfficientNet b0–b7 (Tan & Le 2019): inverted residuals with squeeze and excitation, to read and to train.
 
-Two dialects: PyTorch's (symmetric padding, batch norm eps 1e-5) and TensorFlow's ("same" padding, which is
-not symmetric at stride 2, and eps 1e-3). The batch norms are real ones: ``network.train()`` and
-``network.eval()`` say whether they use the batch's statistics or the running ones, and whether dropout and
-dropped branches are active.
+There are two dialects: PyTorch's (symmetric padding, batch norm eps 1e-5) and TensorFlow's ("same" padding,
+which is not symmetric at stride 2, and eps 1e-3). Batch norms are not folded: with ``network.train()`` they
+use the batch's statistics, and dropout and dropped branches are active; with ``network.eval()`` they use the
+running statistics.
 """
 
 import math
@@ -15,22 +15,28 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fseg_jax.encoders.layers import Conv, DType, Linear, Network, Padding, Stage, global_average
+from fseg_jax.encoders.layers import Conv, Linear, Network, Padding, Stage, global_average
 
 
 @dataclass(frozen=True)
 class EfficientNetConfig:
-    """What makes one EfficientNet differ from another.
+    """The configuration of an EfficientNet; ``stem``, ``stages`` and ``features`` are b0's, to be scaled.
 
-    - ``width``, ``depth``: the multipliers of channels and of blocks;
-    - ``padding``, ``bn_eps``, ``bn_momentum``: the dialect; the momentum is what a running statistic keeps at
-      a step;
-    - ``dropout`` before the classifier, ``drop_connect`` of the last block's branch (rising linearly to it):
-      training's;
-    - ``stem``, ``stages``, ``features``: of b0, which the multipliers scale; a stage is (blocks, kernel,
-      stride, expansion, channels).
+    Attributes:
+        width: factor of channels.
+        depth: factor of blocks.
+        padding: the dialect's padding.
+        bn_eps: what is added to variances in batch norms.
+        bn_momentum: share of a running statistic that stays at a step of training.
+        num_classes: outputs of the classifier; 0 for none.
+        dropout: rate before the classifier, in training.
+        drop_connect: rate of the last block's branch, in training; it rises linearly from block to block.
+        stem: channels of the stem.
+        stages: (blocks, kernel, stride, expansion, channels) of each stage.
+        features: channels of the last convolution.
     """
 
     width: float = 1.0
@@ -54,35 +60,35 @@ class EfficientNetConfig:
     features: int = 1280
 
     def channels(self, base: int) -> int:
-        """b0's channels at this width: a multiple of 8, and at least nine tenths of the product."""
-        wanted = base * self.width
-        rounded = max(8, int(wanted + 4) // 8 * 8)
-        return rounded if rounded >= 0.9 * wanted else rounded + 8
+        """Scale b0's channels by the width: to a multiple of 8, at least nine tenths of the product."""
+        product = base * self.width
+        rounded = max(8, int(product + 4) // 8 * 8)
+        return rounded if rounded >= 0.9 * product else rounded + 8
 
     def blocks(self) -> tuple["BlockConfig", ...]:
-        """Every block in order, stage after stage."""
+        """List the blocks in order, stage after stage."""
         width, blocks = self.channels(self.stem), []
         for repeats, kernel, stride, expansion, base in self.stages:
             channels = self.channels(base)
             for index in range(math.ceil(repeats * self.depth)):
-                first = index == 0
-                blocks.append(BlockConfig(width, channels, kernel, stride if first else 1, expansion))
+                first_stride = stride if index == 0 else 1
+                blocks.append(BlockConfig(width, channels, kernel, first_stride, expansion))
                 width = channels
         return tuple(blocks)
 
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One inverted residual."""
+    """The configuration of one inverted residual."""
 
     channels_in: int
     channels_out: int
-    kernel: int
+    kernel: int  # side, pixels
     stride: int
-    expansion: int
+    expansion: int  # width of its middle, in input channels
 
 
-# width, depth, dropout; the input sizes of training are 224, 240, 260, 300, 380, 456, 528, 600.
+# Width, depth and dropout. Input sizes in training were 224, 240, 260, 300, 380, 456, 528 and 600 pixels.
 SCALES = {
     "b0": (1.0, 1.0, 0.2),
     "b1": (1.0, 1.1, 0.2),
@@ -98,7 +104,7 @@ SCALES = {
 def configure_efficientnet(
     scale: str, *, tensorflow: bool = False, num_classes: int = 1000
 ) -> EfficientNetConfig:
-    """The configuration of b0 … b7, in PyTorch's dialect or TensorFlow's."""
+    """Make the configuration of b0 … b7, in PyTorch's dialect or TensorFlow's."""
     width, depth, dropout = SCALES[scale]
     if tensorflow:
         return EfficientNetConfig(width, depth, "same", 1e-3, 0.99, num_classes, dropout)
@@ -117,7 +123,7 @@ class ConvNorm(nnx.Module):
         *,
         stride: int = 1,
         groups: int = 1,
-        dtype: DType,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         padding: Padding = "SAME" if config.padding == "same" else (kernel - 1) // 2
@@ -137,24 +143,28 @@ class ConvNorm(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
-        return self.norm(self.conv(x))
+        """Convolve and normalise."""
+        y: Array = self.norm(self.conv(x))
+        return y
 
 
 class SqueezeExcite(nnx.Module):
-    """Each channel times a gate between 0 and 1, made of the means of all channels."""
+    """A gate between 0 and 1 for each channel, computed from the means of all channels."""
 
     def __init__(self, channels: int, squeezed: int, *, rngs: nnx.Rngs):
         self.reduce = Linear(channels, squeezed, rngs=rngs)
         self.expand = Linear(squeezed, channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Multiply by the gates."""
         gate = jax.nn.sigmoid(self.expand(jax.nn.silu(self.reduce(global_average(x)))))
         return x * gate[:, None, None, :]
 
 
 class MBConv(nnx.Module):
-    """Expand (not where the expansion is 1), depthwise convolution, squeeze and excite, project, and a
-    shortcut.
+    """An inverted residual: expand, convolve by channel, squeeze and excite, project, add the shortcut.
+
+    Nothing is expanded where the expansion is 1.
     """
 
     def __init__(
@@ -163,7 +173,7 @@ class MBConv(nnx.Module):
         block: BlockConfig,
         drop: float,
         *,
-        dtype: DType,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         middle = block.channels_in * block.expansion
@@ -172,7 +182,8 @@ class MBConv(nnx.Module):
             if block.expansion > 1
             else None
         )
-        # These two stay in float32: next to no arithmetic, and most of what bfloat16 would lose.
+        # The depthwise convolution and the gate stay in float32: they take next to no arithmetic, and most of
+        # what bfloat16 would lose is lost there.
         self.depthwise = ConvNorm(
             config,
             middle,
@@ -183,24 +194,23 @@ class MBConv(nnx.Module):
             dtype=jnp.float32,
             rngs=rngs,
         )
-        # A quarter of the block's input, not of the expanded channels.
+        # The squeezed channels are a quarter of the block's input, not of the expanded channels.
         self.se = SqueezeExcite(middle, max(1, round(block.channels_in / 4)), rngs=rngs)
         self.project = ConvNorm(config, middle, block.channels_out, 1, dtype=dtype, rngs=rngs)
         self.shortcut = block.stride == 1 and block.channels_in == block.channels_out
         self.drop = nnx.Dropout(drop, broadcast_dims=(1, 2, 3))
 
     def __call__(self, x: Float[Array, "b h w i"], rngs: nnx.Rngs | None = None) -> Float[Array, "b p q o"]:
+        """Apply the block; ``rngs`` draws whether its branch is dropped, in training."""
         y = x if self.expand is None else jax.nn.silu(self.expand(x))
         y = self.project(self.se(jax.nn.silu(self.depthwise(y))))
         return x + self.drop(y, rngs=rngs) if self.shortcut else y
 
 
 class EfficientNet(Network):
-    """An EfficientNet whose layers are ``stem``, ``blocks.0`` … (every MBConv block) and ``top`` (the last
-    1×1).
-    """
+    """An EfficientNet; its layers are ``stem``, each block (``blocks.0`` …) and ``top``, the last 1×1."""
 
-    def __init__(self, config: EfficientNetConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: EfficientNetConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         blocks = config.blocks()
         stem, features = config.channels(config.stem), config.channels(config.features)
@@ -218,7 +228,7 @@ class EfficientNet(Network):
         )
 
     def stages(self, rngs: nnx.Rngs | None = None) -> Sequence[Stage]:
-        """``stem``, one stage a block, ``top``; ``rngs`` draws the dropped branches of training."""
+        """List ``stem``, one stage a block, ``top``; ``rngs`` draws the dropped branches of training."""
         blocks = (
             Stage(f"blocks.{index}", partial(block, rngs=rngs)) for index, block in enumerate(self.blocks)
         )
@@ -229,15 +239,16 @@ class EfficientNet(Network):
         )
 
     def head(self, features: Float[Array, "b h w c"], rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:
-        """The logits, or the mean over the grid of a network without a classifier."""
+        """Compute the logits, or the mean over the grid in a network without a classifier."""
         pooled = global_average(features)
         return pooled if self.classifier is None else self.classifier(self.dropout(pooled, rngs=rngs))
 
     def __call__(
         self, x: Float[Array, "b height width 3"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b k"]:
-        """The logits of normalised images; in training give ``rngs``, and keep the state: it holds new
-        statistics.
+        """Compute the logits of normalised images.
+
+        In training, give ``rngs``, and keep the network's state, which holds new running statistics.
         """
         for stage in self.stages(rngs):
             x = stage.apply(x)

@@ -1,13 +1,14 @@
-"""EfficientNet checkpoints: timm's names, blocks numbered within stages, and lukemelas's, numbered straight
-on.
+"""The names of an EfficientNet's tensors in checkpoints: timm's and lukemelas's.
+
+timm numbers blocks within stages, lukemelas numbers them throughout.
 """
 
 import math
 
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
-from fseg_jax.encoders.weights.rules import Layout, Rules, identity, to_conv, to_linear, to_pointwise
+from fseg_jax.encoders.weights.rules import Layout, Rule, Rules, identity, to_conv, to_linear, to_pointwise
 
-# For each of our parts, the publisher's convolution (or product) and norm.
+# For each of our layers, the publisher's convolution and norm.
 _TIMM_BLOCK = {
     "expand": ("conv_pw", "bn1"),
     "depthwise": ("conv_dw", "bn2"),
@@ -27,7 +28,10 @@ _COUNTERS = r".*\.num_batches_tracked"
 
 
 def list_layouts(config: EfficientNetConfig) -> tuple[Layout, ...]:
-    """The layouts known for a configuration; the classifier is left aside where the network has none."""
+    """List the layouts that are known for a configuration.
+
+    The classifier is ignored where the network has none.
+    """
     return (_timm(config), _lukemelas(config))
 
 
@@ -57,8 +61,8 @@ def _unused(config: EfficientNetConfig, classifier: str) -> tuple[str, ...]:
     return () if config.num_classes else (rf"{classifier}\..*",)
 
 
-def _ends(parts: dict[str, tuple[str, str]], classifier: str) -> dict:
-    rules: dict = {
+def _ends(parts: dict[str, tuple[str, str]], classifier: str) -> dict[str, Rule]:
+    rules: dict[str, Rule] = {
         r"classifier\.kernel": ((f"{classifier}.weight",), to_linear),
         r"classifier\.bias": ((f"{classifier}.bias",), identity),
     }
@@ -69,7 +73,7 @@ def _ends(parts: dict[str, tuple[str, str]], classifier: str) -> dict:
 
 def _block(index: int, parts: dict[str, tuple[str, str]], prefix: str, squeeze: str) -> Rules:
     ours = rf"blocks\.{index}\."
-    rules: dict = {
+    rules: dict[str, Rule] = {
         ours + r"se\.(reduce|expand)\.kernel": ((rf"{prefix}{squeeze}\1.weight",), to_pointwise),
         ours + r"se\.(reduce|expand)\.bias": ((rf"{prefix}{squeeze}\1.bias",), identity),
     }

@@ -1,33 +1,34 @@
-"""A convolution and what follows it, by the fastest way there is on each platform."""
+"""A convolution and the bias, sum and ReLU after it, by the fastest way on each platform.
+
+This module is the one door to the kernels: it decides between XLA and oneDNN, which nothing else imports.
+"""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fseg_jax.encoders.kernels import onednn
 from fseg_jax.encoders.kernels.processor import detect_processor
 
-DType = Any
-Pads = tuple[tuple[int, int], ...]  # before and after, of rows and columns
+Pads = tuple[tuple[int, int], ...]  # zeros before and after the rows, and the columns
 FAST_PRODUCT_CHANNELS = (
     256  # from here on the products of a convolution are large enough to be fast by themselves
 )
 
 
 class Plan(NamedTuple):
-    """What a convolution is beside its arrays: the stride, the zeros around the image, the groups of
-    channels, whether what is below zero is set to it, and what the result is rounded to.
-    """
+    """All that describes a convolution beside its arrays."""
 
     stride: int
     pads: Pads
-    groups: int
-    relu: bool
-    dtype: DType
+    groups: int  # of channels
+    relu: bool  # whether negative values are set to zero
+    dtype: DTypeLike  # that the result is rounded to
 
 
 def convolve(
@@ -37,8 +38,9 @@ def convolve(
     add: Float[Array, "b p q o"] | None,
     plan: Plan,
 ) -> Float[Array, "b p q o"]:
-    """``x * kernel + bias + add``, or its positive part, with ``x`` rounded to the kernel's dtype and float32
-    sums.
+    """Compute ``x * kernel + bias + add``, or its positive part where the plan says so.
+
+    ``x`` is rounded to the kernel's dtype; sums are float32.
     """
     x = x.astype(kernel.dtype)
     uniform = kernel.dtype == plan.dtype and kernel.dtype in (jnp.float32, jnp.bfloat16)
@@ -47,12 +49,22 @@ def convolve(
     spec = choose_spec(x.shape, kernel.shape, plan, add is not None)
     if spec is None:
         return _by_xla(plan, x, kernel, bias, add)
-    return _by_library(plan, spec, x, kernel, bias, None if add is None else add.astype(plan.dtype))
+    add = None if add is None else add.astype(plan.dtype)
+    y: Array = _by_library(plan, spec, x, kernel, bias, add)
+    return y
 
 
 def choose_spec(x: tuple[int, ...], kernel: tuple[int, ...], plan: Plan, adds: bool) -> onednn.Spec | None:
-    """The library's convolution that is fast on this processor: in the plan's dtype, or, where products of
-    bfloat16 are slow, in float32, which holds the same numbers. None where the library has neither.
+    """Choose the library's convolution that is fast on this processor; None where it has none.
+
+    It is in the plan's dtype or, where products of bfloat16 are slow, in float32, which holds the same
+    numbers.
+
+    Args:
+        x: shape of the images.
+        kernel: shape of the kernel.
+        plan: what else describes the convolution.
+        adds: whether something is added to the result.
     """
     (top, bottom), (left, right) = plan.pads
     wide = onednn.Spec(plan.stride, top, bottom, left, right, int(plan.relu), half=0)
@@ -72,29 +84,32 @@ def library_version() -> str | None:
 def _by_library(
     plan: Plan, spec: onednn.Spec, x: Array, kernel: Array, bias: Array, add: Array | None
 ) -> Array:
-    library = partial(_in_its_dtype, plan, spec)
-    return lax.platform_dependent(x, kernel, bias, add, cpu=library, default=partial(_by_xla, plan))
+    library = partial(_call_library, plan, spec)
+    y: Array = lax.platform_dependent(x, kernel, bias, add, cpu=library, default=partial(_by_xla, plan))
+    return y
 
 
 @_by_library.defjvp
-def _(plan: Plan, spec: onednn.Spec, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _(
+    plan: Plan, spec: onednn.Spec, primals: tuple[Array | None, ...], tangents: tuple[Array | None, ...]
+) -> tuple[Array, Array]:
     return jax.jvp(partial(_by_xla, plan), primals, tangents)
 
 
-def _in_its_dtype(
+def _call_library(
     plan: Plan, spec: onednn.Spec, x: Array, kernel: Array, bias: Array, add: Array | None
 ) -> Array:
     dtype = jnp.bfloat16 if spec.half else jnp.float32
-    added = None if add is None else add.astype(dtype)
-    return onednn.convolve(x.astype(dtype), kernel.astype(dtype), bias, added, spec).astype(plan.dtype)
+    add = None if add is None else add.astype(dtype)
+    return onednn.convolve(x.astype(dtype), kernel.astype(dtype), bias, add, spec).astype(plan.dtype)
 
 
 def _by_xla(plan: Plan, x: Array, kernel: Array, bias: Array | None, add: Array | None) -> Array:
-    large = kernel.shape[:2] == (1, 1) or kernel.shape[2] >= FAST_PRODUCT_CHANNELS
-    products = large and kernel.dtype == jnp.bfloat16 and plan.groups == 1
-    whole = partial(_whole, plan=plan)
-    if products or _is_depthwise(x, kernel, plan):
-        y = lax.platform_dependent(x, kernel, cpu=partial(_shifted, plan=plan), default=whole)
+    is_large = kernel.shape[:2] == (1, 1) or kernel.shape[2] >= FAST_PRODUCT_CHANNELS
+    by_products = is_large and kernel.dtype == jnp.bfloat16 and plan.groups == 1
+    whole = partial(_convolve_whole, plan=plan)
+    if by_products or _is_depthwise(x, kernel, plan):
+        y = lax.platform_dependent(x, kernel, cpu=partial(_sum_shifted_products, plan=plan), default=whole)
     else:
         y = whole(x, kernel)
     if bias is not None:
@@ -108,7 +123,7 @@ def _is_depthwise(x: Array, kernel: Array, plan: Plan) -> bool:
     return plan.groups == x.shape[-1] == kernel.shape[-1] > 1
 
 
-def _whole(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q o"]:
+def _convolve_whole(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q o"]:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -120,10 +135,11 @@ def _whole(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q o"]:
     )
 
 
-def _shifted(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q o"]:
-    """A convolution as a sum of shifted products: on a CPU XLA's products of bfloat16 are fast, and its
-    convolutions are not (ResNet-50 takes two thirds of the time); of a convolution of each channel by itself,
-    the gradient above all takes ten times as long there.
+def _sum_shifted_products(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q o"]:
+    """Compute a convolution as a sum of products of the shifted image.
+
+    On a CPU, XLA's products of bfloat16 are fast and its convolutions are not: ResNet-50 takes two thirds of
+    the time. For a depthwise convolution, XLA's gradient above all takes ten times as long there.
     """
     sides, stride = kernel.shape[:2], plan.stride
     x = jnp.pad(x, ((0, 0), *plan.pads, (0, 0)))

@@ -1,9 +1,9 @@
-"""What XLA hands to a function that is not its own, as ctypes: the FFI's call frame, version 0.1.
+"""Python functions that XLA's CPU programs call, through XLA's foreign function interface, version 0.1.
 
-XLA keeps this layout compatible (``xla/ffi/api/c_api.h``): a later version only adds fields at the end. A
-function registered here is called with the addresses and shapes of its operands and its result, and with its
-one attribute, a vector of integers; nothing is copied. What it raises becomes the error of the program that
-called it.
+The structs of its call frame are declared with ctypes. XLA keeps their layout compatible
+(``xla/ffi/api/c_api.h``): a later version only adds fields at the end. A registered function gets the
+addresses and shapes of its operands and its result, and its one attribute, a vector of integers; nothing is
+copied. An exception that it raises becomes the error of the program that called it.
 """
 
 import ctypes
@@ -15,9 +15,9 @@ import jax
 
 
 class Operand(NamedTuple):
-    """An array of a call: where it is, and its shape."""
+    """An array of a call."""
 
-    address: int
+    address: int  # in memory
     shape: tuple[int, ...]
 
 
@@ -27,7 +27,7 @@ _METADATA, _EXECUTE, _INTERNAL = 1, 3, 13
 
 
 def _struct(*fields: tuple[str, type]) -> type[ctypes.Structure]:
-    """A struct as the interface has them: its size and its extensions come first."""
+    """Declare a struct of the interface; its size and its extensions come first."""
     head = [("struct_size", c_size_t), ("extension", c_void_p)]
     return type("Struct", (ctypes.Structure,), {"_fields_": [*head, *fields]})
 
@@ -73,13 +73,13 @@ class _Frame(ctypes.Structure):
 
 
 _Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_Frame))
-_registered: list[Any] = []  # for as long as the process lives: XLA keeps the address alone
+_registered: list[Any] = []  # kept while the process lives: XLA has only the addresses
 
 
 def register(name: str, function: Function) -> None:
-    """Give XLA's CPU programs a function, for ``jax.ffi.ffi_call(name, …)``.
+    """Register a function with XLA's CPU programs, for ``jax.ffi.ffi_call(name, …)``.
 
-    ``function(operands, result, numbers)`` writes its result; it is called from any thread, and from several
+    ``function(operands, result, numbers)`` writes the result. It is called from any thread, and from several
     at once.
     """
 
@@ -95,9 +95,10 @@ def register(name: str, function: Function) -> None:
             operands = [_operand(frame.operands, index) for index in range(frame.operands.size)]
             numbers = frame.attributes.each[0].contents
             function(operands, _operand(frame.results, 0), tuple(numbers.data[: numbers.size]))
-        except Exception as failure:
-            error = _Error(ctypes.sizeof(_Error), None, f"{name}: {failure}".encode(), _INTERNAL)
-            return frame.interface.contents.error(ctypes.byref(error))
+        except Exception as exception:
+            error = _Error(ctypes.sizeof(_Error), None, f"{name}: {exception}".encode(), _INTERNAL)
+            address: int = frame.interface.contents.error(ctypes.byref(error))
+            return address
         return None
 
     _registered.append(_Handler(handler))

@@ -1,9 +1,9 @@
 """Convolutions on a CPU by oneDNN, where that library is installed (the ``onednn`` extra).
 
-XLA's convolutions of float32 run at half of a CPU's rate there, and of bfloat16 it has none. oneDNN
-multiplies either into float32 sums, then adds the bias, and what else is to be added, and takes the positive
-part, before anything is rounded and written. It is called from XLA's program on XLA's own buffers, through
-the library's C interface (version 3).
+XLA's convolutions of float32 run at half of a CPU's rate, and it has no fast ones of bfloat16. oneDNN sums
+products of either in float32, adds the bias and a further summand, and takes the positive part, all before
+the result is rounded and written. XLA's programs call it on XLA's own buffers, through the library's C
+interface (version 3).
 """
 
 import ctypes
@@ -24,11 +24,11 @@ from jaxtyping import Array, Float, Float32
 
 from fseg_jax.encoders.kernels.foreign_call import Operand, register
 
-PACKAGE = "onednn-cpu-gomp"  # of the wheels, the one that needs nothing beside it
-TARGET = "fseg_jax_onednn_convolution"
-ALIGNMENT = 64
+PACKAGE = "onednn-cpu-gomp"  # the only one of the wheels that needs no other package
+TARGET = "fseg_jax_onednn_convolution"  # the name by which XLA calls it
+ALIGNMENT = 64  # bytes
 
-# The C interface's numbers, which no version 3 changes.
+# Constants of the C interface, the same in all versions 3.
 _CPU, _INFERENCE, _DIRECT, _RELU, _BFLOAT16, _FLOAT32, _ANY, _IN_ORDER, _USER = 1, 96, 1, 0x20, 2, 3, 1, 1, 1
 _IMPLEMENTATION, _WEIGHTS, _SCRATCHPAD = 8, 131, 136
 _SRC, _DST, _KERNEL, _BIAS, _SCRATCH = 1, 17, 33, 41, 80
@@ -36,17 +36,15 @@ _OPENMP, _TBB = 2, 4
 
 
 class Spec(NamedTuple):
-    """What a convolution is beside its shapes: the stride, the rows and columns of zeros around the image,
-    whether what is below zero is set to it, and whether image, kernel and result are bfloat16 or float32.
-    """
+    """All that describes a convolution beside its shapes, in numbers that XLA passes on."""
 
     stride: int
-    top: int
-    bottom: int
-    left: int
-    right: int
-    relu: int
-    half: int
+    top: int  # rows of zeros above the image
+    bottom: int  # rows of zeros below it
+    left: int  # columns of zeros left of it
+    right: int  # columns of zeros right of it
+    relu: int  # 1 where negative values are set to zero
+    half: int  # 1 where image, kernel and result are bfloat16, 0 where they are float32
 
 
 class _Version(ctypes.Structure):
@@ -65,57 +63,58 @@ class _Argument(ctypes.Structure):
 
 
 class Library(NamedTuple):
-    """The library, its engine and the queue that its work goes through."""
+    """The loaded library."""
 
     c: ctypes.CDLL
     engine: c_void_p
-    stream: c_void_p
+    stream: c_void_p  # the queue of its work
     version: str
 
 
 def load_library() -> Library | None:
-    """oneDNN, where it is installed: from its wheel, a conda environment or the system."""
-    with _loading:
-        return _loaded()
+    """Load oneDNN from its wheel, a conda environment or the system; None where it is not installed."""
+    with _load_lock:
+        return _load()
 
 
-_loading = threading.Lock()
+_load_lock = threading.Lock()
 
 
 @cache
-def _loaded() -> Library | None:
-    for path in _places():
+def _load() -> Library | None:
+    for path in _list_paths():
         try:
-            c = _opened(path)
+            c = _open(path)
             c.dnnl_version.restype = POINTER(_Version)
-            found = c.dnnl_version().contents
+            version = c.dnnl_version().contents
         except (OSError, AttributeError):
             continue
-        if found.major != 3 or found.threads not in (_OPENMP, _TBB):
+        if version.major != 3 or version.threads not in (_OPENMP, _TBB):
             continue
         c.dnnl_memory_desc_get_size.restype = c_size_t
         c.dnnl_primitive_desc_query_md.restype = c_void_p
-        engine = _made(c.dnnl_engine_create, _CPU, c_size_t(0))
-        stream = _made(c.dnnl_stream_create, engine, _IN_ORDER)
+        engine = _create(c.dnnl_engine_create, _CPU, c_size_t(0))
+        stream = _create(c.dnnl_stream_create, engine, _IN_ORDER)
         register(TARGET, _execute)
-        return Library(c, engine, stream, f"{found.major}.{found.minor}.{found.patch}")
+        return Library(c, engine, stream, f"{version.major}.{version.minor}.{version.patch}")
     return None
 
 
-def _opened(path: str) -> ctypes.CDLL:
-    """The library, told that its threads sleep from one convolution to the next: others have work then. A
-    slide takes a seventh less.
+def _open(path: str) -> ctypes.CDLL:
+    """Open the library, and let its threads sleep between convolutions, when other threads have work.
+
+    A slide takes a seventh less time.
     """
-    said = os.environ.get("OMP_WAIT_POLICY")
-    os.environ["OMP_WAIT_POLICY"] = said or "passive"
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    os.environ["OMP_WAIT_POLICY"] = policy or "passive"
     try:
         return ctypes.CDLL(path)
     finally:
-        if said is None:
+        if policy is None:
             del os.environ["OMP_WAIT_POLICY"]
 
 
-def _places() -> Iterator[str]:
+def _list_paths() -> Iterator[str]:
     try:
         names = [file for file in files(PACKAGE) or () if file.name == "libdnnl.so.3"]
     except PackageNotFoundError:
@@ -130,11 +129,11 @@ def _places() -> Iterator[str]:
 
 
 def supports(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: bool) -> bool:
-    """Whether the library is here, and has a kernel of its own for this processor and these shapes."""
+    """Whether the library is installed, and has an optimised kernel for this processor and these shapes."""
     if load_library() is None:
         return False
     try:
-        return not _convolution(x, kernel, spec, adds).implementation.startswith("ref")
+        return not _prepare(x, kernel, spec, adds).implementation.startswith("ref")
     except _UnsupportedError:
         return False
 
@@ -146,10 +145,11 @@ def convolve(
     add: Float[Array, "b p q o"] | None,
     spec: Spec,
 ) -> Float[Array, "b p q o"]:
-    """``x`` convolved with ``kernel``, plus ``bias`` and ``add``, its positive part where the spec says so;
-    on a CPU, without a derivative, and only what ``supports`` knows.
+    """Convolve ``x`` with ``kernel``, add ``bias`` and ``add``, and take the positive part where it is asked.
+
+    It runs on a CPU only, has no derivative, and does only what ``supports`` affirms.
     """
-    shape = _result(x.shape, kernel.shape, spec)
+    shape = _result_shape(x.shape, kernel.shape, spec)
     call = jax.ffi.ffi_call(
         TARGET,
         jax.ShapeDtypeStruct(shape, kernel.dtype),
@@ -160,7 +160,7 @@ def convolve(
     return call(*operands, spec=np.asarray(spec, np.int64))
 
 
-def _result(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec) -> tuple[int, int, int, int]:
+def _result_shape(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec) -> tuple[int, int, int, int]:
     rows = (x[1] + spec.top + spec.bottom - kernel[0]) // spec.stride + 1
     columns = (x[2] + spec.left + spec.right - kernel[1]) // spec.stride + 1
     return x[0], rows, columns, kernel[3]
@@ -171,42 +171,39 @@ class _UnsupportedError(RuntimeError):
 
 
 class _Convolution(NamedTuple):
-    """The library's programs for one convolution, the one that lays out the kernel and the one that does it,
-    with their arguments; ``memories`` are what those point to, in the order of ``_execute``, and ``arranged``
-    and ``scratch`` the sizes of what lives no longer than a call.
-    """
+    """The library's two programs for one convolution: one lays out the kernel, one convolves."""
 
-    implementation: str
-    arrange: c_void_p
-    arranging: Any
-    run: c_void_p
-    running: Any
-    memories: tuple[c_void_p, ...]
-    arranged: int
-    scratch: int
+    implementation: str  # its name in the library
+    layout: c_void_p  # the program that lays out the kernel
+    layout_arguments: Any
+    run: c_void_p  # the program that convolves
+    run_arguments: Any
+    memories: tuple[c_void_p, ...]  # that the arguments point to, in the order of ``_execute``
+    kernel_size: int  # bytes of the kernel as it is laid out; they are used within a call only
+    scratch_size: int  # bytes of scratch memory, likewise
 
 
 @cache
-def _convolution(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: bool) -> _Convolution:
+def _prepare(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: bool) -> _Convolution:
     c, engine = _library().c, _library().engine
     rows, columns, channels_in, channels_out = kernel
     dtype = _BFLOAT16 if spec.half else _FLOAT32
-    src, dst = _image(x, dtype), _image(_result(x, kernel, spec), dtype)
+    src, dst = _describe_image(x, dtype), _describe_image(_result_shape(x, kernel, spec), dtype)
     shape = (channels_out, channels_in, rows, columns)
-    steps = (1, channels_out, columns * channels_in * channels_out, channels_in * channels_out)
-    plain = _strided(shape, dtype, steps)
-    bias = _strided((channels_out,), _FLOAT32, (1,))
-    free = _made(c.dnnl_memory_desc_create_with_tag, 4, _dims(*shape), dtype, _ANY)
-    after = _made(c.dnnl_post_ops_create)
+    strides = (1, channels_out, columns * channels_in * channels_out, channels_in * channels_out)
+    plain = _describe_strided(shape, dtype, strides)
+    bias = _describe_strided((channels_out,), _FLOAT32, (1,))
+    free = _create(c.dnnl_memory_desc_create_with_tag, 4, _dims(*shape), dtype, _ANY)
+    after = _create(c.dnnl_post_ops_create)
     if adds:
         _check(c.dnnl_post_ops_append_sum(after, c_float(1), c_int(0), dtype))
     if spec.relu:
         _check(c.dnnl_post_ops_append_eltwise(after, _RELU, c_float(0), c_float(0)))
-    attributes = _made(c.dnnl_primitive_attr_create)
+    attributes = _create(c.dnnl_primitive_attr_create)
     _check(c.dnnl_primitive_attr_set_post_ops(attributes, after))
-    # Scratch memory is ours: the library's own belongs to the thread that made the program.
+    # The scratch memory is ours: the library's own would belong to the thread that made the program.
     _check(c.dnnl_primitive_attr_set_scratchpad_mode(attributes, _USER))
-    described = _made(
+    description = _create(
         c.dnnl_convolution_forward_primitive_desc_create,
         engine,
         _INFERENCE,
@@ -222,52 +219,61 @@ def _convolution(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: 
         attributes,
     )
     name = c_char_p()
-    _check(c.dnnl_primitive_desc_query(described, _IMPLEMENTATION, 0, byref(name)))
-    arranged = c_void_p(c.dnnl_primitive_desc_query_md(described, _WEIGHTS, 0))
-    scratch = c_void_p(c.dnnl_primitive_desc_query_md(described, _SCRATCHPAD, 0))
-    arrange = _made(c.dnnl_reorder_primitive_desc_create, plain, engine, arranged, engine, None)
-    layouts = (src, plain, arranged, bias, dst, scratch)
-    memories = tuple(_made(c.dnnl_memory_create, layout, engine, None) for layout in layouts)
-    image, given, laid_out, offset, result, room = memories
-    arranging = {_SRC: given, _DST: laid_out}
-    running = {_SRC: image, _KERNEL: laid_out, _BIAS: offset, _DST: result, _SCRATCH: room}
+    _check(c.dnnl_primitive_desc_query(description, _IMPLEMENTATION, 0, byref(name)))
+    laid_out = c_void_p(c.dnnl_primitive_desc_query_md(description, _WEIGHTS, 0))
+    scratch = c_void_p(c.dnnl_primitive_desc_query_md(description, _SCRATCHPAD, 0))
+    layout = _create(c.dnnl_reorder_primitive_desc_create, plain, engine, laid_out, engine, None)
+    descriptions = (src, plain, laid_out, bias, dst, scratch)
+    memories = tuple(_create(c.dnnl_memory_create, each, engine, None) for each in descriptions)
+    x_memory, kernel_memory, laid_out_memory, bias_memory, result_memory, scratch_memory = memories
+    layout_arguments = {_SRC: kernel_memory, _DST: laid_out_memory}
+    run_arguments = {
+        _SRC: x_memory,
+        _KERNEL: laid_out_memory,
+        _BIAS: bias_memory,
+        _DST: result_memory,
+        _SCRATCH: scratch_memory,
+    }
     return _Convolution(
         (name.value or b"").decode(),
-        _made(c.dnnl_primitive_create, arrange),
-        (_Argument * len(arranging))(*(_Argument(*each) for each in arranging.items())),
-        _made(c.dnnl_primitive_create, described),
-        (_Argument * len(running))(*(_Argument(*each) for each in running.items())),
+        _create(c.dnnl_primitive_create, layout),
+        _make_arguments(layout_arguments),
+        _create(c.dnnl_primitive_create, description),
+        _make_arguments(run_arguments),
         memories,
-        c.dnnl_memory_desc_get_size(arranged),
+        c.dnnl_memory_desc_get_size(laid_out),
         c.dnnl_memory_desc_get_size(scratch),
     )
 
 
-# One convolution at a time has all of the library's threads: those of two would wait for each other.
-_turn = threading.Lock()
-_rooms: dict[str, np.ndarray] = {}  # for what lives no longer than a call
+# Convolutions run one at a time, each on all of the library's threads: two at once would wait for each other.
+_run_lock = threading.Lock()
+_buffers: dict[str, np.ndarray] = {}  # memory that is used within a call only
 
 
 def _execute(operands: list[Operand], result: Operand, numbers: tuple[int, ...]) -> None:
-    """What XLA calls: operands are the image, the kernel, the bias and, where something is added, that, which
-    the result then lies on.
+    """Run a convolution for XLA.
+
+    Operands are the image, the kernel, the bias and, where something is added, the summand; the result then
+    takes the summand's place.
     """
     x, kernel, bias, *_ = operands
-    made = _convolution(x.shape, kernel.shape, Spec(*numbers), len(operands) == 4)
-    with _turn:
-        laid_out, scratch = _room("kernel", made.arranged), _room("scratch", made.scratch)
-        places = (x.address, kernel.address, laid_out, bias.address, result.address, scratch)
-        for memory, place in zip(made.memories, places, strict=True):
-            _check(_library().c.dnnl_memory_set_data_handle(memory, c_void_p(place)))
-        _run(made.arrange, made.arranging)
-        _run(made.run, made.running)
+    convolution = _prepare(x.shape, kernel.shape, Spec(*numbers), len(operands) == 4)
+    with _run_lock:
+        laid_out = _reserve("kernel", convolution.kernel_size)
+        scratch = _reserve("scratch", convolution.scratch_size)
+        addresses = (x.address, kernel.address, laid_out, bias.address, result.address, scratch)
+        for memory, address in zip(convolution.memories, addresses, strict=True):
+            _check(_library().c.dnnl_memory_set_data_handle(memory, c_void_p(address)))
+        _run(convolution.layout, convolution.layout_arguments)
+        _run(convolution.run, convolution.run_arguments)
 
 
-def _room(name: str, size: int) -> int:
-    """The address of so many bytes that are only used within a call."""
-    if name not in _rooms or _rooms[name].size < size + ALIGNMENT:
-        _rooms[name] = np.empty(size + ALIGNMENT, np.uint8)
-    address = _rooms[name].ctypes.data
+def _reserve(name: str, size: int) -> int:
+    """Reserve memory that is used within a call only, and return its address."""
+    if name not in _buffers or _buffers[name].size < size + ALIGNMENT:
+        _buffers[name] = np.empty(size + ALIGNMENT, np.uint8)
+    address = _buffers[name].ctypes.data
     return address + -address % ALIGNMENT
 
 
@@ -278,27 +284,31 @@ def _run(program: c_void_p, arguments: Any) -> None:
 
 
 def _library() -> Library:
-    found = load_library()
-    assert found is not None  # `supports` has been asked
-    return found
+    library = load_library()
+    assert library is not None  # `supports` has been asked
+    return library
 
 
-def _image(shape: tuple[int, ...], dtype: int) -> c_void_p:
-    """(B, H, W, C) as it lies in memory, which the library calls (B, C, H, W) with channels last."""
+def _describe_image(shape: tuple[int, ...], dtype: int) -> c_void_p:
+    """Describe (B, H, W, C) in memory, which the library calls (B, C, H, W) with channels last."""
     b, h, w, c = shape
-    return _strided((b, c, h, w), dtype, (h * w * c, 1, w * c, c))
+    return _describe_strided((b, c, h, w), dtype, (h * w * c, 1, w * c, c))
 
 
-def _strided(shape: tuple[int, ...], dtype: int, strides: tuple[int, ...]) -> c_void_p:
+def _describe_strided(shape: tuple[int, ...], dtype: int, strides: tuple[int, ...]) -> c_void_p:
     make = _library().c.dnnl_memory_desc_create_with_strides
-    return _made(make, len(shape), _dims(*shape), dtype, _dims(*strides))
+    return _create(make, len(shape), _dims(*shape), dtype, _dims(*strides))
+
+
+def _make_arguments(memories: dict[int, c_void_p]) -> Any:
+    return (_Argument * len(memories))(*(_Argument(*each) for each in memories.items()))
 
 
 def _dims(*sizes: int) -> Any:
     return (c_int64 * 12)(*sizes)
 
 
-def _made(function: Any, *arguments: Any) -> c_void_p:
+def _create(function: Any, *arguments: Any) -> c_void_p:
     handle = c_void_p()
     _check(function(byref(handle), *arguments))
     return handle

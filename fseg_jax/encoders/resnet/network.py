@@ -1,11 +1,11 @@
-"""ResNet 18, 34, 50 and 101 (He et al. 2016): to read, with the batch norms folded into the convolutions, and
-to train, with real ones, which ``folded`` turns into the former.
+"""ResNet 18, 34, 50 and 101 (He et al. 2016), to read and to train.
 
-F-SEG reads ``layer3``: 16 pixels a token, 1024 channels in ResNet-50, and non-negative, for it ends in a
-ReLU.
+To be read, a network has its batch norms folded into the convolutions. To be trained it has real ones;
+``fold_norms`` makes the former of the latter. F-SEG reads ``layer3``: 16 pixels a token, 1024 channels in
+ResNet-50, non-negative because it ends in a ReLU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal
@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fseg_jax.encoders.frames import clear_outside
 from fseg_jax.encoders.layers import (
     Conv,
-    DType,
     Linear,
     Network,
     Stage,
@@ -30,13 +30,18 @@ from fseg_jax.encoders.layers import (
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """What makes one ResNet differ from another.
+    """The configuration of a ResNet.
 
-    ``num_classes`` is 0 for a network without a classifier; ``norms`` says whether each convolution has a
-    batch norm of its own, to be trained with. ``patches`` is another stem than the paper's 7 × 7 convolution
-    and max-pool, ending at the same stride of 4: blocks of 4 × 4 pixels become channels, and a 3 × 3
-    convolution reads those. It sees 12 × 12 pixels to the other's 11 × 11, and on a CPU costs a fifth to
-    train.
+    Attributes:
+        block: the kind of residual block.
+        depths: blocks of each stage.
+        channels: channels of each stage, before a bottleneck's expansion.
+        stem_channels: channels of the stem.
+        num_classes: outputs of the classifier; 0 for none.
+        norms: whether each convolution has a batch norm of its own, to be trained with.
+        patches: whether the stem makes channels of 4 × 4 pixels, which a 3 × 3 convolution reads, instead of
+            the paper's 7 × 7 convolution and max-pool. It has the same stride of 4, sees 12 × 12 pixels
+            rather than 11 × 11, and costs a fifth to train on a CPU.
     """
 
     block: Literal["basic", "bottleneck"]
@@ -49,7 +54,7 @@ class ResNetConfig:
 
     @property
     def expansion(self) -> int:
-        """How much wider a block's output is than the stage's channels."""
+        """Channels of a block's output, in channels of the stage."""
         return 4 if self.block == "bottleneck" else 1
 
 
@@ -61,7 +66,7 @@ RESNETS = {
 }
 
 
-PATCH = 4  # pixels a side of what a stem of patches makes channels of
+PATCH = 4  # pixels a side of the squares that a stem of patches makes channels of
 
 
 class NormedConv(nnx.Module):
@@ -74,12 +79,13 @@ class NormedConv(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w i"], add: Float[Array, "b p q o"] | None = None, relu: bool = False
     ) -> Float[Array, "b p q o"]:
-        y = self.norm(self.conv(x))
+        """Convolve, normalise, add ``add``, and take the positive part where ``relu`` says so."""
+        y: Array = self.norm(self.conv(x))
         y = y if add is None else y + add
         return jax.nn.relu(y) if relu else y
 
     def fold(self) -> tuple[Float[Array, "p q i o"], Float[Array, " o"]]:
-        """The kernel and the bias of the convolution that does the same with the running statistics."""
+        """Fold the norm, with its running statistics, into a kernel and a bias."""
         norm = self.norm
         assert norm.scale is not None and norm.bias is not None
         scale = norm.scale[...] / jnp.sqrt(norm.var[...] + norm.epsilon)
@@ -88,56 +94,57 @@ class NormedConv(nnx.Module):
 
 
 class BasicBlock(nnx.Module):
-    """Two 3×3 convolutions beside a shortcut."""
+    """Two 3×3 convolutions, added to a shortcut."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int, conv: "_Maker"):
+    def __init__(self, channels_in: int, channels: int, stride: int, conv: "_MakeConv"):
         self.conv1 = conv(channels_in, channels, 3, stride)
         self.conv2 = conv(channels, channels, 3, 1)
         self.downsample = _shortcut(channels_in, channels, stride, conv)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
+        """Apply the block."""
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.conv2(self.conv1(x, relu=True), add=shortcut, relu=True)
 
 
 class Bottleneck(nnx.Module):
-    """1×1, 3×3 and 1×1 convolutions beside a shortcut; the stride is the 3×3's, as in torchvision and
-    timm.
+    """1×1, 3×3 and 1×1 convolutions, added to a shortcut.
+
+    The 3×3 has the stride, as in torchvision and timm.
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int, conv: "_Maker"):
+    def __init__(self, channels_in: int, channels: int, stride: int, conv: "_MakeConv"):
         self.conv1 = conv(channels_in, channels, 1, 1)
         self.conv2 = conv(channels, channels, 3, stride)
         self.conv3 = conv(channels, 4 * channels, 1, 1)
         self.downsample = _shortcut(channels_in, 4 * channels, stride, conv)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
+        """Apply the block."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.conv2(self.conv1(x, relu=True), relu=True)
         return self.conv3(y, add=shortcut, relu=True)
 
 
-# Channels in and out, side of the kernel, stride.
-_Maker = Callable[[int, int, int, int], Conv | NormedConv]
+# Makes a convolution of channels in and out, the side of the kernel, and the stride.
+_MakeConv = Callable[[int, int, int, int], Conv | NormedConv]
 
 
-def _shortcut(channels_in: int, channels_out: int, stride: int, conv: _Maker) -> Conv | NormedConv | None:
+def _shortcut(channels_in: int, channels_out: int, stride: int, conv: _MakeConv) -> Conv | NormedConv | None:
     if stride == 1 and channels_in == channels_out:
         return None
     return conv(channels_in, channels_out, 1, stride)
 
 
 class ResNet(Network):
-    """A residual network whose layers are ``stem`` (after the max-pool), ``layer1``, ``layer2``, ``layer3``,
-    ``layer4``.
-    """
+    """A residual network; its layers are ``stem`` (after the max-pool) and ``layer1`` … ``layer4``."""
 
-    def __init__(self, config: ResNetConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: ResNetConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         block = BasicBlock if config.block == "basic" else Bottleneck
 
         def conv(channels_in: int, channels_out: int, kernel: int, stride: int) -> Conv | NormedConv:
-            made = Conv(
+            layer = Conv(
                 channels_in,
                 channels_out,
                 kernel,
@@ -148,7 +155,7 @@ class ResNet(Network):
                 rounded=jnp.float32 if config.norms else dtype,
                 rngs=rngs,
             )
-            return NormedConv(made, rngs) if config.norms else made
+            return NormedConv(layer, rngs) if config.norms else layer
 
         if config.patches:
             self.conv1 = conv(3 * PATCH**2, config.stem_channels, 3, 1)
@@ -165,7 +172,7 @@ class ResNet(Network):
         self.fc = Linear(width, config.num_classes, dtype=dtype, rngs=rngs) if config.num_classes else None
 
     def stages(self) -> tuple[Stage, ...]:
-        """``stem`` and one stage a ``layer``."""
+        """List ``stem`` and one stage a ``layer``."""
         numbers = range(1, len(self.config.depths) + 1)
         return (
             Stage("stem", self._stem),
@@ -173,22 +180,22 @@ class ResNet(Network):
         )
 
     def head(self, features: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
-        """The mean over the grid, or the logits of a network with a classifier."""
+        """Compute the mean over the grid, or the logits in a network with a classifier."""
         pooled = global_average(features)
         return pooled if self.fc is None else self.fc(pooled)
 
     def _stem(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
         if self.config.patches:
-            return self.conv1(_patches(x), relu=True)
+            return self.conv1(_to_patches(x), relu=True)
         return _max_pool(clear_outside(self.conv1(x, relu=True)))
 
 
 @jax.custom_jvp
 def _max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
-    """The largest of 3 × 3 of what is not negative, every second row and column.
+    """Max-pool non-negative numbers over 3 × 3, with a stride of 2.
 
-    Such numbers are ordered as their bits are, and XLA's CPU compares whole vectors of integers: bfloat16
-    takes a thirtieth of the time.
+    Non-negative numbers have the order of their bits as integers, of which XLA's CPU compares whole vectors:
+    bfloat16 takes a thirtieth of the time.
     """
     bits = lax.bitcast_convert_type(x, jnp.int16 if x.dtype == jnp.bfloat16 else jnp.int32)
     bits = jnp.pad(bits, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -198,35 +205,36 @@ def _max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
 
 
 @_max_pool.defjvp
-def _(primals, tangents):
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return jax.jvp(_max_pool_by_windows, primals, tangents)
 
 
 def _max_pool_by_windows(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
     window, strides, pads = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
+    y: Array = lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
+    return y
 
 
 def fold_norms(network: ResNet) -> ResNet:
-    """The network that computes what one with batch norms does in ``eval`` mode, without them; float32."""
-    out = ResNet(replace(network.config, norms=False), rngs=nnx.Rngs(0))
-    places: dict[Any, Any] = dict(nnx.iter_modules(out))
+    """Fold the batch norms of a network, as they are in ``eval`` mode, into its convolutions; float32."""
+    folded = ResNet(replace(network.config, norms=False), rngs=nnx.Rngs(0))
+    places: dict[Any, Any] = dict(nnx.iter_modules(folded))
     for path, module in nnx.iter_modules(network):
         if isinstance(module, NormedConv):
             places[path].kernel[...], places[path].bias[...] = module.fold()
-    if out.fc is not None and network.fc is not None:
-        nnx.update(out.fc, nnx.state(network.fc))
-    return out
+    if folded.fc is not None and network.fc is not None:
+        nnx.update(folded.fc, nnx.state(network.fc))
+    return folded
 
 
-def _patches(x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
+def _to_patches(x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
     b, height, width, channels = x.shape
     h, w = height // PATCH, width // PATCH
     x = x.reshape(b, h, PATCH, w, PATCH, channels)
     return jnp.moveaxis(x, 2, 3).reshape(b, h, w, PATCH * PATCH * channels)
 
 
-def _chain(blocks):
+def _chain(blocks: Iterable[BasicBlock | Bottleneck]) -> Callable[[Array], Array]:
     def apply(x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
         for block in blocks:
             x = block(x)

@@ -1,6 +1,4 @@
-"""ResNet checkpoints: timm's and torchvision's names (they agree), and the prefixes that trainers put before
-them.
-"""
+"""The names of a ResNet's tensors in checkpoints: timm's and torchvision's, which agree, with any prefix."""
 
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.encoders.weights.rules import Layout, Rules, fold_bias, fold_kernel, identity, to_linear
@@ -32,12 +30,15 @@ _RULES: Rules = {
 }
 
 _COUNTERS = r".*\.num_batches_tracked"
+# Prefixes of trainers that wrap the network.
 _WRAPPERS = {r"^(?:module\.)?(?:model\.)?(?:backbone\.|resnet\.)?": ""}
 
 
 def list_layouts(config: ResNetConfig) -> tuple[Layout, ...]:
-    """The layouts known for a configuration; a classifier, or the projection that self-supervision puts in
-    its place, is left aside where the network has none.
+    """List the layouts that are known for a configuration.
+
+    A classifier, or the projection that self-supervision puts in its place, is ignored where the network has
+    none.
     """
     unused = () if config.num_classes else (r"(?:fc|l|head|projector|projection_head)\d*\..*",)
     name = "timm's or torchvision's ResNet"

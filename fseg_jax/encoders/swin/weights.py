@@ -1,5 +1,6 @@
-"""CTransPath's checkpoint (a patched timm 0.5.4, which halves the grid at a stage's end), and today's timm
-names.
+"""The names of a Swin's tensors in checkpoints: timm's, and CTransPath's.
+
+CTransPath used a patched timm 0.5.4, which halves the grid at the end of a stage.
 """
 
 from fseg_jax.encoders.swin.network import SwinConfig
@@ -16,18 +17,18 @@ from fseg_jax.encoders.weights.rules import (
 BATCH_NORM_EPS = 1e-5
 
 _BLOCK = r"trunk\.(\d+)\.blocks\.(\d+)\."
-_THEIRS = r"layers.\1.blocks.\2."
+_SOURCE = r"layers.\1.blocks.\2."
 
 
-def _stem(ours: str, convolution: int, norm: int) -> Rules:
-    """A convolution of the stem's sequence, and the batch norm after it, folded."""
+def _stem(name: str, convolution: int, norm: int) -> Rules:
+    """Make the rules of a convolution in the stem's sequence, with the batch norm after it folded."""
     bn = f"patch_embed.proj.{norm}"
     return {
-        rf"patch_embed\.{ours}\.kernel": (
+        rf"patch_embed\.{name}\.kernel": (
             (f"patch_embed.proj.{convolution}.weight", f"{bn}.weight", f"{bn}.running_var"),
             fold_kernel(BATCH_NORM_EPS),
         ),
-        rf"patch_embed\.{ours}\.bias": (
+        rf"patch_embed\.{name}\.bias": (
             (f"{bn}.weight", f"{bn}.running_var", f"{bn}.bias", f"{bn}.running_mean"),
             fold_bias(BATCH_NORM_EPS),
         ),
@@ -41,31 +42,32 @@ _RULES: Rules = {
     r"patch_embed\.conv3\.bias": ((r"patch_embed.proj.6.bias",), identity),
     r"patch_embed\.norm\.scale": ((r"patch_embed.norm.weight",), identity),
     r"patch_embed\.norm\.bias": ((r"patch_embed.norm.bias",), identity),
-    rf"{_BLOCK}(norm[12])\.scale": ((rf"{_THEIRS}\3.weight",), identity),
-    rf"{_BLOCK}(norm[12])\.bias": ((rf"{_THEIRS}\3.bias",), identity),
-    rf"{_BLOCK}(attn\.(?:qkv|proj))\.kernel": ((rf"{_THEIRS}\3.weight",), to_linear),
-    rf"{_BLOCK}(attn\.(?:qkv|proj))\.bias": ((rf"{_THEIRS}\3.bias",), identity),
+    rf"{_BLOCK}(norm[12])\.scale": ((rf"{_SOURCE}\3.weight",), identity),
+    rf"{_BLOCK}(norm[12])\.bias": ((rf"{_SOURCE}\3.bias",), identity),
+    rf"{_BLOCK}(attn\.(?:qkv|proj))\.kernel": ((rf"{_SOURCE}\3.weight",), to_linear),
+    rf"{_BLOCK}(attn\.(?:qkv|proj))\.bias": ((rf"{_SOURCE}\3.bias",), identity),
     rf"{_BLOCK}attn\.relative_position_bias_table": (
-        (rf"{_THEIRS}attn.relative_position_bias_table",),
+        (rf"{_SOURCE}attn.relative_position_bias_table",),
         identity,
     ),
-    rf"{_BLOCK}(fc[12])\.kernel": ((rf"{_THEIRS}mlp.\3.weight",), to_linear),
-    rf"{_BLOCK}(fc[12])\.bias": ((rf"{_THEIRS}mlp.\3.bias",), identity),
+    rf"{_BLOCK}(fc[12])\.kernel": ((rf"{_SOURCE}mlp.\3.weight",), to_linear),
+    rf"{_BLOCK}(fc[12])\.bias": ((rf"{_SOURCE}mlp.\3.bias",), identity),
     r"trunk\.(\d+)\.downsample\.reduction\.kernel": ((r"layers.\1.downsample.reduction.weight",), to_linear),
     r"trunk\.(\d+)\.downsample\.norm\.scale": ((r"layers.\1.downsample.norm.weight",), identity),
     r"trunk\.(\d+)\.downsample\.norm\.bias": ((r"layers.\1.downsample.norm.bias",), identity),
     r"norm\.scale": ((r"norm.weight",), identity),
     r"norm\.bias": ((r"norm.bias",), identity),
 }
-# Tables that follow from the window's size, counters, and classifiers.
+# Tables that follow from the window's size, counters, classifiers.
 _IGNORED = (r".*\.relative_position_index", r".*\.attn_mask", r".*\.num_batches_tracked", r"head\..*")
 
 
 def list_layouts(config: SwinConfig) -> tuple[Layout, ...]:
-    """The layouts known for a configuration: timm's has a ``downsample`` in the last stage, CTransPath's in
-    the first.
+    """List the layouts that are known for a configuration.
+
+    timm's has a ``downsample`` in the last stage, CTransPath's in the first.
     """
-    # From the last stage down, or one renaming would be taken for the next's key.
+    # From the last stage down: the other way, a renamed key would be renamed again.
     last = len(config.depths) - 1
     stages = reversed(range(last))
     to_next = {rf"^layers\.{n}\.downsample\.": f"layers.{n + 1}.downsample." for n in stages}

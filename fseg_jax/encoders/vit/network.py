@@ -1,9 +1,9 @@
-"""The vision transformer (Dosovitskiy et al. 2021) in every form that the published pathology encoders take.
+"""The vision transformer (Dosovitskiy et al. 2021) in all forms that published pathology encoders have.
 
-Plain or gated (SwiGLU) MLP; LayerScale or not; register tokens; a position embedding with or without entries
-for the class and register tokens, resampled to the grid of the image at hand. Tokens run class, registers,
-patches (row by row); the blocks normalise first. F-SEG reads the last block's output, before the final norm:
-it can be negative, and the ReLU is the caller's.
+The MLP is plain or gated (SwiGLU); there may be LayerScale and register tokens; the position embedding, with
+or without entries for the class and register tokens, is resampled to the grid of each image. Tokens are in
+the order class, registers, patches (row by row). Blocks normalise first. F-SEG reads the last block's output,
+before the final norm: it can be negative, and the ReLU is the caller's.
 """
 
 from collections.abc import Sequence
@@ -14,35 +14,45 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fseg_jax.encoders.frames import get_grid_sizes, mask_tokens
-from fseg_jax.encoders.layers import DType, LayerNorm, Linear, Network, Stage, along_channels
+from fseg_jax.encoders.layers import LayerNorm, Linear, Network, Stage, along_channels
 from fseg_jax.encoders.vit.positions import Resampling, resample_grid, resample_grids
 from fseg_jax.errors import InputError
 
 
 @dataclass(frozen=True)
 class AttentionPoolConfig:
-    """CONCH's pooling: one learned query attends over all tokens, with ``dim`` channels in ``heads``
-    heads.
-    """
+    """CONCH's pooling: one learned query attends over all tokens."""
 
-    dim: int
+    dim: int  # channels
     heads: int
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """What makes one ViT differ from another.
+    """The configuration of a ViT.
 
-    - ``mlp_width``: the width of the MLP's first product; a gated MLP halves it;
-    - ``image_size``: the side in pixels of the images that the stored position embedding is for;
-    - ``embed_prefix``: the position embedding has entries for the class and register tokens too (timm's
-      ``no_embed_class`` is its negation);
-    - ``resampling``: which bicubic takes the embedding to another grid;
-    - ``pool``: CONCH's attention pooling, in place of the class token (or of the mean, in a network without
-      one).
+    Attributes:
+        patch: side of a patch in pixels.
+        dim: channels of a token.
+        depth: number of blocks.
+        heads: attention heads of a block.
+        mlp_width: width of the MLP's first product; a gated MLP halves it.
+        mlp: plain (``gelu``) or gated (``swiglu``).
+        image_size: side in pixels of the images that the stored position embedding is for.
+        class_token: whether there is a class token.
+        registers: number of register tokens.
+        embed_prefix: whether the position embedding has entries for the class and register tokens too (the
+            negation of timm's ``no_embed_class``).
+        layer_scale: whether each branch is scaled by channel.
+        qkv_bias: whether q, k and v have biases.
+        eps: what is added to variances in norms.
+        resampling: the bicubic that takes the position embedding to another grid.
+        pool: CONCH's attention pooling, in place of the class token (or of the mean, in a network without
+            one).
     """
 
     patch: int
@@ -63,12 +73,12 @@ class ViTConfig:
 
     @property
     def prefix(self) -> int:
-        """How many tokens stand before the patches."""
+        """Number of tokens before the patches."""
         return int(self.class_token) + self.registers
 
     @property
     def positions(self) -> tuple[int, int]:
-        """The grid of the stored position embedding."""
+        """Rows and columns of the stored position embedding."""
         return (self.image_size // self.patch,) * 2
 
 
@@ -100,31 +110,33 @@ def add_registers(config: ViTConfig) -> ViTConfig:
 
 
 class Attention(nnx.Module):
-    """Self-attention over all tokens of an image; the scores and their softmax in float32."""
+    """Self-attention over all tokens of an image; scores and softmax are float32."""
 
-    def __init__(self, config: ViTConfig, *, dtype: DType, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.qkv = Linear(config.dim, 3 * config.dim, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = Linear(config.dim, config.dim, dtype=dtype, rngs=rngs)
         self.heads, self.dtype = config.heads, dtype
         self.patch, self.prefix = config.patch, config.prefix
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Attend."""
         batch, tokens, channels = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, channels // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        seen = mask_tokens(self.patch, self.prefix)
-        return self.proj(attend(q, k, v, self.dtype, seen).reshape(x.shape))
+        mask = mask_tokens(self.patch, self.prefix)
+        return self.proj(attend(q, k, v, self.dtype, mask).reshape(x.shape))
 
 
 def attend(
     q: Float[Array, "b m heads d"],
     k: Float[Array, "b n heads d"],
     v: Float[Array, "b n heads d"],
-    dtype: DType,
-    seen: Bool[Array, "b n"] | None = None,
+    dtype: DTypeLike,
+    mask: Bool[Array, "b n"] | None = None,
 ) -> Float[Array, "b m heads d"]:
-    """softmax(q·kᵀ / √d) · v over the tokens that are ``seen``: products of ``dtype``, everything else in
-    float32.
+    """Compute softmax(q·kᵀ / √d) · v over the tokens of ``mask``.
+
+    Operands of products are ``dtype``, everything else is float32.
     """
     scores = jnp.einsum(
         "bmhd,bnhd->bhmn",
@@ -132,8 +144,8 @@ def attend(
         k.astype(dtype),
         preferred_element_type=jnp.float32,
     )
-    if seen is not None:
-        scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     return jnp.einsum(
         "bhmn,bnhd->bmhd", weights.astype(dtype), v.astype(dtype), preferred_element_type=jnp.float32
@@ -141,15 +153,16 @@ def attend(
 
 
 class Mlp(nnx.Module):
-    """GELU (exact) between two products, or SiLU of the first half of the first times its second half."""
+    """Two products with an exact GELU between them, or gated: SiLU of one half times the other half."""
 
-    def __init__(self, config: ViTConfig, *, dtype: DType, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.gated = config.mlp == "swiglu"
         hidden = config.mlp_width // 2 if self.gated else config.mlp_width
         self.fc1 = Linear(config.dim, config.mlp_width, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(hidden, config.dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Apply the MLP to each token."""
         x = self.fc1(x)
         if self.gated:
             gate, value = jnp.split(x, 2, axis=-1)
@@ -158,11 +171,9 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each normalised first, scaled by channel where LayerScale is, and added to its
-    input.
-    """
+    """Attention and MLP: each normalises first, may be scaled by channel, and is added to its input."""
 
-    def __init__(self, config: ViTConfig, *, dtype: DType, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm1 = LayerNorm(config.dim, eps=config.eps)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
         self.ls1 = nnx.Param(jnp.ones((config.dim,), jnp.float32)) if config.layer_scale else None
@@ -171,6 +182,7 @@ class Block(nnx.Module):
         self.ls2 = nnx.Param(jnp.ones((config.dim,), jnp.float32)) if config.layer_scale else None
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Apply attention, then the MLP."""
         y = self.attn(self.norm1(x))
         x = x + (y if self.ls1 is None else y * along_channels(self.ls1[...], y))
         y = self.mlp(self.norm2(x))
@@ -178,11 +190,9 @@ class Block(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """One learned query over all tokens (CoCa's contrastive pooling), then a norm: CONCH's image
-    embedding.
-    """
+    """One learned query over all tokens (CoCa's contrastive pooling), then a norm: CONCH's embedding."""
 
-    def __init__(self, config: ViTConfig, pool: AttentionPoolConfig, *, dtype: DType, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, pool: AttentionPoolConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.query = nnx.Param(normal(1.0)(rngs.params(), (pool.dim,), jnp.float32))
         self.ln_q = LayerNorm(pool.dim, eps=1e-5)
         self.ln_k = LayerNorm(config.dim, eps=1e-5)
@@ -193,6 +203,7 @@ class AttentionPool(nnx.Module):
         self.heads, self.dtype = pool.heads, dtype
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b d"]:
+        """Pool the tokens of each image."""
         batch, tokens, _ = x.shape
         k, v = jnp.split(self.to_kv(self.ln_k(x)).reshape(batch, tokens, 2 * self.heads, -1), 2, axis=2)
         q = self.to_q(self.ln_q(self.query[...])).reshape(1, 1, self.heads, -1)
@@ -201,11 +212,12 @@ class AttentionPool(nnx.Module):
 
 
 class ViT(Network):
-    """A vision transformer whose layers are ``patch_embed``, ``embed`` (with the prefix tokens and the
-    positions), ``blocks.0`` … and ``norm``.
+    """A vision transformer; its layers are ``patch_embed``, ``embed``, ``blocks.0`` … and ``norm``.
+
+    At ``embed`` positions are added and the class and register tokens join.
     """
 
-    def __init__(self, config: ViTConfig, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         embed = normal(0.02)
         entries = config.positions[0] * config.positions[1] + (config.prefix if config.embed_prefix else 0)
@@ -226,7 +238,7 @@ class ViT(Network):
         )
 
     def stages(self) -> Sequence[Stage]:
-        """``patch_embed``, ``embed``, one stage a block, ``norm``."""
+        """List ``patch_embed``, ``embed``, one stage a block, ``norm``."""
         blocks = (Stage(f"blocks.{index}", block) for index, block in enumerate(self.blocks))
         return (
             Stage("patch_embed", self._patches),
@@ -236,15 +248,13 @@ class ViT(Network):
         )
 
     def head(self, features: Float[Array, "b n c"]) -> Float[Array, "b d"]:
-        """The class token; the mean of the patches in a network without one; CONCH's pooling where it has
-        it.
-        """
+        """Return CONCH's pooling or the class token, or the mean of the patches where there is neither."""
         if self.pool is not None:
             return self.pool(features)
         return features[:, 0] if self.config.class_token else features[:, self.config.prefix :].mean(1)
 
     def grid(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b h w c"]:
-        """The patch tokens at a named layer, on their grid: the class and register tokens are dropped.
+        """Compute the patch tokens at a named layer, on their grid; class and register tokens are dropped.
 
         They can be negative: the ReLU that F-SEG puts before the factorization is the caller's.
         """
@@ -270,16 +280,16 @@ class ViT(Network):
         batch, h, w, channels = x.shape
         config = self.config
         table = self.pos_embed[...]
-        own = config.prefix if config.embed_prefix else 0
+        embedded = config.prefix if config.embed_prefix else 0
         if (sizes := get_grid_sizes(h, w)) is None:
-            positions = resample_grid(table[own:], config.positions, (h, w), config.resampling)[None]
+            positions = resample_grid(table[embedded:], config.positions, (h, w), config.resampling)[None]
         else:
-            positions = resample_grids(table[own:], config.positions, (h, w), sizes, config.resampling)
+            positions = resample_grids(table[embedded:], config.positions, (h, w), sizes, config.resampling)
         parts = [token[...] for token in (self.cls_token, self.reg_token) if token is not None]
         x = x.reshape(batch, h * w, channels) + positions
         if not parts:
             return x
         prefix = jnp.concatenate(parts)
-        if own:
-            prefix = prefix + table[:own]
+        if embedded:
+            prefix = prefix + table[:embedded]
         return jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape)), x], axis=1)

@@ -1,4 +1,4 @@
-"""ViT checkpoints: timm's names, DINOv2's own, CONCH v1.5's, and transformers' ViT and DINOv2."""
+"""The names of a ViT's tensors in checkpoints: timm's, DINOv2's, CONCH v1.5's, transformers'."""
 
 import numpy as np
 
@@ -6,30 +6,31 @@ from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.encoders.weights.rules import Layout, Rules, identity, to_linear
 
 
-def _row(value: np.ndarray) -> np.ndarray:
-    """(1, n, c) → (n, c), or (1, c) as it is."""
+def _drop_batch(value: np.ndarray) -> np.ndarray:
+    """Drop the batch axis: (1, n, c) → (n, c); (1, c) stays."""
     return value.reshape(-1, value.shape[-1])
 
 
-def _patches(weight: np.ndarray) -> np.ndarray:
-    """(out, 3, patch, patch) → (patch · patch · 3, out)."""
+def _flatten_patches(weight: np.ndarray) -> np.ndarray:
+    """Make a linear kernel: (out, 3, patch, patch) → (patch · patch · 3, out)."""
     return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
 
 
-def _class_with_position(token: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    return _row(token).astype(np.float32) + _row(positions)[:1].astype(np.float32)
+def _add_class_position(token: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Add the class token's position to the class token."""
+    return _drop_batch(token).astype(np.float32) + _drop_batch(positions)[:1].astype(np.float32)
 
 
-def _without_class(positions: np.ndarray) -> np.ndarray:
-    return _row(positions)[1:]
+def _drop_class_position(positions: np.ndarray) -> np.ndarray:
+    return _drop_batch(positions)[1:]
 
 
-def _joined(*kernels: np.ndarray) -> np.ndarray:
-    """q, k and v side by side, as one (in, 3 · out) kernel or one bias."""
+def _join(*kernels: np.ndarray) -> np.ndarray:
+    """Join q, k and v to one (in, 3 · out) kernel or one bias."""
     return np.concatenate([kernel.T for kernel in kernels], axis=-1)
 
 
-def _vector(value: np.ndarray) -> np.ndarray:
+def _flatten(value: np.ndarray) -> np.ndarray:
     return value.reshape(-1)
 
 
@@ -44,25 +45,25 @@ _TIMM_BLOCK: Rules = {
     r"(blocks\.\d+\.mlp\.fc[12])\.bias": ((r"\1.bias",), identity),
 }
 _TIMM_ENDS: Rules = {
-    r"patch_embed\.kernel": ((r"patch_embed.proj.weight",), _patches),
+    r"patch_embed\.kernel": ((r"patch_embed.proj.weight",), _flatten_patches),
     r"patch_embed\.bias": ((r"patch_embed.proj.bias",), identity),
     r"norm\.scale": ((r"norm.weight",), identity),
     r"norm\.bias": ((r"norm.bias",), identity),
 }
 _TOKENS: Rules = {
-    r"cls_token": ((r"cls_token",), _row),
-    r"reg_token": ((r"reg_token",), _row),
-    r"pos_embed": ((r"pos_embed",), _row),
+    r"cls_token": ((r"cls_token",), _drop_batch),
+    r"reg_token": ((r"reg_token",), _drop_batch),
+    r"pos_embed": ((r"pos_embed",), _drop_batch),
 }
-# DINOv2 adds the class token's position before the registers join, and gives them none: what timm writes as a
-# position embedding without entries for the prefix.
+# DINOv2 adds the class token's position before the registers join, and gives registers none. timm writes that
+# as a position embedding without entries for the prefix.
 _DINOV2_REGISTER_TOKENS: Rules = {
-    r"cls_token": ((r"cls_token", r"pos_embed"), _class_with_position),
-    r"reg_token": ((r"register_tokens",), _row),
-    r"pos_embed": ((r"pos_embed",), _without_class),
+    r"cls_token": ((r"cls_token", r"pos_embed"), _add_class_position),
+    r"reg_token": ((r"register_tokens",), _drop_batch),
+    r"pos_embed": ((r"pos_embed",), _drop_class_position),
 }
 _POOL: Rules = {
-    r"pool\.query": ((r"attn_pool_contrast.query",), _vector),
+    r"pool\.query": ((r"attn_pool_contrast.query",), _flatten),
     r"pool\.(ln_[qk])\.scale": ((r"attn_pool_contrast.\1.weight",), identity),
     r"pool\.(ln_[qk])\.bias": ((r"attn_pool_contrast.\1.bias",), identity),
     r"pool\.(to_\w+)\.kernel": ((r"attn_pool_contrast.\1.weight",), to_linear),
@@ -70,7 +71,7 @@ _POOL: Rules = {
     r"pool\.norm\.bias": ((r"ln_contrast.bias",), identity),
 }
 
-# What DINO, DINOv2 and iBOT trainers save beside the network, and the classifiers of supervised ones.
+# Heads that trainers of DINO, DINOv2 and iBOT save beside the network, and classifiers.
 _HEADS = (
     r"head\..*",
     r"dino_head\..*",
@@ -87,15 +88,15 @@ _HF_LAYER = r"encoder.layer.\1."
 
 
 def _hf_rules(self_attention: str, block: Rules, tokens: Rules) -> Rules:
-    """Transformers' names: q, k and v apart, to be joined."""
+    """Make the rules for transformers' names, which have q, k and v apart."""
     qkv = tuple(f"{_HF_LAYER}{self_attention}.{part}" for part in ("query", "key", "value"))
     return {
-        r"patch_embed\.kernel": ((r"embeddings.patch_embeddings.projection.weight",), _patches),
+        r"patch_embed\.kernel": ((r"embeddings.patch_embeddings.projection.weight",), _flatten_patches),
         r"patch_embed\.bias": ((r"embeddings.patch_embeddings.projection.bias",), identity),
         r"norm\.scale": ((r"layernorm.weight",), identity),
         r"norm\.bias": ((r"layernorm.bias",), identity),
-        r"blocks\.(\d+)\.attn\.qkv\.kernel": (tuple(f"{part}.weight" for part in qkv), _joined),
-        r"blocks\.(\d+)\.attn\.qkv\.bias": (tuple(f"{part}.bias" for part in qkv), _joined),
+        r"blocks\.(\d+)\.attn\.qkv\.kernel": (tuple(f"{part}.weight" for part in qkv), _join),
+        r"blocks\.(\d+)\.attn\.qkv\.bias": (tuple(f"{part}.bias" for part in qkv), _join),
         r"blocks\.(\d+)\.attn\.proj\.kernel": ((f"{_HF_LAYER}attention.output.dense.weight",), to_linear),
         r"blocks\.(\d+)\.attn\.proj\.bias": ((f"{_HF_LAYER}attention.output.dense.bias",), identity),
         **block,
@@ -104,13 +105,13 @@ def _hf_rules(self_attention: str, block: Rules, tokens: Rules) -> Rules:
 
 
 _HF_TOKENS: Rules = {
-    r"cls_token": ((r"embeddings.cls_token",), _row),
-    r"pos_embed": ((r"embeddings.position_embeddings",), _row),
+    r"cls_token": ((r"embeddings.cls_token",), _drop_batch),
+    r"pos_embed": ((r"embeddings.position_embeddings",), _drop_batch),
 }
 _HF_REGISTER_TOKENS: Rules = {
-    r"cls_token": ((r"embeddings.cls_token", r"embeddings.position_embeddings"), _class_with_position),
-    r"reg_token": ((r"embeddings.register_tokens",), _row),
-    r"pos_embed": ((r"embeddings.position_embeddings",), _without_class),
+    r"cls_token": ((r"embeddings.cls_token", r"embeddings.position_embeddings"), _add_class_position),
+    r"reg_token": ((r"embeddings.register_tokens",), _drop_batch),
+    r"pos_embed": ((r"embeddings.position_embeddings",), _drop_class_position),
 }
 _HF_VIT_BLOCK: Rules = {
     r"blocks\.(\d+)\.norm1\.scale": ((f"{_HF_LAYER}layernorm_before.weight",), identity),
@@ -136,7 +137,7 @@ _HF_NAMES = {
 }
 _HF_IGNORED = (r"embeddings\.mask_token", r"pooler\..*", r"classifier\..*")
 
-# In order: a layout's signature is looked for where those before it have none.
+# In this order: a layout's signature is looked for where no earlier one is found.
 _LAYOUTS = (
     Layout(
         "transformers' DINOv2 with registers",
@@ -184,7 +185,7 @@ _LAYOUTS = (
 
 
 def list_layouts(config: ViTConfig) -> tuple[Layout, ...]:
-    """The layouts known, which are the same for every configuration."""
+    """List the known layouts, which are the same for every configuration."""
     return _LAYOUTS
 
 

@@ -1,11 +1,11 @@
-"""Published checkpoint files, read one tensor at a time, and never as an unrestricted pickle."""
+"""Published checkpoint files: read one tensor at a time, and never as an unrestricted pickle."""
 
 import argparse
 import hashlib
 import importlib
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import kind_of
 from fseg_jax.files.tensor_header import BrokenFileError, read_header
 
-# Where trainers put the network among what else they save.
+# The keys under which trainers save the network.
 _WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict", "module")
-# What they save beside it, settings and callbacks, is of their own classes: none of those is looked up or
-# run.
+# Trainers save settings and callbacks beside the network, objects of their own classes. Those classes are
+# neither looked up nor run.
 _TRAINERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
 
+# How lines of torch's messages begin that do not say the reason.
 _ADVICE = (
     "Weights only load failed",
     "Please file an issue",
@@ -33,9 +34,9 @@ _ADVICE = (
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
-    """A file's tensors by the publisher's key: the names at once, a tensor when it is asked for."""
+    """A file's tensors by the publisher's key; a tensor is read when it is asked for."""
 
-    def __init__(self, path: Path, names: tuple[str, ...], read: Any):
+    def __init__(self, path: Path, names: tuple[str, ...], read: Callable[[str], np.ndarray]):
         self.path = path
         self._names = dict.fromkeys(names)
         self._read = read
@@ -53,10 +54,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The tensors of a published file: safetensors directly, anything else through torch's restricted loader.
+    """Open a published file: safetensors directly, any other through torch's restricted loader.
 
-    InputError where there is no such file, it is cut short or damaged, it holds anything but tensors and
-    plain containers (nothing of it is run), or it needs torch and torch is not installed.
+    Raises:
+        InputError: there is no such file; it is cut short or damaged; it holds anything but tensors and plain
+            containers (nothing of it is run); or it needs torch, and torch is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,7 +67,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def hash_file(path: Path) -> str:
-    """The hash of a file's bytes."""
+    """Compute the SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -73,14 +75,14 @@ def hash_file(path: Path) -> str:
 def _open_safetensors(path: Path) -> Checkpoint:
     try:
         read_header(path)
-        file = safe_open(str(path), framework="np")
+        file: Any = safe_open(str(path), framework="np")
         names = tuple(file.keys())
     except (BrokenFileError, SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or cut short ({_line(error)}): fetch it again") from error
 
     def read(key: str) -> np.ndarray:
         try:
-            return file.get_tensor(key)
+            return np.asarray(file.get_tensor(key))
         except (SafetensorError, TypeError, ValueError) as error:  # a dtype that numpy has not
             raise InputError(f"{path}: {key} cannot be read ({_line(error)}): fetch it again") from error
 
@@ -97,19 +99,19 @@ def _open_torch(path: Path) -> Checkpoint:
         raise InputError(
             f"{path}: a PyTorch file, and torch is not installed: pip install 'fseg-jax[convert]'"
         ) from error
-    tensors = _state_dict(path, _load(path, torch), torch)
+    tensors = _find_state_dict(path, _load(path, torch), torch)
 
     def read(key: str) -> np.ndarray:
         tensor = tensors[key].detach()
         if tensor.dtype == torch.bfloat16:
-            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.contiguous().numpy()
+            return np.asarray(tensor.contiguous().view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+        return np.asarray(tensor.contiguous().numpy())
 
     return Checkpoint(path, tuple(tensors), read)
 
 
 def _load(path: Path, torch: Any) -> Any:
-    with torch.serialization.safe_globals(_stand_ins(path, torch)):
+    with torch.serialization.safe_globals(_list_stand_ins(path, torch)):
         try:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -125,17 +127,17 @@ def _load(path: Path, torch: Any) -> Any:
             raise InputError(f"{path}: damaged or cut short ({_line(error)}): fetch it again") from error
 
 
-def _stand_ins(path: Path, torch: Any) -> list[Any]:
+def _list_stand_ins(path: Path, torch: Any) -> list[Any]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # no zip archive, or a damaged one: loading says which
         names = []
-    # A plain dictionary in the place of each: it holds what it is given, and does nothing.
-    known = [(OrderedDict, name) for name in names if name.startswith(_TRAINERS)]
-    return [argparse.Namespace, *known]
+    # A plain dictionary takes the place of each class: it holds what it is given, and does nothing.
+    stand_ins = [(OrderedDict, name) for name in names if name.startswith(_TRAINERS)]
+    return [argparse.Namespace, *stand_ins]
 
 
-def _state_dict(path: Path, loaded: Any, torch: Any) -> dict[str, Any]:
+def _find_state_dict(path: Path, loaded: Any, torch: Any) -> dict[str, Any]:
     while isinstance(loaded, Mapping):
         inner = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
@@ -152,9 +154,9 @@ def _state_dict(path: Path, loaded: Any, torch: Any) -> dict[str, Any]:
 
 
 def _line(error: BaseException) -> str:
-    """A foreign error's first sentence, as part of a line."""
+    """Shorten another library's error to its first sentence, to be part of a line."""
     lines = [line.strip() for line in str(error).splitlines()]
     # torch puts its advice, to load the file all the same, around the reason.
-    said = [line for line in lines if line and not line.startswith(_ADVICE)]
-    text = said[0] if said else type(error).__name__
+    reasons = [line for line in lines if line and not line.startswith(_ADVICE)]
+    text = reasons[0] if reasons else type(error).__name__
     return text.split(". ", 1)[0][:160].rstrip(".")

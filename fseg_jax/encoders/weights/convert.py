@@ -1,17 +1,25 @@
-"""A published checkpoint as a file of ours, whatever its family."""
+"""From a published checkpoint to a file of ours, or to a network in memory, whatever its family."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from fseg_jax.encoders.architectures import Config, build_abstract, fill_network, find_family, list_tensors
+from fseg_jax.encoders.architectures import (
+    Config,
+    Family,
+    build_abstract,
+    fill_network,
+    find_family,
+    list_tensors,
+)
 from fseg_jax.encoders.efficientnet import weights as efficientnet
-from fseg_jax.encoders.layers import DType, Network
+from fseg_jax.encoders.layers import Network
 from fseg_jax.encoders.resnet import weights as resnet
 from fseg_jax.encoders.swin import weights as swin
 from fseg_jax.encoders.vit import weights as vit
@@ -19,7 +27,8 @@ from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.encoders.weights import rules, weights_file
 from fseg_jax.encoders.weights.checkpoint import hash_file, open_checkpoint
 
-_LAYOUTS: Mapping[str, Any] = {
+# The layouts of a family's checkpoints, by its configuration.
+_LAYOUTS: Mapping[Family, Callable[[Any], Sequence[rules.Layout]]] = {
     "resnet": resnet.list_layouts,
     "vit": vit.list_layouts,
     "efficientnet": efficientnet.list_layouts,
@@ -28,41 +37,46 @@ _LAYOUTS: Mapping[str, Any] = {
 
 
 def convert_file(
-    checkpoint: Path, out: Path, config: Config, *, name: str, dtype: DType = jnp.float32
+    checkpoint: Path, out: Path, config: Config, *, name: str, dtype: DTypeLike = jnp.float32
 ) -> None:
-    """Write a published checkpoint of an encoder as a file of ours, ready for ``weights_file.load``.
+    """Convert a published checkpoint to a file of ours, which ``weights_file.load`` reads.
 
-    The memory it takes is the largest tensor's, where the checkpoint can be read lazily. InputError where the
-    checkpoint cannot be read, is not this encoder's, or the file cannot be written.
+    It takes the memory of the largest tensor, where the checkpoint can be read lazily.
+
+    Raises:
+        InputError: the checkpoint cannot be read or is not this encoder's, or the file cannot be written.
     """
     state = open_checkpoint(checkpoint)
     what = f"{checkpoint} for {name}"
     config = fit_position_grid(config, state)
-    places = list_tensors(build_abstract(config, dtype=dtype))
-    tensors = rules.convert_tensors(state, list_layouts(config), places, what=what)
-    weights_file.write(out, config, places, tensors, name=name, source_sha256=hash_file(checkpoint))
+    targets = list_tensors(build_abstract(config, dtype=dtype))
+    tensors = rules.convert_tensors(state, list_layouts(config), targets, what=what)
+    weights_file.write(out, config, targets, tensors, name=name, source_sha256=hash_file(checkpoint))
 
 
 def convert_to_network(
-    state: Mapping[str, np.ndarray], config: Config, *, what: str, dtype: DType = jnp.float32
+    state: Mapping[str, np.ndarray], config: Config, *, what: str, dtype: DTypeLike = jnp.float32
 ) -> Network:
-    """The network of a configuration, filled from a publisher's tensors, without a file between."""
+    """Build the network of a configuration with a publisher's tensors, without a file between.
+
+    ``what`` is what messages call the source of the tensors.
+    """
     config = fit_position_grid(config, state)
-    empty = build_abstract(config, dtype=dtype)
-    tensors: Iterator[tuple[str, np.ndarray]] = rules.convert_tensors(
-        state, list_layouts(config), list_tensors(empty), what=what
-    )
-    return fill_network(empty, tensors, what=what)
+    abstract = build_abstract(config, dtype=dtype)
+    tensors = rules.convert_tensors(state, list_layouts(config), list_tensors(abstract), what=what)
+    return fill_network(abstract, tensors, what=what)
 
 
 def list_layouts(config: Config) -> Sequence[rules.Layout]:
-    """The checkpoint layouts known for a configuration's family."""
+    """List the checkpoint layouts that are known for a configuration's family."""
     return _LAYOUTS[find_family(config)](config)
 
 
 def fit_position_grid(config: Config, state: Mapping[str, np.ndarray]) -> Config:
-    """The configuration with the position grid that the checkpoint itself holds: publishers store a ViT's at
-    one image size and run it at another.
+    """Fit a ViT's configuration to the grid of the position embedding in its checkpoint.
+
+    Publishers store the embedding for one image size and run the network at another. Other configurations
+    are returned as they are.
     """
     if not isinstance(config, ViTConfig):
         return config

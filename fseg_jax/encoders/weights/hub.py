@@ -1,7 +1,8 @@
-"""The hub: whether a published encoder's file can be had there, and the file itself.
+"""The Hugging Face hub: whether a published encoder's file can be had, and the file itself.
 
-huggingface_hub does the work: the token comes from its usual places (``HF_TOKEN``, ``hf auth login``), files
-are kept in its own cache, which other programs share, and ``HF_ENDPOINT`` names another hub.
+The library huggingface_hub does the work. The token comes from its usual places (``HF_TOKEN``,
+``hf auth login``), files stay in its own cache, which other programs share, and ``HF_ENDPOINT`` names another
+hub.
 """
 
 import importlib.util
@@ -9,77 +10,79 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fseg_jax.encoders.catalog.row import Row
+from fseg_jax.encoders.weights.checkpoint import hash_file
 from fseg_jax.errors import InputError
 from fseg_jax.files.downloads import cache_folder, fetch, is_disk_error
 
-ANSWER_TIMEOUT = 10.0  # seconds for the hub's first answer, when a file is wanted
+ANSWER_TIMEOUT = 10.0  # seconds for the hub's first answer when a file is fetched
+
+State = Literal[
+    "cached", "reachable", "gated: access granted", "gated: access not granted", "missing", "offline"
+]
 
 _log = logging.getLogger(__name__)
 
 
 class Status(NamedTuple):
-    """Whether an encoder's weights can be had: ``cached``, ``reachable``, ``gated: access granted``,
-    ``gated: access not granted``, ``missing`` or ``offline``; and where, or what to do.
-    """
+    """Whether an encoder's weights can be had."""
 
-    state: str
-    detail: str
+    state: State
+    detail: str  # where they are, or what to do
 
 
 def check_access(row: Row, *, timeout: float = 3.0) -> Status:
-    """What the hub says of an encoder's file, asked without fetching it."""
-    from huggingface_hub import errors
-
+    """Ask the hub whether an encoder's file can be had, without fetching it."""
     try:
-        where = _ask_url(row, timeout) if row.url else f"{row.repo}/{_published(row, timeout)}"
-    except (errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
-        return Status(_state(error), str(_refusal(row, error)))
-    return Status("gated: access granted" if row.gated else "reachable", where)
+        place = _ask_url(row, timeout) if row.url else f"{row.repo}/{_choose_file(row, timeout)}"
+    except _transport_errors() as error:
+        return Status(_find_state(error), str(_explain(row, error)))
+    return Status("gated: access granted" if row.gated else "reachable", place)
 
 
 def find_download(row: Row) -> Path | None:
-    """The published file, where the hub's own cache on this machine holds it."""
+    """Find the published file in the caches of this machine; None where it is in none."""
     from huggingface_hub import try_to_load_from_cache
 
     if row.url:
-        path = _kept(row) / row.files[0]
+        path = _download_folder(row) / row.files[0]
         return path if path.is_file() else None
     for file in row.files:
-        found = try_to_load_from_cache(row.repo, file, repo_type=row.repo_type)
-        if isinstance(found, str):
-            return Path(found)
+        cached = try_to_load_from_cache(row.repo, file, repo_type=row.repo_type)
+        if isinstance(cached, str):
+            return Path(cached)
     return None
 
 
 def fetch_checkpoint(row: Row) -> Path:
-    """The published file of an encoder, from this machine where it is here, or else from where it is
-    published.
+    """Fetch the published file of an encoder, unless it is on this machine.
 
-    A file whose bytes are not those that were published is fetched again. InputError, in one line that says
-    what to do, where there is no network, no access, no such file, no room, or no torch to read it with.
+    A file whose bytes are not those that were published is fetched again.
+
+    Raises:
+        InputError: there is no network, no access, no such file, no room, or no torch to read it with. The
+            message is one line that says what to do.
     """
-    from huggingface_hub import errors
-
-    here = find_download(row)
-    if here is not None and _is_intact(here):
-        return here
-    if here is not None:
-        _log.warning("%s is damaged: it is fetched again", here)
+    download = find_download(row)
+    if download is not None and _is_intact(download):
+        return download
+    if download is not None:
+        _log.warning("%s is damaged: it is fetched again", download)
     if row.url:
         _require_torch(row, row.files[0])
-        return fetch(row.url + row.files[0], _kept(row), otherwise=_by_hand(row))
+        return fetch(row.url + row.files[0], _download_folder(row), otherwise=_describe_manual_way(row))
+    expected: tuple[type[Exception], ...] = (*_transport_errors(), ValueError)
     try:
-        file = _published(row, ANSWER_TIMEOUT)
-    except (errors.EntryNotFoundError, errors.HTTPError, OSError, ValueError) as error:
-        raise _refusal(row, error) from error
+        file = _choose_file(row, ANSWER_TIMEOUT)
+    except expected as error:
+        raise _explain(row, error) from error
     _require_torch(row, file)
     try:
-        path = _download(row, file, again=here is not None)
-    except Exception as error:  # the hub's several ways of transport raise what they like
-        raise _refusal(row, error) from error
+        path = _download(row, file, again=download is not None)
+    except Exception as error:  # the hub has several ways of transport, each with its own errors
+        raise _explain(row, error) from error
     if not _is_intact(path):
         raise InputError(f"{path}: what came is not what {row.repo} published: delete it and try again")
     return path
@@ -99,42 +102,52 @@ def is_reachable(*, timeout: float = 3.0) -> bool:
     return True
 
 
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """List the errors of a request to the hub; those of the library requests are OSErrors."""
+    from huggingface_hub import errors
+
+    http_error: type[Exception] = vars(errors)["HTTPError"]
+    return errors.EntryNotFoundError, http_error, OSError
+
+
 def _endpoint() -> str | None:
     # huggingface_hub reads the variable once, when it is imported.
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def _published(row: Row, timeout: float) -> str:
-    """Which of a row's files the hub has: one question each, no second try, so that no network is found out
-    soon.
+def _choose_file(row: Row, timeout: float) -> str:
+    """Ask the hub which of a row's files it has.
+
+    Each is asked for once, without a second try, so that a missing network is noticed soon.
     """
     from huggingface_hub import errors, get_hf_file_metadata, get_token, hf_hub_url
 
     for file in row.files:
         url = hf_hub_url(row.repo, file, repo_type=row.repo_type, endpoint=_endpoint())
         try:
-            said = get_hf_file_metadata(
+            metadata = get_hf_file_metadata(
                 url, token=get_token() or False, timeout=timeout, endpoint=_endpoint()
             )
         except errors.EntryNotFoundError:
             if file == row.files[-1]:
                 raise
         else:
-            _check_names(row, said.etag, said.commit_hash)
+            _check_hashes(row, metadata.etag, metadata.commit_hash)
             return file
     raise LookupError(f"{row.name} names no file")
 
 
-def _check_names(row: Row, content: str | None, commit: str | None) -> None:
-    """Raise ``InputError`` unless what names files in the hub's cache has the form of a hash: the cache takes
-    it from the answer as it is, and a name may lead anywhere.
+def _check_hashes(row: Row, content: str | None, commit: str | None) -> None:
+    """Raise ``InputError`` unless the names that the hub gives content and commit are hashes.
+
+    The hub's cache makes paths of them as they are, and a path may lead anywhere.
     """
     hashes = r"[0-9a-f]{40}|[0-9a-f]{64}"
     for what, name, form in (("content", content, hashes), ("commit", commit, "[0-9a-f]{40}")):
         if not (isinstance(name, str) and re.fullmatch(form, name)):
             raise InputError(
                 f"{row.name}: {row.repo} names its {what} {str(name)[:60]!r}, which is no hash: "
-                f"check HF_ENDPOINT, or {_by_hand(row)}"
+                f"check HF_ENDPOINT, or {_describe_manual_way(row)}"
             )
 
 
@@ -160,21 +173,19 @@ def _ask_url(row: Row, timeout: float) -> str:
     return url
 
 
-def _kept(row: Row) -> Path:
+def _download_folder(row: Row) -> Path:
     return cache_folder() / "checkpoints" / row.name
 
 
 def _is_intact(path: Path) -> bool:
-    """False where the hub's cache names a file by its SHA-256, as it does large ones, and has another one."""
-    from fseg_jax.encoders.weights.checkpoint import hash_file
-
-    # One link and no further: the hub's cache may itself link to a store with names of another kind.
+    """Whether a file has the SHA-256 that the hub's cache names it by; True where its name is no SHA-256."""
+    # Follow one link, not all: the hub's cache may itself link to a store with other names.
     published = path.readlink().name if path.is_symlink() else ""
     return not re.fullmatch("[0-9a-f]{64}", published) or hash_file(path) == published
 
 
 def _require_torch(row: Row, file: str) -> None:
-    """Said before the gigabytes come, rather than after."""
+    """Raise ``InputError`` where torch is needed and missing: before gigabytes are fetched, not after."""
     if not file.endswith(".safetensors") and importlib.util.find_spec("torch") is None:
         raise InputError(
             f"{row.name} is published as {Path(file).name}, which takes torch to convert, once: "
@@ -182,14 +193,14 @@ def _require_torch(row: Row, file: str) -> None:
         )
 
 
-def _refusal(row: Row, error: BaseException) -> InputError:
-    """What stood in the way of a file of the hub, and what to do."""
+def _explain(row: Row, error: BaseException) -> InputError:
+    """Explain why a file could not be had from the hub, and what to do."""
     from huggingface_hub import constants, errors, get_token
 
-    code = _code(error)
+    code, manual_way = _code(error), _describe_manual_way(row)
     if is_disk_error(error):
         return InputError(
-            f"{constants.HF_HUB_CACHE}: the download cannot be kept there ({_reason(error)}): "
+            f"{constants.HF_HUB_CACHE}: the download cannot be kept there ({_shorten(error)}): "
             "free the disk, or set HF_HOME to a folder with room"
         )
     if _is_gate(error):
@@ -214,13 +225,13 @@ def _refusal(row: Row, error: BaseException) -> InputError:
             f"{row.name}: the hub rejects the token: log in again (`hf auth login` or HF_TOKEN)"
         )
     if code is not None:
-        return InputError(f"{row.name}: the hub answered {code}: try again later, or {_by_hand(row)}")
+        return InputError(f"{row.name}: the hub answered {code}: try again later, or {manual_way}")
     return InputError(
-        f"{row.name}: its weights are not here and cannot be fetched ({_reason(error)}): {_by_hand(row)}"
+        f"{row.name}: its weights are not here and cannot be fetched ({_shorten(error)}): {manual_way}"
     )
 
 
-def _state(error: BaseException) -> str:
+def _find_state(error: BaseException) -> State:
     if _is_gate(error):
         return "gated: access not granted"
     return "missing" if _code(error) in (401, 404, 410) else "offline"
@@ -233,17 +244,17 @@ def _is_gate(error: BaseException) -> bool:
     return isinstance(error, errors.GatedRepoError) or _code(error) == 403
 
 
-def _by_hand(row: Row) -> str:
-    """How to get a file to a machine without a network."""
+def _describe_manual_way(row: Row) -> str:
+    """Describe how to bring a file to a machine without a network."""
     kind = " --repo-type dataset" if row.repo_type == "dataset" else ""
-    how = (
+    command = (
         f"fetch {row.url}{row.files[0]}" if row.url else f"run `hf download{kind} {row.repo} {row.files[0]}`"
     )
-    return f"on a machine with a network {how}, and give the file with --weights FILE here"
+    return f"on a machine with a network {command}, and give the file with --weights FILE here"
 
 
-def _reason(error: BaseException) -> str:
-    """A foreign error as part of a line."""
+def _shorten(error: BaseException) -> str:
+    """Shorten another library's error, to be part of a line."""
     text = " ".join((getattr(error, "strerror", None) or str(error)).split()).split(". ")[0]
     return text if 0 < len(text) <= 120 else type(error).__name__
 

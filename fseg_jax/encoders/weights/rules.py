@@ -1,9 +1,9 @@
-"""A published checkpoint's tensors as a network's, by rules that are data: a bijection, or an error.
+"""From a published checkpoint's tensors to a network's, by rules that are data: a bijection, or an error.
 
-A rule says where one of our tensors comes from: ``{regex of our name: (templates of the source keys,
-transform)}``. Naming the target rather than the source lets one of ours be made of several of theirs (a batch
-norm folded into a kernel; q, k and v fused), one tensor at a time, so that a network of any size is converted
-in the memory of its largest tensor.
+A rule says what one of our tensors is made of: ``{regex of our name: (templates of the source keys,
+transform)}``. One of ours can be made of several of theirs (a batch norm folded into a kernel; q, k and v
+joined). Tensors are made one at a time: a network of any size is converted in the memory of its largest
+tensor.
 """
 
 import re
@@ -15,7 +15,8 @@ import numpy as np
 
 from fseg_jax.errors import InputError
 
-Rule = tuple[tuple[str, ...], Callable[..., np.ndarray]]
+Transform = Callable[..., np.ndarray]
+Rule = tuple[tuple[str, ...], Transform]
 Rules = Mapping[str, Rule]
 
 
@@ -23,11 +24,13 @@ Rules = Mapping[str, Rule]
 class Layout:
     """How one kind of publisher names a family's tensors.
 
-    - ``signature``: a regex that some key of such a checkpoint, and of no other layout's before it, matches
-      in full;
-    - ``rules``: for each of our tensors, the source keys it is made of and how;
-    - ``ignored``: keys that such checkpoints hold and the network has no use for;
-    - ``rename``: substitutions on the source's keys, made first (wrapper prefixes; chunked blocks).
+    Attributes:
+        name: what messages call the layout.
+        signature: a regex that some key of such a checkpoint matches in full, and no key of a layout that is
+            listed before it.
+        rules: for each of our tensors, the source keys that it is made of, and how.
+        ignored: regexes of keys in such checkpoints that the network has no use for.
+        rename: substitutions that are made on the source keys first (prefixes of wrappers; chunked blocks).
     """
 
     name: str
@@ -36,8 +39,8 @@ class Layout:
     ignored: tuple[str, ...] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
 
-    def keys(self, state: Mapping[str, Any]) -> dict[str, str]:
-        """The source's own key for each renamed one."""
+    def map_keys(self, state: Mapping[str, Any]) -> dict[str, str]:
+        """Map each renamed key to the key in the checkpoint."""
         renamed: dict[str, str] = {}
         for key in state:
             new = key
@@ -56,29 +59,34 @@ def convert_tensors(
     *,
     what: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every target tensor, made of a checkpoint's: one at a time, with the target's shape and dtype.
+    """Make a network's tensors of a checkpoint's, one at a time.
 
-    - ``state``: arrays by the publisher's key; reading one may be lazy, and no key is read twice in a row;
-    - ``targets``: a shape and a dtype for each of the network's names (``jax.ShapeDtypeStruct`` serves);
-    - ``what``: the checkpoint and the network, as the messages are to call them.
+    Keys are checked before the first tensor is read.
 
-    The keys are checked before the first tensor is read. InputError where the checkpoint is of no known
-    layout, lacks a key, holds one that no rule uses and no layout ignores, or has a tensor of another shape.
+    Args:
+        state: arrays by the publisher's key; they may be read lazily.
+        layouts: the layouts that the checkpoint may have.
+        targets: shape and dtype of each of the network's tensors by name.
+        what: what messages call the checkpoint and the network.
+
+    Raises:
+        InputError: the checkpoint has no known layout, lacks a key, holds a key that no rule uses and the
+            layout does not ignore, or has a tensor of another shape.
     """
     layout, keys = _recognise(state, layouts, what)
-    plan: dict[str, tuple[list[str], Callable[..., np.ndarray]]] = {}
+    plan: dict[str, tuple[list[str], Transform]] = {}
     missing: list[str] = []
     used: set[str] = set()
     rules = [(re.compile(pattern), *rule) for pattern, rule in layout.rules.items()]
     for target in targets:
-        sources, transform = _rule(rules, target)
+        sources, transform = _find_rule(rules, target)
         plan[target] = ([keys[key] for key in sources if key in keys], transform)
         missing += [key for key in sources if key not in keys]
         used.update(sources)
-    left = [key for key in keys if key not in used and not _matches(key, layout.ignored)]
-    if missing or left:
-        lacks = f"lacks {_some(missing)}" if missing else ""
-        extra = f"holds {_some(left)} that the network has no place for" if left else ""
+    unused = [key for key in keys if key not in used and not _matches(key, layout.ignored)]
+    if missing or unused:
+        lacks = f"lacks {_abbreviate(missing)}" if missing else ""
+        extra = f"holds {_abbreviate(unused)} that the network has no place for" if unused else ""
         raise InputError(
             f"{what}: read as {layout.name}, the checkpoint {' and '.join(filter(None, (lacks, extra)))}: "
             "give the checkpoint of this very encoder"
@@ -88,7 +96,7 @@ def convert_tensors(
         for target, (sources, transform) in plan.items():
             yield (
                 target,
-                _made(target, [state[key] for key in sources], transform, targets[target], sources, what),
+                _make(target, [state[key] for key in sources], transform, targets[target], sources, what),
             )
 
     return tensors()
@@ -98,82 +106,81 @@ def _recognise(
     state: Mapping[str, Any], layouts: Sequence[Layout], what: str
 ) -> tuple[Layout, dict[str, str]]:
     for layout in layouts:
-        keys = layout.keys(state)
+        keys = layout.map_keys(state)
         if any(re.fullmatch(layout.signature, key) for key in keys):
             return layout, keys
     raise InputError(
-        f"{what}: the keys ({_some(list(state))}) are of none of the layouts known for this network "
+        f"{what}: the keys ({_abbreviate(list(state))}) are of none of the layouts known for this network "
         f"({', '.join(layout.name for layout in layouts)}): give the checkpoint of this very encoder"
     )
 
 
-def _rule(
-    rules: Sequence[tuple[re.Pattern[str], tuple[str, ...], Callable[..., np.ndarray]]], target: str
-) -> Rule:
+def _find_rule(rules: Sequence[tuple[re.Pattern[str], tuple[str, ...], Transform]], target: str) -> Rule:
     for pattern, sources, transform in rules:
         if match := pattern.fullmatch(target):
             return tuple(match.expand(source) for source in sources), transform
     raise LookupError(f"no rule for {target}")
 
 
-def _made(
+def _make(
     target: str,
     values: list[Any],
-    transform: Callable[..., np.ndarray],
-    wanted: Any,
+    transform: Transform,
+    place: Any,
     sources: list[str],
     what: str,
 ) -> np.ndarray:
     shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in zip(sources, values, strict=True))
     mismatch = InputError(
-        f"{what}: {target} is {tuple(wanted.shape)}, and {shapes} does not fit it: "
+        f"{what}: {target} is {tuple(place.shape)}, and {shapes} does not fit it: "
         "give the checkpoint of this very encoder"
     )
     try:
-        made = transform(*values)
+        tensor = transform(*values)
     except (ValueError, IndexError) as error:
         raise mismatch from error
-    if made.shape != tuple(wanted.shape):
+    if tensor.shape != tuple(place.shape):
         raise mismatch
-    return np.ascontiguousarray(made, dtype=wanted.dtype)
+    return np.ascontiguousarray(tensor, dtype=place.dtype)
 
 
 def _matches(key: str, patterns: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, key) for pattern in patterns)
 
 
-def _some(keys: Sequence[str], shown: int = 3) -> str:
+def _abbreviate(keys: Sequence[str], shown: int = 3) -> str:
     more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
     return ", ".join(keys[:shown]) + more
 
 
-# What the rules are made of. Published kernels are (out, in, …), ours (…, in, out).
+# The transforms that rules use. Published kernels are (out, in, …), ours (…, in, out).
 
 
 def identity(value: np.ndarray) -> np.ndarray:
-    """As it is."""
+    """Return the tensor as it is."""
     return value
 
 
 def to_linear(weight: np.ndarray) -> np.ndarray:
-    """(out, in) → (in, out)."""
+    """Transpose a linear kernel: (out, in) → (in, out)."""
     (_, _) = weight.shape
     return weight.T
 
 
 def to_conv(weight: np.ndarray) -> np.ndarray:
-    """(out, in, h, w) → (h, w, in, out)."""
+    """Transpose a convolution's kernel: (out, in, h, w) → (h, w, in, out)."""
     return weight.transpose(2, 3, 1, 0)
 
 
 def to_pointwise(weight: np.ndarray) -> np.ndarray:
-    """(out, in, 1, 1), or (out, in), → (in, out)."""
+    """Make a linear kernel of a 1×1 convolution's: (out, in, 1, 1) or (out, in) → (in, out)."""
     return weight.reshape(weight.shape[:2]).T
 
 
-def fold_kernel(eps: float) -> Callable[..., np.ndarray]:
-    """The kernel of a convolution and the batch norm after it, as one: the norm's scale multiplies each
-    output.
+def fold_kernel(eps: float) -> Transform:
+    """Make the transform that folds a batch norm into the kernel of the convolution before it.
+
+    The norm's scale multiplies each output of the kernel.
     """
 
     def fold(weight: np.ndarray, gamma: np.ndarray, variance: np.ndarray) -> np.ndarray:
@@ -182,14 +189,16 @@ def fold_kernel(eps: float) -> Callable[..., np.ndarray]:
     return fold
 
 
-def fold_bias(eps: float) -> Callable[..., np.ndarray]:
-    """The bias of a convolution without one and the batch norm after it, as one."""
+def fold_bias(eps: float) -> Transform:
+    """Make the transform that gives the bias of a convolution without one and the batch norm after it."""
 
     def fold(gamma: np.ndarray, variance: np.ndarray, beta: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        return beta.astype(np.float64) - mean.astype(np.float64) * _scale(gamma, variance, eps)
+        bias: np.ndarray = beta.astype(np.float64) - mean.astype(np.float64) * _scale(gamma, variance, eps)
+        return bias
 
     return fold
 
 
 def _scale(gamma: np.ndarray, variance: np.ndarray, eps: float) -> np.ndarray:
-    return gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + eps)
+    scale: np.ndarray = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + eps)
+    return scale

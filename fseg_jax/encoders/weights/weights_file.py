@@ -1,10 +1,8 @@
-"""A network's weights as one file of ours: safetensors, keyed by dotted path, that describes and checks
-itself.
+"""Our file of a network's weights: safetensors by dotted path, which describe and check themselves.
 
-The metadata say ``format`` and ``version``, the encoder's ``name``, its ``architecture`` (the configuration,
-as JSON), ``source_sha256`` (the published file it was made of) and ``sha256``, of the tensors' bytes in the
-order of the file. Files are written and read a tensor at a time: neither takes more memory than the weights
-themselves.
+The metadata are ``format`` and ``version``, the encoder's ``name``, its ``architecture`` (the configuration
+as JSON), ``source_sha256`` of the published file, and ``sha256`` of the tensors' bytes in the order of the
+file. Files are written and read one tensor at a time, so neither takes more memory than the weights.
 """
 
 import hashlib
@@ -15,18 +13,23 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
 
 from fseg_jax.encoders.architectures import (
+    Config,
     build_abstract,
     config_from_json,
     config_to_json,
     count_blocks,
     fill_network,
+    list_tensors,
 )
-from fseg_jax.encoders.layers import DType, Network
+from fseg_jax.encoders.layers import Network
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replacing
 from fseg_jax.files.kinds import ENCODER, kind_of
@@ -34,32 +37,41 @@ from fseg_jax.files.tensor_header import BrokenFileError, Header, read_header
 
 FORMAT, VERSION = ENCODER, "1"
 
-_NAMES = {np.dtype(np.float32): "F32", np.dtype(ml_dtypes.bfloat16): "BF16"}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+# The dtypes of a file, as safetensors call them.
+_DTYPE_NAMES = {np.dtype(np.float32): "F32", np.dtype(ml_dtypes.bfloat16): "BF16"}
+_DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 
 
 class LoadedNetwork(NamedTuple):
-    """A network with its weights, and what its file says of them."""
+    """A network with its weights, as a file has it."""
 
     network: Network
-    metadata: dict[str, str]
+    metadata: dict[str, str]  # of the file
 
 
 def write(
     path: Path,
-    config: Any,
-    targets: Mapping[str, Any],
+    config: Config,
+    targets: Mapping[str, jax.ShapeDtypeStruct],
     tensors: Iterable[tuple[str, np.ndarray]],
     *,
     name: str,
     source_sha256: str,
     facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an encoder's tensors, given one at a time in the order of ``targets`` (a shape and dtype each).
+    """Write an encoder's tensors; the file appears whole or not at all.
 
-    ``facts`` are what else the metadata say.
+    Args:
+        path: the file.
+        config: the network's configuration.
+        targets: shape and dtype of each tensor by name, in the order of the file.
+        tensors: the tensors with their names, one at a time, in the order of ``targets``.
+        name: the encoder's name.
+        source_sha256: the hash of the published file.
+        facts: further metadata.
 
-    The file appears whole or not at all. InputError where it cannot be written.
+    Raises:
+        InputError: the file cannot be written.
     """
     path = Path(path)
     metadata = {
@@ -86,32 +98,52 @@ def write(
             file.write(_header({**metadata, "sha256": digest.hexdigest()}, entries))
 
 
-def load(path: Path, *, dtype: DType = jnp.float32) -> LoadedNetwork:
-    """The network that a file of ours describes, with its weights in ``dtype``, checked against the file's
-    hash.
+def write_network(
+    path: Path,
+    network: Network,
+    config: Config,
+    *,
+    name: str,
+    dtype: DTypeLike = jnp.float32,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write a network that was trained here, kernels in ``dtype``; the file appears whole or not at all.
 
-    InputError where there is no such file, it is of another format, or its bytes are not those that were
-    written.
+    Raises:
+        InputError: the file cannot be written.
+    """
+    state = nnx.to_flat_state(nnx.state(network))
+    tensors = {".".join(map(str, path)): np.asarray(variable.get_value()) for path, variable in state}
+    targets = list_tensors(build_abstract(config, dtype=dtype))
+    ordered = ((name, tensors[name].astype(target.dtype)) for name, target in targets.items())
+    write(path, config, targets, ordered, name=name, source_sha256="", facts=facts)
+
+
+def load(path: Path, *, dtype: DTypeLike = jnp.float32) -> LoadedNetwork:
+    """Load the network that a file of ours describes, its weights in ``dtype``.
+
+    Raises:
+        InputError: there is no such file, it is of another format, or its bytes do not have its hash.
     """
     path = Path(path)
-    header = _header_of(path)
+    header = _read_header(path)
     try:
         config = config_from_json(header.metadata["architecture"])
         if count_blocks(config) > len(header.entries):  # a block holds a tensor at least
             raise ValueError("more blocks than tensors")
-        empty = build_abstract(config, dtype=dtype)
+        abstract = build_abstract(config, dtype=dtype)
     except Exception as error:  # a network of such a configuration may fail in any way
         raise _damaged(path) from error
-    return LoadedNetwork(fill_network(empty, _tensors(path, header), what=str(path)), header.metadata)
+    return LoadedNetwork(fill_network(abstract, _read_tensors(path, header), what=str(path)), header.metadata)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a file of ours says of itself; InputError where it is not one."""
-    return _header_of(Path(path)).metadata
+    """Read the metadata of a file of ours; InputError where it is none."""
+    return _read_header(Path(path)).metadata
 
 
-def _header_of(path: Path) -> Header:
-    """The header of a file of ours; InputError that says what the file is, where it is none."""
+def _read_header(path: Path) -> Header:
+    """Read the header of a file of ours; InputError that says what the file is, where it is none."""
     try:
         header = read_header(path)
     except OSError as error:
@@ -123,8 +155,8 @@ def _header_of(path: Path) -> Header:
         raise InputError(f"{path}: {kind}, not a converted encoder: give one") from error
     if header.metadata.get("format") != FORMAT:
         kind = kind_of(path)
-        first = ": run `python -m weights_convert` on it first" if "another program" in kind else ""
-        raise InputError(f"{path}: {kind}, not a converted encoder{first}")
+        advice = ": run `python -m weights_convert` on it first" if "another program" in kind else ""
+        raise InputError(f"{path}: {kind}, not a converted encoder{advice}")
     if header.metadata.get("version") != VERSION:
         raise InputError(
             f"{path}: version {header.metadata.get('version')} of the format, and this program reads "
@@ -133,13 +165,13 @@ def _header_of(path: Path) -> Header:
     return header
 
 
-def _tensors(path: Path, header: Header) -> Iterator[tuple[str, np.ndarray]]:
+def _read_tensors(path: Path, header: Header) -> Iterator[tuple[str, np.ndarray]]:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             file.seek(header.start)
             for name, entry in header.entries.items():
-                # Not mapped: a mapped file's pages would count as memory a second time.
+                # Read, not mapped: the pages of a mapped file would count as memory a second time.
                 tensor = np.fromfile(file, _DTYPES[entry.dtype], prod(entry.shape))
                 yield name, tensor.reshape(entry.shape)
                 digest.update(tensor.view(np.uint8).data)
@@ -153,13 +185,14 @@ def _damaged(path: Path) -> InputError:
     return InputError(f"{path}: damaged or cut short: make it again, or delete it and fetch it again")
 
 
-def _entries(targets: Mapping[str, Any]) -> dict[str, Any]:
-    entries, offset = {}, 0
+def _entries(targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    offset = 0
     for name, target in targets.items():
         dtype = np.dtype(target.dtype)
         end = offset + int(np.prod(target.shape)) * dtype.itemsize
         entries[name] = {
-            "dtype": _NAMES[dtype],
+            "dtype": _DTYPE_NAMES[dtype],
             "shape": list(target.shape),
             "data_offsets": [offset, end],
         }
