@@ -1,12 +1,13 @@
-"""``python -m benchmarks.encoder_parity [NAME …]``: is every encoder of the catalog, at its real size, the
-published one?
+"""Is every encoder of the catalog, at its real size, the published one?
 
-For each architecture the publisher's own network (timm's or transformers', with the arguments that the
-publishers give), random weights, one image, through the converter into Flax: the relative error ‖ours −
-theirs‖ / ‖theirs‖ of the feature map that F-SEG reads and of the embedding, in float32 and bfloat16, and the
-number of parameters. One process each, so that its memory is freed; results are added to
-``results/encoder_parity.json`` as they come, and what is there is not run again (delete an entry to repeat
-it). Needs torch, timm and transformers; 12 GB of memory for the largest.
+    python -m benchmarks.encoder_parity [NAME …]
+
+For each architecture, the publisher's own network (timm's or transformers', with the publishers' arguments)
+gets random weights, which the converter takes to ours. For one image it gives the relative error ‖ours −
+theirs‖ / ‖theirs‖ of the features that F-SEG reads and of the embedding, in float32 and bfloat16, and the
+number of parameters. Each runs in a process of its own, so that its memory is freed. Results are added to
+``results/encoder_parity.json`` as they come; an architecture with a result is not run again (delete its entry
+to repeat it). Needs torch, timm and transformers, and 12 GB of memory for the largest.
 """
 
 import dataclasses
@@ -38,13 +39,12 @@ RESULTS = Path(__file__).parent / "results" / "encoder_parity.json"
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A published network: where it comes from, with what arguments, and the rows of the catalog that it
-    is."""
+    """A published network."""
 
-    source: str
-    name: str
-    arguments: dict[str, Any]
-    rows: tuple[str, ...]
+    source: str  # the library that has it
+    name: str  # in that library
+    arguments: dict[str, Any]  # of that library
+    rows: tuple[str, ...]  # of our catalog
 
 
 def _timm(name: str, *rows: str, **arguments: Any) -> Architecture:
@@ -160,49 +160,49 @@ ARCHITECTURES = (
 )
 
 
-def built(architecture: Architecture) -> Any:
-    """The publisher's network, its parameters not yet drawn."""
+def build_published(architecture: Architecture) -> Any:
+    """Build the publisher's network, its parameters not yet drawn."""
     references: Any = importlib.import_module("weights_convert.references")
     timm = references.import_timm()
     torch: Any = importlib.import_module("torch")
     arguments = dict(architecture.arguments)
     if architecture.source == "timm with CTransPath's stem":
-        return references.ctranspath()
+        return references.build_ctranspath()
     if architecture.source == "transformers":
         hub: Any = importlib.import_module("transformers")
         config = getattr(hub, f"{architecture.name}Config")(**arguments)
         make = getattr(hub, f"{architecture.name}Model")
         make = functools.partial(make, add_pooling_layer=False) if architecture.name == "ViT" else make
-        return _unset(torch, lambda: make(config))
+        return _build_unset(torch, lambda: make(config))
     if "mlp_layer" in arguments:
         layers: Any = importlib.import_module("timm.layers")
         arguments |= {"mlp_layer": layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
     if not architecture.name.startswith("vit"):
         return timm.create_model(architecture.name, **arguments)
-    trunk = _unset(torch, lambda: timm.create_model(architecture.name, **arguments))
+    trunk = _build_unset(torch, lambda: timm.create_model(architecture.name, **arguments))
     return references.ConchTower(trunk, 768, 8) if "CONCH" in architecture.source else trunk
 
 
-def _unset(torch: Any, make: Callable[[], Any]) -> Any:
-    # Every parameter is drawn later: drawing a billion twice takes minutes.
+def _build_unset(torch: Any, make: Callable[[], Any]) -> Any:
+    # Parameters are drawn later: to draw a billion twice takes minutes.
     with torch.device("meta"):
         module = make()
     return module.to_empty(device="cpu")
 
 
 def measure(architecture: Architecture) -> dict[str, Any]:
-    """The errors and the parameters of one architecture."""
+    """Measure the errors and count the parameters of one architecture."""
     references: Any = importlib.import_module("weights_convert.references")
     start = time.perf_counter()
     row = CATALOG[architecture.rows[0]]
-    module = references.scatter(built(architecture), seed=0)
+    module = references.randomise(build_published(architecture), seed=0)
     counted = [parameter for name, parameter in module.named_parameters() if not name.endswith("mask_token")]
     x = np.random.default_rng(0).standard_normal((1, row.input_size, row.input_size, 3), np.float32)
-    theirs = _observed(module, x, row)
-    halved = _observed(module, x, row, autocast=True)
-    state = references.published(module)
+    theirs = _observe(module, x, row)
+    autocast = _observe(module, x, row, autocast=True)
+    state = references.get_published(module)
     if row.name == "ctranspath":
-        state = references.as_ctranspath(state)
+        state = references.rename_to_ctranspath(state)
     result: dict[str, Any] = {
         "rows": architecture.rows,
         "reference": f"{architecture.source}: {architecture.name}",
@@ -214,8 +214,10 @@ def measure(architecture: Architecture) -> dict[str, Any]:
     for dtype in ("float32", "bfloat16"):
         ours, result["ours"] = _run(row, state, x, dtype)
         result[dtype] = {name: _relative_error(ours[name], theirs[name]) for name in ("map", "head")}
-    # What torch itself loses in bfloat16 is the yardstick for what ours may.
-    result["torch bfloat16"] = {name: _relative_error(halved[name], theirs[name]) for name in ("map", "head")}
+    # torch's own loss in bfloat16 is the yardstick for ours.
+    result["torch bfloat16"] = {
+        name: _relative_error(autocast[name], theirs[name]) for name in ("map", "head")
+    }
     result["seconds"] = round(time.perf_counter() - start, 1)
     versions = ("jax", "flax", "torch", "timm", "transformers")
     result["versions"] = {name: importlib.import_module(name).__version__ for name in versions}
@@ -223,14 +225,14 @@ def measure(architecture: Architecture) -> dict[str, Any]:
     return result
 
 
-def _observed(module: Any, x: np.ndarray, row: Row, *, autocast: bool = False) -> dict[str, np.ndarray]:
+def _observe(module: Any, x: np.ndarray, row: Row, *, autocast: bool = False) -> dict[str, np.ndarray]:
     references: Any = importlib.import_module("weights_convert.references")
-    seen = references.observe(module, x, (row.layer,), autocast=autocast)
-    output = seen[row.layer]
+    outputs = references.observe(module, x, (row.layer,), autocast=autocast)
+    output = outputs[row.layer]
     if output.ndim == 3:
         side = row.input_size // row.stride
         output = output[:, row.prefix :].reshape(1, side, side, -1)
-    return {"map": output, "head": seen["head"]}
+    return {"map": output, "head": outputs["head"]}
 
 
 def _run(row: Row, state: Any, x: np.ndarray, dtype: str) -> tuple[dict[str, np.ndarray], int]:
@@ -244,7 +246,7 @@ def _run(row: Row, state: Any, x: np.ndarray, dtype: str) -> tuple[dict[str, np.
     @jax.jit
     def run(weights: Any, x: jax.Array) -> dict[str, jax.Array]:
         net = nnx.merge(graphdef, weights)
-        # XLA computes what both have in common once.
+        # XLA computes the part that both share once.
         return {"map": net.grid(x, row.layer), "head": net(x)}
 
     return {name: np.asarray(value) for name, value in run(weights, jnp.asarray(x)).items()}, count
@@ -289,7 +291,7 @@ def _table(results: dict[str, Any]) -> str:
         "|---" * len(_COLUMNS) + "|",
     ]
     for result in results.values():
-        same = all(count == result["parameters"] for count in result["catalog"].values())
+        is_equal = all(count == result["parameters"] for count in result["catalog"].values())
         kinds = ("float32", "bfloat16", "torch bfloat16")
         errors = [f"{result[kind][name]:.1e}" for name in ("map", "head") for kind in kinds]
         cells = [
@@ -299,7 +301,7 @@ def _table(results: dict[str, Any]) -> str:
             result["layer"],
             *errors,
             f"{result['parameters']:,}",
-            "equal" if same else "DIFFERS",
+            "equal" if is_equal else "DIFFERS",
             f"{result['ours']:,}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -318,7 +320,7 @@ def _save(results: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--one", help="Measure this one here and print it as JSON.")
+@click.option("--one", help="Measure this architecture in this process and print it as JSON.")
 def main(names: tuple[str, ...], one: str | None) -> None:
     """Measure the architectures of the rows named, or of all, that have no result yet."""
     by_row = {row: architecture for architecture in ARCHITECTURES for row in architecture.rows}
@@ -333,11 +335,11 @@ def main(names: tuple[str, ...], one: str | None) -> None:
         if name in results:
             continue
         command = [sys.executable, "-m", "benchmarks.encoder_parity", "--one", name]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if run.returncode:
             print(f"{name}: failed", flush=True)
             continue
-        results[name] = json.loads(done.stdout.splitlines()[-1])
+        results[name] = json.loads(run.stdout.splitlines()[-1])
         _save(results)
         print(f"{name}: {results[name]['float32']} {results[name]['bfloat16']}", flush=True)
 

@@ -30,13 +30,12 @@ from fseg_jax.encoders.weights.convert import convert_to_network
 
 
 class Peer(NamedTuple):
-    """An architecture that timm has too: its row of our catalog, timm's name and arguments, the image and the
-    batch."""
+    """An architecture that timm has too."""
 
-    row: str
-    name: str
-    arguments: dict[str, Any]
-    side: int
+    row: str  # of our catalog
+    name: str  # timm's
+    arguments: dict[str, Any]  # timm's
+    side: int  # of an image, pixels
     batch: int
 
 
@@ -53,11 +52,11 @@ PEERS = {
     "ResNet-50 to stride 16": Peer("resnet50", "resnet50", {"num_classes": 0}, 256, 8),
 }
 TARGET = {"cpu": 1.0, "gpu": 1.15}
-SAME = 3e-2  # of bfloat16 maps
+MAX_ERROR = 3e-2  # relative, of bfloat16 maps
 
 
 def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, Any]:
-    """One architecture, our two precisions and torch's settings."""
+    """Time one architecture: our two precisions, and torch's settings."""
     torch: Any = importlib.import_module("torch")
     references: Any = importlib.import_module("weights_convert.references")
     timm = references.import_timm()
@@ -66,9 +65,9 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
     if "SwiGLU" in title:
         layers: Any = importlib.import_module("timm.layers")
         arguments |= {"mlp_layer": layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
-    module = references.scatter(timm.create_model(peer.name, **arguments), seed=0)
+    module = references.randomise(timm.create_model(peer.name, **arguments), seed=0)
     entry = CATALOG[peer.row]
-    state = references.published(module)
+    state = references.get_published(module)
     x = np.random.default_rng(0).standard_normal((peer.batch, peer.side, peer.side, 3), np.float32)
     sides: dict[str, Callable[[], Any]] = {}
     maps: dict[str, np.ndarray] = {}
@@ -79,7 +78,8 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
 
         @jax.jit
         def grid(weights: Any, x: jax.Array, graphdef: Any = graphdef) -> jax.Array:
-            return nnx.merge(graphdef, weights).grid(x, entry.layer)
+            features: jax.Array = nnx.merge(graphdef, weights).grid(x, entry.layer)
+            return features
 
         name = f"{OURS} {dtype}"
         sides[name] = partial(grid, weights, images)
@@ -101,7 +101,7 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     sides |= torch_sides(torch, module, pixels, compiled)
     if convolutional:  # which XLA does not count where they are another library's
-        operations = 2.0 * peer.batch * multiplications(torch, module, peer.side)
+        operations = 2.0 * peer.batch * count_multiplications(torch, module, peer.side)
     with torch.inference_mode():
         theirs = module(pixels).float()
     if convolutional:
@@ -110,7 +110,7 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
         size = peer.side // entry.stride
         reference = theirs[:, entry.prefix :].reshape(peer.batch, size, size, -1).numpy()
     error = float(np.linalg.norm(maps[f"{OURS} bfloat16"] - reference) / np.linalg.norm(reference))
-    if not error < SAME:
+    if not error < MAX_ERROR:
         raise SystemExit(f"{title}: not the same map: {error:.3g}")
     timings = interleaved(sides, repeats)
     backend = "gpu" if jax.default_backend() == "gpu" else "cpu"
@@ -126,30 +126,33 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
     )
 
 
-def he_small(repeats: int, compiled: bool, side: int = 224, batch: int = 8) -> list[dict[str, Any]]:
-    """he-small's trunk beside the same in torch, and all of it beside that and the same stains in torch."""
+def compare_he_small(repeats: int, compiled: bool, side: int = 224, batch: int = 8) -> list[dict[str, Any]]:
+    """Time he-small's trunk beside the same in torch, and all of it beside trunk and stains in torch."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(cores())
     pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     images = jnp.asarray(pixels)
     card = load_encoder("he-small").card
     shift, scale = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (card.mean, card.std))
-    net, features = trunk(torch).eval().to(memory_format=torch.channels_last), stains(torch)
+    net, features = build_trunk(torch).eval().to(memory_format=torch.channels_last), build_stains(torch)
 
-    def alone(x: Any) -> Any:
+    def run_trunk(x: Any) -> Any:
         normal = ((x.permute(0, 3, 1, 2).float() / 255 - shift) / scale).to(memory_format=torch.channels_last)
         return net(normal)
 
-    def whole(x: Any) -> Any:
+    def run_whole(x: Any) -> Any:
         of_stains = features(x.permute(0, 3, 1, 2).float().contiguous() / 255)
-        return torch.cat([torch.relu(alone(x)).float(), of_stains], dim=1)
+        return torch.cat([torch.relu(run_trunk(x)).float(), of_stains], dim=1)
 
     ours = np.asarray(classical()(images)).transpose(0, 3, 1, 2)
     theirs = features(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().contiguous() / 255)
     if not np.allclose(ours, theirs.numpy(), atol=1e-4):
         raise SystemExit(f"not the same stains: {np.abs(ours - theirs.numpy()).max():.3g}")
     rows = []
-    for title, make, run in (("he-small's trunk", he_trunk, alone), ("he-small", load_encoder, whole)):
+    for title, make, run in (
+        ("he-small's trunk", load_trunk, run_trunk),
+        ("he-small", load_encoder, run_whole),
+    ):
         sides: dict[str, Callable[[], Any]] = {}
         for dtype in ("float32", "bfloat16"):
             sides[f"{OURS} {dtype}"] = partial(make("he-small", dtype=dtype), images)
@@ -161,59 +164,59 @@ def he_small(repeats: int, compiled: bool, side: int = 224, batch: int = 8) -> l
                 batch,
                 interleaved(sides, repeats),
                 target=TARGET["gpu" if jax.default_backend() == "gpu" else "cpu"],
-                limit=matrix_rate("bfloat16") / (2 * multiplications(torch, net, side)),
+                limit=matrix_rate("bfloat16") / (2 * count_multiplications(torch, net, side)),
                 limited_by="the trunk's products in bfloat16",
             )
         )
     return rows
 
 
-def he_trunk(name: str, *, dtype: str) -> Callable[[jax.Array], jax.Array]:
-    """The trunk of a shipped encoder."""
+def load_trunk(name: str, *, dtype: str) -> Callable[[jax.Array], jax.Array]:
+    """Load the trunk of an encoder that comes with the program."""
     loaded = weights_file.load(find_shipped(name), dtype=jnp.dtype(dtype))
     card = EncoderCard.from_json(json.loads(loaded.metadata["card"]))
     return build_encoder(loaded.network, card)
 
 
-def torch_sides(torch: Any, run: Callable, x: Any, compiled: bool) -> dict[str, Callable[[], Any]]:
-    """A function of torch's at each of its settings."""
+def torch_sides(torch: Any, run: Callable[..., Any], x: Any, compiled: bool) -> dict[str, Callable[[], Any]]:
+    """Prepare a function of torch's at each of its settings."""
     sides: dict[str, Callable[[], Any]] = {}
     for kind in ("eager", "compiled") if compiled else ("eager",):
-        made = torch.compile(run) if kind == "compiled" else run
+        function = torch.compile(run) if kind == "compiled" else run
         for dtype in ("float32", "bfloat16"):
 
-            def one(made: Any = made, half: bool = dtype == "bfloat16") -> Any:
+            def call(function: Any = function, half: bool = dtype == "bfloat16") -> Any:
                 with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    return made(x)
+                    return function(x)
 
             try:
-                one()
+                call()
             except Exception as failure:  # no compiler on this machine
                 print(f"torch {kind} {dtype}: {str(failure).splitlines()[0]}", flush=True)
                 continue
-            sides[f"torch {kind} {dtype}"] = one
+            sides[f"torch {kind} {dtype}"] = call
     return sides
 
 
-def multiplications(torch: Any, net: Any, side: int) -> int:
-    """Of the convolutions of a network, for one image."""
-    found: list[int] = []
+def count_multiplications(torch: Any, net: Any, side: int) -> int:
+    """Count the multiplications of a network's convolutions for one image."""
+    counts: list[int] = []
 
     def count(layer: Any, _: Any, output: Any) -> None:
-        found.append(output[0].numel() * layer.weight[0].numel())
+        counts.append(output[0].numel() * layer.weight[0].numel())
 
     hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
     with torch.inference_mode():
         net(torch.zeros(1, 3, side, side))
     for hook in hooks:
         hook.remove()
-    return sum(found)
+    return sum(counts)
 
 
-def stains(torch: Any) -> Callable[[Any], Any]:
-    """``classical.encode_stains`` in torch, of images (B, 3, H, W) in [0, 1]."""
+def build_stains(torch: Any) -> Callable[[Any], Any]:
+    """Build ``classical.encode_stains`` in torch, of images (B, 3, H, W) in [0, 1]."""
     pool, pad = torch.nn.functional.avg_pool2d, torch.nn.functional.pad
-    unmixing, most = torch.tensor(UNMIXING), torch.tensor(MAX_DENSITY).reshape(1, 2, 1, 1)
+    unmixing, maximum = torch.tensor(UNMIXING), torch.tensor(MAX_DENSITY).reshape(1, 2, 1, 1)
 
     def energy(d: Any) -> Any:
         p = pad(d, (1, 1, 1, 1), mode="replicate")
@@ -222,8 +225,8 @@ def stains(torch: Any) -> Callable[[Any], Any]:
 
     def features(x: Any) -> Any:
         density = torch.einsum("bchw,cs->bshw", -torch.log10(x.clamp(min=1 / 255)), unmixing).relu()
-        position = (density / most).clamp(max=1) * (BINS - 1)
-        histograms = [pool((1 - (position - centre).abs()).relu(), STRIDE) for centre in range(BINS)]
+        position = (density / maximum).clamp(max=1) * (BINS - 1)
+        histograms = [pool((1 - (position - center).abs()).relu(), STRIDE) for center in range(BINS)]
         fine, coarse = pool(energy(density), STRIDE), pool(energy(pool(density, 4)), STRIDE // 4)
         stained = torch.stack(histograms, 2).flatten(1, 2)
         out = pad(torch.cat([stained, 4 * fine, 4 * coarse], 1), (1, 1, 1, 1), mode="replicate")
@@ -233,8 +236,8 @@ def stains(torch: Any) -> Callable[[Any], Any]:
     return features
 
 
-def trunk(torch: Any) -> Any:
-    """he-small's trunk in torch, folded: the same convolutions, which is all that takes time."""
+def build_trunk(torch: Any) -> Any:
+    """Build he-small's trunk in torch, folded: the same convolutions, which take all of the time."""
     from fseg_jax.pretraining.simclr import TRUNK
 
     assert TRUNK.patches and TRUNK.block == "basic"
@@ -246,8 +249,8 @@ def trunk(torch: Any) -> Any:
             super().__init__()
             self.first = nn.Conv2d(before, after, 3, stride, 1)
             self.second = nn.Conv2d(after, after, 3, 1, 1)
-            same = stride == 1 and before == after
-            self.shortcut = nn.Identity() if same else nn.Conv2d(before, after, 1, stride)
+            keeps_shape = stride == 1 and before == after
+            self.shortcut = nn.Identity() if keeps_shape else nn.Conv2d(before, after, 1, stride)
 
         def forward(self, x: Any) -> Any:
             return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
@@ -266,6 +269,7 @@ def trunk(torch: Any) -> Any:
 @click.option("--tiny", is_flag=True, help="Sizes that only show that it runs.")
 @click.option("--no-compile", is_flag=True, help="Leave torch.compile out.")
 def main(names: tuple[str, ...], tiny: bool, no_compile: bool) -> None:
+    """Measure the architectures whose titles contain NAMES, or all."""
     if absent("torch") or absent("timm"):
         return
     rows: list[dict[str, Any]] = []
@@ -276,7 +280,11 @@ def main(names: tuple[str, ...], tiny: bool, no_compile: bool) -> None:
         rows.append(compare(title, peer, 1 if tiny else REPEATS, compiled=not (tiny or no_compile)))
         save("encoders", rows, tiny=tiny)  # after each: the largest take minutes
     if tiny or not names or "he-small" in names:
-        rows += he_small(1, False, side=64, batch=1) if tiny else he_small(REPEATS, not no_compile)
+        rows += (
+            compare_he_small(1, False, side=64, batch=1)
+            if tiny
+            else compare_he_small(REPEATS, not no_compile)
+        )
     save("encoders", rows, tiny=tiny)
 
 

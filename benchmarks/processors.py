@@ -1,12 +1,13 @@
-"""Which precision is fast on which processor? Images a second of a core, in float32 and bfloat16, here and as
-on a processor without AVX-512.
+"""Which precision is fast on which processor?
+
+Images a second on one core, in float32 and bfloat16, on this processor and as on one without AVX-512:
 
     python -m benchmarks.processors [--tiny]
 
-Each processor is a process of its own, which ``ONEDNN_MAX_CPU_ISA`` and ``XLA_FLAGS`` make a lesser one. What
-is measured is CPU time on one core, so that what else the machine does says little. XLA's own products, all
-that a transformer does, ask the processor itself and heed neither variable: it is left out where they are
-set.
+Each kind of processor is a process of its own, limited by ``ONEDNN_MAX_CPU_ISA`` and ``XLA_FLAGS``. CPU time
+on one core is measured, on which the machine's other work has little influence. XLA's own products, which are
+all that a transformer does, ask the processor itself and ignore both variables: transformers are left out
+where they are set.
 """
 
 import json
@@ -29,7 +30,7 @@ SIDES = {"he-small": 224, "ResNet-50 to stride 16": 256, "ViT-S/16": 224}
 
 
 def encode(name: str, dtype: str) -> Callable[[], Any]:
-    """A call that encodes a batch of noise; the weights of all but he-small are noise too."""
+    """Prepare a call that encodes a batch of noise; all weights but he-small's are noise too."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -52,7 +53,7 @@ def encode(name: str, dtype: str) -> Callable[[], Any]:
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """CPU seconds of each network and precision on this process's processor, in turn."""
+    """Measure CPU seconds of each network and precision, in turn."""
     import jax
 
     from fseg_jax.encoders.kernels.processor import detect_processor
@@ -65,7 +66,7 @@ def measure(repeats: int) -> dict[str, Any]:
     calls = {(name, dtype): encode(name, dtype) for name in SIDES for dtype in ("float32", "bfloat16")}
     first = {key: seconds(call) for key, call in calls.items()}
     rounds = [{key: seconds(call) for key, call in calls.items()} for _ in range(repeats)]
-    timed = {key: Timing.of([one[key] for one in rounds], first[key]) for key in calls}
+    timed = {key: Timing.of([seconds_of[key] for seconds_of in rounds], first[key]) for key in calls}
     return {
         "instruction_set": detect_processor().instruction_set,
         "seconds": [[name, dtype, *timing] for (name, dtype), timing in timed.items()],
@@ -76,19 +77,20 @@ def measure(repeats: int) -> dict[str, Any]:
 @click.option("--tiny", is_flag=True, help="Once each.")
 @click.option("--here", is_flag=True, hidden=True)
 def main(tiny: bool, here: bool) -> None:
+    """Measure each network and precision on each kind of processor."""
     if here:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before XLA counts the cores
         print(json.dumps(measure(1 if tiny else REPEATS)))
         return
     timings: dict[str, dict[str, Timing]] = {name: {} for name in SIDES}
-    own = {name: value for name, value in os.environ.items() if name not in AVX2}
+    environment = {name: value for name, value in os.environ.items() if name not in AVX2}
     command = [sys.executable, "-m", "benchmarks.processors", "--here", *(["--tiny"] if tiny else [])]
-    for kind, given in KINDS.items():
-        run = subprocess.run(command, env=own | given, stdout=subprocess.PIPE, check=True)
-        found = json.loads(run.stdout)
-        title = kind if given else f"{found['instruction_set']}, {kind}"
-        for name, dtype, *timing in found["seconds"]:
-            if not (given and name.startswith("ViT")):
+    for kind, variables in KINDS.items():
+        run = subprocess.run(command, env=environment | variables, stdout=subprocess.PIPE, check=True)
+        result = json.loads(run.stdout)
+        title = kind if variables else f"{result['instruction_set']}, {kind}"
+        for name, dtype, *timing in result["seconds"]:
+            if not (variables and name.startswith("ViT")):
                 timings[name][f"{OURS} {dtype}, {title}"] = Timing(*timing)
     rows = [
         row(f"{name}, {SIDES[name]} px, batch {BATCH}, one core", "images/s", BATCH, timings[name])

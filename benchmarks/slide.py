@@ -109,9 +109,9 @@ def resnet50(folder: Path) -> tuple[Any, Any, Encoder]:
     """timm's network with random weights, the layer that F-SEG reads, and the same as our encoder."""
     references: Any = importlib.import_module("weights_convert.references")
     timm = references.import_timm()
-    module = references.scatter(timm.create_model("resnet50", num_classes=1000), seed=0)
+    module = references.randomise(timm.create_model("resnet50", num_classes=1000), seed=0)
     path = folder / "resnet50.safetensors"
-    write_tensors(path, references.published(module))
+    write_tensors(path, references.get_published(module))
     return module, module.layer3, load_encoder("resnet50-a1", weights=path, dtype="bfloat16")
 
 

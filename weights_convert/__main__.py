@@ -1,4 +1,4 @@
-"""``python -m weights_convert NAME``: a published encoder's checkpoint as a file of ours."""
+"""Convert a published encoder's checkpoint to a file of ours: ``python -m weights_convert NAME``."""
 
 import sys
 from pathlib import Path

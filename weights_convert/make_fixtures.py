@@ -1,9 +1,9 @@
-"""``python -m weights_convert.make_fixtures FOLDER``: small networks of every kind, as tests without torch
-read them.
+"""Write ``tests/encoders/fixtures``: ``python -m weights_convert.make_fixtures tests/encoders/fixtures``.
 
-A fixture holds a publisher's network with random weights (``weights/KEY``, under the published names), an
-image (``input``) and what every stage made of it (``stages/NAME``); its metadata say our configuration.
-Between them they exercise every option of our networks and every layout that checkpoints come in.
+A fixture is a publisher's small network with random weights, for tests without torch. It holds the weights
+(``weights/KEY``, under the published names), an image (``input``) and the output of every stage
+(``stages/NAME``); its metadata has our configuration. Together, fixtures exercise every option of our
+networks and every layout of checkpoints.
 """
 
 import functools
@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,31 +25,37 @@ from fseg_jax.encoders.vit.network import AttentionPoolConfig, ViTConfig
 from fseg_jax.files.tensors import write_tensors
 from weights_convert.references import (
     ConchTower,
-    as_ctranspath,
-    as_dinov2,
-    as_lukemelas,
-    ctranspath,
+    build_ctranspath,
+    get_published,
     import_timm,
     observe,
-    published,
-    scatter,
+    randomise,
+    rename_to_ctranspath,
+    rename_to_dinov2,
+    rename_to_lukemelas,
 )
 
-Names = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 State = Mapping[str, np.ndarray]
-Fixture = tuple[nn.Module, Config, tuple[int, int], Names]
+
+
+class Fixture(NamedTuple):
+    """A network to write as a fixture."""
+
+    module: nn.Module
+    config: Config  # ours
+    size: tuple[int, int]  # rows and columns of the image, pixels
+    rename: Callable[[State], State]  # from the module's keys to the publisher's
+
 
 _WIDTHS: dict[str, Any] = {"dim": 12, "depth": 2, "heads": 3, "mlp_width": 48}
 
 
-def fixtures() -> dict[str, Fixture]:
-    """By name: a network, our configuration, the image's height and width, and how the publisher's keys are
-    named.
-    """
+def build_fixtures() -> dict[str, Fixture]:
+    """Build all networks, by the name of their fixture."""
     return {**_vits(), **_transformers_vits(), **_convolutional()}
 
 
-def _same(state: State) -> State:
+def _keep_names(state: State) -> State:
     return state
 
 
@@ -63,7 +69,7 @@ def _vits() -> dict[str, Fixture]:
     }
     gated: dict[str, Any] = {**_WIDTHS, "mlp_width": 64, "mlp": "swiglu", "layer_scale": True}
     registers: dict[str, Any] = {"reg_tokens": 4, "no_embed_class": True}
-    ours_registers: dict[str, Any] = {"registers": 4, "embed_prefix": False}
+    config_registers: dict[str, Any] = {"registers": 4, "embed_prefix": False}
 
     def vit(**arguments: Any) -> nn.Module:
         return timm.VisionTransformer(
@@ -76,34 +82,34 @@ def _vits() -> dict[str, Fixture]:
 
     def teacher(state: State) -> State:
         heads = {"dino_head.mlp.0.weight": np.zeros((2, 2), np.float32)}
-        return {**as_dinov2(state, chunk=1, prefix="backbone."), **heads}
+        return {**rename_to_dinov2(state, chunk=1, prefix="backbone."), **heads}
 
     return {
-        "vit_plain_patch8": (
+        "vit_plain_patch8": Fixture(
             vit(patch_size=8, img_size=32, init_values=None),
             ViTConfig(patch=8, image_size=32, **_WIDTHS),
             (32, 32),
-            _same,
+            _keep_names,
         ),
-        "vit_layer_scale_patch16_resampled": (
+        "vit_layer_scale_patch16_resampled": Fixture(
             vit(patch_size=16, img_size=64),
             ViTConfig(patch=16, image_size=64, layer_scale=True, **_WIDTHS),
             (48, 96),
-            _same,
+            _keep_names,
         ),
-        "vit_swiglu_registers_patch14": (
+        "vit_swiglu_registers_patch14": Fixture(
             vit(patch_size=14, img_size=56, **swiglu, **registers),
-            ViTConfig(patch=14, image_size=56, **gated, **ours_registers),
+            ViTConfig(patch=14, image_size=56, **gated, **config_registers),
             (42, 70),
-            _same,
+            _keep_names,
         ),
-        "vit_swiglu_registers_embedded": (
+        "vit_swiglu_registers_embedded": Fixture(
             vit(patch_size=14, img_size=42, reg_tokens=4, **swiglu),
             ViTConfig(patch=14, image_size=42, registers=4, **gated),
             (56, 42),
-            _same,
+            _keep_names,
         ),
-        "vit_no_class_token": (
+        "vit_no_class_token": Fixture(
             vit(
                 patch_size=8,
                 img_size=32,
@@ -114,21 +120,21 @@ def _vits() -> dict[str, Fixture]:
             ),
             ViTConfig(patch=8, image_size=32, layer_scale=True, class_token=False, qkv_bias=False, **_WIDTHS),
             (32, 48),
-            _same,
+            _keep_names,
         ),
-        "vit_dinov2_teacher": (
+        "vit_dinov2_teacher": Fixture(
             vit(patch_size=14, img_size=56),
             ViTConfig(patch=14, image_size=56, layer_scale=True, **_WIDTHS),
             (56, 56),
             teacher,
         ),
-        "vit_dinov2_registers": (
+        "vit_dinov2_registers": Fixture(
             vit(patch_size=14, img_size=56, **swiglu, **registers),
-            ViTConfig(patch=14, image_size=56, **gated, **ours_registers),
+            ViTConfig(patch=14, image_size=56, **gated, **config_registers),
             (28, 56),
-            functools.partial(as_dinov2, chunk=2, prefix=""),
+            functools.partial(rename_to_dinov2, chunk=2, prefix=""),
         ),
-        "vit_conch": (
+        "vit_conch": Fixture(
             ConchTower(vit(patch_size=16, img_size=48), dim=8, heads=2),
             ViTConfig(
                 patch=16,
@@ -139,7 +145,7 @@ def _vits() -> dict[str, Fixture]:
                 **_WIDTHS,
             ),
             (96, 80),
-            _same,
+            _keep_names,
         ),
     }
 
@@ -150,7 +156,7 @@ def _transformers_vits() -> dict[str, Fixture]:
     gated: dict[str, Any] = {**_WIDTHS, "mlp_width": 64, "mlp": "swiglu", "layer_scale": True}
     dinov2 = {**widths, "image_size": 56, "patch_size": 14}
     return {
-        "vit_transformers_vit": (
+        "vit_transformers_vit": Fixture(
             hub.ViTModel(
                 hub.ViTConfig(
                     **widths, intermediate_size=48, image_size=64, patch_size=16, layer_norm_eps=1e-12
@@ -159,27 +165,27 @@ def _transformers_vits() -> dict[str, Fixture]:
             ),
             ViTConfig(patch=16, image_size=64, eps=1e-12, resampling="bicubic", **_WIDTHS),
             (48, 96),
-            _same,
+            _keep_names,
         ),
-        "vit_transformers_dinov2": (
+        "vit_transformers_dinov2": Fixture(
             hub.Dinov2Model(hub.Dinov2Config(**dinov2)),
             ViTConfig(patch=14, image_size=56, layer_scale=True, resampling="bicubic", **_WIDTHS),
             (84, 70),
-            _same,
+            _keep_names,
         ),
-        "vit_transformers_dinov2_swiglu": (
+        "vit_transformers_dinov2_swiglu": Fixture(
             hub.Dinov2Model(hub.Dinov2Config(**dinov2, use_swiglu_ffn=True)),
             ViTConfig(patch=14, image_size=56, resampling="bicubic", **gated),
             (56, 56),
-            _same,
+            _keep_names,
         ),
-        "vit_transformers_dinov2_registers": (
+        "vit_transformers_dinov2_registers": Fixture(
             hub.Dinov2WithRegistersModel(
                 hub.Dinov2WithRegistersConfig(**dinov2, use_swiglu_ffn=True, num_register_tokens=4)
             ),
             ViTConfig(patch=14, image_size=56, registers=4, embed_prefix=False, **gated),
             (42, 84),
-            _same,
+            _keep_names,
         ),
     }
 
@@ -203,44 +209,44 @@ def _convolutional() -> dict[str, Fixture]:
         "window_size": 4,
         "img_size": 64,
     }
-    ours_swin: dict[str, Any] = {"dim": 16, "depths": (2, 2), "heads": (1, 2), "window": 4}
+    swin_config: dict[str, Any] = {"dim": 16, "depths": (2, 2), "heads": (1, 2), "window": 4}
 
     def prefixed(state: State) -> State:
         return {f"model.resnet.{name}": value for name, value in state.items()}
 
     def with_tables(state: State) -> State:
         masks = {"layers.0.blocks.1.attn_mask": np.zeros((16, 16, 16), np.float32)}
-        return {**as_ctranspath(state), **masks}
+        return {**rename_to_ctranspath(state), **masks}
 
     return {
-        "resnet_basic_classifier": (
+        "resnet_basic_classifier": Fixture(
             resnet.ResNet(resnet.BasicBlock, (2, 1, 1, 1), channels=channels, num_classes=5),
             ResNetConfig("basic", (2, 1, 1, 1), channels, num_classes=5),
             (40, 48),
-            _same,
+            _keep_names,
         ),
-        "resnet_bottleneck": (
+        "resnet_bottleneck": Fixture(
             resnet.ResNet(resnet.Bottleneck, (1, 2, 1, 1), channels=(4, 4, 8, 8), num_classes=0),
             ResNetConfig("bottleneck", (1, 2, 1, 1), (4, 4, 8, 8)),
             (48, 33),
             prefixed,
         ),
-        "efficientnet_symmetric": (
+        "efficientnet_symmetric": Fixture(
             _efficientnet(stages, "", 1e-5),
             EfficientNetConfig(**efficientnet),
             (47, 48),
-            _same,
+            _keep_names,
         ),
-        "efficientnet_same": (
+        "efficientnet_same": Fixture(
             _efficientnet(stages, "same", 1e-3),
             EfficientNetConfig(**efficientnet, padding="same", bn_eps=1e-3),
             (47, 48),
-            as_lukemelas,
+            rename_to_lukemelas,
         ),
-        "swin_timm": (ctranspath(**swin), SwinConfig(**ours_swin), (64, 64), _same),
-        "swin_ctranspath_padded": (
-            ctranspath(**{**swin, "img_size": (72, 48)}),
-            SwinConfig(**ours_swin),
+        "swin_timm": Fixture(build_ctranspath(**swin), SwinConfig(**swin_config), (64, 64), _keep_names),
+        "swin_ctranspath_padded": Fixture(
+            build_ctranspath(**{**swin, "img_size": (72, 48)}),
+            SwinConfig(**swin_config),
             (72, 48),
             with_tables,
         ),
@@ -266,10 +272,10 @@ def main(folder: Path) -> None:
     """Write every fixture into a folder."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, (name, (module, config, size, names)) in enumerate(fixtures().items()):
-        scatter(module, seed)
+    for seed, (name, (module, config, size, rename)) in enumerate(build_fixtures().items()):
+        randomise(module, seed)
         x = np.random.default_rng(seed).standard_normal((1, *size, 3), np.float32)
-        tensors = {f"weights/{key}": value for key, value in names(published(module)).items()}
+        tensors = {f"weights/{key}": value for key, value in rename(get_published(module)).items()}
         tensors |= {f"stages/{key}": value for key, value in observe(module, x).items()}
         tensors["input"] = x
         write_tensors(folder / f"{name}.safetensors", tensors, {"config": config_to_json(config)})

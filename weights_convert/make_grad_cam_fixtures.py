@@ -1,9 +1,9 @@
-"""``python -m weights_convert.make_grad_cam_fixtures FOLDER``: maps by ``pytorch_grad_cam``, as tests without
-torch read them.
+"""Write Grad-CAM maps of ``pytorch_grad_cam``: ``python -m weights_convert.make_grad_cam_fixtures FOLDER``.
 
-A fixture holds a small network of timm's with random weights (``weights/KEY``, under timm's names), images
-(``input``), the class asked of each (``classes``) and the maps of every layer (``METHOD/LAYER``, under our
-names); its metadata say our configuration. Needs torch, timm and grad-cam.
+A fixture is for tests without torch. It holds a small network of timm's with random weights (``weights/KEY``,
+under timm's names), images (``input``), the class that is asked of each (``classes``) and the maps of every
+layer (``METHOD/LAYER``, under our names); its metadata has our configuration. This needs torch, timm and
+grad-cam.
 """
 
 import importlib
@@ -19,50 +19,50 @@ from fseg_jax.encoders.architectures import config_to_json
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.files.tensors import write_tensors
-from weights_convert.make_fixtures import fixtures
-from weights_convert.references import published, scatter, stages
+from weights_convert.make_fixtures import build_fixtures
+from weights_convert.references import find_stages, get_published, randomise
 
 # Grad-CAM++ is defined after a ReLU, which ends a residual block and not an MBConv block.
 NETWORKS = {
     "efficientnet_same": ("GradCAM",),
     "resnet_basic_classifier": ("GradCAM", "GradCAMPlusPlus"),
 }
-IMAGES = (2, 40, 48)
-# The library adds 1e-6 to Grad-CAM++'s denominator, which holds the square of the gradient: logits of a scale
-# at which that is nothing.
-LOGITS = 100
+IMAGES = (2, 40, 48)  # number, rows, columns
+# The library adds 1e-6 to Grad-CAM++'s denominator, which holds the square of the gradient. With logits of
+# this scale that makes no difference.
+LOGIT_SCALE = 100
 
 
 def main(folder: Path) -> None:
     """Write every fixture into a folder."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    known = fixtures()
-    # grad-cam imports torchvision for things that are not used here, and which there is no CPU build of.
+    fixtures = build_fixtures()
+    # grad-cam imports torchvision, which is not used here and has no build for CPUs alone.
     absent = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
     with patch.dict(sys.modules, {name: MagicMock() for name in absent}):
         library: Any = importlib.import_module("pytorch_grad_cam")
         targets: Any = importlib.import_module("pytorch_grad_cam.utils.model_targets")
     for seed, (name, methods) in enumerate(NETWORKS.items()):
-        module, config, _, _ = known[name]
+        module, config, _, _ = fixtures[name]
         assert isinstance(config, EfficientNetConfig | ResNetConfig)
-        scattered: Any = scatter(module, seed)
+        scattered: Any = randomise(module, seed)
         classifier = scattered.get_classifier()
         with torch.no_grad():
-            classifier.weight *= LOGITS
+            classifier.weight *= LOGIT_SCALE
         x = np.random.default_rng(seed).standard_normal((*IMAGES, 3)).astype(np.float16)
         images = torch.from_numpy(x).float().permute(0, 3, 1, 2)
         with torch.no_grad():
             order = module(images).argsort(1, descending=True).numpy()
         # The first class of one image, the second of the other: at the last layers few others have a map.
         classes = order[np.arange(len(x)), np.arange(len(x))].astype(np.int32)
-        wanted = [targets.ClassifierOutputTarget(int(index)) for index in classes]
-        tensors = {f"weights/{key}": value for key, value in published(module).items()}
+        asked = [targets.ClassifierOutputTarget(int(index)) for index in classes]
+        tensors = {f"weights/{key}": value for key, value in get_published(module).items()}
         tensors |= {"input": x, "classes": classes}
         for method in methods:
-            for layer, submodule in stages(module).items():
+            for layer, submodule in find_stages(module).items():
                 with getattr(library, method)(module, [submodule]) as cam:
-                    maps = cam(images, wanted)
+                    maps = cam(images, asked)
                 tensors[f"{method}/{layer}"] = maps[:, ::2, ::2]  # every other pixel, for the file's size
         write_tensors(folder / f"{name}.safetensors", tensors, {"config": config_to_json(config)})
 

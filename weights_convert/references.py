@@ -1,7 +1,7 @@
-"""The publishers' own networks, in torch, with random weights, and what each of their stages puts out.
+"""The publishers' own networks in torch, with random weights, and the output of each of their stages.
 
-Ours are held against these, by ``make_fixtures`` and ``benchmarks/encoder_parity.py``: they need torch, timm
-and transformers. Nothing else does.
+Our networks are compared with them by ``make_fixtures`` and ``benchmarks/encoder_parity.py``. Only these need
+torch, timm and transformers.
 """
 
 import importlib.util
@@ -20,10 +20,11 @@ from fseg_jax.encoders.weights.checkpoint import Checkpoint, open_checkpoint
 
 
 def import_timm() -> Any:
-    """timm, with a stand-in for torchvision where that is not installed: timm imports it, the networks need
-    none.
+    """Import timm, with a stand-in for torchvision where that is not installed.
+
+    timm imports torchvision, but the networks do not need it.
     """
-    stood_in = []
+    stand_ins = []
     if "timm" not in sys.modules and importlib.util.find_spec("torchvision") is None:
         for name in (
             "",
@@ -37,14 +38,14 @@ def import_timm() -> Any:
             module = _Anything(f"torchvision{name}")
             module.__path__ = []
             sys.modules[module.__name__] = module
-            stood_in.append(module.__name__)
+            stand_ins.append(module.__name__)
             if parent := module.__name__.rpartition(".")[0]:
                 setattr(sys.modules[parent], module.__name__.rpartition(".")[2], module)
         frozen = type("FrozenBatchNorm2d", (nn.Module,), {})
         sys.modules["torchvision.ops.misc"].FrozenBatchNorm2d = frozen  # type: ignore[attr-defined]
     timm = importlib.import_module("timm")
-    # Others ask whether torchvision is installed, and are to hear the truth.
-    for name in stood_in:
+    # Take the stand-ins out again: other packages ask whether torchvision is installed.
+    for name in stand_ins:
         del sys.modules[name]
     return timm
 
@@ -76,6 +77,7 @@ class AttentionalPooler(nn.Module):
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Pool the tokens to one."""
         batch = len(tokens)
         q = self.to_q(self.ln_q(self.query)).expand(batch, 1, -1)
         k, v = self.to_kv(self.ln_k(tokens)).chunk(2, dim=-1)
@@ -85,8 +87,9 @@ class AttentionalPooler(nn.Module):
 
 
 class ConchTower(nn.Module):
-    """CONCH v1.5's vision tower around a timm ViT, whose position embedding it resamples at (size + 0.1) /
-    old size.
+    """CONCH v1.5's vision tower around a timm ViT.
+
+    It resamples the position embedding at the scale (size + 0.1) / old size.
     """
 
     def __init__(self, trunk: Any, dim: int, heads: int):
@@ -96,6 +99,7 @@ class ConchTower(nn.Module):
         self.ln_contrast = nn.LayerNorm(dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the output."""
         trunk: Any = self.trunk
         stored, patch = trunk.pos_embed, trunk.patch_embed.patch_size[0]
         old = round((stored.shape[1] - 1) ** 0.5)
@@ -132,28 +136,27 @@ class ConvStem(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the output."""
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
-def ctranspath(**arguments: Any) -> nn.Module:
-    """A Swin of timm's with CTransPath's stem."""
+def build_ctranspath(**arguments: Any) -> nn.Module:
+    """Build a Swin of timm's with CTransPath's stem."""
     import_timm()
     swin = importlib.import_module("timm.models.swin_transformer")
     return swin.SwinTransformer(embed_layer=ConvStem, num_classes=0, **arguments)
 
 
-def scatter(module: nn.Module, seed: int) -> nn.Module:
-    """The module with every parameter and statistic drawn away from the constant it starts as, set to
-    evaluate.
-    """
+def randomise(module: nn.Module, seed: int) -> nn.Module:
+    """Draw every parameter and statistic of a module at random, and set the module to evaluate."""
     random = torch.Generator().manual_seed(seed)
     for name, value in module.state_dict().items():
         last = name.rpartition(".")[2]
         if not value.is_floating_point():
             continue
         if name.endswith("bn3.weight"):
-            # The end of a residual branch: light beside its shortcut, as training leaves it. Deep networks of
-            # branches as heavy as their shortcuts magnify any rounding, torch's own as well, beyond measure.
+            # The end of a residual branch is small beside its shortcut, as after training. A deep network
+            # whose branches are as large as their shortcuts magnifies any rounding, torch's own too.
             value.uniform_(0.2, 0.4, generator=random)
         elif last in ("running_var", "gamma", "lambda1") or (last == "weight" and value.ndim == 1):
             value.uniform_(0.7, 1.3, generator=random)
@@ -167,11 +170,11 @@ def scatter(module: nn.Module, seed: int) -> nn.Module:
     return module.eval()
 
 
-def stages(module: nn.Module) -> dict[str, nn.Module]:
-    """For each of our layers, the submodule that puts out the same."""
+def find_stages(module: nn.Module) -> dict[str, nn.Module]:
+    """Find, for each of our layers, the submodule with the same output."""
     m: Any = module
     if isinstance(module, ConchTower):
-        return stages(m.trunk)
+        return find_stages(m.trunk)
     if hasattr(m, "maxpool"):
         return {"stem": m.maxpool, **{f"layer{n}": getattr(m, f"layer{n}") for n in range(1, 5)}}
     if hasattr(m, "conv_head"):
@@ -194,13 +197,15 @@ def _numbered(name: str, modules: Any) -> dict[str, nn.Module]:
 def observe(
     module: nn.Module, x: np.ndarray, wanted: tuple[str, ...] | None = None, *, autocast: bool = False
 ) -> dict[str, np.ndarray]:
-    """What the stages put out for an image (B, H, W, 3), channels last, and ``head``: what the whole network
-    does.
+    """Run a module and return the outputs of its stages, channels last, and of the whole (``head``).
 
-    ``wanted``: the names of the stages to keep, all of them unless given; ``autocast``: in torch's own
-    bfloat16.
+    Args:
+        module: the network.
+        x: images (B, H, W, 3).
+        wanted: names of the stages to return; all of them by default.
+        autocast: whether to run in torch's own bfloat16.
     """
-    seen: dict[str, np.ndarray] = {}
+    outputs: dict[str, np.ndarray] = {}
     convolutional = hasattr(module, "maxpool") or hasattr(module, "conv_head")
 
     def keep(name: str) -> Any:
@@ -212,31 +217,31 @@ def observe(
                 # A patch is as many pixels high as wide.
                 h = round((value.shape[1] * x.shape[1] / x.shape[2]) ** 0.5)
                 value = value.unflatten(1, (h, -1))
-            seen[name] = value.float().numpy().copy()
+            outputs[name] = value.float().numpy().copy()
 
         return hook
 
-    named = stages(module)
-    hooks = [named[name].register_forward_hook(keep(name)) for name in wanted or named]
+    submodules = find_stages(module)
+    hooks = [submodules[name].register_forward_hook(keep(name)) for name in wanted or submodules]
     arguments = {"interpolate_pos_encoding": True} if type(module).__name__ == "ViTModel" else {}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = module(torch.from_numpy(x).permute(0, 3, 1, 2), **arguments)
     for hook in hooks:
         hook.remove()
     output = getattr(output, "last_hidden_state", output)
-    seen["head"] = (output if output.ndim == 2 else output[:, 0]).float().numpy()
-    return seen
+    outputs["head"] = (output if output.ndim == 2 else output[:, 0]).float().numpy()
+    return outputs
 
 
-def published(module: nn.Module) -> Mapping[str, np.ndarray]:
-    """The module's tensors under the names that its publisher saves them by."""
+def get_published(module: nn.Module) -> Mapping[str, np.ndarray]:
+    """Return a module's tensors under the names of the published file."""
     if hasattr(module, "save_pretrained"):
-        return _saved_by_transformers(module)
+        return _save_by_transformers(module)
     return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
 
 
-def _saved_by_transformers(module: Any) -> Checkpoint:
-    # transformers renames on saving: the file, not the module, has the names that are published.
+def _save_by_transformers(module: Any) -> Checkpoint:
+    # transformers renames tensors on saving: the file has the published names, the module has others.
     folder = tempfile.TemporaryDirectory()
     module.save_pretrained(folder.name, max_shard_size="100GB")
     checkpoint = open_checkpoint(Path(folder.name) / "model.safetensors")
@@ -244,8 +249,8 @@ def _saved_by_transformers(module: Any) -> Checkpoint:
     return checkpoint
 
 
-def as_ctranspath(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Today's timm names as those of CTransPath's checkpoint: the grid is halved at a stage's end."""
+def rename_to_ctranspath(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename timm's tensors as in CTransPath's checkpoint, where the grid is halved at a stage's end."""
     renamed = {}
     for name, value in state.items():
         parts = name.split(".")
@@ -255,9 +260,11 @@ def as_ctranspath(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return renamed
 
 
-def as_dinov2(state: Mapping[str, np.ndarray], *, chunk: int, prefix: str) -> dict[str, np.ndarray]:
-    """Timm's names as those of DINOv2's own checkpoints: w12 and w3, blocks in chunks, the class token's
-    position kept apart from it in a network with registers.
+def rename_to_dinov2(state: Mapping[str, np.ndarray], *, chunk: int, prefix: str) -> dict[str, np.ndarray]:
+    """Rename timm's tensors as in DINOv2's own checkpoints.
+
+    A gated MLP has w12 and w3, blocks are in chunks, and in a network with registers the class token's
+    position is a tensor of its own.
     """
     renamed = {}
     gated = "blocks.0.mlp.fc1.weight" in state and (
@@ -279,8 +286,8 @@ def as_dinov2(state: Mapping[str, np.ndarray], *, chunk: int, prefix: str) -> di
     return {prefix + name: value for name, value in renamed.items()}
 
 
-def as_lukemelas(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Timm's names as those of lukemelas's EfficientNet."""
+def rename_to_lukemelas(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename timm's tensors as in lukemelas's EfficientNet."""
     ends = {
         "conv_stem": "_conv_stem",
         "bn1": "_bn0",

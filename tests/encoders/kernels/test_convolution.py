@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -223,6 +224,13 @@ def test_convolutions_of_several_threads_and_batches():
             np.testing.assert_array_equal(together, expected)
     batch = jnp.concatenate(images)
     np.testing.assert_array_equal(apply(batch), np.concatenate(alone))
+
+
+def test_the_library_is_behind_one_door():
+    package = Path(onednn.__file__).parents[2]
+    names = ("kernels.onednn", "kernels import onednn")
+    users = [f.name for f in package.rglob("*.py") if any(name in f.read_text() for name in names)]
+    assert users == ["convolution.py"]
 
 
 def test_what_a_foreign_function_raises_is_the_programs_error():

@@ -23,7 +23,6 @@ from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import RESNETS, ResNetConfig
 from fseg_jax.encoders.swin.network import SwinConfig
 from fseg_jax.encoders.vit.network import ViTConfig
-from fseg_jax.errors import InputError
 
 ROWS = list(CATALOG.values())
 build_abstract = functools.cache(build_abstract)
@@ -129,38 +128,3 @@ def test_what_changes_in_a_corner_shows_in_that_corner(config):
             moved = np.abs(np.asarray(grid(changed) - before)).sum((0, 3))
             quadrants = moved.reshape(2, half, 2, half).sum((1, 3))
             assert np.unravel_index(quadrants.argmax(), (2, 2)) == (down, right)
-
-
-@pytest.mark.parametrize(
-    ("asked", "hint"),
-    [("uni-2h", "uni2-h"), ("gigapath", "prov-gigapath"), ("virchow3", "virchow2"), ("resnet5", "resnet50")],
-)
-def test_an_unknown_name_is_answered_with_the_nearest(asked, hint):
-    with pytest.raises(InputError, match=hint) as error:
-        find_row(asked)
-    assert "\n" not in str(error.value)
-
-
-def test_names_are_read_kindly():
-    assert find_row("UNI2_h") is CATALOG["uni2-h"]
-
-
-def test_a_timm_name_makes_a_row():
-    row = find_row("timm:vit_base_patch14_reg4_dinov2.lvd142m")
-    assert (row.repo, row.prefix, row.stride, row.layer) == (
-        "timm/vit_base_patch14_reg4_dinov2.lvd142m",
-        5,
-        14,
-        "blocks.11",
-    )
-    assert find_row("timm:vit_small_patch16_224.augreg_in21k").normalisation.mean == (0.5, 0.5, 0.5)
-    assert find_row("timm:vit_small_patch16_224.dino").normalisation.mean == (0.485, 0.456, 0.406)
-
-
-@pytest.mark.parametrize(
-    "name", ["timm:convnext_tiny.fb_in1k", "timm:resnet50", "timm:vit_base_patch16_clip_224.x"]
-)
-def test_a_timm_name_that_is_no_plain_network_is_said_in_one_line(name):
-    with pytest.raises(InputError, match="timm:resnet34") as error:
-        find_row(name)
-    assert "\n" not in str(error.value)

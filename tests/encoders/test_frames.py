@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import fixture, relative_error
+from fixtures import read_fixture, relative_error
 from flax import nnx
 
 from fseg_jax.encoders.frames import declare_sizes
@@ -22,7 +22,7 @@ NETWORKS = (
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_sees_an_image_in_a_frame_as_it_sees_it_alone(name):
-    network = fixture(name).network()
+    network = read_fixture(name).network()
     config, layer = network.config, network.layers()[:6][-1]
     stride = getattr(config, "patch", None) or getattr(config, "stride", 32)
     least = getattr(config, "window", 1)
