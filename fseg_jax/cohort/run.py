@@ -281,7 +281,7 @@ def _open_features(
 def agree(storage: Storage, job: Job, card: EncoderCard, before: Survey, redo: bool) -> str:
     """See that the place is for these settings, or with ``redo`` make it so; what is to be told of that."""
     what = depends_on(job, card, job.settings)
-    ours = {"settings_hash": agreed_hash(job, card), "settings": what, "encoder": asdict(card)}
+    ours = {"settings_hash": agreed_hash(job, card), "settings": what, "encoder": card.to_json()}
     if storage.create(AGREED, encode_json(ours)):
         return ""
     named = f": {_some(before.other)}" if before.other else ""
@@ -374,7 +374,7 @@ def conclude(
             ],
             failures=reasons,
             settings=of_all(job, card),
-            encoder=asdict(card),
+            encoder=card.to_json(),
             codebook=asdict(job.codebook.provenance) if job.codebook else None,
         )
         storage.write("report.html", page.encode())

@@ -116,7 +116,7 @@ def embed_slide(
         "method": "SIC (Seeded iterative clustering, LMRL workshop 2022): patch embeddings",
         **made_with().to_json(),
         "slide": slide_facts(slide).to_json(),
-        "encoder": {**asdict(card), "pooling": "mean over the grid"},
+        "encoder": {**card.to_json(), "pooling": "mean over the grid"},
         "parameters": {
             **{k: v for k, v in asdict(settings).items() if k not in ("batch", "threads")},
             "step": step,

@@ -66,27 +66,27 @@ def _ends(parts: dict[str, tuple[str, str]], classifier: str) -> dict[str, Rule]
         r"classifier\.kernel": ((f"{classifier}.weight",), to_linear),
         r"classifier\.bias": ((f"{classifier}.bias",), identity),
     }
-    for ours, (convolution, norm) in parts.items():
-        rules |= _conv_norm(ours, convolution, norm)
+    for layer, (convolution, norm) in parts.items():
+        rules |= _conv_norm(layer, convolution, norm)
     return rules
 
 
 def _block(index: int, parts: dict[str, tuple[str, str]], prefix: str, squeeze: str) -> Rules:
-    ours = rf"blocks\.{index}\."
+    block = rf"blocks\.{index}\."
     rules: dict[str, Rule] = {
-        ours + r"se\.(reduce|expand)\.kernel": ((rf"{prefix}{squeeze}\1.weight",), to_pointwise),
-        ours + r"se\.(reduce|expand)\.bias": ((rf"{prefix}{squeeze}\1.bias",), identity),
+        block + r"se\.(reduce|expand)\.kernel": ((rf"{prefix}{squeeze}\1.weight",), to_pointwise),
+        block + r"se\.(reduce|expand)\.bias": ((rf"{prefix}{squeeze}\1.bias",), identity),
     }
     for part, (convolution, norm) in parts.items():
-        rules |= _conv_norm(ours + part, prefix + convolution, prefix + norm)
+        rules |= _conv_norm(block + part, prefix + convolution, prefix + norm)
     return rules
 
 
-def _conv_norm(ours: str, convolution: str, norm: str) -> Rules:
+def _conv_norm(layer: str, convolution: str, norm: str) -> Rules:
     return {
-        ours + r"\.conv\.kernel": ((f"{convolution}.weight",), to_conv),
-        ours + r"\.norm\.scale": ((f"{norm}.weight",), identity),
-        ours + r"\.norm\.bias": ((f"{norm}.bias",), identity),
-        ours + r"\.norm\.mean": ((f"{norm}.running_mean",), identity),
-        ours + r"\.norm\.var": ((f"{norm}.running_var",), identity),
+        layer + r"\.conv\.kernel": ((f"{convolution}.weight",), to_conv),
+        layer + r"\.norm\.scale": ((f"{norm}.weight",), identity),
+        layer + r"\.norm\.bias": ((f"{norm}.bias",), identity),
+        layer + r"\.norm\.mean": ((f"{norm}.running_mean",), identity),
+        layer + r"\.norm\.var": ((f"{norm}.running_var",), identity),
     }

@@ -245,7 +245,7 @@ def _embedded(
             "slide": {
                 k: v for k, v in slide_facts(opened).to_json().items() if k != "path"
             },  # it may have moved
-            "encoder": asdict(encoder.card),
+            "encoder": encoder.card.to_json(),
             "parameters": {k: v for k, v in asdict(settings).items() if k not in ("batch", "threads")},
         }
         if not _still_true(folder / f"{slide.name}.embeddings.json", wanted):

@@ -45,7 +45,7 @@ def write(
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "dataset": {"name": dataset, "patches": slides, "left_out": left_out},
-        "encoders": [asdict(card) for card in cards],
+        "encoders": [card.to_json() for card in cards],
         "setting": {**setting._asdict(), "patches": asdict(setting.patches)},
         **made_with().to_json(),
         "rows": [_line(row) for row in rows],
