@@ -78,13 +78,13 @@ def _open_safetensors(path: Path) -> Checkpoint:
         file: Any = safe_open(str(path), framework="np")
         names = tuple(file.keys())
     except (BrokenFileError, SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or cut short ({_line(error)}): fetch it again") from error
+        raise InputError(f"{path}: damaged or cut short ({_shorten(error)}): fetch it again") from error
 
     def read(key: str) -> np.ndarray:
         try:
             return np.asarray(file.get_tensor(key))
         except (SafetensorError, TypeError, ValueError) as error:  # a dtype that numpy has not
-            raise InputError(f"{path}: {key} cannot be read ({_line(error)}): fetch it again") from error
+            raise InputError(f"{path}: {key} cannot be read ({_shorten(error)}): fetch it again") from error
 
     return Checkpoint(path, names, read)
 
@@ -120,11 +120,11 @@ def _load(path: Path, torch: Any) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise InputError(
-                f"{path}: not a file of tensors alone ({_line(error)}), and nothing else is loaded: "
+                f"{path}: not a file of tensors alone ({_shorten(error)}), and nothing else is loaded: "
                 "save its state_dict, or get it as safetensors"
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: damaged or cut short ({_line(error)}): fetch it again") from error
+            raise InputError(f"{path}: damaged or cut short ({_shorten(error)}): fetch it again") from error
 
 
 def _list_stand_ins(path: Path, torch: Any) -> list[Any]:
@@ -153,7 +153,7 @@ def _find_state_dict(path: Path, loaded: Any, torch: Any) -> dict[str, Any]:
     return tensors
 
 
-def _line(error: BaseException) -> str:
+def _shorten(error: BaseException) -> str:
     """Shorten another library's error to its first sentence, to be part of a line."""
     lines = [line.strip() for line in str(error).splitlines()]
     # torch puts its advice, to load the file all the same, around the reason.

@@ -90,20 +90,19 @@ def fetch_checkpoint(row: Row) -> Path:
 
 def is_reachable(*, timeout: float = 3.0) -> bool:
     """Whether the hub answers at all."""
-    import requests
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        requests.head(_endpoint() or constants.ENDPOINT, timeout=timeout)
-    except OSError:
+        get_session().head(_endpoint() or constants.ENDPOINT, timeout=timeout)
+    except _transport_errors():
         return False
     return True
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """List the errors of a request to the hub; those of the library requests are OSErrors."""
+    """List the errors that a request to the hub raises."""
     from huggingface_hub import errors
 
     http_error: type[Exception] = vars(errors)["HTTPError"]
@@ -166,10 +165,10 @@ def _download(row: Row, file: str, *, again: bool) -> Path:
 
 
 def _ask_url(row: Row, timeout: float) -> str:
-    import requests
+    from huggingface_hub import get_session
 
     url = f"{row.url}{row.files[0]}"
-    requests.head(url, timeout=timeout, allow_redirects=True).raise_for_status()
+    get_session().head(url, timeout=timeout, follow_redirects=True).raise_for_status()
     return url
 
 
