@@ -1,14 +1,14 @@
-"""The array conventions, said once, and the jaxtyping names for them.
+"""The conventions for arrays, and jaxtyping names for them.
 
 - Images are ``uint8 (…, height, width, 3)``, RGB.
 - Features are ``float (…, h, w, c)`` and non-negative: the encoder's grid, one token every ``stride`` pixels.
 - ``A (…, n, c)`` is a grid of features as a matrix, one row a token: ``n = h · w``.
-- ``A ≈ W · H`` with ``W (…, n, k)``, what each token owes to each concept, and ``H (…, k, c)``, the concepts.
-- Centers are ``(k, c)``: the rows of a codebook, and H itself in the fixed mode.
-- Labels are unsigned ints ``(…, height, width)``: 0 is background (uncovered), clusters are 1…k.
+- ``A ≈ W · H`` with contributions ``W (…, n, k)`` and concepts ``H (…, k, c)``.
+- Centres are ``(k, c)``: the rows of a codebook, and H itself in mode "fixed".
+- Labels are unsigned ints ``(…, height, width)``: 0 is background, clusters are 1…k.
 
-Every numeric takes leading batch axes; random functions take a ``key``; algorithms return a NamedTuple;
-shapes are static and the last batch is padded, so that nothing recompiles.
+Numeric functions take leading batch axes. Random functions take a ``key``. Algorithms return a NamedTuple
+that says whether they converged. Shapes are static and the last batch is padded, so that nothing recompiles.
 """
 
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt, UInt8

@@ -1,9 +1,9 @@
 """How well a segmentation agrees with the truth, from counts of pixels only.
 
-A confusion matrix ``(…, n, n)`` has the true categories as rows and the predicted ones as columns, a
-contingency table ``(…, k, n)`` the clusters as rows and the categories as columns; no list of pixels is ever
-made. Averages over categories ("macro") are over those that have pixels in the truth. One that has none is
-absent: its scores are None. One that has pixels but is never predicted has a precision, like an F1, of 0.
+A confusion matrix ``(…, n, n)`` has the true categories as rows and the predicted categories as columns. A
+contingency table ``(…, k, n)`` has the clusters as rows and the categories as columns. Averages over
+categories ("macro") are over those that have pixels in the truth. A category without pixels there is absent:
+its scores are None. A category with pixels that is never predicted has a precision, and an F1, of 0.
 """
 
 from collections.abc import Callable
@@ -14,28 +14,28 @@ from jaxtyping import Bool, Float, Int
 
 Confusion = Int[np.ndarray, "*batch n n"] | Float[np.ndarray, "*batch n n"]
 Contingency = Int[np.ndarray, "*batch k n"] | Float[np.ndarray, "*batch k n"]
-RESAMPLES = 1000
+RESAMPLES = 1000  # bootstrap samples
 
 
 class CategoryScores(NamedTuple):
-    """The scores of one category; ``pixels`` is how many the truth has."""
+    """The scores of one category."""
 
     f1: float
     iou: float
     precision: float
     recall: float
-    pixels: int
+    pixels: int  # in the truth
 
 
 class Scores(NamedTuple):
-    """Macro averages over the categories present, accuracy, and each category's scores: None if absent."""
+    """Macro averages over the categories present, and the scores of each category."""
 
     f1: float
     iou: float
     precision: float
     recall: float
-    accuracy: float
-    categories: tuple[CategoryScores | None, ...]
+    accuracy: float  # the share of all pixels that is right
+    categories: tuple[CategoryScores | None, ...]  # None for an absent category
 
 
 class Interval(NamedTuple):
@@ -58,7 +58,7 @@ def _per_category(confusion: Confusion) -> _PerCategory:
     true, predicted = confusion.sum(-1), confusion.sum(-2)
 
     def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return a / np.maximum(b, 1)
+        return np.asarray(a / np.maximum(b, 1))
 
     return _PerCategory(
         ratio(2 * hit, true + predicted),
@@ -74,25 +74,29 @@ def _mean_present(values: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(confusion: Confusion) -> Float[np.ndarray, "*batch"]:
-    """The F1 of each category, 2·TP / (2·TP + FP + FN), averaged over those present; 0 where none is."""
+    """Average the F1, 2·TP / (2·TP + FP + FN), over the categories present; 0 if none is.
+
+    >>> macro_f1(np.array([[2, 0], [1, 1]])).round(4).item()
+    0.7333
+    """
     each = _per_category(confusion)
     return _mean_present(each.f1, each.present)
 
 
 def macro_iou(confusion: Confusion) -> Float[np.ndarray, "*batch"]:
-    """The intersection over union of each category, averaged over those present; 0 where none is."""
+    """Average the intersection over union over the categories present; 0 if none is."""
     each = _per_category(confusion)
     return _mean_present(each.iou, each.present)
 
 
 def accuracy(confusion: Confusion) -> Float[np.ndarray, "*batch"]:
-    """The share of the pixels whose category is right."""
+    """Compute the share of the pixels whose category is right."""
     right = np.trace(confusion, axis1=-2, axis2=-1)
     return np.asarray(right / np.maximum(confusion.sum((-2, -1)), 1))
 
 
-def scores(confusion: Confusion) -> Scores | None:
-    """All scores of one confusion matrix ``(n, n)``; None where it counts no pixel."""
+def score(confusion: Confusion) -> Scores | None:
+    """Compute all scores of one confusion matrix ``(n, n)``; None if it counts no pixel."""
     each = _per_category(confusion)
     if not each.present.any():
         return None
@@ -104,17 +108,18 @@ def scores(confusion: Confusion) -> Scores | None:
     return Scores(f1, iou, precision, recall, float(accuracy(confusion)), tuple(categories))
 
 
-def per_image(confusions: Int[np.ndarray, "images n n"]) -> list[Scores | None]:
-    """The scores of each image by itself: macro averages over the categories that it has."""
-    return [scores(confusion) for confusion in confusions]
+def score_images(confusions: Int[np.ndarray, "images n n"]) -> list[Scores | None]:
+    """Compute the scores of each image by itself: macro averages over the categories that it has."""
+    return [score(confusion) for confusion in confusions]
 
 
-# -------------------------------------------------------------------------------- without any matching
+# ------------------------------------------------------------------------- without matching clusters
 
 
 def adjusted_rand(contingency: Contingency) -> Float[np.ndarray, "*batch"]:
-    """The adjusted Rand index of clusters and categories (Hubert & Arabie 1985); 1 if neither divides the
-    pixels.
+    """Compute the adjusted Rand index of clusters and categories (Hubert & Arabie 1985).
+
+    It is 1 if neither divides the pixels.
     """
     table = contingency.astype(float)
     total = np.asarray(table.sum((-2, -1)))
@@ -130,7 +135,7 @@ def adjusted_rand(contingency: Contingency) -> Float[np.ndarray, "*batch"]:
 
 
 def mutual_information(contingency: Contingency) -> Float[np.ndarray, "*batch"]:
-    """The mutual information of clusters and categories, in nats."""
+    """Compute the mutual information of clusters and categories, in nats."""
     p = contingency / np.maximum(contingency.sum((-2, -1), keepdims=True), 1)
     independent = p.sum(-1, keepdims=True) * p.sum(-2, keepdims=True)
     ratio = np.where(p > 0, p / np.where(p > 0, independent, 1), 1)
@@ -147,11 +152,19 @@ def bootstrap(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """The 95 % percentile interval of a statistic of pooled counts, resampling cases with replacement.
+    """Estimate the 95 % percentile interval of a statistic of pooled counts by resampling cases.
 
-    ``counts (starts, cases, …)``: matrices of pixels a k-means start and a case (or image). In each resample
-    the drawn cases are summed, the statistic ``(…)`` → value taken, and averaged over the starts. The same
-    seed draws the same cases, so that two rows can be compared case by case. None for fewer than two cases.
+    Cases are drawn with replacement. In each sample they are summed, the statistic is taken, and averaged
+    over the starts. The same seed draws the same cases, so that two methods can be compared case by case.
+
+    Args:
+        statistic: from counts ``(…)`` to a value.
+        counts: ``(starts, cases, …)``, matrices of pixels for each k-means start and case (or image).
+        seed: of the draws.
+        resamples: how many samples are drawn.
+
+    Returns:
+        The interval, or None for fewer than two cases.
     """
     cases = counts.shape[1]
     if cases < 2:

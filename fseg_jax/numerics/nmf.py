@@ -1,14 +1,15 @@
 """Non-negative matrix factorization A ≈ W·H under the Frobenius loss, batched.
 
-``factorize`` finds W and H (F-SEG §3.1, after Lee & Seung 2001 and Cichocki & Phan 2009); ``solve_weights``
-finds W for a given H (F-SEG §3.2.2), which is one non-negative least-squares problem a token.
+``factorize`` solves for W and H (F-SEG §3.1, after Lee & Seung 2001 and Cichocki & Phan 2009).
+``solve_weights`` solves for W with H given (F-SEG §3.2.2): one non-negative least-squares problem a token.
 
-Every problem of a batch, and with H fixed every token, has its own convergence test and stands still once it
-passes, so that no result depends on what it was batched with.
+Every problem of a batch, and with H given every token, has its own convergence test. It stands still once it
+passes, so that no result depends on the rest of the batch.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +18,37 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.arrays import Concepts, Key, Tokens, Weights
-from fseg_jax.numerics.nnls import active_set, conjugate_gradients, unfinished
-from fseg_jax.numerics.packing import recompute_rows
+from fseg_jax.numerics.nnls import NNLSResult, conjugate_gradients
+from fseg_jax.numerics.nnls import solve as solve_nnls
 from fseg_jax.numerics.scaling import exact_exp2, safe_exponent, safe_scale
 
 Scalar = float | Float[Array, ""]
 
+_product = partial(jnp.matmul, precision="highest")
+
 
 class WeightsResult(NamedTuple):
-    """What ``solve`` found: W, and of which tokens it is the minimiser up to the tolerance."""
+    """The weights W of A ≈ W·H with H given.
+
+    Attributes:
+        W: the weights.
+        converged: for which tokens W is the minimiser, up to the tolerance.
+    """
 
     W: Weights
     converged: Bool[Array, "*batch n"]
 
 
 class NMFResult(NamedTuple):
-    """What ``factorize`` found: A ≈ W·H, with ``error`` the Frobenius norm of what is left."""
+    """A factorization A ≈ W·H.
+
+    Attributes:
+        W: how much each token owes to each concept.
+        H: the concepts.
+        error: the Frobenius norm of A − W·H.
+        iterations: how many iterations were made.
+        converged: whether the factorization came to rest.
+    """
 
     W: Weights
     H: Concepts
@@ -43,7 +59,7 @@ class NMFResult(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------ H fixed
 
-LIMITS = {"active set": 500, "cg": 500, "mu": 2000}  # iterations
+LIMITS = {"active set": 500, "cg": 500, "mu": 2000}  # iterations, by method
 
 
 def solve_weights(
@@ -56,15 +72,29 @@ def solve_weights(
 ) -> Weights:
     """Solve min ‖A − W·H‖² over W ≥ 0 with the concepts H fixed (F-SEG §3.2.2).
 
-    The channels are summed away first: with the Gram G = H·Hᵀ and N = A·Hᵀ no iteration touches them again.
+    The channels are summed away first: with the Gram matrix G = H·Hᵀ and N = A·Hᵀ no iteration touches them
+    again. Zero tokens and zero concepts get zero weights.
 
-    ``A (…, n, c)``, ``H (k, c)`` shared or ``(…, k, c)`` one a problem, both non-negative floats; returns
-    ``W (…, n, k)``. ``method``: ``"active set"``, Lawson & Hanson's for all tokens in step, with conjugate
-    gradients for what that leaves; ``"cg"``, conjugate gradients alone; both exact up to ``tolerance``, the
-    projected gradient relative to N (``nnls.py``); or ``"mu"``, multiplicative updates (Lee & Seung
-    2001), which are slower. At most ``max_iterations`` are made of the last two (500, and 2000 for
-    ``"mu"``). Zero tokens and zero concepts get zero weights. Tokens may be of any size from 1e-36 to 1e36
-    (a smaller one counts as zero, the weights of a larger one are NaN), concepts of any that float32 holds.
+    >>> H = jnp.array([[1.0, 0.0, 1.0], [0.0, 2.0, 0.0]])
+    >>> A = jnp.array([[3.0, 2.0, 3.0]])
+    >>> solve_weights(A, H).round().tolist()
+    [[3.0, 1.0]]
+
+    Args:
+        A: tokens ``(…, n, c)``, non-negative. Sizes from 1e-36 to 1e36 are solved; a smaller token counts as
+            zero, the weights of a larger one are NaN.
+        H: concepts ``(k, c)``, or ``(…, k, c)`` for one set a problem, non-negative, of any size.
+        method: ``"active set"`` is Lawson & Hanson's for all tokens in step, and conjugate gradients for
+            tokens that it leaves. ``"cg"`` is conjugate gradients alone. ``"mu"`` is multiplicative updates
+            (Lee & Seung 2001), which are slower and less exact.
+        tolerance: of the projected gradient, relative to N (``nnls.py``).
+        max_iterations: of the last two methods; 500, or 2000 of ``"mu"``, unless given.
+
+    Returns:
+        W ``(…, n, k)``. ``solve`` also tells which tokens have converged.
+
+    Raises:
+        InputError: for an unknown method.
     """
     return solve(A, H, method=method, tolerance=tolerance, max_iterations=max_iterations).W
 
@@ -77,8 +107,9 @@ def solve(
     tolerance: float = 3e-6,
     max_iterations: int | None = None,
 ) -> WeightsResult:
-    """Solve as ``solve_weights`` does, and say which tokens have converged; those that are not finite have
-    not.
+    """Solve as ``solve_weights`` does, and tell which tokens have converged.
+
+    A token that is not finite has not. Raises ``InputError`` for an unknown method.
     """
     if method not in LIMITS:
         raise InputError(f"NMF method {method!r}: choose {', '.join(map(repr, LIMITS))}")
@@ -90,7 +121,12 @@ def solve(
     batch = jnp.broadcast_shapes(A.shape[:-2], H.shape[:-2])
     A = jnp.broadcast_to(A, batch + A.shape[-2:]).reshape(-1, *A.shape[-2:])
     H = jnp.broadcast_to(H, batch + H.shape[-2:]).reshape(-1, *H.shape[-2:])
-    W, converged = jax.lax.map(lambda problem: _solve(*problem, method, tolerance, limit), (A, H))
+
+    def solve_problem(problem: tuple[Array, Array]) -> WeightsResult:
+        result: WeightsResult = _solve(*problem, method, tolerance, limit)
+        return result
+
+    W, converged = jax.lax.map(solve_problem, (A, H))
     return WeightsResult(W.reshape(*batch, *W.shape[-2:]), converged.reshape(*batch, A.shape[-2]))
 
 
@@ -100,45 +136,42 @@ def _solve(
 ) -> WeightsResult:
     dtype = jnp.promote_types(jnp.result_type(A, H), jnp.float32)
     H = H.astype(dtype)
-    of_concepts = safe_scale(jnp.max(jnp.abs(H), axis=1, keepdims=True))
-    H = H * of_concepts
+    concept_scale = safe_scale(jnp.max(jnp.abs(H), axis=1, keepdims=True))
+    H = H * concept_scale
     # Concepts of unit length: G has a unit diagonal, which is the best diagonal preconditioner.
     norm = jnp.linalg.norm(H, axis=1, keepdims=True)
     unit = H / jnp.where(norm > 0, norm, 1)
-    G = jnp.matmul(unit, unit.T, precision="highest")
-    N = jnp.matmul(A.astype(dtype), unit.T, precision="highest")
-    # Scaled here, where the channels are gone, tokens of any size cost nothing.
-    of_tokens = safe_scale(jnp.max(jnp.abs(N), axis=1, keepdims=True))
-    N = N * of_tokens
+    G = _product(unit, unit.T)
+    N = _product(A.astype(dtype), unit.T)
+    # Scaling tokens here, where the channels are gone, costs nothing.
+    token_scale = safe_scale(jnp.max(jnp.abs(N), axis=1, keepdims=True))
+    N = N * token_scale
     if method == "mu":
-        W, left = _multiplicative_weights(G, N, tolerance, max_iterations)
+        W, converged = _multiplicative_weights(G, N, tolerance, max_iterations)
     elif method == "cg":
-        W, left = conjugate_gradients(G, N, tolerance, max_iterations, jnp.zeros_like(N))
+        W, converged = conjugate_gradients(G, N, tolerance, max_iterations, jnp.zeros_like(N))
     else:
-        began = active_set(G, N, tolerance / 3)
-
-        def finish(rows: Int[Array, " m"]) -> tuple[Array, Array]:
-            return conjugate_gradients(G, N[rows], tolerance, max_iterations, began[rows])
-
-        rest = unfinished(G, N, began, tolerance)
-        W, left = recompute_rows(finish, rest, (began, rest))
+        W, converged = solve_nnls(G, N, tolerance, max_iterations)
     norm = norm.T
-    W = jnp.where(norm > 0, W / jnp.where(norm > 0, norm, 1), 0) * of_concepts.T / of_tokens
+    W = jnp.where(norm > 0, W / jnp.where(norm > 0, norm, 1), 0) * concept_scale.T / token_scale
     W = jnp.where(jnp.isfinite(N).all(1, keepdims=True), W, jnp.nan)
-    return WeightsResult(W, ~left & jnp.isfinite(W).all(1))
+    return WeightsResult(W, converged & jnp.isfinite(W).all(1))
 
 
 def _multiplicative_weights(
     G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar, max_iterations: int
-) -> tuple[Float[Array, "n k"], Bool[Array, " n"]]:
-    """Lee & Seung's update W ← W ∘ N ⊘ (W·G), for every row until its largest change falls under the
-    tolerance; and which rows are left unfinished.
+) -> NNLSResult:
+    """Repeat Lee & Seung's update W ← W ∘ N ⊘ (W·G) for every row.
+
+    A row has converged when its largest change falls under the tolerance.
     """
     tiny = jnp.finfo(N.dtype).tiny
 
-    def body(state: tuple) -> tuple:
+    State = tuple[Array, Array, Array]  # iterations, weights, rows that still move
+
+    def body(state: State) -> State:
         i, w, live = state
-        new = w * (jnp.maximum(N, 0) / jnp.maximum(jnp.matmul(w, G, precision="highest"), tiny))
+        new = w * (jnp.maximum(N, 0) / jnp.maximum(_product(w, G), tiny))
         new = jnp.where(live, new, w)
         change = jnp.max(jnp.abs(new - w), axis=1, keepdims=True)
         return i + 1, new, live & (change > tolerance * jnp.max(new, axis=1, keepdims=True))
@@ -149,16 +182,17 @@ def _multiplicative_weights(
     w = jnp.broadcast_to(w, N.shape)
     live = jnp.ones((N.shape[0], 1), bool)
     _, w, live = jax.lax.while_loop(
-        lambda state: (state[0] < max_iterations) & jnp.any(state[2]), body, (0, w, live)
+        lambda state: (state[0] < max_iterations) & jnp.any(state[2]), body, (jnp.asarray(0), w, live)
     )
-    return w, live[:, 0]
+    return NNLSResult(w, ~live[:, 0])
 
 
 # ------------------------------------------------------------------------------------------------ W, H free
 
-PASSES = 4  # of accelerated HALS over H and over W, for each product with A
-FREE_LIMITS = {"hals": 200, "accelerated": 60, "mu": 200}  # iterations
-FEW = 4  # problems that a CPU solves at once: as many as its cache holds
+Start = Literal["random", "nndsvd"]
+PASSES = 4  # passes of accelerated HALS over H and over W, for each product with A
+FREE_LIMITS = {"hals": 200, "accelerated": 60, "mu": 200}  # iterations, by method
+CPU_BATCH = 4  # problems that a CPU solves at once: as many as its cache holds
 
 
 def factorize(
@@ -174,61 +208,73 @@ def factorize(
 ) -> NMFResult:
     """Factorize every matrix of a batch into k non-negative concepts, A ≈ W·H (F-SEG §3.1).
 
-    ``A (…, n, c)``, non-negative float. ``method``: ``"hals"``, hierarchical alternating least squares (the
-    coordinate descent of scikit-learn's ``NMF(solver="cd")``, update for update); ``"accelerated"``, the same
-    with four passes over H, then four over W, for each product with A (Gillis & Glineur 2012), which reaches
-    the same error in half the time, by other W and H; or ``"mu"``, multiplicative updates. ``start``:
-    ``"random"`` (scikit-learn's: half-normal at the scale of A), ``"nndsvd"`` (Boutsidis & Gallopoulos 2008,
-    its zeros filled with the mean of A), or ``(W, H)``. H is updated before W, as in the authors' code, which
-    factorizes the transpose. Every problem of the batch uses the same ``key``, so that its result does not
-    depend on its place. A problem has converged when the sum of the absolute projected gradients falls under
-    ``tolerance`` × its first value (``"mu"``: when the error falls by less than ``tolerance`` of its first
-    value in an iteration); it then stands still while others go on. At most ``max_iterations`` are made: 200,
-    or 60 of ``"accelerated"``.
+    H is updated before W, as in the authors' code, which factorizes the transpose. k may exceed the rank:
+    superfluous concepts fade to zero. An all-zero A gives an error of 0 and no NaN.
 
-    ``rows``: how many rows of each A count, the first ones; the rest must be zero, get zero weights, and
-    change nothing: from the random start, what the rows alone would give, but for rounding.
+    >>> A = jnp.outer(jnp.array([1.0, 2.0]), jnp.array([3.0, 0.0, 1.0]))
+    >>> result = factorize(A, 1, key=jax.random.key(0))
+    >>> (result.W @ result.H).round().tolist()
+    [[3.0, 0.0, 1.0], [6.0, 0.0, 2.0]]
 
-    k may exceed the rank: superfluous concepts fade to zero. An all-zero A gives an error of 0 and no NaN.
-    A may be of any size that float32 holds.
+    Args:
+        A: matrices ``(…, n, c)``, non-negative, of any size that float32 holds.
+        k: how many concepts.
+        key: of the random start; the same for every problem of the batch, so that its result does not depend
+            on its place.
+        method: ``"hals"`` is hierarchical alternating least squares: the coordinate descent of scikit-learn's
+            ``NMF(solver="cd")``, update for update. ``"accelerated"`` is the same with four passes over H,
+            then four over W, for each product with A (Gillis & Glineur 2012). It reaches the same error in
+            half the time, by other W and H. ``"mu"`` is multiplicative updates.
+        start: ``"random"`` (scikit-learn's: half-normal at the scale of A), ``"nndsvd"`` (Boutsidis &
+            Gallopoulos 2008, its zeros filled with the mean of A), or ``(W, H)``.
+        tolerance: a problem has converged when the sum of the absolute projected gradients falls under
+            ``tolerance`` × its first value (``"mu"``: when an iteration lowers the error by less than
+            ``tolerance`` × its first value). It then stands still while others go on.
+        max_iterations: 200, or 60 of ``"accelerated"``, unless given.
+        rows: how many rows of each A count, the first ones. The others must be zero, get zero weights, and
+            change nothing: from the random start the result is that of the rows alone, but for rounding.
+
+    Raises:
+        InputError: for k below 1, or an unknown method or start.
     """
     if k < 1:
         raise InputError(f"k = {k}: a factorization needs at least one concept")
     if method not in FREE_LIMITS:
         raise InputError(f"NMF method {method!r}: choose {', '.join(map(repr, FREE_LIMITS))}")
     batch, (n, c) = A.shape[:-2], A.shape[-2:]
-    A, root = _to_ordinary(A.reshape(-1, n, c).astype(jnp.promote_types(A.dtype, jnp.float32)))
+    A, root = _scale_problems(A.reshape(-1, n, c).astype(jnp.promote_types(A.dtype, jnp.float32)))
     if isinstance(start, str):
-        if start not in ("random", "nndsvd"):
+        if start not in get_args(Start):
             raise InputError(f"NMF start {start!r}: choose 'random' or 'nndsvd', or give (W, H)")
         counted = None if rows is None else jnp.broadcast_to(rows, batch).reshape(-1)
-        W, H = _start(A, key, k, start, counted)
+        W, H = _draw_start(A, key, k, start, counted)
     else:
         W = jnp.broadcast_to(start[0].astype(A.dtype), (*batch, n, k)).reshape(-1, n, k) * root
         H = jnp.broadcast_to(start[1].astype(A.dtype), (*batch, k, c)).reshape(-1, k, c) * root
-    found = _factorize(A, W, H, method, tolerance, max_iterations or FREE_LIMITS[method])
-    each = root[:, 0, 0]
-    found = found._replace(W=found.W / root, H=found.H / root, error=found.error / each / each)
-    return NMFResult(*(x.reshape(*batch, *x.shape[1:]) for x in found))
+    result: NMFResult = _factorize(A, W, H, method, tolerance, max_iterations or FREE_LIMITS[method])
+    error = result.error / root[:, 0, 0] / root[:, 0, 0]
+    result = result._replace(W=result.W / root, H=result.H / root, error=error)
+    return NMFResult(*(x.reshape(*batch, *x.shape[1:]) for x in result))
 
 
 @jax.jit
-def _to_ordinary(A: Float[Array, "b n c"]) -> tuple[Float[Array, "b n c"], Float[Array, "b 1 1"]]:
-    """Problems of ordinary size, and what W and H of each are then multiplied with, a power of two."""
+def _scale_problems(A: Float[Array, "b n c"]) -> tuple[Float[Array, "b n c"], Float[Array, "b 1 1"]]:
+    """Scale problems to safe sizes; return them, and the power of two that multiplies W and H then."""
     exponent = safe_exponent(jnp.max(jnp.abs(A), axis=(1, 2), keepdims=True))
     return A * exact_exp2(exponent, A.dtype), exact_exp2(exponent // 2, A.dtype)
 
 
 @partial(jax.jit, static_argnames=("k", "kind"))
-def _start(
+def _draw_start(
     A: Float[Array, "b n c"], key: Key, k: int, kind: str, rows: Int[Array, " b"] | None = None
 ) -> tuple[Array, Array]:
+    """Draw first W and H for every problem."""
     _, n, c = A.shape
 
     def mean(a: Array, count: Array | None) -> Array:
         return jnp.mean(a) if count is None else jnp.sum(a) / jnp.maximum(count * c, 1)
 
-    # Drawn row by row: the first rows are the same however many follow.
+    # W is drawn row by row: the first rows are the same however many follow.
     def random(a: Array, count: Array | None) -> tuple[Array, Array]:
         scale = jnp.sqrt(mean(a, count) / k)
         w_key, h_key = jax.random.split(key)
@@ -250,7 +296,7 @@ def _start(
 
         W, H = jax.vmap(component)(U.T[:r], S[:r], Vt[:r])
         W, H = W.T, H
-        if r < k:  # more concepts than the rank can seed: the rest start at random
+        if r < k:  # more concepts than the rank: the rest start at random
             W_rest, H_rest = random(a, count)
             W = jnp.concatenate([W, W_rest[:, r:]], axis=1)
             H = jnp.concatenate([H, H_rest[r:]], axis=0)
@@ -272,68 +318,86 @@ def _factorize(
     tolerance: Scalar,
     max_iterations: int,
 ) -> NMFResult:
-    def one(a: Array, w: Array, h: Array) -> NMFResult:
+    State = tuple[Array, Array, Array, Array, Array]  # iterations, Wᵀ, H, first measure, last measure
+
+    def solve_one(a: Array, w: Array, h: Array) -> NMFResult:
         if method == "mu":
-            iterate = partial(_multiplicative, a)
-        else:  # Aᵀ is laid out once: a product with it then reads what lies side by side
+            iterate: Callable[[Array, Array], _Iterate] = partial(_multiplicative, a)
+        else:  # Aᵀ is laid out once: a product with it then reads memory in order
             iterate = partial(_hals, a, a.T, passes=PASSES if method == "accelerated" else 1)
 
-        def body(state: tuple) -> tuple:
+        def body(state: State) -> State:
             i, wt, h, first, _ = state
             wt, h, measure = iterate(wt, h)
             first = jnp.where(i == 0, measure, first)
             return i + 1, wt, h, first, measure
 
-        if method != "mu":  # the measure is the violation itself
+        if method != "mu":  # the measure is the violation, which is to be small
 
-            def going(state: tuple) -> Array:
+            def moves(state: State) -> Array:
                 i, _, _, first, measure = state
                 return (i < max_iterations) & ((i == 0) | (measure > tolerance * first))
 
             infinity = jnp.asarray(jnp.inf, a.dtype)
-            i, wt, h, first, measure = jax.lax.while_loop(going, body, (0, w.T, h, infinity, infinity))
+            i, wt, h, first, measure = jax.lax.while_loop(
+                moves, body, (jnp.asarray(0), w.T, h, infinity, infinity)
+            )
             converged = measure <= tolerance * first
-        else:  # the measure is the error, of which the fall counts
+        else:  # the measure is the error, whose fall is to be small
 
-            def fall(state: tuple) -> tuple:
-                previous = state[4]
-                i, wt, h, first, measure = body(state[:5])
-                return i, wt, h, first, measure, (i > 1) & (previous - measure <= tolerance * first)
+            def test_fall(state: tuple[State, Array]) -> tuple[State, Array]:
+                previous = state[0][4]
+                i, wt, h, first, measure = body(state[0])
+                return (i, wt, h, first, measure), (i > 1) & (previous - measure <= tolerance * first)
 
-            state = (0, w.T, h, jnp.asarray(0, a.dtype), jnp.asarray(0, a.dtype), jnp.asarray(False))
-            i, wt, h, _, _, converged = jax.lax.while_loop(
-                lambda state: (state[0] < max_iterations) & ~state[5], fall, state
+            zero = jnp.asarray(0, a.dtype)
+            (i, wt, h, _, _), converged = jax.lax.while_loop(
+                lambda state: (state[0][0] < max_iterations) & ~state[1],
+                test_fall,
+                ((jnp.asarray(0), w.T, h, zero, zero), jnp.asarray(False)),
             )
         w = wt.T
-        error = jnp.linalg.norm(a - jnp.matmul(w, h, precision="highest"))
+        error = jnp.linalg.norm(a - _product(w, h))
         return NMFResult(w, h, error, jnp.asarray(i), converged)
 
-    def few(*problems: Array) -> NMFResult:
-        return jax.lax.map(lambda problem: one(*problem), problems, batch_size=FEW)
+    def solve_few_at_once(*problems: Array) -> NMFResult:
+        result: NMFResult = jax.lax.map(lambda problem: solve_one(*problem), problems, batch_size=CPU_BATCH)
+        return result
 
-    return jax.lax.platform_dependent(A, W, H, cpu=few, default=jax.vmap(one))
+    result: NMFResult = jax.lax.platform_dependent(
+        A, W, H, cpu=solve_few_at_once, default=jax.vmap(solve_one)
+    )
+    return result
+
+
+class _Iterate(NamedTuple):
+    """Wᵀ and H after an iteration, and its measure: the violation that it met, or the error."""
+
+    Wt: Float[Array, "k n"]
+    H: Float[Array, "k c"]
+    measure: Float[Array, ""]
 
 
 def _sweep(
     F: Float[Array, "k m"], G: Float[Array, "k k"], N: Float[Array, "k m"], passes: int
 ) -> tuple[Array, Array]:
-    """Coordinate descent over the rows of F ≥ 0 for min ½ tr(Fᵀ·G·F) − tr(Nᵀ·F), and the violation that its
-    first pass met.
+    """Minimise ½ tr(Fᵀ·G·F) − tr(Nᵀ·F) over F ≥ 0 by coordinate descent, row by row.
+
+    Returns F and the violation that the first pass met: the sum of the absolute projected gradients.
     """
     curvature = jnp.diagonal(G)[:, None]
     scale = jnp.where(curvature > 0, 1 / jnp.where(curvature > 0, curvature, 1), 0)
-    # F_j − (G_j·F − N_j) / G_jj, as one product and one difference; a row without curvature stays.
+    # F_j − (G_j·F − N_j) / G_jj as one product and one difference; a row without curvature stays.
     target, step = N * scale, G * scale - jnp.eye(F.shape[0], dtype=G.dtype)
 
     def row(i: Array, F: Array) -> Array:
         j = i % F.shape[0]
-        return F.at[j].set(jnp.maximum(target[j] - jnp.matmul(step[j][None], F, precision="highest")[0], 0))
+        return F.at[j].set(jnp.maximum(target[j] - _product(step[j][None], F)[0], 0))
 
     once = jax.lax.fori_loop(0, F.shape[0], row, F)
-    # Row j met the rows before it as they had become, and those after it as they had been.
-    become = jnp.tril(G, -1)
-    product = partial(jnp.matmul, precision="highest")
-    gradient = product(become, once) + product(G - become, F) - N
+    # Row j met the rows before it updated, and the rows after it not yet.
+    before = jnp.tril(G, -1)
+    gradient = _product(before, once) + _product(G - before, F) - N
     violation = jnp.sum(jnp.abs(jnp.where(F == 0, jnp.minimum(gradient, 0), gradient)))
     return jax.lax.fori_loop(0, (passes - 1) * F.shape[0], row, once), violation
 
@@ -344,16 +408,16 @@ def _hals(
     Wt: Float[Array, "k n"],
     H: Float[Array, "k c"],
     passes: int,
-) -> tuple:
-    product = partial(jnp.matmul, precision="highest")
-    H, of_h = _sweep(H, product(Wt, Wt.T), product(Wt, A), passes)
-    Wt, of_w = _sweep(Wt, product(H, H.T), product(H, At), passes)
-    return Wt, H, of_h + of_w
+) -> _Iterate:
+    """Update H, then W, by coordinate descent."""
+    H, violation_H = _sweep(H, _product(Wt, Wt.T), _product(Wt, A), passes)
+    Wt, violation_W = _sweep(Wt, _product(H, H.T), _product(H, At), passes)
+    return _Iterate(Wt, H, violation_H + violation_W)
 
 
-def _multiplicative(A: Float[Array, "n c"], Wt: Float[Array, "k n"], H: Float[Array, "k c"]) -> tuple:
-    product = partial(jnp.matmul, precision="highest")
+def _multiplicative(A: Float[Array, "n c"], Wt: Float[Array, "k n"], H: Float[Array, "k c"]) -> _Iterate:
+    """Update H, then W, by Lee & Seung's multiplicative rules."""
     tiny = jnp.finfo(A.dtype).tiny
-    H = H * (product(Wt, A) / jnp.maximum(product(product(Wt, Wt.T), H), tiny))
-    Wt = Wt * (product(H, A.T) / jnp.maximum(product(product(H, H.T), Wt), tiny))
-    return Wt, H, jnp.linalg.norm(A - product(Wt.T, H))
+    H = H * (_product(Wt, A) / jnp.maximum(_product(_product(Wt, Wt.T), H), tiny))
+    Wt = Wt * (_product(H, A.T) / jnp.maximum(_product(_product(H, H.T), Wt), tiny))
+    return _Iterate(Wt, H, jnp.linalg.norm(A - _product(Wt.T, H)))

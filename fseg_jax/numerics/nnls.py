@@ -1,15 +1,17 @@
-"""Non-negative least squares, one small problem a token, all with one Gram matrix G: min ½ w·G·w − n·w over
-w ≥ 0.
+"""Non-negative least squares, one problem a token: min ½ w·G·w − n·w over w ≥ 0, with one Gram matrix G.
 
-A token has few positive weights, whatever the number of concepts: five to ten of 64, up to twenty of 256.
-``active_set`` makes use of it. It is Lawson & Hanson's method (Solving Least Squares Problems, 1974, §23.3)
-for many tokens in step: each keeps the inverse of its own few rows and columns of G in a fixed number of
-slots, and a step takes one weight in or out. ``conjugate_gradients`` needs no slots and bears a singular G;
-it finishes what the first leaves.
+``solve`` joins two methods:
 
-G has a unit diagonal (a zero concept's row is zero), and N is of ordinary size (``scaling.safe_scale``), as
-``nmf`` makes them. Tokens lie along the last axis of the active set's
-arrays, so that all its small sums run over whole vectors.
+- ``active_set`` is Lawson & Hanson's method (Solving Least Squares Problems, 1974, §23.3) for many tokens in
+  step. A token has few positive weights, whatever the number of concepts: five to ten of 64, up to twenty of
+  256. So each token keeps the inverse of its own few rows and columns of G in a fixed number of slots, and a
+  step takes one weight in or out.
+- ``conjugate_gradients`` needs no slots and bears a singular G. It finishes the tokens that the active set
+  leaves.
+
+G has a unit diagonal (a zero concept's row is zero), and the squares of N are within float32
+(``scaling.safe_scale``); ``nmf`` makes them so. Tokens lie along the last axis of the active set's arrays, so
+that all its small sums run over whole vectors.
 """
 
 from collections.abc import Sequence
@@ -24,26 +26,47 @@ from fseg_jax.numerics.packing import recompute_rows
 
 Scalar = float | Float[Array, ""]
 
-# A concept of which less than this is outside the span of those in use: its weight would be rounding.
+# A concept is dependent if less than this of it lies outside the span of those in use: its weight would be
+# rounding.
 DEPENDENT = 1e-6
 
 
+class NNLSResult(NamedTuple):
+    """The solution of each problem.
+
+    Attributes:
+        W: the weights.
+        converged: whether the projected gradient fell under the tolerance.
+    """
+
+    W: Float[Array, "n k"]
+    converged: Bool[Array, " n"]
+
+
 class Rung(NamedTuple):
-    """How many slots tokens have for how many steps, and what share of the tokens goes on to it at a time."""
+    """A stage of the active set method."""
 
-    slots: int
-    steps: int
-    share: float
+    slots: int  # positive weights that a token can have
+    steps: int  # steps that are made
+    share: float  # the share of all tokens that is taken at a time
 
 
-# Few slots and steps first, for all tokens; who is not done goes on, packed together, with more. Of a real
-# slide's tokens a quarter does at k = 64 and three fifths at k = 256, and to the third rung 0.4 and 3 %.
+# Few slots and steps come first, for all tokens. Tokens that are not done go on, packed together, to the next
+# rung with more: of a real slide's tokens a quarter at k = 64 and three fifths at k = 256. To the third rung
+# go 0.4 and 3 %.
 RUNGS = (Rung(8, 8, 1.0), Rung(14, 8, 1 / 8), Rung(24, 96, 1 / 2))
 
 
 class Slots(NamedTuple):
-    """Where tokens stand: ``w`` feasible, ``z`` the minimiser over the slots in ``use``, ``inverse`` that of
-    G's rows and columns ``concept`` there, zero elsewhere; ``live`` where a step is still to be made.
+    """The state of the active set method, s slots for each of n tokens.
+
+    Attributes:
+        w: feasible weights.
+        z: the minimiser over the slots in use.
+        inverse: the inverse of G's rows and columns ``concept`` in the slots in use, zero elsewhere.
+        concept: the concept in each slot.
+        use: whether a slot is in use.
+        live: whether another step is to be made.
     """
 
     w: Float[Array, "s n"]
@@ -54,64 +77,83 @@ class Slots(NamedTuple):
     live: Bool[Array, "1 n"]
 
 
-def active_set(G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar) -> Float[Array, "n k"]:
-    """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N, until no gradient that would lift a weight off
-    zero exceeds ``tolerance`` × ‖n‖.
+def solve(
+    G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar, max_iterations: int
+) -> NNLSResult:
+    """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N: the active set first, then conjugate gradients.
 
-    Rows that want more positive weights than the last of ``RUNGS`` has slots, or a concept that depends on
-    those in use, are left where they stand: ``unfinished`` finds them.
+    A row has converged when its projected gradient falls under ``tolerance`` × ‖n‖. At most
+    ``max_iterations`` are made of conjugate gradients.
+    """
+    W = active_set(G, N, tolerance / 3)
+
+    def finish(rows: Int[Array, " m"]) -> tuple[Array, Array]:
+        finished = conjugate_gradients(G, N[rows], tolerance, max_iterations, W[rows])
+        return finished.W, ~finished.converged
+
+    unfinished = _exceeds(G, N, W, tolerance)
+    W, unfinished = recompute_rows(finish, unfinished, (W, unfinished))
+    return NNLSResult(W, ~unfinished)
+
+
+def active_set(G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar) -> Float[Array, "n k"]:
+    """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N by an active set.
+
+    A row is done when no gradient that would lift a weight off zero exceeds ``tolerance`` × ‖n‖. Rows are
+    left where they stand if they need more positive weights than the last of ``RUNGS`` has slots, or a
+    concept that depends on those in use. ``solve`` finds and finishes them.
     """
     N = N.T
     floor = tolerance * jnp.sqrt(jnp.sum(N * N, 0, keepdims=True))
-    return _climb(G, N, floor, _nothing(N.shape[1], N.dtype), RUNGS).T
+    return _climb(G, N, floor, _no_slots(N.shape[1], N.dtype), RUNGS).T
 
 
 def _climb(
     G: Float[Array, "k k"],
     N: Float[Array, "k n"],
     floor: Float[Array, "1 n"],
-    began: Slots,
+    start: Slots,
     rungs: Sequence[Rung],
 ) -> Float[Array, "k n"]:
-    """The weights after the first rung's steps, and after those of the next for tokens that are not done."""
+    """Make the first rung's steps, then those of the next rungs for tokens that are not done."""
     k, (rung, *higher) = len(G), rungs
-    at = _steps(G, N, floor, _widened(began, min(rung.slots, k)), rung.steps)
-    W = _spread(at.w, at.concept, k)
+    slots = _step(G, N, floor, _widen(start, min(rung.slots, k)), rung.steps)
+    W = _scatter(slots.w, slots.concept, k)
     if not higher:
         return W
-    full = jnp.all(at.use, 0, keepdims=True) & (rung.slots < k)
-    rest = at.live | full
+    full = jnp.all(slots.use, 0, keepdims=True) & (rung.slots < k)
+    rest = slots.live | full
 
-    def on(columns: Int[Array, " m"]) -> Array:
-        picked = Slots(*(x[..., columns] for x in at))._replace(live=rest[:, columns])
-        return _climb(G, N[:, columns], floor[:, columns], picked, higher).T
+    def climb_on(tokens: Int[Array, " m"]) -> Array:
+        picked = Slots(*(x[..., tokens] for x in slots))._replace(live=rest[:, tokens])
+        return _climb(G, N[:, tokens], floor[:, tokens], picked, higher).T
 
-    return recompute_rows(on, rest[0], W.T, share=higher[0].share).T
+    return recompute_rows(climb_on, rest[0], W.T, share=higher[0].share).T
 
 
-def _widened(slots: Slots, count: int) -> Slots:
+def _widen(slots: Slots, count: int) -> Slots:
     w, z, inverse, concept, use, live = slots
     free = ((0, count - len(w)), (0, 0))
     w, z, concept, use = (jnp.pad(x, free) for x in (w, z, concept, use))
     return Slots(w, z, jnp.pad(inverse, (free[0], *free)), concept, use, live)
 
 
-def _nothing(n: int, dtype: jnp.dtype) -> Slots:
+def _no_slots(n: int, dtype: jnp.dtype) -> Slots:
     zero = jnp.zeros((0, n), dtype)
     inverse = jnp.zeros((0, 0, n), dtype)
     return Slots(zero, zero, inverse, zero.astype(jnp.int32), zero.astype(bool), jnp.ones((1, n), bool))
 
 
-def _spread(w: Float[Array, "s n"], concept: Int[Array, "s n"], k: int) -> Float[Array, "k n"]:
-    """The weights in their concepts' places; slots that are not in use hold zeros."""
+def _scatter(w: Float[Array, "s n"], concept: Int[Array, "s n"], k: int) -> Float[Array, "k n"]:
+    """Put the weights in their concepts' places; slots that are not in use hold zeros."""
     tokens = jnp.arange(w.shape[1])[None]
     return jnp.zeros((k, w.shape[1]), w.dtype).at[concept, tokens].add(w, mode="promise_in_bounds")
 
 
-def _steps(
+def _step(
     G: Float[Array, "k k"], N: Float[Array, "k n"], floor: Float[Array, "1 n"], slots: Slots, limit: int
 ) -> Slots:
-    """At most ``limit`` steps of Lawson & Hanson, a weight in or out in each."""
+    """Make at most ``limit`` steps of Lawson & Hanson's method: each takes a weight in or out."""
     k, count = len(G), len(slots.w)
     row = jnp.arange(count)[:, None]
     tiny = jnp.finfo(N.dtype).tiny
@@ -119,9 +161,9 @@ def _steps(
     def total(x: Array) -> Array:
         return jnp.sum(x, 0, keepdims=True)
 
-    def body(state: tuple) -> tuple:
+    def body(state: tuple[Array, Slots]) -> tuple[Array, Slots]:
         i, (w, z, inverse, concept, use, live) = state
-        # Out: z leaves the orthant. w goes towards it until its first weight is zero, which is taken out.
+        # Out: z leaves the orthant. w goes towards z until its first weight is zero, which is taken out.
         beyond = use & (z <= 0)
         out = jnp.any(beyond, 0, keepdims=True)
         share = jnp.where(beyond, w / jnp.maximum(w - z, tiny), 2)
@@ -129,13 +171,13 @@ def _steps(
         leaving = row == find_first(share == most, 0)
         w = jnp.where(out, jnp.where(live, jnp.maximum(w + most * (z - w), 0), w), z)
         # In: w is z, and the weight with the steepest gradient is taken in.
-        W = _spread(w, concept, k)
+        W = _scatter(w, concept, k)
         gradient = jnp.where(W > 0, -jnp.inf, N - jnp.matmul(G, W, precision="highest"))
         steepest = jnp.max(gradient, 0, keepdims=True)
         new = jnp.minimum(find_first(gradient == steepest, 0), k - 1)
         slot = find_first(~use, 0)
         entering = row == slot
-        # What a slot in or out does to the inverse is of rank one, along the vector v.
+        # A slot in or out is a rank-one update of the inverse, along the vector v.
         g = G.reshape(-1).at[concept * k + new].get(mode="promise_in_bounds")
         g = jnp.where(use, g, 0)
         x = jnp.where(out, leaving, g)
@@ -149,14 +191,26 @@ def _steps(
         pivot = jnp.where(out, -total(jnp.where(leaving, y, 0)), outside)
         scale = jnp.where(go, 1 / jnp.where(pivot == 0, tiny, pivot), 0)
         away = jnp.where(out, total(jnp.where(leaving, z, 0)), -steepest)
-        gone, come = leaving & out & go, entering & ~out & go
-        kept = (~gone).astype(N.dtype)
-        inverse = (inverse + (scale * v)[:, None] * v[None]) * (kept[:, None] * kept[None])
-        z = (z + jnp.where(go, scale * away, 0) * v) * kept
-        use = (use & ~gone) | come
-        return i + 1, Slots(jnp.where(use, w, 0), z, inverse, jnp.where(come, new, concept), use, go)
+        removed, added = leaving & out & go, entering & ~out & go
+        stays = (~removed).astype(N.dtype)
+        inverse = (inverse + (scale * v)[:, None] * v[None]) * (stays[:, None] * stays[None])
+        z = (z + jnp.where(go, scale * away, 0) * v) * stays
+        use = (use & ~removed) | added
+        return i + 1, Slots(jnp.where(use, w, 0), z, inverse, jnp.where(added, new, concept), use, go)
 
-    return jax.lax.while_loop(lambda state: (state[0] < limit) & jnp.any(state[1].live), body, (0, slots))[1]
+    return jax.lax.while_loop(
+        lambda state: (state[0] < limit) & jnp.any(state[1].live), body, (jnp.asarray(0), slots)
+    )[1]
+
+
+class _Descent(NamedTuple):
+    """The state of conjugate gradients: weights, gradients, directions, and which rows still move."""
+
+    i: Int[Array, ""]
+    w: Float[Array, "n k"]
+    g: Float[Array, "n k"]
+    p: Float[Array, "n k"]
+    live: Bool[Array, "n 1"]
 
 
 def conjugate_gradients(
@@ -165,30 +219,30 @@ def conjugate_gradients(
     tolerance: Scalar,
     max_iterations: int,
     start: Float[Array, "n k"],
-) -> tuple[Float[Array, "n k"], Bool[Array, " n"]]:
-    """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N, all rows at once and each at its own pace; and
-    say which rows are left unfinished.
+) -> NNLSResult:
+    """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N by conjugate gradients.
 
-    Conjugate gradients on the face of the positive weights with projected expansion (Dostál's MPRGP with the
-    projected step of Kružík et al. 2020), until the projected gradient falls under ``tolerance`` × ‖n‖.
+    Each row goes at its own pace. They run on the face of the positive weights, with projected expansion
+    (Dostál's MPRGP with the projected step of Kružík et al. 2020). A row has converged when its projected
+    gradient falls under ``tolerance`` × ‖n‖.
     """
 
     def dot(a: Array, b: Array) -> Array:
         return jnp.sum(a * b, axis=1, keepdims=True)
 
     step = 1.0 / jnp.maximum(jnp.max(jnp.sum(jnp.abs(G), axis=1)), 1e-30)  # 1 / ‖G‖∞ ≤ 1 / ‖G‖₂
-    epsilon = jnp.finfo(N.dtype)
+    info = jnp.finfo(N.dtype)
     target = tolerance**2 * dot(N, N)
 
-    def body(state: tuple) -> tuple:
+    def body(state: _Descent) -> _Descent:
         i, w, g, p, live = state
         free, chopped = _split(w, g)
         # Proportional: more is to be gained on the face than by leaving it.
         on_face = dot(chopped, chopped) <= dot(jnp.minimum(free, w / step), free)
         d = jnp.where(on_face, p, chopped)
         Gd = jnp.matmul(d, G, precision="highest")
-        # Along concepts that are all but equal dᵀ·G·d is rounding, of either sign: it is kept off zero.
-        dGd = jnp.maximum(dot(d, Gd), epsilon.eps * dot(d, d) + epsilon.tiny)
+        # Along concepts that are all but equal dᵀ·G·d is rounding, of either sign: keep it off zero.
+        dGd = jnp.maximum(dot(d, Gd), info.eps * dot(d, d) + info.tiny)
         alpha = dot(g, d) / dGd
         moved = w - alpha * d
         # A step that leaves the orthant is projected back, which frees or fixes many weights at once.
@@ -199,32 +253,32 @@ def conjugate_gradients(
         conjugate = jnp.where(on_face & inside, dot(free_new, Gd) / dGd, 0)
         p_new = free_new - conjugate * p
         w, g, p = (jnp.where(live, new, old) for new, old in ((w_new, w), (g_new, g), (p_new, p)))
-        return i + 1, w, g, p, _gap(w, g) > target
+        return _Descent(i + 1, w, g, p, _squared_gap(w, g) > target)
 
     w = start
     g = jnp.matmul(w, G, precision="highest") - N
-    _, w, _, _, live = jax.lax.while_loop(
-        lambda state: (state[0] < max_iterations) & jnp.any(state[4]),
+    end = jax.lax.while_loop(
+        lambda state: (state.i < max_iterations) & jnp.any(state.live),
         body,
-        (0, w, g, _split(w, g)[0], _gap(w, g) > target),
+        _Descent(jnp.asarray(0), w, g, _split(w, g)[0], _squared_gap(w, g) > target),
     )
-    return w, live[:, 0]
+    return NNLSResult(end.w, ~end.live[:, 0])
 
 
-def unfinished(
+def _exceeds(
     G: Float[Array, "k k"], N: Float[Array, "n k"], W: Float[Array, "n k"], tolerance: Scalar
 ) -> Bool[Array, " n"]:
-    """Rows whose projected gradient exceeds ``tolerance`` × ‖n‖."""
-    gap = _gap(W, jnp.matmul(W, G, precision="highest") - N)
+    """Test which rows' projected gradient exceeds ``tolerance`` × ‖n‖."""
+    gap = _squared_gap(W, jnp.matmul(W, G, precision="highest") - N)
     return (gap > tolerance**2 * jnp.sum(N * N, axis=1, keepdims=True))[:, 0]
 
 
-def _gap(w: Array, g: Array) -> Float[Array, "n 1"]:
-    """The squared norm of each row's projected gradient, zero at its minimum."""
+def _squared_gap(w: Array, g: Array) -> Float[Array, "n 1"]:
+    """Compute the squared norm of each row's projected gradient; it is zero at the minimum."""
     free, chopped = _split(w, g)
     return jnp.sum(free * free + chopped * chopped, axis=1, keepdims=True)
 
 
 def _split(w: Array, g: Array) -> tuple[Array, Array]:
-    """The free gradient, where w may move, and the chopped one, which would lift a weight off zero."""
+    """Split the gradient: the free part, where w may move, and the part that would lift a weight off zero."""
     return jnp.where(w > 0, g, 0), jnp.where(w > 0, 0, jnp.minimum(g, 0))

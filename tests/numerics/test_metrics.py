@@ -12,7 +12,7 @@ COUNTS = np.array([[5, 0, 0], [0, 5, 0], [3, 0, 2], [0, 1, 0]])
 
 
 def test_scores_by_hand_with_a_category_never_predicted() -> None:
-    found = metrics.scores(PLAIN)
+    found = metrics.score(PLAIN)
     assert found is not None
     first, second, third = found.categories
     assert first == pytest.approx((16 / 18, 8 / 10, 8 / 10, 1, 8))
@@ -22,7 +22,7 @@ def test_scores_by_hand_with_a_category_never_predicted() -> None:
 
 
 def test_scores_by_hand_of_the_balanced_matching() -> None:
-    found = metrics.scores(BALANCED)
+    found = metrics.score(BALANCED)
     assert found is not None
     assert found.categories[0] == pytest.approx((10 / 13, 5 / 8, 1, 5 / 8, 8))
     assert found.categories[2] == pytest.approx((4 / 7, 2 / 5, 2 / 5, 1, 2))
@@ -32,12 +32,12 @@ def test_scores_by_hand_of_the_balanced_matching() -> None:
 
 
 def test_a_category_without_pixels_is_absent_and_counts_in_no_average() -> None:
-    found = metrics.scores(np.array([[3, 0, 1], [0, 4, 0], [0, 0, 0]]))
+    found = metrics.score(np.array([[3, 0, 1], [0, 4, 0], [0, 0, 0]]))
     assert found is not None
     assert found.categories[2] is None
     assert found.f1 == pytest.approx((6 / 7 + 1) / 2)
-    assert metrics.scores(np.zeros((3, 3), int)) is None
-    assert metrics.per_image(np.stack([np.zeros((2, 2), int), np.eye(2, dtype=int)]))[0] is None
+    assert metrics.score(np.zeros((3, 3), int)) is None
+    assert metrics.score_images(np.stack([np.zeros((2, 2), int), np.eye(2, dtype=int)]))[0] is None
 
 
 def test_rand_and_information_by_hand() -> None:
@@ -66,7 +66,7 @@ def test_agreement_with_scikit_learn(seed: int) -> None:
     confusion, contingency = np.zeros((n, n), int), np.zeros((k, n), int)
     np.add.at(confusion, (true, predicted), 1)
     np.add.at(contingency, (cluster, true), 1)
-    ours = metrics.scores(confusion)
+    ours = metrics.score(confusion)
     assert ours is not None and ours.categories[4] is None
     present = [0, 1, 2, 3]
     for score, name in (

@@ -334,13 +334,13 @@ class _Sweep:
                 unseen.append((matching.unseen.sum(), tested[matching.unseen].sum() / tested.sum()))
             of_image = confuse(categories, trial.counts)
             trains.append(float(metrics.macro_f1(of_image[self.train].sum(0))))
-            images += [s.f1 for s in metrics.per_image(of_image[~self.train]) if s]
+            images += [s.f1 for s in metrics.score_images(of_image[~self.train]) if s]
             confusions.append(self._by_case(of_image[~self.train]))
             tables.append(self._by_case(trial.counts[~self.train]))
         matrices, contingency = np.stack(confusions), np.stack(tables)
         pooled = matrices.sum(1)
         each = metrics.macro_f1(pooled)
-        judged = metrics.scores(pooled.sum(0))
+        judged = metrics.score(pooled.sum(0))
         assert judged is not None  # the test split has annotated pixels
         seed = self.setting.seed
         gain, gain_interval = (None, None) if bar is None else difference(matrices, bar, seed=seed)

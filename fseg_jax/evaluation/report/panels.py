@@ -51,7 +51,7 @@ def write_panels(folder: Path, dataset: Dataset, encoded: Encoded, setting: "Set
     f1 = {
         i: one.f1
         for i in np.flatnonzero(~train).tolist()
-        if (one := metrics.scores(confuse(matching.categories, found[i])))
+        if (one := metrics.score(confuse(matching.categories, found[i])))
     }
     ranked = sorted(f1, key=lambda i: (f1[i], items[i].name))
     steps = np.linspace(0, len(ranked) - 1, min(setting.panels, len(ranked))).round().astype(int)

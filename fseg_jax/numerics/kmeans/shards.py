@@ -38,7 +38,9 @@ class Rows(Protocol):
     """Points ``(n, c)``, any float dtype, read by ranges: an array, a memory map, a store."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Return (n, c)."""
+        ...
 
     def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
