@@ -236,7 +236,7 @@ def _observe(module: Any, x: np.ndarray, row: Row, *, autocast: bool = False) ->
 
 
 def _run(row: Row, state: Any, x: np.ndarray, dtype: str) -> tuple[dict[str, np.ndarray], int]:
-    network = convert_to_network(state, row.config, what=row.name, dtype=jnp.dtype(dtype))
+    network = convert_to_network(state, row.config, label=row.name, dtype=jnp.dtype(dtype))
     if isinstance(row.config, ViTConfig):
         assert network.config == row.config  # type: ignore[attr-defined]
     count = count_parameters(network)

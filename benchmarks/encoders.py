@@ -73,7 +73,7 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
     maps: dict[str, np.ndarray] = {}
     images = jnp.asarray(x)
     for dtype in ("float32", "bfloat16"):
-        network = convert_to_network(state, entry.config, what=peer.row, dtype=jnp.dtype(dtype))
+        network = convert_to_network(state, entry.config, label=peer.row, dtype=jnp.dtype(dtype))
         graphdef, weights = nnx.split(network)
 
         @jax.jit

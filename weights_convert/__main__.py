@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fseg_jax.cli.terminal import accept_verbose, run_command
 from fseg_jax.encoders.catalog.names import find_row
 from fseg_jax.encoders.weights.convert import convert_file
+from fseg_jax.encoders.weights.hub import fetch_checkpoint
 
 
 @click.command()
@@ -16,16 +17,14 @@ from fseg_jax.encoders.weights.convert import convert_file
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
-    help="The published file; fetched from where it is published unless given.",
+    help="Published checkpoint [fetched by default].",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The file to write [NAME.safetensors].")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Output file [NAME.safetensors].")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 def convert(name: str, checkpoint: Path | None, out: Path | None, dtype: str) -> None:
     """Convert the checkpoint of the encoder NAME (`fseg encoders` lists them)."""
     row = find_row(name)
     if checkpoint is None:
-        from fseg_jax.encoders.weights.hub import fetch_checkpoint
-
         checkpoint = fetch_checkpoint(row)
     out = out or Path(f"{row.name.replace(':', '-')}.safetensors")
     convert_file(checkpoint, out, row.config, name=row.name, dtype=jnp.dtype(dtype))

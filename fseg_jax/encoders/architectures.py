@@ -86,7 +86,7 @@ def count_parameters(abstract_network: Network) -> int:
 
 
 def fill_network(
-    abstract_network: Network, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]], *, what: str
+    abstract_network: Network, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]], *, label: str
 ) -> Network:
     """Put tensors in the places of a network that ``build_abstract`` made.
 
@@ -94,7 +94,7 @@ def fill_network(
         abstract_network: the network, of shapes and dtypes.
         tensors: arrays by dotted path. They may come one at a time, so that there is never a second copy of
             the whole. Each is cast to the dtype of its place.
-        what: what messages call the source of the tensors.
+        label: the name of the tensors' source in messages.
 
     Raises:
         InputError: a tensor has no place, a place no tensor, or a shape differs.
@@ -104,16 +104,16 @@ def fill_network(
     filled: dict[str, jax.Array] = {}
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         if name not in places or name in filled:
-            raise InputError(f"{what}: holds {name}, which the network has no place for: convert it again")
+            raise InputError(f"{label}: holds {name}, which the network has no place for: convert it again")
         place = places[name].get_value()
         if tuple(tensor.shape) != place.shape:
             raise InputError(
-                f"{what}: {name} is {tuple(tensor.shape)} and should be {place.shape}: convert it again"
+                f"{label}: {name} is {tuple(tensor.shape)} and should be {place.shape}: convert it again"
             )
         filled[name] = jnp.asarray(tensor, dtype=place.dtype)
     if missing := [name for name in places if name not in filled]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise InputError(f"{what}: lacks {', '.join(missing[:3])}{more}: convert it again")
+        raise InputError(f"{label}: lacks {', '.join(missing[:3])}{more}: convert it again")
     flat = {path: variable.replace(filled[_dotted(path)]) for path, variable in nnx.to_flat_state(state)}
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 

@@ -10,7 +10,7 @@ how rough they are at two scales.
 - Gradient energy of both stains at two scales, 1 and 4 pixels.
 
 All of them are averaged over the token and, by a small binomial window, over its neighbours, because 16 µm
-are smaller than what makes a tissue. Histograms are averages over pixels: a token of two tissues has the
+are too small to show a tissue. Histograms are averages over pixels: a token of two tissues has the
 mixture of their histograms, as a factorization A ≈ W·H assumes.
 """
 

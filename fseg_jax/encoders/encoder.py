@@ -33,7 +33,7 @@ class EncoderCard:
         mean: mean of the images, of RGB in 0 … 1.
         std: standard deviation of the images, of RGB in 0 … 1.
         licence: licence of the weights.
-        citation: what to cite.
+        citation: the publication to cite.
         weights_hash: SHA-256 of the weights, or of the definition of an encoder without weights.
     """
 

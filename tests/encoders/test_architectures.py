@@ -22,7 +22,7 @@ def test_filling_is_a_bijection(change, says):
     config = read_fixture(VIT).config
     empty = build_abstract(config)
     tensors = {name: np.zeros(place.shape, place.dtype) for name, place in list_tensors(empty).items()}
-    fill_network(empty, tensors, what="x")
+    fill_network(empty, tensors, label="x")
     change(tensors)
     with pytest.raises(InputError, match=says):
-        fill_network(build_abstract(config), tensors, what="x")
+        fill_network(build_abstract(config), tensors, label="x")

@@ -34,7 +34,7 @@ def test_the_classical_encoder_needs_nothing():
 def test_a_published_checkpoint_gives_the_network_it_holds(published, images):
     tiny = load_encoder("tiny", weights=published)
     state = open_checkpoint(published)
-    expected = convert_to_network(state, VIT, what="the test").grid(
+    expected = convert_to_network(state, VIT, label="the test").grid(
         (images / 255 - jnp.array(IMAGENET.mean)[None, None, None])
         / jnp.array(IMAGENET.std)[None, None, None],
         "blocks.1",

@@ -49,7 +49,7 @@ def fixture(name: str) -> Fixture:
 @pytest.mark.parametrize("name", ["efficientnet_same", "resnet_basic_classifier"])
 def test_equals_pytorch_grad_cam_at_every_layer(name):
     theirs = fixture(name)
-    graphdef, state = nnx.split(convert_to_network(theirs.weights, theirs.config, what=name))
+    graphdef, state = nnx.split(convert_to_network(theirs.weights, theirs.config, label=name))
     methods = {method: METHODS[method] for method in theirs.maps}
 
     @jax.jit

@@ -30,11 +30,11 @@ _RESNET_PARAMETERS = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_50
 
 @dataclass(frozen=True)
 class Row:
-    """A published encoder: where its weights are, what network they fill, how it wants its images.
+    """A published encoder: the place of its weights, its network, its images and its terms.
 
     Attributes:
-        name: what users call it.
-        title: what people call it.
+        name: the name on the command line.
+        title: the name in texts.
         config: the network's configuration.
         repo: the hub's repository.
         files: file names to fetch, tried in order; from ``url`` where that is given, else from ``repo``.
@@ -43,7 +43,7 @@ class Row:
         channels: channels of a token at that layer.
         normalisation: mean and standard deviation of the images.
         licence: the licence of the weights.
-        citation: what to cite.
+        citation: the publication to cite.
         page: the page with the licence, where access to a gated encoder is asked for.
         parameters: numbers in the published network, without classifiers and mask tokens. Our network has one
             number a channel less for each batch norm that is folded into its convolution (ResNet, Swin), and

@@ -29,7 +29,7 @@ class EfficientNetConfig:
         width: factor of channels.
         depth: factor of blocks.
         padding: the dialect's padding.
-        bn_eps: what is added to variances in batch norms.
+        bn_eps: number added to variances in batch norms.
         bn_momentum: share of a running statistic that stays at a step of training.
         num_classes: outputs of the classifier; 0 for none.
         dropout: rate before the classifier, in training.
@@ -183,7 +183,7 @@ class MBConv(nnx.Module):
             else None
         )
         # The depthwise convolution and the gate stay in float32: they take next to no arithmetic, and most of
-        # what bfloat16 would lose is lost there.
+        # the accuracy that bfloat16 costs is lost there.
         self.depthwise = ConvNorm(
             config,
             middle,

@@ -63,7 +63,7 @@ def choose_spec(x: tuple[int, ...], kernel: tuple[int, ...], plan: Plan, adds: b
     Args:
         x: shape of the images.
         kernel: shape of the kernel.
-        plan: what else describes the convolution.
+        plan: the rest of its description.
         adds: whether something is added to the result.
     """
     (top, bottom), (left, right) = plan.pads

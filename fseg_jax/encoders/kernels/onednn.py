@@ -147,7 +147,7 @@ def convolve(
 ) -> Float[Array, "b p q o"]:
     """Convolve ``x`` with ``kernel``, add ``bias`` and ``add``, and take the positive part where it is asked.
 
-    It runs on a CPU only, has no derivative, and does only what ``supports`` affirms.
+    It runs on a CPU only and has no derivative. Ask ``supports`` first.
     """
     shape = _result_shape(x.shape, kernel.shape, spec)
     call = jax.ffi.ffi_call(
@@ -224,7 +224,7 @@ def _prepare(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: bool
     scratch = c_void_p(c.dnnl_primitive_desc_query_md(description, _SCRATCHPAD, 0))
     layout = _create(c.dnnl_reorder_primitive_desc_create, plain, engine, laid_out, engine, None)
     descriptions = (src, plain, laid_out, bias, dst, scratch)
-    memories = tuple(_create(c.dnnl_memory_create, each, engine, None) for each in descriptions)
+    memories = tuple(_create(c.dnnl_memory_create, place, engine, None) for place in descriptions)
     x_memory, kernel_memory, laid_out_memory, bias_memory, result_memory, scratch_memory = memories
     layout_arguments = {_SRC: kernel_memory, _DST: laid_out_memory}
     run_arguments = {
@@ -301,7 +301,7 @@ def _describe_strided(shape: tuple[int, ...], dtype: int, strides: tuple[int, ..
 
 
 def _make_arguments(memories: dict[int, c_void_p]) -> Any:
-    return (_Argument * len(memories))(*(_Argument(*each) for each in memories.items()))
+    return (_Argument * len(memories))(*(_Argument(name, memory) for name, memory in memories.items()))
 
 
 def _dims(*sizes: int) -> Any:

@@ -34,7 +34,7 @@ class SwinConfig:
         heads: attention heads of each stage.
         window: side of a window in tokens.
         mlp_ratio: width of the MLP in channels of its stage.
-        eps: what is added to variances in norms.
+        eps: number added to variances in norms.
     """
 
     dim: int = 96
@@ -181,7 +181,7 @@ class SwinStage(nnx.Module):
 
 
 class Swin(Network):
-    """A Swin transformer whose layers are ``patch_embed``, ``layers.0`` … ``layers.3`` and ``norm``."""
+    """A Swin transformer; its layers are ``patch_embed``, ``layers.0`` … ``layers.3`` and ``norm``."""
 
     def __init__(self, config: SwinConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config

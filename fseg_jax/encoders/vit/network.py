@@ -49,7 +49,7 @@ class ViTConfig:
             negation of timm's ``no_embed_class``).
         layer_scale: whether each branch is scaled by channel.
         qkv_bias: whether q, k and v have biases.
-        eps: what is added to variances in norms.
+        eps: number added to variances in norms.
         resampling: the bicubic that takes the position embedding to another grid.
         pool: CONCH's attention pooling, in place of the class token (or of the mean, in a network without
             one).

@@ -1,4 +1,4 @@
-"""From a row of the catalog to its network with weights: the cache, and what fills it.
+"""From a row of the catalog to its network with weights, through the cache of converted files.
 
 Published weights are converted once for each dtype and kept as
 ``$FSEG_CACHE/encoders/NAME/published-DTYPE.safetensors``. A checkpoint that the user gives is kept beside

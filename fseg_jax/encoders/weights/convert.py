@@ -47,24 +47,24 @@ def convert_file(
         InputError: the checkpoint cannot be read or is not this encoder's, or the file cannot be written.
     """
     state = open_checkpoint(checkpoint)
-    what = f"{checkpoint} for {name}"
+    label = f"{checkpoint} for {name}"
     config = fit_position_grid(config, state)
     targets = list_tensors(build_abstract(config, dtype=dtype))
-    tensors = rules.convert_tensors(state, list_layouts(config), targets, what=what)
+    tensors = rules.convert_tensors(state, list_layouts(config), targets, label=label)
     weights_file.write(out, config, targets, tensors, name=name, source_sha256=hash_file(checkpoint))
 
 
 def convert_to_network(
-    state: Mapping[str, np.ndarray], config: Config, *, what: str, dtype: DTypeLike = jnp.float32
+    state: Mapping[str, np.ndarray], config: Config, *, label: str, dtype: DTypeLike = jnp.float32
 ) -> Network:
     """Build the network of a configuration with a publisher's tensors, without a file between.
 
-    ``what`` is what messages call the source of the tensors.
+    ``label`` is the name of the tensors' source in messages.
     """
     config = fit_position_grid(config, state)
     abstract = build_abstract(config, dtype=dtype)
-    tensors = rules.convert_tensors(state, list_layouts(config), list_tensors(abstract), what=what)
-    return fill_network(abstract, tensors, what=what)
+    tensors = rules.convert_tensors(state, list_layouts(config), list_tensors(abstract), label=label)
+    return fill_network(abstract, tensors, label=label)
 
 
 def list_layouts(config: Config) -> Sequence[rules.Layout]:

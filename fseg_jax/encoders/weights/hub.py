@@ -142,10 +142,10 @@ def _check_hashes(row: Row, content: str | None, commit: str | None) -> None:
     The hub's cache makes paths of them as they are, and a path may lead anywhere.
     """
     hashes = r"[0-9a-f]{40}|[0-9a-f]{64}"
-    for what, name, form in (("content", content, hashes), ("commit", commit, "[0-9a-f]{40}")):
+    for kind, name, form in (("content", content, hashes), ("commit", commit, "[0-9a-f]{40}")):
         if not (isinstance(name, str) and re.fullmatch(form, name)):
             raise InputError(
-                f"{row.name}: {row.repo} names its {what} {str(name)[:60]!r}, which is no hash: "
+                f"{row.name}: {row.repo} names its {kind} {str(name)[:60]!r}, which is no hash: "
                 f"check HF_ENDPOINT, or {_describe_manual_way(row)}"
             )
 
@@ -193,7 +193,7 @@ def _require_torch(row: Row, file: str) -> None:
 
 
 def _explain(row: Row, error: BaseException) -> InputError:
-    """Explain why a file could not be had from the hub, and what to do."""
+    """Explain why a file could not be fetched from the hub, and how to get it."""
     from huggingface_hub import constants, errors, get_token
 
     code, manual_way = _code(error), _describe_manual_way(row)

@@ -1,6 +1,6 @@
 """From a published checkpoint's tensors to a network's, by rules that are data: a bijection, or an error.
 
-A rule says what one of our tensors is made of: ``{regex of our name: (templates of the source keys,
+A rule says how one of our tensors is made: ``{regex of our name: (templates of the source keys,
 transform)}``. One of ours can be made of several of theirs (a batch norm folded into a kernel; q, k and v
 joined). Tensors are made one at a time: a network of any size is converted in the memory of its largest
 tensor.
@@ -25,7 +25,7 @@ class Layout:
     """How one kind of publisher names a family's tensors.
 
     Attributes:
-        name: what messages call the layout.
+        name: the layout's name in messages.
         signature: a regex that some key of such a checkpoint matches in full, and no key of a layout that is
             listed before it.
         rules: for each of our tensors, the source keys that it is made of, and how.
@@ -57,7 +57,7 @@ def convert_tensors(
     layouts: Sequence[Layout],
     targets: Mapping[str, Any],
     *,
-    what: str,
+    label: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Make a network's tensors of a checkpoint's, one at a time.
 
@@ -67,13 +67,13 @@ def convert_tensors(
         state: arrays by the publisher's key; they may be read lazily.
         layouts: the layouts that the checkpoint may have.
         targets: shape and dtype of each of the network's tensors by name.
-        what: what messages call the checkpoint and the network.
+        label: the name of the checkpoint and the network in messages.
 
     Raises:
         InputError: the checkpoint has no known layout, lacks a key, holds a key that no rule uses and the
             layout does not ignore, or has a tensor of another shape.
     """
-    layout, keys = _recognise(state, layouts, what)
+    layout, keys = _recognise(state, layouts, label)
     plan: dict[str, tuple[list[str], Transform]] = {}
     missing: list[str] = []
     used: set[str] = set()
@@ -88,7 +88,7 @@ def convert_tensors(
         lacks = f"lacks {_abbreviate(missing)}" if missing else ""
         extra = f"holds {_abbreviate(unused)} that the network has no place for" if unused else ""
         raise InputError(
-            f"{what}: read as {layout.name}, the checkpoint {' and '.join(filter(None, (lacks, extra)))}: "
+            f"{label}: read as {layout.name}, the checkpoint {' and '.join(filter(None, (lacks, extra)))}: "
             "give the checkpoint of this very encoder"
         )
 
@@ -96,21 +96,21 @@ def convert_tensors(
         for target, (sources, transform) in plan.items():
             yield (
                 target,
-                _make(target, [state[key] for key in sources], transform, targets[target], sources, what),
+                _make(target, [state[key] for key in sources], transform, targets[target], sources, label),
             )
 
     return tensors()
 
 
 def _recognise(
-    state: Mapping[str, Any], layouts: Sequence[Layout], what: str
+    state: Mapping[str, Any], layouts: Sequence[Layout], label: str
 ) -> tuple[Layout, dict[str, str]]:
     for layout in layouts:
         keys = layout.map_keys(state)
         if any(re.fullmatch(layout.signature, key) for key in keys):
             return layout, keys
     raise InputError(
-        f"{what}: the keys ({_abbreviate(list(state))}) are of none of the layouts known for this network "
+        f"{label}: the keys ({_abbreviate(list(state))}) are of none of the layouts known for this network "
         f"({', '.join(layout.name for layout in layouts)}): give the checkpoint of this very encoder"
     )
 
@@ -128,11 +128,11 @@ def _make(
     transform: Transform,
     place: Any,
     sources: list[str],
-    what: str,
+    label: str,
 ) -> np.ndarray:
     shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in zip(sources, values, strict=True))
     mismatch = InputError(
-        f"{what}: {target} is {tuple(place.shape)}, and {shapes} does not fit it: "
+        f"{label}: {target} is {tuple(place.shape)}, and {shapes} does not fit it: "
         "give the checkpoint of this very encoder"
     )
     try:

@@ -134,7 +134,9 @@ def load(path: Path, *, dtype: DTypeLike = jnp.float32) -> LoadedNetwork:
         abstract = build_abstract(config, dtype=dtype)
     except Exception as error:  # a network of such a configuration may fail in any way
         raise _damaged(path) from error
-    return LoadedNetwork(fill_network(abstract, _read_tensors(path, header), what=str(path)), header.metadata)
+    return LoadedNetwork(
+        fill_network(abstract, _read_tensors(path, header), label=str(path)), header.metadata
+    )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -143,7 +145,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_header(path: Path) -> Header:
-    """Read the header of a file of ours; InputError that says what the file is, where it is none."""
+    """Read the header of a file of ours; InputError that says which file it is, where it is none."""
     try:
         header = read_header(path)
     except OSError as error:

@@ -59,7 +59,7 @@ def test_float32_files_load_as_bfloat16_and_back(tmp_path):
 def test_the_position_grid_is_the_checkpoints_own(tmp_path):
     theirs = read_fixture(VIT)
     elsewhere = type(theirs.config)(**{**vars(theirs.config), "image_size": 224})
-    network = convert_to_network(theirs.weights, elsewhere, what="a checkpoint")
+    network = convert_to_network(theirs.weights, elsewhere, label="a checkpoint")
     assert network.config == theirs.config
 
 
@@ -120,7 +120,7 @@ def test_keys_are_checked_before_a_tensor_is_read_and_each_is_read_when_its_turn
 
     places = list_tensors(build_abstract(theirs.config))
     tensors = rules.convert_tensors(
-        Lazy(theirs.weights), list_layouts(theirs.config), places, what="a checkpoint"
+        Lazy(theirs.weights), list_layouts(theirs.config), places, label="a checkpoint"
     )
     assert read == []
     next(tensors)
