@@ -18,6 +18,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.claims import partial_folder, sweep
 from fseg_jax.files.kinds import did_you_mean
 from fseg_jax.methods import sic
+from fseg_jax.numerics.pca import reduce_channels
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.embeddings import (
     Embeddings,
@@ -93,7 +94,7 @@ def seed_slide(
     check_outputs(paths, out, overwrite)
     clock = Clock()
     k = len(names)
-    prepared = sic.prepare(embedded.read(), distance=settings.distance)
+    prepared = reduce_channels(embedded.read(), distance=settings.distance)
     clock.lap("load")
     result = sic.fit(
         prepared.X,
@@ -103,7 +104,7 @@ def seed_slide(
         metric=metric or sic.METRICS[settings.metric],
         hard=settings.hard,
         soft=True,  # decides where the patches over a pixel are at a tie
-        neighbours=sic.grid_neighbours(embedded.grid) if settings.smooth else None,
+        neighbours=sic.find_neighbours(embedded.grid) if settings.smooth else None,
     )
     labels, soft = np.asarray(result.labels), np.asarray(result.soft)
     clock.lap("clustering")
@@ -126,7 +127,7 @@ def seed_slide(
             "classes": list(names),
             "metric": settings.metric if metric is None else getattr(metric, "__name__", repr(metric)),
             "coordinates": prepared.X.shape[1],
-            "variance_kept": round(prepared.kept, 4),
+            "variance_kept": round(prepared.variance_kept, 4),
         },
     }
     with partial_folder(stem, out) as folder:

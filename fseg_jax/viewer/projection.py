@@ -4,10 +4,10 @@ Patches that look alike to the encoder get colours that look alike. The axes of 
 are turned onto those of largest variance: the first two are the scatter plot, all three are red, green and
 blue. One fit serves both, and a point's colour says where it lies in depth.
 
-The fit takes the principal coordinates that clicks are clustered in too (``sic.prepare``), of 20,000 patches
-at most; the others are placed among them. With the seed fixed it runs on one thread and repeats to the last
-bit on one machine with one set of packages; other versions of umap-learn or numba, or another processor,
-give a map that is as good, and not the same.
+The fit takes the principal coordinates that clicks are clustered in too (``pca.reduce_channels``), of 20,000
+patches at most; the others are placed among them. With the seed fixed it runs on one thread and repeats to
+the last bit on one machine with one set of packages; other versions of umap-learn or numba, or another
+processor, give a map that is as good, and not the same.
 
 Computing it takes a program of its own, ``python -m fseg_jax.viewer.projection FOLDER NAME``, because numba
 holds Python's lock while it works, and a server that waits for it would answer nobody.
@@ -31,7 +31,7 @@ from jaxtyping import Float, UInt8
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replacing
-from fseg_jax.methods import sic
+from fseg_jax.numerics.pca import reduce_channels
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.versions import versions_of
 
@@ -63,8 +63,9 @@ def project(
 ) -> Float[np.ndarray, "n 3"]:
     """Lay patches out in three dimensions, axes in order of variance.
 
-    ``X (n, q)`` float, best ``sic.prepare``'s → float32 ``(n, 3)``, centred. Beyond ``sample`` patches UMAP
-    is fitted on that many, drawn by ``seed``, and places the rest. Raises ``InputError`` without umap-learn.
+    ``X (n, q)`` float, best ``reduce_channels``'s → float32 ``(n, 3)``, centred. Beyond ``sample`` patches
+    UMAP is fitted on that many, drawn by ``seed``, and places the rest. Raises ``InputError`` without
+    umap-learn.
     """
     n = len(X)
     if n < FEWEST:
@@ -181,7 +182,7 @@ def _main() -> int:
     try:
         embedded = open_embeddings(Path(folder) / f"{name}.embeddings.zarr")
         report("reading the embeddings", 0.0)
-        Y = project(np.asarray(sic.prepare(embedded.read()).X), report=report)
+        Y = project(np.asarray(reduce_channels(embedded.read()).X), report=report)
         write_projection(Path(folder), name, embedded, Y)
     except InputError as error:
         print(error, file=sys.stderr)

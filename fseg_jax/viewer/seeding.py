@@ -25,6 +25,7 @@ from scipy.spatial import cKDTree
 
 from fseg_jax.errors import InputError, explain
 from fseg_jax.methods import sic
+from fseg_jax.numerics.pca import reduce_channels
 from fseg_jax.outputs.embeddings import open_embeddings
 from fseg_jax.pipeline.clicks import SeedSettings, assign_seeds, seed_slide
 from fseg_jax.viewer.annotation import (
@@ -273,8 +274,8 @@ class Seeding:
         self._recluster()
 
     def _load(self) -> None:
-        self._X = sic.prepare(self.embedded.read(), distance=self.settings.distance).X
-        self._neighbours = jax.numpy.asarray(sic.grid_neighbours(self.embedded.grid))
+        self._X = reduce_channels(self.embedded.read(), distance=self.settings.distance).X
+        self._neighbours = jax.numpy.asarray(sic.find_neighbours(self.embedded.grid))
         self._painter = MaskPainter(self.embedded)
         self.mask_mpp = self._painter.mpp
         self._compile(len(self.now.classes))

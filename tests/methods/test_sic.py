@@ -10,6 +10,9 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from fseg_jax.errors import InputError
 from fseg_jax.methods import sic
+from fseg_jax.numerics import pca
+from fseg_jax.numerics.kmeans import seeded
+from fseg_jax.numerics.pca import reduce_channels
 
 N, C = 4000, 128
 
@@ -45,7 +48,7 @@ def test_planted_slides_are_found_from_one_seed_a_class(share, negative):
     for seed in range(3):
         X, tissue = planted(share, seed)
         y = one_a_class(tissue, negative, seed)
-        result = sic.fit(sic.prepare(X).X, y)
+        result = sic.fit(reduce_channels(X).X, y)
         truth = tissue == 2
         assert f1_score(truth, np.asarray(result.labels)) >= 0.95
         start = np.stack([X[y == j].mean(0) for j in (0, 1)])
@@ -55,23 +58,26 @@ def test_planted_slides_are_found_from_one_seed_a_class(share, negative):
             assert f1_score(truth, single == single[y == 1]) < 0.1
 
 
-@pytest.mark.parametrize("distance", sic.DISTANCES)
+@pytest.mark.parametrize("distance", pca.DISTANCES)
 @pytest.mark.parametrize("power", [2.0**100, 2.0**-100])
 def test_embeddings_of_any_size_are_labelled_as_those_near_one(power, distance):
     X, tissue = planted(0.3, 0)
     X, tissue = X[:500] + 5, tissue[:500]
     y = one_a_class(tissue, 0, 0)
-    for dimensions in (sic.DIMENSIONS, C):  # on the axes of largest variance, or as they are
+    for dimensions in (pca.DIMENSIONS, C):  # on the axes of largest variance, or as they are
         plain, far = (
-            sic.prepare(X * np.float32(p), distance=distance, dimensions=dimensions) for p in (1, power)
+            reduce_channels(X * np.float32(p), distance=distance, dimensions=dimensions) for p in (1, power)
         )
         results = [sic.fit(prepared.X, y, soft=True) for prepared in (plain, far)]
-        assert far.kept == pytest.approx(plain.kept, rel=1e-5) and len(set(results[0].labels.tolist())) == 2
+        assert (
+            far.variance_kept == pytest.approx(plain.variance_kept, rel=1e-5)
+            and len(set(results[0].labels.tolist())) == 2
+        )
         np.testing.assert_array_equal(results[1].labels, results[0].labels)
         np.testing.assert_allclose(results[1].soft, results[0].soft, atol=1e-4)
         assert results[1].scores == results[0].scores
         assert results[1].converged
-        singles = [sic.seeded_kmeans(prepared.X, y) for prepared in (plain, far)]
+        singles = [sic.fit_seeded_kmeans(prepared.X, y) for prepared in (plain, far)]
         np.testing.assert_array_equal(*singles)
 
 
@@ -80,7 +86,7 @@ def test_a_tumour_that_is_all_one_is_not_cut():
         rng = np.random.default_rng(seed)
         truth = np.arange(N) < positive
         X = (rng.normal(size=(N, c)) + 60 * truth[:, None] * np.eye(c)[0]).astype(np.float32)
-        result = sic.fit(sic.prepare(X).X, seeds_of(N, {0: 1, N - 1: 0}))
+        result = sic.fit(reduce_channels(X).X, seeds_of(N, {0: 1, N - 1: 0}))
         assert result.iterations == 0 and len(result.scores) == 2
         assert (np.asarray(result.labels) == truth).all()
 
@@ -90,7 +96,7 @@ def test_labels_are_those_of_scikit_learn_from_the_same_start():
     y = seeds_of(N, {int(np.flatnonzero(tissue == t)[i]): t for t in range(3) for i in range(2)})
     start = np.stack([X[y == j].mean(0) for j in range(3)])
     theirs = KMeans(3, init=start, n_init=1).fit(X).labels_
-    for coordinates in (sic.prepare(X).X, sic.prepare(X, dimensions=C).X):
+    for coordinates in (reduce_channels(X).X, reduce_channels(X, dimensions=C).X):
         ours = sic.fit(coordinates, y, classes=3)
         assert (np.asarray(ours.labels) == theirs).all()
     np.testing.assert_allclose(ours.score, 1)
@@ -101,10 +107,10 @@ def test_one_pass_is_scikit_learns_from_the_means_of_the_seeds():
     y = seeds_of(N, {int(p): int(tissue[p] == 2) for p in (3, 50, 700, *np.flatnonzero(tissue == 2)[:2])})
     start = np.stack([X[y == j].mean(0) for j in (0, 1)])
     theirs = KMeans(2, init=start, n_init=1).fit(X).labels_
-    assert (sic.seeded_kmeans(X, y) == theirs).all()
+    assert (sic.fit_seeded_kmeans(X, y) == theirs).all()
     # The positive cluster has lost its seed to the other, and the other's is there: they change names.
     X = np.array([[0.0]] * 30 + [[10.0]] * 30 + [[7.0]], np.float32)
-    assert sic.seeded_kmeans(X, seeds_of(61, {30: 0, 60: 1})).tolist() == [0] * 30 + [1] * 31
+    assert sic.fit_seeded_kmeans(X, seeds_of(61, {30: 0, 60: 1})).tolist() == [0] * 30 + [1] * 31
 
 
 def test_the_best_labels_are_returned_not_the_last():
@@ -126,7 +132,7 @@ def test_any_metric_decides():
         asked.append((truth.tolist(), labels.shape))
         return balanced_accuracy_score(truth, labels)
 
-    result = sic.fit(sic.prepare(X).X, y, metric=metric)
+    result = sic.fit(reduce_channels(X).X, y, metric=metric)
     assert result.score == 1 and all(sorted(truth) == [0, 1] and shape == (2,) for truth, shape in asked)
     for name, ours in sic.METRICS.items():
         assert ours(np.array([0, 1, 1]), np.array([0, 1, 1])) == 1, name
@@ -202,13 +208,13 @@ def test_impossible_seeds(y, classes, says):
 def test_embeddings_that_are_no_numbers():
     X = LINE.copy()
     X[2] = np.nan
-    for call in (lambda: sic.prepare(X), lambda: sic.fit(X, seeds_of(7, {0: 0, 6: 1}))):
+    for call in (lambda: reduce_channels(X), lambda: sic.fit(X, seeds_of(7, {0: 0, 6: 1}))):
         with pytest.raises(InputError, match="NaN"):
             call()
     with pytest.raises(InputError, match="no patches"):
-        sic.prepare(np.zeros((0, 4), np.float32))
+        reduce_channels(np.zeros((0, 4), np.float32))
     with pytest.raises(InputError, match="'euclidean' or 'cosine'"):
-        sic.prepare(LINE, distance="manhattan")
+        reduce_channels(LINE, distance="manhattan")
 
 
 # ------------------------------------------------------------------------------------ beyond the paper
@@ -218,7 +224,7 @@ def test_more_classes_are_cut_apart_where_their_seeds_meet():
     X, tissue = planted(0.01, 1)
     rng = np.random.default_rng(1)
     y = seeds_of(N, {int(rng.choice(np.flatnonzero(tissue == t))): t for t in range(3)})
-    result = sic.fit(sic.prepare(X).X, y, classes=4)
+    result = sic.fit(reduce_channels(X).X, y, classes=4)
     assert (np.asarray(result.labels) == tissue).mean() >= 0.99
     assert 3 not in np.asarray(result.labels)
 
@@ -229,9 +235,9 @@ def test_cosine_looks_at_directions_only():
     turned = np.arange(400) % 2
     X = (length * np.array([[1.0, 0.2], [0.2, 1.0]])[turned]).astype(np.float32)
     y = seeds_of(400, {0: 0, 1: 1})
-    prepared = sic.prepare(X, distance="cosine")
+    prepared = reduce_channels(X, distance="cosine")
     assert (np.asarray(sic.fit(prepared.X, y).labels) == turned).all()
-    assert not (np.asarray(sic.fit(sic.prepare(X).X, y).labels) == turned).all()
+    assert not (np.asarray(sic.fit(reduce_channels(X).X, y).labels) == turned).all()
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)
     ours = np.asarray(prepared.X)
     np.testing.assert_allclose(((ours[0] - ours[1]) ** 2).sum(), 2 - 2 * (unit[0] * unit[1]).sum(), rtol=1e-5)
@@ -240,18 +246,18 @@ def test_cosine_looks_at_directions_only():
 def test_prepared_coordinates_keep_distances():
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(300, 20)) @ rng.normal(size=(20, 96)) + 50).astype(np.float32)
-    prepared = sic.prepare(X)
-    assert prepared.X.shape == (300, 64) and prepared.kept == pytest.approx(1, abs=1e-5)
+    prepared = reduce_channels(X)
+    assert prepared.X.shape == (300, 64) and prepared.variance_kept == pytest.approx(1, abs=1e-5)
     ours, theirs = (((z[:1] - z) ** 2).sum(1) for z in (np.asarray(prepared.X), X))
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
     np.testing.assert_allclose(
-        np.asarray(sic.prepare(X.astype(np.float16)).X).std(), np.asarray(prepared.X).std(), rtol=1e-2
+        np.asarray(reduce_channels(X.astype(np.float16)).X).std(), np.asarray(prepared.X).std(), rtol=1e-2
     )
 
 
 def test_smoothing_outvotes_lone_patches():
     grid = np.argwhere(np.ones((5, 5), bool)).astype(np.int32)
-    neighbours = sic.grid_neighbours(grid)
+    neighbours = sic.find_neighbours(grid)
     assert sorted(neighbours[12][neighbours[12] >= 0].tolist()) == [6, 7, 8, 11, 13, 16, 17, 18]
     assert (neighbours[0] >= 0).sum() == 3
     X = np.zeros((25, 1), np.float32)
@@ -265,7 +271,7 @@ def test_smoothing_outvotes_lone_patches():
 
 def test_soft_scores_agree_with_the_labels():
     X, tissue = planted(0.01, 2)
-    result = sic.fit(sic.prepare(X).X, one_a_class(tissue, 1, 2), soft=True)
+    result = sic.fit(reduce_channels(X).X, one_a_class(tissue, 1, 2), soft=True)
     soft = np.asarray(result.soft)
     np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-5)
     assert (soft.argmax(1) == np.asarray(result.labels)).all()
@@ -304,12 +310,12 @@ def test_whatever_is_seeded(seed, classes, hard, gap):
 
 def test_a_click_compiles_nothing():
     X, tissue = planted(0.3, 3)
-    prepared = sic.prepare(X).X
+    prepared = reduce_channels(X).X
     rng = np.random.default_rng(3)
     y = one_a_class(tissue, 1, 3)
     sic.fit(prepared, y, soft=True)
     sic.fit(prepared, np.where(y == 1, y, -1))
-    functions = (sic._lloyd, sic._means, sic._plain_start)
+    functions = (seeded.fit_members, seeded.average_classes, seeded.start_beside_seeds)
     before = [f._cache_size() for f in functions]
     for _ in range(6):
         chosen = rng.integers(N)
@@ -320,20 +326,20 @@ def test_a_click_compiles_nothing():
 
 def test_slides_of_many_sizes_share_programs_and_have_the_labels_they_have_alone():
     X, tissue = planted(0.3, 3)
-    X = np.asarray(sic.prepare(X).X)
-    functions = (sic._lloyd, sic._means, sic._plain_start)
+    X = np.asarray(reduce_channels(X).X)
+    functions = (seeded.fit_members, seeded.average_classes, seeded.start_beside_seeds)
     for n in (4000, 2999, 2100):
         y = one_a_class(tissue, 1, n)[:n]
         y[[np.flatnonzero(tissue == 0)[0], np.flatnonzero(tissue == 2)[0]]] = 0, 1  # both, whatever n is
-        more, seeds = sic.filled(X[:n], y)
+        more, seeds = sic.pad_patches(X[:n], y)
         assert len(more) == len(seeds) == 4096
         found = sic.fit(more, seeds, key=jax.random.key(1), patches=n)
-        one = sic.seeded_kmeans(more, seeds, n)
+        one = sic.fit_seeded_kmeans(more, seeds, n)
         if n == 4000:
             alone = sic.fit(X, y, key=jax.random.key(1))
             np.testing.assert_array_equal(np.asarray(found.labels)[:n], alone.labels)
             assert found.scores == alone.scores and found.iterations == alone.iterations
-            np.testing.assert_array_equal(one[:n], sic.seeded_kmeans(X, y))
+            np.testing.assert_array_equal(one[:n], sic.fit_seeded_kmeans(X, y))
             programs = [function._cache_size() for function in functions]
         assert (np.asarray(found.labels)[n:] == -1).all()
     assert [function._cache_size() for function in functions] == programs

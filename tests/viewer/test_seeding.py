@@ -13,6 +13,7 @@ import pytest
 from fseg_jax import cli
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.methods import sic
+from fseg_jax.numerics.kmeans.seeded import average_classes, fit_members
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
 from fseg_jax.viewer import seeding as module
@@ -157,11 +158,11 @@ def test_clicks_compile_nothing(out):
         seeding.place(STROMA, 0)
         seeding.place(CRYPT, 1)
         await settled(seeding)
-        compiled = sic._lloyd._cache_size(), sic._means._cache_size()
+        compiled = fit_members._cache_size(), average_classes._cache_size()
         for i in range(6):
             seeding.place(STROMA + 12 * i, i % 2)
             await settled(seeding)
-        assert (sic._lloyd._cache_size(), sic._means._cache_size()) == compiled
+        assert (fit_members._cache_size(), average_classes._cache_size()) == compiled
 
     seeded(out, script)
 
@@ -321,7 +322,7 @@ def test_clustering_and_loading_that_fail_are_said_and_gone_on_from(out, monkeyp
         seeding.place(CRYPT - 40, 1)
         await settled(seeding)
         assert seeding.problem == "" and seeding.result.annotation == seeding.now
-        monkeypatch.setattr(sic, "prepare", fail)
+        monkeypatch.setattr(module, "reduce_channels", fail)
         await seeding.load()
         assert seeding.problem.startswith("cannot be segmented: SurpriseError")
 

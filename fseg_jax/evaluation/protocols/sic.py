@@ -36,6 +36,7 @@ from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.masked_slides import MaskedSlide, find_slides, tumour_share
 from fseg_jax.methods import sic
+from fseg_jax.numerics.pca import reduce_channels
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.pipeline.embed import PatchSettings, embed_slide
 from fseg_jax.pipeline.record import check_outputs, made_with, slide_facts, together
@@ -147,7 +148,7 @@ def evaluate(
             if truth.all() or not truth.any():
                 left_out[slide.name] = "every patch is positive" if truth.all() else "no patch is positive"
                 continue
-            X = sic.prepare(embedded.read()).X
+            X = reduce_channels(embedded.read()).X
             for each in setting.clicks:
                 trials.append(try_seeds(X, truth, encoder.card.name, slide.name, each, runs, seed))
     if not trials:
@@ -176,10 +177,10 @@ def try_seeds(
     n = len(truth)
     for run in range(runs):
         y = draw_seeds(truth, clicks, slide, run, seed)
-        more, seeds = sic.filled(X, y)
+        more, seeds = sic.pad_patches(X, y)
         found = sic.fit(more, seeds, key=jax.random.fold_in(jax.random.key(seed), run), patches=n)
         f1.append(sic.f1(truth.astype(int), np.asarray(found.labels)[:n]))
-        one_pass.append(sic.f1(truth.astype(int), sic.seeded_kmeans(more, seeds, n)[:n]))
+        one_pass.append(sic.f1(truth.astype(int), sic.fit_seeded_kmeans(more, seeds, n)[:n]))
         score.append(found.score)
         cuts.append(found.iterations)
     return Trial(
