@@ -96,7 +96,7 @@ def is_local(name: str) -> bool:
         row = find_row(name)
     except InputError:
         return False
-    return cache.is_here(row)
+    return cache.is_local(row)
 
 
 def _read_last(network: Network, card: EncoderCard) -> EncoderCard:

@@ -6,7 +6,7 @@ timm numbers blocks within stages, lukemelas numbers them throughout.
 import math
 
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
-from fseg_jax.encoders.weights.rules import Layout, Rule, Rules, identity, to_conv, to_linear, to_pointwise
+from fseg_jax.encoders.weight_rules import Layout, Rule, Rules, identity, to_conv, to_linear, to_pointwise
 
 # For each of our layers, the publisher's convolution and norm.
 _TIMM_BLOCK = {

@@ -1,7 +1,7 @@
 """The names of a ResNet's tensors in checkpoints: timm's and torchvision's, which agree, with any prefix."""
 
 from fseg_jax.encoders.resnet.network import ResNetConfig
-from fseg_jax.encoders.weights.rules import Layout, Rules, fold_bias, fold_kernel, identity, to_linear
+from fseg_jax.encoders.weight_rules import Layout, Rules, fold_bias, fold_kernel, identity, to_linear
 
 BATCH_NORM_EPS = 1e-5
 

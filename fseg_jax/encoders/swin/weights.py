@@ -4,7 +4,7 @@ CTransPath used a patched timm 0.5.4, which halves the grid at the end of a stag
 """
 
 from fseg_jax.encoders.swin.network import SwinConfig
-from fseg_jax.encoders.weights.rules import (
+from fseg_jax.encoders.weight_rules import (
     Layout,
     Rules,
     fold_bias,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fseg_jax.encoders.vit.network import ViTConfig
-from fseg_jax.encoders.weights.rules import Layout, Rules, identity, to_linear
+from fseg_jax.encoders.weight_rules import Layout, Rules, identity, to_linear
 
 
 def _drop_batch(value: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ Published weights are converted once for each dtype and kept as
 them, under the first digits of its own hash. Converted files carry the hash of their bytes: a damaged one is
 made again.
 
-The way is ``hub`` (fetch the published file), ``checkpoint`` (read its tensors), ``convert`` by ``rules``
-(theirs → ours), ``weights_file`` (write, read and check our file).
+The modules in their order: ``hub`` fetches the published file, ``checkpoint`` reads its tensors, ``convert``
+makes ours of them by ``weight_rules``, and ``weights_file`` writes, reads and checks our file.
 """
 
 import logging
@@ -96,7 +96,7 @@ def check_status(row: Row, *, timeout: float = 3.0) -> Status:
     return hub.check_access(row, timeout=timeout)
 
 
-def is_here(row: Row) -> bool:
+def is_local(row: Row) -> bool:
     """Whether the published weights are on this machine, converted or as they were published."""
     return any(map(_is_published, _folder(row).glob("*.safetensors"))) or hub.find_download(row) is not None
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from fseg_jax.encoders import weight_rules as rules
 from fseg_jax.encoders.architectures import (
     Config,
     Family,
@@ -24,7 +25,7 @@ from fseg_jax.encoders.resnet import weights as resnet
 from fseg_jax.encoders.swin import weights as swin
 from fseg_jax.encoders.vit import weights as vit
 from fseg_jax.encoders.vit.network import ViTConfig
-from fseg_jax.encoders.weights import rules, weights_file
+from fseg_jax.encoders.weights import weights_file
 from fseg_jax.encoders.weights.checkpoint import hash_file, open_checkpoint
 
 # The layouts of a family's checkpoints, by its configuration.

@@ -8,9 +8,10 @@ import pytest
 from fixtures import read_fixture, relative_error, write_published
 from safetensors import safe_open
 
+from fseg_jax.encoders import weight_rules as rules
 from fseg_jax.encoders.architectures import build_abstract, list_tensors
 from fseg_jax.encoders.resnet.network import ResNetConfig
-from fseg_jax.encoders.weights import rules, weights_file
+from fseg_jax.encoders.weights import weights_file
 from fseg_jax.encoders.weights.convert import convert_file, convert_to_network, list_layouts
 from fseg_jax.errors import InputError
 
