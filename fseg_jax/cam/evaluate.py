@@ -310,7 +310,9 @@ def _masks(
 
 
 def _score(maps: list[np.ndarray], truths: list[np.ndarray], thresholds: cam.Band) -> MaskScores:
-    return score(np.stack([count(cam.band(m, thresholds), t) for m, t in zip(maps, truths, strict=True)]))
+    return score(
+        np.stack([count(cam.threshold_maps(m, thresholds), t) for m, t in zip(maps, truths, strict=True)])
+    )
 
 
 def _baselines(test: list[Pair], seed: int) -> dict[str, MaskScores]:

@@ -64,12 +64,12 @@ class Mapper:
         self.name = settings.of_class or classifier.classes[-1]
         logit, negative = classifier.logit(self.name)
         self.logit, self.sign = logit, -1 if negative else 1
-        self._maps = cam.heat_maps(
+        self._maps = cam.compile_heat_maps(
             classifier.network,
             settings.layer,
             training.normalise,
             method=settings.method,
-            of_class=logit,
+            class_index=logit,
             negative=negative,
             seed=settings.seed,
         )
@@ -101,7 +101,7 @@ class Mapper:
 
     def mask(self, heat: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
         """The mask of a map."""
-        found = cam.band(heat, self.settings.band)
+        found = cam.threshold_maps(heat, self.settings.band)
         return cam.tidy(found, largest=self.settings.largest, fill_holes=self.settings.fill_holes)
 
 

@@ -128,33 +128,33 @@ def images():
 
 
 def test_heat_maps_are_grad_cams_of_the_split_network(net, images):
-    made = cam.heat_maps(net, "blocks.1", normalise)(images)
+    made = cam.compile_heat_maps(net, "blocks.1", normalise)(images)
     A = net.features_to(normalise(images), "blocks.1")
     maps = grad_cam.grad_cam(lambda a: net.from_layer(a, "blocks.1"), A)
-    np.testing.assert_allclose(made.maps, grad_cam.to_image(maps, 32, 32), atol=1e-4)
+    np.testing.assert_allclose(made.maps, grad_cam.resize_and_scale(maps, 32, 32), atol=1e-4)
     np.testing.assert_allclose(made.logits, net(normalise(images)), atol=1e-4)
     assert made.maps.shape == (3, 32, 32) and made.maps.min() >= 0 and made.maps.max() <= 1
 
 
 def test_the_first_of_two_classes_is_seen_where_the_logit_falls(net, images):
-    made = cam.heat_maps(net, "blocks.1", normalise, negative=True)(images)
+    made = cam.compile_heat_maps(net, "blocks.1", normalise, negative=True)(images)
     A = net.features_to(normalise(images), "blocks.1")
     maps = grad_cam.grad_cam(lambda a: -net.from_layer(a, "blocks.1"), A)
-    np.testing.assert_allclose(made.maps, grad_cam.to_image(maps, 32, 32), atol=1e-4)
+    np.testing.assert_allclose(made.maps, grad_cam.resize_and_scale(maps, 32, 32), atol=1e-4)
     np.testing.assert_allclose(made.logits, net(normalise(images)), atol=1e-4)
 
 
 def test_maps_of_a_batch_are_those_of_its_images(net, images):
-    whole = cam.heat_maps(net, "blocks.1", normalise)
+    whole = cam.compile_heat_maps(net, "blocks.1", normalise)
     alone = np.concatenate([np.asarray(whole(images[i : i + 1]).maps) for i in range(3)])
     np.testing.assert_allclose(whole(images).maps, alone, atol=1e-4)
 
 
 def test_a_layer_or_a_method_that_is_not_there_is_an_error(net):
     with pytest.raises(InputError, match=r"--layer blocks\.9: choose stem, blocks\.0 to blocks\.2, or top"):
-        cam.heat_maps(net, "blocks.9", normalise)
+        cam.compile_heat_maps(net, "blocks.9", normalise)
     with pytest.raises(InputError, match="--method lime"):
-        cam.heat_maps(net, "top", normalise, method="lime")
+        cam.compile_heat_maps(net, "top", normalise, method="lime")
 
 
 def test_concepts_that_speak_for_the_class_are_the_map():
@@ -190,7 +190,7 @@ def test_concepts_without_relu_would_be_grad_cam_of_the_factorized_features():
     A = jnp.concatenate([jax.nn.relu(features), jax.nn.relu(-features)], -1).reshape(2, 16, 12)
     found = nmf.factorize(A, 16, key=jax.random.key(0))
     maps = cam.concept_cam(head, features, key=jax.random.key(0), concepts=99)  # no more than places
-    gradient = grad_cam.class_gradient(head, features).gradient.mean((1, 2))
+    gradient = grad_cam.differentiate_class(head, features).gradient.mean((1, 2))
     alpha = jnp.einsum("bc,bmc->bm", jnp.concatenate([gradient, -gradient], -1), found.H)
     parts = found.W * alpha[:, None]
     expected = jnp.maximum(parts, 0).sum(-1).reshape(2, 4, 4)
@@ -202,8 +202,8 @@ def test_concepts_without_relu_would_be_grad_cam_of_the_factorized_features():
 
 def test_thresholds_are_strict_on_both_sides():
     maps = np.array([[0.0, 0.4, 0.41, 0.69, 0.7, 1.0]])
-    assert cam.band(maps, cam.Band()).tolist() == [[False, False, True, True, False, False]]
-    assert cam.band(maps, cam.Band(0.28, None)).tolist() == [[False, True, True, True, True, True]]
+    assert cam.threshold_maps(maps, cam.Band()).tolist() == [[False, False, True, True, False, False]]
+    assert cam.threshold_maps(maps, cam.Band(0.28, None)).tolist() == [[False, True, True, True, True, True]]
 
 
 @pytest.mark.parametrize("thresholds", [cam.Band(0.7, 0.4), cam.Band(1.0, None), cam.Band(-0.1, 0.5)])
@@ -220,7 +220,7 @@ def test_the_chosen_band_is_the_best_of_all():
     def dice(thresholds):
         values = []
         for m, t in zip(maps, truths, strict=True):
-            mask = cam.band(m, thresholds)
+            mask = cam.threshold_maps(m, thresholds)
             values.append(2 * (mask & t).sum() / (mask.sum() + t.sum()))
         return np.mean(values)
 

@@ -18,7 +18,13 @@ from scipy.ndimage import map_coordinates
 from fseg_jax.encoders.architectures import Config, build_abstract, config_from_json
 from fseg_jax.encoders.efficientnet.network import configure_efficientnet
 from fseg_jax.encoders.weights.convert import convert_to_network
-from fseg_jax.methods.grad_cam import class_gradient, grad_cam, grad_cam_plus_plus, smooth, to_image
+from fseg_jax.methods.grad_cam import (
+    differentiate_class,
+    grad_cam,
+    grad_cam_plus_plus,
+    resize_and_scale,
+    smooth,
+)
 
 FIXTURES = Path(__file__).parent / "grad_cam_fixtures"
 METHODS = {"GradCAM": grad_cam, "GradCAMPlusPlus": grad_cam_plus_plus}
@@ -58,7 +64,7 @@ def test_equals_pytorch_grad_cam_at_every_layer(name):
         outputs = network.intermediates(x)
         maps = {
             method: {
-                layer: to_image(
+                layer: resize_and_scale(
                     function(partial(network.from_layer, layer=layer), features, classes), *x.shape[1:3]
                 )
                 for layer, features in outputs.items()
@@ -118,7 +124,7 @@ def test_equals_finite_differences(classes):
         g = slope.T.reshape(features.shape)
 
         classes = None if classes is None else jnp.asarray(classes)
-        found = class_gradient(head, features, classes)
+        found = differentiate_class(head, features, classes)
         np.testing.assert_array_equal(found.logits, logits)
         np.testing.assert_array_equal(found.classes, asked)
         np.testing.assert_allclose(found.gradient, g, rtol=1e-6, atol=1e-10)
@@ -131,7 +137,7 @@ def test_equals_finite_differences(classes):
 
         # Grad-CAM++ as its paper has it, with the powers and for features that are nowhere negative.
         A, positive = np.maximum(A, 0), jnp.maximum(features, 0)
-        g = np.asarray(class_gradient(head, positive, jnp.asarray(asked)).gradient)
+        g = np.asarray(differentiate_class(head, positive, jnp.asarray(asked)).gradient)
         share = g**2 / (2 * g**2 + A.sum((1, 2), keepdims=True) * g**3)
         alpha = (share * np.maximum(g, 0)).sum((1, 2))
         wanted = np.maximum((alpha[:, None, None] * A).sum(-1), 0)
@@ -220,7 +226,7 @@ def test_resized_as_scipy_does_and_scaled():
     grid = np.meshgrid(y, x, indexing="ij")
     resized = np.stack([map_coordinates(np.float64(m), grid, order=1) for m in maps])
     low, high = resized.min((1, 2), keepdims=True), resized.max((1, 2), keepdims=True)
-    ours = to_image(jnp.asarray(maps), height, width)
+    ours = resize_and_scale(jnp.asarray(maps), height, width)
     np.testing.assert_allclose(ours, (resized - low) / (high - low), atol=2e-6)
 
 
@@ -228,9 +234,9 @@ def test_resized_as_scipy_does_and_scaled():
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.floats(-20, 20), shift=st.floats(-10, 10))
 def test_scaled_maps_begin_at_0_end_at_1_and_forget_their_units(seed, exponent, shift):
     maps = np.random.default_rng(seed).uniform(size=(1, 4, 5))
-    image = to_image(jnp.asarray(maps, jnp.float32), 16, 20)
+    image = resize_and_scale(jnp.asarray(maps, jnp.float32), 16, 20)
     assert float(image.min()) == 0 and 1 - 1e-6 < float(image.max()) <= 1
-    other = to_image(jnp.asarray(10**exponent * (maps + shift), jnp.float32), 16, 20)
+    other = resize_and_scale(jnp.asarray(10**exponent * (maps + shift), jnp.float32), 16, 20)
     assert float(other.min()) == 0 and 1 - 1e-6 < float(other.max()) <= 1
     np.testing.assert_allclose(other, image, atol=1e-4)
 
@@ -238,7 +244,7 @@ def test_scaled_maps_begin_at_0_end_at_1_and_forget_their_units(seed, exponent, 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 0.1, 7.3, -2.0, 1e30])
 def test_a_constant_map_is_zero_and_the_others_beside_it_are_not(value):
     maps = jnp.stack([jnp.full((5, 3), value), jnp.arange(15.0).reshape(5, 3)])
-    images = to_image(maps, 37, 41)
+    images = resize_and_scale(maps, 37, 41)
     assert not np.asarray(images[0]).any()
     np.testing.assert_allclose(images[1].max(), 1, rtol=1e-6)
 
@@ -261,7 +267,7 @@ def test_a_batch_of_one_shape_is_compiled_once():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def maps(x):
-        return to_image(grad_cam(head, trunk(x)), *x.shape[1:3])
+        return resize_and_scale(grad_cam(head, trunk(x)), *x.shape[1:3])
 
     for seed in range(2):
         x = jax.random.normal(jax.random.key(seed), (2, 16, 12, 3))
