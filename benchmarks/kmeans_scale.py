@@ -4,13 +4,14 @@
 
 The points are a planted mixture: 16 groups, each of which divides in two, four times over, so that every k
 has its own planted centres; float16, non-negative, shuffled. Points also scatter along the last division, so
-that its two halves run into each other: one point in 44 lies beyond the middle. Values below 0 become 0,
-which alone takes 2 of the 256 planted centres a tenth of the way to the next and more (0.12). Points are
-written to a Zarr array on disk (4.5 GB), which ``kmeans.streaming`` reads as it goes. scikit-learn's
-MiniBatchKMeans is given every point once, in batches; faiss the points that it would draw by itself, 256 a
-centre, 25 iterations. Each one's inertia is that of its centres on all the points, in float32. Times are of
-clustering alone: wall clock, and CPU seconds of this process, which is what to compare where the machine is
-shared. Memory is the peak of the process up to the end of our fit. Needs scikit-learn, faiss-cpu and psutil.
+that its two halves overlap: one point in 44 lies beyond the middle. Values below 0 become 0, which alone
+moves 2 of the 256 planted centres a tenth of the way to the next and more (0.12).
+
+Points are written to a Zarr array on disk (4.5 GB), which ``kmeans.streaming`` reads as it goes.
+scikit-learn's MiniBatchKMeans gets every point once, in batches. faiss gets the points that it would draw by
+itself, 256 a centre, for 25 iterations. Every inertia is of the centres on all the points, in float32. Times
+are of clustering alone: wall clock, and CPU seconds of this process, which is what to compare on a shared
+machine. Memory is the peak of the process up to the end of our fit. Needs scikit-learn, faiss-cpu and psutil.
 """
 
 import argparse
@@ -39,26 +40,26 @@ from fseg_jax.numerics.kmeans import streaming
 from fseg_jax.numerics.kmeans.shards import Points
 
 KS = (16, 32, 64, 128, 256)
-OFFSETS = (0.5, 0.32, 0.25, 0.2, 0.16)  # a channel's, of each division
-NOISE = 0.12  # a channel's, of each point
-SPREAD = 0.5  # of the way from the middle of the last division to its halves' centres, along it
-CHUNK = 8192
-EPOCHS = 1
+OFFSETS = (0.5, 0.32, 0.25, 0.2, 0.16)  # of each division, in a channel
+NOISE = 0.12  # of each point, in a channel
+SPREAD = 0.5  # along the last division, as a share of the way from its middle to a half's centre
+CHUNK = 8192  # points read at once
+EPOCHS = 1  # how often MiniBatchKMeans gets every point
 
 
-class Stored:
-    """The points on disk, read by ranges."""
+class StoredRows:
+    """Points on disk, read by ranges."""
 
     def __init__(self, store: Any):
         self._store = store
         self.shape = store.shape
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        return self._store[rows].read().result()
+        return np.asarray(self._store[rows].read().result())
 
 
 def plant(channels: int, rng: np.random.Generator) -> tuple[dict[int, np.ndarray], np.ndarray, np.ndarray]:
-    """The planted centres of each k, the shares of the 256, and their last division."""
+    """Plant the centres of each k; return them, the shares of the 256, and their last division."""
     centers = 2 + OFFSETS[0] * rng.standard_normal((16, channels))
     for offset in OFFSETS[1:]:
         step = offset * rng.standard_normal(centers.shape)
@@ -73,14 +74,15 @@ def plant(channels: int, rng: np.random.Generator) -> tuple[dict[int, np.ndarray
     return planted, shares, np.repeat(step, 2, axis=0)
 
 
-def make(folder: Path, n: int, channels: int) -> tuple[Stored, dict[int, np.ndarray]]:
+def make(folder: Path, n: int, channels: int) -> tuple[StoredRows, dict[int, np.ndarray]]:
+    """Write the points to a folder, unless they are there, and return them with the planted centres."""
     rng = np.random.default_rng(0)
     planted, shares, last = plant(channels, rng)
     leaves, last = planted[256].astype(np.float32), last.astype(np.float32)
     done = folder / "points" / "done"
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder / 'points'}/"}}
     if done.exists():
-        return Stored(ts.open(spec, read=True).result()), planted
+        return StoredRows(ts.open(spec, read=True).result()), planted
     store = ts.open(
         {
             "driver": "zarr3",
@@ -106,14 +108,14 @@ def make(folder: Path, n: int, channels: int) -> tuple[Stored, dict[int, np.ndar
         X += SPREAD * rng.standard_normal((m, 1), np.float32) * last[leaf]
         store[start : start + m].write(np.maximum(X, 0).astype(np.float16)).result()
     done.touch()
-    return Stored(store), planted
+    return StoredRows(store), planted
 
 
-def recovered(planted: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """How many planted centres have a centre of their own within a tenth of the way to the next one."""
+def count_recovered(planted: np.ndarray, centers: np.ndarray) -> dict[str, float]:
+    """Count the planted centres that have a centre of their own within a tenth of the way to the next."""
     apart = np.linalg.norm(planted[:, None] - planted[None], axis=-1)
     nearest = np.where(np.eye(len(planted), dtype=bool), np.inf, apart).min(1)
-    distance = np.linalg.norm(planted[:, None] - found[None].astype(np.float64), axis=-1)
+    distance = np.linalg.norm(planted[:, None] - centers[None].astype(np.float64), axis=-1)
     row, column = linear_sum_assignment(distance)
     off = distance[row, column] / nearest
     return {
@@ -124,6 +126,7 @@ def recovered(planted: np.ndarray, found: np.ndarray) -> dict[str, float]:
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Run a function; return its result, and the seconds that it took."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = run()
     return result, {
@@ -132,12 +135,14 @@ def timed(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     }
 
 
-def parts(rows: Stored, size: int) -> Iterator[np.ndarray]:
+def parts(rows: StoredRows, size: int) -> Iterator[np.ndarray]:
+    """Read the points in parts of one size, float32."""
     for start in range(0, rows.shape[0], size):
         yield rows[slice(start, min(start + size, rows.shape[0]))].astype(np.float32)
 
 
-def with_sklearn(rows: Stored) -> dict[int, np.ndarray]:
+def with_sklearn(rows: StoredRows) -> dict[int, np.ndarray]:
+    """Cluster with MiniBatchKMeans: every point once, in batches."""
     models = {k: MiniBatchKMeans(k, random_state=0, n_init=3, batch_size=CHUNK) for k in KS}
     for _ in range(EPOCHS):
         for part in parts(rows, CHUNK):
@@ -147,7 +152,8 @@ def with_sklearn(rows: Stored) -> dict[int, np.ndarray]:
     return {k: model.cluster_centers_ for k, model in models.items()}
 
 
-def with_faiss(rows: Stored) -> dict[int, np.ndarray]:
+def with_faiss(rows: StoredRows) -> dict[int, np.ndarray]:
+    """Cluster with faiss: 256 drawn points a centre."""
     rng = np.random.default_rng(0)
     n, channels = rows.shape
     drawn = np.sort(rng.choice(n, min(n, 256 * max(KS)), replace=False))
@@ -164,6 +170,7 @@ def with_faiss(rows: Stored) -> dict[int, np.ndarray]:
 
 
 def main() -> None:
+    """Parse the command line, and measure in a folder of its own or the given one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_200_000)
     parser.add_argument("--channels", type=int, default=1024)
@@ -186,6 +193,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    """Cluster with all three, judge the centres on all points, and write the results."""
     rows, planted = make(folder, arguments.rows, arguments.channels)
     print(f"{arguments.rows} × {arguments.channels} points in {folder}", flush=True)
     load = psutil.getloadavg()[0]
@@ -201,27 +209,27 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     results, our_time = timed(ours)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"fseg_jax: {our_time}, {memory:.2f} GiB", flush=True)
-    theirs, their_time = {}, {}
+    peers, peer_time = {}, {}
     for name, run in (("MiniBatchKMeans", with_sklearn), ("faiss", with_faiss)):
-        theirs[name], their_time[name] = timed(partial(run, rows))
-        print(f"{name}: {their_time[name]}", flush=True)
-    # Their inertia on all the points, as ours is taken.
+        peers[name], peer_time[name] = timed(partial(run, rows))
+        print(f"{name}: {peer_time[name]}", flush=True)
+    # The inertia of the peers is on all the points, as ours is.
     whole = Points(rows, jax.devices(), planted[16].mean(0).astype(np.float32), spherical=False)
     judged = {}
-    for name, centers in {**theirs, "planted": planted}.items():
+    for name, centers in {**peers, "planted": planted}.items():
         _, distances = whole.assign({k: c.astype(np.float32) for k, c in centers.items()}, KS)
         judged[name] = dict(zip(KS, distances.sum(1, dtype=np.float64).tolist(), strict=True))
         print(f"{name}: inertia {judged[name]}", flush=True)
     of_k = {}
     for k in KS:
-        best = min(judged[name][k] for name in theirs)
+        best = min(judged[name][k] for name in peers)
         of_k[str(k)] = {
             "passes": results[k].iterations,
             "inertia": {"fseg_jax": results[k].inertia, **{name: judged[name][k] for name in judged}},
             "over_the_better_of_theirs": round(results[k].inertia / best, 6),
             "planted": {
-                "fseg_jax": recovered(planted[k], results[k].centers),
-                **{name: recovered(planted[k], theirs[name][k]) for name in theirs},
+                "fseg_jax": count_recovered(planted[k], results[k].centers),
+                **{name: count_recovered(planted[k], peers[name][k]) for name in peers},
             },
         }
     content = {
@@ -233,7 +241,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "load_before": round(load, 2),
-        "seconds": {"fseg_jax": our_time, **their_time},
+        "seconds": {"fseg_jax": our_time, **peer_time},
         "seconds_a_pass": round((passes[-1] - passes[0]) / max(1, len(passes) - 1), 1),
         "peak_resident_GiB": round(memory, 2),
         "k": of_k,

@@ -31,6 +31,8 @@ PACKAGES = (
     "scikit-learn",
     "faiss-cpu",
     "torchnmf",
+    "optax",
+    "ott-jax",
     "segf",
     "openslide-python",
 )
@@ -175,11 +177,11 @@ def memory_rate() -> float:
 
 
 def absent(package: str) -> bool:
-    """Whether a peer is not installed; it is then left out, and told."""
+    """Test whether a peer is missing; then it is left out, and the line that installs it is printed."""
     try:
         metadata.version(package)
     except metadata.PackageNotFoundError:
-        print(f"{package} is not installed: left out", flush=True)
+        print(f"{package} is not installed: left out; pip install {package}", flush=True)
         return True
     return False
 
