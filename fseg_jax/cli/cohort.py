@@ -22,8 +22,8 @@ from fseg_jax.cli.parameters import WholeNumber
 from fseg_jax.errors import InputError
 
 _DEFAULT = click.core.ParameterSource.DEFAULT
-# What cannot be chosen again once features are made.
-_OF_FEATURES = (
+# Options that cannot be chosen again once features are kept.
+_FIXED_BY_FEATURES = (
     *("encoder", "weights", "dtype", "mpp", "tile", "halo", "tissue", "no_tissue"),
     *("mpp_override", "keep_features", "sample_check"),
 )
@@ -111,28 +111,26 @@ def cohort(
     """
     from fseg_jax.codebook import Codebook
     from fseg_jax.cohort.engines import Local, Ray
-    from fseg_jax.cohort.job import Job, from_features
+    from fseg_jax.cohort.job import Job, adopt_kept_settings
     from fseg_jax.cohort.manifest import load_manifest, select_split
     from fseg_jax.cohort.run import run_cohort
     from fseg_jax.files.paths import is_file
-    from fseg_jax.files.storage import open_storage
     from fseg_jax.methods import fseg
     from fseg_jax.pipeline.plan import Settings
 
     if features is not None:
-        given = [name for name in _OF_FEATURES if context.get_parameter_source(name) is not _DEFAULT]
-        if given:
-            named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise InputError(f"{named}: the features have that already; leave it out with --features")
-    found = load_manifest(
+        fixed = [name for name in _FIXED_BY_FEATURES if context.get_parameter_source(name) is not _DEFAULT]
+        if fixed:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+            raise InputError(f"{names}: the features have that already; leave it out with --features")
+    rows = load_manifest(
         manifest,
         sample_check=sample_check,
         slides_needed=features is None,
         mpp_override=options["mpp_override"],
     )
-    slides = select_split(found, split, manifest)
-    weights = options.pop("weights")
-    chosen = {name: options.pop(name) for name in ("encoder", "dtype")}
+    slides = select_split(rows, split, manifest)
+    encoder, weights, dtype = (options.pop(name) for name in ("encoder", "weights", "dtype"))
     path = options.pop("codebook")
     book = Codebook.load(path, options["k"]) if path else None
     tissue = pop_tissue_setting(options)
@@ -140,31 +138,27 @@ def cohort(
         if not is_file(tissue):
             raise InputError(f"--tissue {tissue}: no such file")
         tissue = str(Path(tissue).absolute())  # workers may be elsewhere
-    said = {name: value for name, value in options.items() if value is not None}
-    settings = Settings(**said, tissue=tissue, features="bfloat16")
+    chosen = {name: value for name, value in options.items() if value is not None}
+    settings = Settings(**chosen, tissue=tissue, features="bfloat16")
     fseg.check_options(settings.mode, settings.resize)
     job = Job(
         out=output if "://" in output else str(Path(output)),
+        encoder=encoder,
         settings=settings,
         weights=str(weights) if weights else None,
+        dtype=dtype,
         codebook=book,
         keep_features=keep_features,
         features=features,
-        **chosen,
     )
     if features is not None:
-        job = from_features(job)
+        job = adopt_kept_settings(job)
 
     def tell(line: str) -> None:
         click.echo(line)
         sys.stdout.flush()
 
-    running = Local(workers) if engine == "local" else Ray(ray_address, settings.threads)
-    try:
-        with running:
-            summary = run_cohort(slides, job, running, shard=shard, redo=redo, tell=tell)
-    except KeyboardInterrupt:
-        open_storage(job.out).sweep()  # a worker may have died of it: compiled code does not like exceptions
-        raise
-    click.echo(f"fseg: {summary.line(output)}")
+    runner = Local(workers) if engine == "local" else Ray(ray_address, settings.threads)
+    summary = run_cohort(slides, job, runner, shard=shard, redo=redo, tell=tell)
+    click.echo(f"fseg: {summary.to_line(output)}")
     return 0 if summary.done == summary.slides else 1

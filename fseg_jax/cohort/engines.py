@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from fseg_jax.cohort.job import Job, card_of
+from fseg_jax.cohort.job import Job, load_card
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.run import Outcome, run_slide
 from fseg_jax.encoders.encoder import EncoderCard
@@ -206,7 +206,7 @@ def _described(job: Job) -> _Ready | str:
     try:
         import jax
 
-        card = card_of(job)
+        card = load_card(job)
         devices = jax.local_devices()
     except Exception as error:
         _log.info("no worker can be started", exc_info=error)

@@ -1,14 +1,13 @@
-"""What a run over a cohort is asked for, and what the result of each slide depends on, as a hash."""
+"""What a run over a cohort is asked for, and hashes of all that the result of a slide depends on."""
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 from fseg_jax.codebook import Codebook
-from fseg_jax.cohort.manifest import ManifestSlide
+from fseg_jax.cohort.manifest import ManifestSlide, hash_tissue_file
+from fseg_jax.cohort.records import AGREEMENT, Agreement
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.errors import InputError
@@ -18,15 +17,25 @@ from fseg_jax.pipeline.plan import Settings, choose_mpp
 from fseg_jax.pipeline.segment import FORMAT
 from fseg_jax.pipeline.tokens import KEPT_DTYPE, KEPT_FORMAT
 
-AGREED = "cohort.json"  # what a place is for
+# Settings that are fixed once features are kept; the hash of features covers them.
+_KEPT_SETTINGS = ("mpp", "tile", "halo", "tissue", "mpp_override")
+_FEATURE_DEPENDENCIES = ("encoder", "weights", "layer", "dtype", *_KEPT_SETTINGS)
 
 
 @dataclass(frozen=True)
 class Job:
     """What all slides of a run have in common; it travels to workers on other machines.
 
-    ``keep_features`` keeps every slide's token features beside its results. ``features`` is a place where an
-    earlier run kept them: slides are then segmented from there, and neither they nor the encoder are opened.
+    Attributes:
+        out: Place of the results: a folder, or the address of a bucket.
+        encoder: Name of the encoder, or its file.
+        settings: How to segment, where the manifest does not say.
+        weights: File of the encoder's weights, instead of the hub's.
+        dtype: Precision of the encoder's products.
+        codebook: The centres; None: each slide is clustered by itself.
+        keep_features: Whether the token features of every slide are kept beside its results.
+        features: Place where an earlier run kept features. Slides are segmented from them, and neither the
+            slides nor the encoder are opened.
     """
 
     out: str
@@ -39,109 +48,167 @@ class Job:
     features: str | None = None
 
 
-def from_features(job: Job) -> Job:
-    """The same job with what its features were made with, as their place says."""
-    made = _kept_with(str(job.features))
+@dataclass(frozen=True)
+class SharedDependencies:
+    """All that the result of every slide depends on, whatever the manifest says of it.
+
+    Attributes:
+        format: Version of the outputs.
+        encoder: Name of the encoder.
+        weights: Hash of its weights.
+        layer: Layer that is read.
+        dtype: Precision of its products.
+        codebook: Hash of the codebook; None where each slide is clustered by itself.
+        k: Number of clusters.
+        mode: "fixed" or "assign".
+        resize: "bilinear" or "nearest".
+        concepts: Concepts of a tile; None in the mode "fixed".
+        mpp: Resolution in µm per pixel.
+        tile: Side of a tile in pixels.
+        halo: Overlap of tiles, as a fraction of the tile.
+        seed: Random seed.
+        features: Number type that features are rounded to.
+    """
+
+    format: int
+    encoder: str
+    weights: str
+    layer: str
+    dtype: str
+    codebook: str | None
+    k: int
+    mode: str
+    resize: str
+    concepts: int | None
+    mpp: float
+    tile: int
+    halo: float
+    seed: int
+    features: str
+
+
+@dataclass(frozen=True)
+class Dependencies(SharedDependencies):
+    """All that the result of a slide depends on, but the slide.
+
+    Attributes:
+        tissue: "find", "all", or the hash of the tissue file.
+        mpp_override: µm per pixel, instead of what the slide's file says.
+    """
+
+    tissue: str
+    mpp_override: float | None
+
+
+def adopt_kept_settings(job: Job) -> Job:
+    """Return the job with the encoder and the settings that its kept features were made with.
+
+    Raises ``InputError`` where no run has kept features in their place.
+    """
+    agreement = _read_kept_agreement(str(job.features))
     try:
-        settings, encoder = made["settings"], made["encoder"]["name"]
-        given = {name: settings[name] for name in ("mpp", "tile", "halo", "tissue", "mpp_override")}
-        own = replace(job.settings, **given)
-        return replace(job, encoder=encoder, dtype=settings["dtype"], settings=own)
-    except (LookupError, TypeError):
-        raise InputError(f"{job.features}/{AGREED}: damaged; run with --keep-features again") from None
+        kept = {name: agreement.settings[name] for name in _KEPT_SETTINGS}
+        dtype = agreement.settings["dtype"]
+    except LookupError:
+        raise _report_damage(str(job.features)) from None
+    card = _require_card(str(job.features), agreement)
+    return replace(job, encoder=card.name, dtype=dtype, settings=replace(job.settings, **kept))
 
 
 @lru_cache(maxsize=1)
-def loaded_encoder(name: str, weights: str | None, dtype: str) -> Encoder:
-    """The encoder, loaded once a process."""
+def load_encoder_once(name: str, weights: str | None, dtype: str) -> Encoder:
+    """Load an encoder, once a process."""
     return load_encoder(name, weights=weights, dtype=dtype)
 
 
-def card_of(job: Job) -> EncoderCard:
-    """The encoder's card: as kept with its features, or its own once it is known to fit the codebook."""
-    if job.features is None:
-        encoder = loaded_encoder(job.encoder, job.weights, job.dtype)
-        if job.codebook is not None:
-            check_codebook(job.codebook, encoder)
-        return encoder.card
-    try:
-        return EncoderCard.from_json(_kept_with(job.features)["encoder"])
-    except (LookupError, TypeError):
-        raise InputError(f"{job.features}/{AGREED}: damaged; run with --keep-features again") from None
+def load_card(job: Job) -> EncoderCard:
+    """Return the encoder's card: that of the kept features, or that of the encoder, which is loaded.
+
+    Raises ``InputError`` where the encoder cannot be loaded, or does not fit the codebook.
+    """
+    if job.features is not None:
+        return _require_card(job.features, _read_kept_agreement(job.features))
+    encoder = load_encoder_once(job.encoder, job.weights, job.dtype)
+    if job.codebook is not None:
+        check_codebook(job.codebook, encoder)
+    return encoder.card
 
 
 @lru_cache(maxsize=1)
-def _kept_with(place: str) -> dict[str, Any]:
-    """What the place of kept features says of itself."""
-    data = open_storage(place).read(AGREED)
+def _read_kept_agreement(place: str) -> Agreement:
+    data = open_storage(place).read(AGREEMENT)
     if data is None:
         raise InputError(f"{place}: no cohort is there; run one with --keep-features first")
-    try:
-        return json.loads(data)
-    except ValueError:
-        raise InputError(f"{place}/{AGREED}: damaged; run with --keep-features again") from None
+    agreement = Agreement.from_json(data)
+    if agreement is None:
+        raise _report_damage(place)
+    return agreement
 
 
-def settings_of(slide: ManifestSlide, job: Job) -> Settings:
-    """The settings for a slide: the run's, with what the manifest says of it."""
-    own = job.settings
-    mpp = own.mpp_override if slide.mpp is None else slide.mpp
-    return replace(own, tissue=slide.tissue or own.tissue, mpp_override=mpp)
+def _require_card(place: str, agreement: Agreement) -> EncoderCard:
+    if agreement.encoder is None:
+        raise _report_damage(place)
+    return agreement.encoder
 
 
-def settings_hash(job: Job, card: EncoderCard, settings: Settings) -> str:
-    """SHA-256 of everything that a slide's result depends on, but the slide."""
-    return _digest(depends_on(job, card, settings))
+def _report_damage(place: str) -> InputError:
+    return InputError(f"{place}/{AGREEMENT}: damaged; run with --keep-features again")
 
 
-def features_hash(job: Job, card: EncoderCard, settings: Settings) -> str:
-    """SHA-256 of everything that a slide's features depend on, but the slide."""
-    what = depends_on(job, card, settings)
-    names = ("encoder", "weights", "layer", "dtype", "mpp", "tile", "halo", "tissue", "mpp_override")
-    own = {name: what[name] for name in names}
-    return _digest({**own, "format": KEPT_FORMAT, "features": KEPT_DTYPE})
+def resolve_settings(slide: ManifestSlide, job: Job) -> Settings:
+    """Return the settings for a slide: the run's, with what the manifest says of the slide."""
+    settings = job.settings
+    mpp = settings.mpp_override if slide.mpp is None else slide.mpp
+    return replace(settings, tissue=slide.tissue or settings.tissue, mpp_override=mpp)
 
 
-def agreed_hash(job: Job, card: EncoderCard) -> str:
-    """SHA-256 of everything that the results of a whole cohort depend on."""
-    return settings_hash(job, card, job.settings)
+def hash_settings(job: Job, card: EncoderCard, settings: Settings) -> str:
+    """Hash all that a slide's result depends on, but the slide (SHA-256)."""
+    return _hash(asdict(list_dependencies(job, card, settings)))
 
 
-def depends_on(job: Job, card: EncoderCard, settings: Settings) -> dict[str, Any]:
-    """Everything that a slide's result depends on, but the slide."""
-    return {**of_all(job, card), "tissue": _tissue(settings), "mpp_override": settings.mpp_override}
+def hash_feature_settings(job: Job, card: EncoderCard, settings: Settings) -> str:
+    """Hash all that a slide's features depend on, but the slide (SHA-256)."""
+    dependencies = asdict(list_dependencies(job, card, settings))
+    values = {name: dependencies[name] for name in _FEATURE_DEPENDENCIES}
+    return _hash({**values, "format": KEPT_FORMAT, "features": KEPT_DTYPE})
 
 
-def of_all(job: Job, card: EncoderCard) -> dict[str, Any]:
-    """What every slide's result depends on, whatever the manifest says of it."""
+def hash_cohort_settings(job: Job, card: EncoderCard) -> str:
+    """Hash all that the results of a whole cohort depend on (SHA-256)."""
+    return hash_settings(job, card, job.settings)
+
+
+def list_dependencies(job: Job, card: EncoderCard, settings: Settings) -> Dependencies:
+    """List all that a slide's result depends on, but the slide."""
+    tissue = settings.tissue
+    if tissue not in ("find", "all"):
+        tissue = hash_tissue_file(tissue) or "unreadable"  # its slide fails, and says so
+    shared = vars(list_shared_dependencies(job, card))
+    return Dependencies(**shared, tissue=tissue, mpp_override=settings.mpp_override)
+
+
+def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:
+    """List all that every slide's result depends on, whatever the manifest says of it."""
     settings, book = job.settings, job.codebook
-    return {
-        "format": FORMAT,
-        "encoder": card.name,
-        "weights": card.weights_hash,
-        "layer": card.layer,
-        "dtype": job.dtype,
-        "codebook": book.hash if book else None,
-        "k": book.k if book else settings.k,
-        "mode": settings.mode,
-        "resize": settings.resize,
-        "concepts": settings.concepts if settings.mode == "assign" else None,
-        "mpp": choose_mpp(card, settings, book),
-        "tile": settings.tile or card.tile,
-        "halo": settings.halo,
-        "seed": settings.seed,
-        "features": settings.features,
-    }
+    return SharedDependencies(
+        format=FORMAT,
+        encoder=card.name,
+        weights=card.weights_hash,
+        layer=card.layer,
+        dtype=job.dtype,
+        codebook=book.hash if book else None,
+        k=book.k if book else settings.k,
+        mode=settings.mode,
+        resize=settings.resize,
+        concepts=settings.concepts if settings.mode == "assign" else None,
+        mpp=choose_mpp(card, settings, book),
+        tile=settings.tile or card.tile,
+        halo=settings.halo,
+        seed=settings.seed,
+        features=settings.features,
+    )
 
 
-def _tissue(settings: Settings) -> str:
-    if settings.tissue in ("find", "all"):
-        return settings.tissue
-    try:
-        return hashlib.sha256(Path(settings.tissue).read_bytes()).hexdigest()
-    except OSError:
-        return "unreadable"  # its slide fails, and says so
-
-
-def _digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+def _hash(values: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -33,7 +33,7 @@ from fseg_jax.cohort.sample_folder import (
     tile_side,
     write_sample,
 )
-from fseg_jax.cohort.survey import facts_of
+from fseg_jax.cohort.survey import identify_slide
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.pipeline.embed import tissue_share
@@ -239,5 +239,5 @@ def _find_change(folder: Path, line: ManifestSlide, settings: SampleSettings) ->
         return f"sampled when the manifest said {vars(sample.manifest)}, and now it says {vars(facts)}"
     if sample.tissue_sha256 not in (UNKNOWN, hash_tissue_file(facts.tissue)):
         return "its tissue file is another one"
-    file = facts_of(line)
+    file = identify_slide(line)
     return "the file at its path is another one" if file and not is_same(sample.slide, file) else ""

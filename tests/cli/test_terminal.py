@@ -86,7 +86,7 @@ def test_the_converter_has_the_same_net(monkeypatch, capsys):
 
 
 def test_a_worker_that_cannot_start_says_why_in_one_line(monkeypatch):
-    monkeypatch.setattr(engines, "card_of", fail)
+    monkeypatch.setattr(engines, "load_card", fail)
     assert engines._described(None).startswith("looking at the machine: ZeroDivisionError: two lines; ")
 
 

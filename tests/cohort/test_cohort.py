@@ -25,9 +25,11 @@ from skimage import data as pictures
 
 from fseg_jax import cli
 from fseg_jax.cohort import engines, run
+from fseg_jax.cohort.agreement import agree
 from fseg_jax.cohort.engines import Local
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.run import Outcome
+from fseg_jax.cohort.survey import Survey
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files import claims
@@ -139,7 +141,7 @@ def test_an_interrupted_redo_goes_on_where_it_is_asked_to(manifest, codebook, pl
     engine = InProcess()
     summary, _ = cohort(manifest, place, codebook, engine, changes=changes)
     assert engine.ran == [] and summary.other == ["S-02", "S-03"] and summary.done == 2
-    assert "2 left as they are, from other settings" in summary.line("out")
+    assert "2 left as they are, from other settings" in summary.to_line("out")
     cohort(manifest, place, codebook, engine, redo=True, changes=changes)
     assert engine.ran == ["S-02", "S-03"]
 
@@ -523,7 +525,7 @@ def test_a_run_ends_where_another_begins_with_other_settings(manifest, codebook,
     def another(slides):
         yield slides[0]
         job = job_for(tmp_path / "out", codebook, resize="nearest")
-        run.agree(open_storage(job.out), job, classical().card, run.Survey(set(), [], {}), redo=True)
+        agree(open_storage(job.out), job, classical().card, Survey(set(), [], {}), redo=True)
         yield from slides[1:]
 
     with pytest.raises(OutputError, match="another run has begun there with other settings"):

@@ -12,6 +12,7 @@ from cohorts import InProcess, cohort, contents, job_for, write_codebook, write_
 from fseg_jax import cli
 from fseg_jax.cohort import job, run
 from fseg_jax.cohort.manifest import ManifestSlide, load_manifest
+from fseg_jax.cohort.tables import write_tables
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files import storage
@@ -205,7 +206,7 @@ def test_features_give_what_the_slides_give(kept, manifest, tmp_path, monkeypatc
     cohort(manifest, tmp_path / "full", book, changes=changes)
     monkeypatch.setattr(run, "open_slide", None)
     for module in (run, job):
-        monkeypatch.setattr(module, "loaded_encoder", None)
+        monkeypatch.setattr(module, "load_encoder_once", None)
     summary, _ = cohort(manifest, tmp_path / "again", book, changes=changes, kept={"features": str(kept)})
     assert summary.done == 4 and not summary.failed
     assert contents(tmp_path / "again") == contents(tmp_path / "full")
@@ -272,7 +273,7 @@ def test_the_report_in_a_browser(manifest, codebook, finished, browser, tmp_path
     open_storage(str(place)).write("failures/B1.json", json.dumps(failures).encode())
     slides = [*load_manifest(manifest), ManifestSlide("B<1>", Path("b.svs"))]
 
-    run.conclude(open_storage(str(place)), job_for(place, codebook), classical().card, slides, whole=True)
+    write_tables(open_storage(str(place)), job_for(place, codebook), classical().card, slides, is_whole=True)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     problems, asked = [], []
     page.on("pageerror", lambda error: problems.append(str(error)))

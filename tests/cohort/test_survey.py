@@ -13,6 +13,7 @@ from cohorts import InProcess, cohort, contents, job_for, write_manifest
 from fseg_jax.cli import main
 from fseg_jax.cohort import job as jobs
 from fseg_jax.cohort import run
+from fseg_jax.cohort.agreement import agree
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.survey import Survey, survey
 from fseg_jax.encoders.classical import classical
@@ -132,7 +133,7 @@ def test_features_that_were_kept_of_another_file_are_not_used(slides, codebook, 
     cohort(slides, kept, codebook, kept=keep)
     assert seen(slides, kept, codebook, kept=keep).done == {"S-00"}
     shutil.copy(slides.parent / "s01.tif", slides.parent / "s00.tif")
-    jobs._kept_with.cache_clear()
+    jobs._read_kept_agreement.cache_clear()
     summary, _ = cohort(slides, out, codebook, kept={"features": str(kept)})
     assert summary.failed["S-00"] == (
         f"{kept}/S-00.features.zarr: kept of another file than {slides.parent}/s00.tif; run with "
@@ -231,14 +232,14 @@ def test_a_damaged_note_of_the_settings_is_written_again(manifest, codebook, pla
     held = (place / "cohort.json").read_bytes()
     (place / "cohort.json").write_bytes(data)
     storage, job, card = open_storage(str(place)), job_for(place, codebook), classical().card
-    assert run.agree(storage, job, card, Survey(NAMES, [], {}), False) == (
+    assert agree(storage, job, card, Survey(NAMES, [], {}), False) == (
         f"{place}/cohort.json was damaged, and is written again"
     )
     assert (place / "cohort.json").read_bytes() == held
     (place / "cohort.json").write_bytes(data)
     with pytest.raises(run.InputError, match="damaged, and there are results of other settings: S-01;"):
-        run.agree(storage, job, card, Survey(set(), ["S-01"], {}), False)
-    assert run.agree(storage, job, card, Survey(set(), ["S-01"], {}), True)
+        agree(storage, job, card, Survey(set(), ["S-01"], {}), False)
+    assert agree(storage, job, card, Survey(set(), ["S-01"], {}), True)
 
 
 # ------------------------------------------------------------------------------ without a codebook
@@ -250,7 +251,7 @@ def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined
     """It is said before anything begins; the table has what the slides share, and each slide its own."""
     job, engine = job_for(place, None, k=4), InProcess()
     for slide in load_manifest(manifest):  # as if each were of its own centres
-        digest = jobs.settings_hash(job, classical().card, jobs.settings_of(slide, job))
+        digest = jobs.hash_settings(job, classical().card, jobs.resolve_settings(slide, job))
         edit(
             place / f"{slide.slide_id}.json",
             lambda record, digest=digest: record.update(settings_hash=digest),
@@ -309,7 +310,7 @@ def test_a_cohort_takes_mpp_and_tissue_for_slides_of_which_the_manifest_says_not
     assert start("--mpp-override", 0.5, "--tissue", mask) == 0
     assert (jobs_run[0].settings.mpp_override, jobs_run[0].settings.tissue) == (0.5, str(mask))
     slide = load_manifest(manifest)[0]
-    assert jobs.settings_of(slide, jobs_run[0]).mpp_override == 0.5
+    assert jobs.resolve_settings(slide, jobs_run[0]).mpp_override == 0.5
     assert start("--no-tissue") == 0 and jobs_run[1].settings.tissue == "all"
     assert start("--tissue", tmp_path / "none.png") == 2
     assert "--tissue" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from fseg_jax.cam.images import read_image
 from fseg_jax.cam.labels import read_labels
 from fseg_jax.cam.masks import evaluate_folder
 from fseg_jax.codebook import load_all
-from fseg_jax.cohort.job import card_of, features_hash, from_features, settings_of
+from fseg_jax.cohort.job import adopt_kept_settings, hash_feature_settings, load_card, resolve_settings
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.run import Outcome, run_cohort
 from fseg_jax.cohort.sample_folder import prepare_folder
@@ -42,8 +42,11 @@ from fseg_jax.viewer import annotation
 from fseg_jax.viewer.opened import Opened
 
 
-class Idle:
+class Idle(contextlib.AbstractContextManager):
     """An engine that runs nothing: what is read of a cohort's place is what was there."""
+
+    def __exit__(self, *_: Any) -> None:
+        pass
 
     def describe(self, job: Any) -> Any:
         return classical().card
@@ -106,10 +109,10 @@ def cohort(folder: Path) -> None:
     slides = load_manifest(str(folder / "slides.csv"), slides_needed=False)
     out = folder / "out"
     made = samples.job(out)
-    kept = from_features(made.__class__(**{**vars(made), "features": str(out), "keep_features": False}))
-    settings = settings_of(slides[0], kept)
+    kept = adopt_kept_settings(made.__class__(**{**vars(made), "features": str(out), "keep_features": False}))
+    settings = resolve_settings(slides[0], kept)
     with contextlib.suppress(InputError):
-        hash_ = features_hash(kept, card_of(kept), settings)
+        hash_ = hash_feature_settings(kept, load_card(kept), settings)
         plan, tokens = open_kept(open_storage(str(out)), "A", settings, hash_)
         for _ in tokens(plan.tiles()):
             pass

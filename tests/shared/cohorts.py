@@ -3,6 +3,7 @@
 import csv
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +69,15 @@ def contents(place: Path, *, without: Sequence[str] = OF_THE_RUN) -> dict[str, s
     }
 
 
-class InProcess:
+class InProcess(AbstractContextManager):
     """An engine that runs slides here and now, in the order that is asked for."""
 
     def __init__(self, order=lambda slides: slides):
         self._order = order
         self.ran: list[str] = []
+
+    def __exit__(self, *_):
+        pass
 
     def describe(self, job):
         return classical().card

@@ -1,0 +1,70 @@
+"""See that a place is for the settings of a run, so that two runs never mix theirs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fseg_jax.cohort.job import Job, hash_cohort_settings, list_dependencies
+from fseg_jax.cohort.records import AGREEMENT, Agreement
+from fseg_jax.cohort.survey import Survey
+from fseg_jax.encoders.encoder import EncoderCard
+from fseg_jax.errors import InputError
+from fseg_jax.files.storage import Storage
+
+_NAMES_LISTED = 5  # slides that a message names
+_VALUE_LENGTH = 40  # characters of a value in a message; a hash is cut
+
+
+def agree(storage: Storage, job: Job, card: EncoderCard, before: Survey, redo: bool) -> str:
+    """Write what settings a place is for, or check that it is for those of the run.
+
+    Returns a line for the user; empty where there is nothing to say.
+
+    Raises:
+        InputError: The place is for other settings, and not to be made anew (``redo``).
+    """
+    dependencies = asdict(list_dependencies(job, card, job.settings))
+    agreement = Agreement(hash_cohort_settings(job, card), dependencies, card)
+    if storage.create(AGREEMENT, agreement.to_json()):
+        return ""
+    others = f": {list_names(before.other)}" if before.other else ""
+    present = Agreement.from_json(storage.read(AGREEMENT))
+    if present is None:
+        if before.other and not redo:
+            raise InputError(
+                f"{storage.url}/{AGREEMENT}: damaged, and there are results of other settings{others}; "
+                "--redo runs these slides again, -o with another place keeps both"
+            )
+        storage.write(AGREEMENT, agreement.to_json())
+        return f"{storage.url}/{AGREEMENT} was damaged, and is written again"
+    if present.settings_hash == agreement.settings_hash:
+        return ""
+    if not redo:
+        differs = [key for key in dependencies if present.settings.get(key) != dependencies[key]]
+        listed = ", ".join(f"{key} was {_shorten(present.settings.get(key))}" for key in differs)
+        raise InputError(
+            f"{storage.url} is of other settings ({listed}){others}; --redo runs these slides again, "
+            "-o with another place keeps both"
+        )
+    storage.write(AGREEMENT, agreement.to_json())
+    return ""
+
+
+def is_agreed(storage: Storage, job: Job, card: EncoderCard) -> bool:
+    """Whether a place is still for the settings of a run."""
+    present = Agreement.from_json(storage.read(AGREEMENT))
+    return present is not None and present.settings_hash == hash_cohort_settings(job, card)
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Name a few slides, and count the others.
+
+    >>> list_names(["a", "b", "c", "d", "e", "f", "g"])
+    'a, b, c, d, e and 2 more'
+    """
+    listed = ", ".join(names[:_NAMES_LISTED])
+    return listed if len(names) <= _NAMES_LISTED else f"{listed} and {len(names) - _NAMES_LISTED} more"
+
+
+def _shorten(value: Any) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > _VALUE_LENGTH else f"{value}"

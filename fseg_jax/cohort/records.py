@@ -1,0 +1,203 @@
+"""The files of a cohort that are JSON, and what each states: the one place where they are read and written.
+
+``cohort.json`` states what settings the place is for, ``failures/ID.json`` why a slide failed, and
+``timings/ID.json`` how fast it was made. ``ID.json`` is the record of a slide, as the pipeline writes it. Any
+of them may be damaged, or somebody else's: reading then gives None, as if it were not there.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from fseg_jax.encoders.encoder import EncoderCard
+from fseg_jax.pipeline.record import Timing, encode_json
+
+AGREEMENT = "cohort.json"
+FAILURES = "failures"  # folder
+
+
+def record_key(slide_id: str) -> str:
+    """Return where the record of a slide is, below the cohort's place."""
+    return f"{slide_id}.json"
+
+
+def failure_key(slide_id: str) -> str:
+    """Return where it is written why a slide failed."""
+    return f"{FAILURES}/{slide_id}.json"
+
+
+def timing_key(slide_id: str) -> str:
+    """Return where it is written how fast a slide was made."""
+    return f"timings/{slide_id}.json"
+
+
+def thumbnail_key(slide_id: str) -> str:
+    """Return where the picture of a slide for the report is."""
+    return f"thumbnails/{slide_id}.jpg"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What settings a place is for, so that two runs never mix theirs: ``cohort.json``.
+
+    Attributes:
+        settings_hash: Hash of the settings, and of all else that the results depend on.
+        settings: The same in full, by name.
+        encoder: The encoder; None where its card is damaged.
+    """
+
+    settings_hash: str
+    settings: Mapping[str, Any]
+    encoder: EncoderCard | None
+
+    def to_json(self) -> bytes:
+        """Return the content of the file."""
+        encoder = self.encoder.to_json() if self.encoder else None
+        return encode_json(
+            {"settings_hash": self.settings_hash, "settings": self.settings, "encoder": encoder}
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes | None) -> "Agreement | None":
+        """Read the content of the file; None where it is damaged."""
+        content = parse_json(data)
+        settings, digest = get_nested(content, "settings"), get_nested(content, "settings_hash")
+        if not isinstance(settings, dict) or not isinstance(digest, str):
+            return None
+        try:
+            card = EncoderCard.from_json(content["encoder"])
+        except (LookupError, TypeError):
+            card = None
+        return cls(digest, settings, card)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a slide failed: ``failures/ID.json``.
+
+    Attributes:
+        slide_id: The slide.
+        path: Its file.
+        reason: What went wrong, in one line.
+        outdated: Whether there are results of it that are not to be used any more.
+    """
+
+    slide_id: str
+    path: str
+    reason: str
+    outdated: bool = False
+
+    def to_json(self) -> bytes:
+        """Return the content of the file."""
+        content = asdict(self)
+        if not self.outdated:
+            del content["outdated"]
+        return encode_json(content)
+
+    @classmethod
+    def from_json(cls, data: bytes | None) -> "Failure | None":
+        """Read the content of the file; None where it is damaged."""
+        content = parse_json(data)
+        texts = [get_nested(content, name) for name in ("slide_id", "path", "reason")]
+        if not all(isinstance(text, str) for text in texts):
+            return None
+        return cls(*texts, outdated=bool(content.get("outdated")))
+
+
+@dataclass(frozen=True)
+class SlideTotals:
+    """What tables and the report show of a slide.
+
+    Attributes:
+        tissue_mm2: Area of all clusters.
+        areas_mm2: Area of each cluster, by name.
+        tiles: Number of tiles with tissue.
+        versions: Versions of the packages that made it.
+        device: Kind of processor that made it.
+    """
+
+    tissue_mm2: float
+    areas_mm2: Mapping[str, float]
+    tiles: int
+    versions: Mapping[str, str]
+    device: str
+
+
+@dataclass(frozen=True)
+class SlideRecord:
+    """What a cohort reads in the record of a slide: ``ID.json``.
+
+    Attributes:
+        slide: Path and identity of the slide's file.
+        settings_hash: Hash of all that the results depend on but the slide; None: no cohort made them.
+        totals: What is shown of it; None where that is damaged.
+    """
+
+    slide: dict[str, Any]
+    settings_hash: str | None
+    totals: SlideTotals | None
+
+    @classmethod
+    def from_json(cls, data: bytes | None) -> "SlideRecord | None":
+        """Read the content of the file; None where it is damaged."""
+        content = parse_json(data)
+        slide = read_slide(content)
+        if slide is None:
+            return None
+        return cls(slide, get_nested(content, "settings_hash"), _read_totals(content))
+
+
+def _read_totals(content: dict[str, Any]) -> SlideTotals | None:
+    areas, versions = content.get("areas_mm2"), content.get("versions")
+    tissue, tiles = content.get("tissue_mm2"), content.get("tiles")
+    if not isinstance(areas, dict) or not isinstance(versions, dict):
+        return None
+    if not _is_number(tissue) or not _is_number(tiles) or not all(map(_is_number, areas.values())):
+        return None
+    return SlideTotals(tissue, areas, tiles, versions, content.get("device", ""))
+
+
+def read_slide(content: Any) -> dict[str, Any] | None:
+    """Return the path and the identity of the slide that JSON is about; None where it has no path."""
+    slide = get_nested(content, "slide")
+    return slide if isinstance(get_nested(slide, "path"), str) else None
+
+
+def read_timing(data: bytes | None) -> Timing | None:
+    """Read when a slide was made, and how fast; None where the file is damaged."""
+    content = parse_json(data)
+    try:
+        timing = Timing(dict(content["seconds"]), content["tiles_per_second"], content["finished"])
+        has_zone = datetime.fromisoformat(timing.finished).tzinfo is not None
+    except (LookupError, TypeError, ValueError):
+        return None
+    numbers = [*timing.seconds.values(), timing.tiles_per_second]
+    return timing if has_zone and all(map(_is_number, numbers)) else None
+
+
+def parse_json(data: bytes | None) -> Any:
+    """Parse JSON; None where it is damaged, or there is none."""
+    try:
+        return json.loads(data or b"null")
+    except (ValueError, RecursionError):
+        return None
+
+
+def get_nested(content: Any, *keys: str) -> Any:
+    """Look keys up, one in another; None where one is not there.
+
+    >>> get_nested({"slide": {"path": "a.svs"}}, "slide", "path")
+    'a.svs'
+    """
+    for key in keys:
+        if not isinstance(content, dict):
+            return None
+        content = content.get(key)
+    return content
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
