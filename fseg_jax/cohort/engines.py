@@ -249,7 +249,7 @@ class Ray:
 
     def describe(self, job: Job) -> EncoderCard:
         try:
-            ready = self._ray.get(self._describe.remote(job))
+            ready: _Ready | str = self._ray.get(self._describe.remote(job))
         except self._ray.exceptions.RayError as error:
             raise InputError(f"no worker can be started on the cluster: {first_line(error)}") from None
         if isinstance(ready, str):

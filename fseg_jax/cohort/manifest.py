@@ -142,7 +142,8 @@ def read_bytes(location: str) -> bytes:
         raise InputError(f"{location}: cannot be read ({first_line(error)})") from error
     if found.state != "value":
         raise InputError(f"{location}: there is no such object")
-    return found.value
+    content: bytes = found.value
+    return content
 
 
 def is_remote(location: str) -> bool:

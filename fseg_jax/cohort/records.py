@@ -101,10 +101,10 @@ class Failure:
     def from_json(cls, data: bytes | None) -> "Failure | None":
         """Read the content of the file; None where it is damaged."""
         content = parse_json(data)
-        texts = [get_nested(content, name) for name in ("slide_id", "path", "reason")]
-        if not all(isinstance(text, str) for text in texts):
+        slide_id, path, reason = (get_nested(content, name) for name in ("slide_id", "path", "reason"))
+        if not all(isinstance(text, str) for text in (slide_id, path, reason)):
             return None
-        return cls(*texts, outdated=bool(content.get("outdated")))
+        return cls(slide_id, path, reason, bool(content.get("outdated")))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ class SlideRecord:
 
 def _read_totals(content: dict[str, Any]) -> SlideTotals | None:
     areas, versions = content.get("areas_mm2"), content.get("versions")
-    tissue, tiles = content.get("tissue_mm2"), content.get("tiles")
+    tissue: Any = content.get("tissue_mm2")
+    tiles: Any = content.get("tiles")
     if not isinstance(areas, dict) or not isinstance(versions, dict):
         return None
     if not _is_number(tissue) or not _is_number(tiles) or not all(map(_is_number, areas.values())):

@@ -9,6 +9,7 @@ gives slides to an engine (``engines.py``) and keeps the books.
 """
 
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -167,7 +168,8 @@ def run_cohort(
                 storage.delete(key)
             failed = _run_slides(engine, job, todo, storage, before, tell) if todo else {}
     finally:
-        storage.sweep()  # of what workers that died, or were interrupted, were at
+        if not isinstance(sys.exception(), InputError):  # where nothing was begun, or nothing can be removed
+            storage.sweep()  # of what workers that died, or were interrupted, were at
     write_tables(storage, job, card, slides, is_whole=shard[1] == 1)
     return Summary(len(share), len(share) - len(failed) - len(untouched), failed, untouched)
 
@@ -200,11 +202,10 @@ def _run_slides(
     """Run slides, write down which failed, and return these with their reasons."""
     failed: dict[str, str] = {}
     by_id = {slide.slide_id: slide for slide in slides}
-    count = 0
-    for name, status, reason, seconds in _yield_outcomes(engine, job, slides, tell):
+    outcomes = _yield_outcomes(engine, job, slides, tell)
+    for count, (name, status, reason, seconds) in enumerate(outcomes, 1):
         if status == "stopped":
             raise OutputError(reason)
-        count += 1
         position = f"[{count}/{len(slides)}] {name}"
         if status == "failed":
             failed[name] = reason

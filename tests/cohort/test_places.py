@@ -234,7 +234,7 @@ def test_features_that_are_not_there_or_of_other_settings_fail_their_slide(
     group = place / "S-01.features.zarr" / "zarr.json"
     group.write_text(group.read_text().replace('"features_hash": "', '"features_hash": "x'))
     (place / "S-02.features.zarr" / "tokens" / "c" / "0" / "0" / "0" / "0").write_bytes(b"damaged")
-    job._kept_with.cache_clear()
+    job._read_kept_agreement.cache_clear()
     summary, _ = cohort(manifest, tmp_path / "out", codebook, kept={"features": str(place)})
     assert summary.done == 1
     assert "no finished features" in summary.failed["S-00"]
