@@ -181,7 +181,7 @@ class HeatMaps(NamedTuple):
 
 
 class _Target(NamedTuple):
-    """What a compiled heat map is of."""
+    """The network, layer, method and class that a heat map is compiled for."""
 
     graphdef: Any  # the network, without its weights
     normalize: Callable[[Array], Array]

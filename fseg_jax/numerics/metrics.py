@@ -53,7 +53,7 @@ class _PerCategory(NamedTuple):
     present: Bool[np.ndarray, "*batch n"]
 
 
-def _per_category(confusion: Confusion) -> _PerCategory:
+def _score_categories(confusion: Confusion) -> _PerCategory:
     hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)
     true, predicted = confusion.sum(-1), confusion.sum(-2)
 
@@ -69,7 +69,7 @@ def _per_category(confusion: Confusion) -> _PerCategory:
     )
 
 
-def _mean_present(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+def _average_present(values: np.ndarray, present: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(present, values, 0).sum(-1) / np.maximum(present.sum(-1), 1))
 
 
@@ -79,14 +79,14 @@ def macro_f1(confusion: Confusion) -> Float[np.ndarray, "*batch"]:
     >>> macro_f1(np.array([[2, 0], [1, 1]])).round(4).item()
     0.7333
     """
-    each = _per_category(confusion)
-    return _mean_present(each.f1, each.present)
+    per_category = _score_categories(confusion)
+    return _average_present(per_category.f1, per_category.present)
 
 
 def macro_iou(confusion: Confusion) -> Float[np.ndarray, "*batch"]:
     """Average the intersection over union over the categories present; 0 if none is."""
-    each = _per_category(confusion)
-    return _mean_present(each.iou, each.present)
+    per_category = _score_categories(confusion)
+    return _average_present(per_category.iou, per_category.present)
 
 
 def accuracy(confusion: Confusion) -> Float[np.ndarray, "*batch"]:
@@ -97,14 +97,16 @@ def accuracy(confusion: Confusion) -> Float[np.ndarray, "*batch"]:
 
 def score(confusion: Confusion) -> Scores | None:
     """Compute all scores of one confusion matrix ``(n, n)``; None if it counts no pixel."""
-    each = _per_category(confusion)
-    if not each.present.any():
+    per_category = _score_categories(confusion)
+    if not per_category.present.any():
         return None
     categories = []
     for n, count in enumerate(confusion.sum(-1).tolist()):
-        f1, iou, precision, recall = (float(values[n]) for values in each[:4])
+        f1, iou, precision, recall = (float(values[n]) for values in per_category[:4])
         categories.append(CategoryScores(f1, iou, precision, recall, int(count)) if count else None)
-    f1, iou, precision, recall = (float(_mean_present(values, each.present)) for values in each[:4])
+    f1, iou, precision, recall = (
+        float(_average_present(values, per_category.present)) for values in per_category[:4]
+    )
     return Scores(f1, iou, precision, recall, float(accuracy(confusion)), tuple(categories))
 
 

@@ -2,7 +2,7 @@
 
 ``solve`` joins two methods:
 
-- ``active_set`` is Lawson & Hanson's method (Solving Least Squares Problems, 1974, §23.3) for many tokens in
+- ``_active_set`` is Lawson & Hanson's method (Solving Least Squares Problems, 1974, §23.3) for many tokens in
   step. A token has few positive weights, whatever the number of concepts: five to ten of 64, up to twenty of
   256. So each token keeps the inverse of its own few rows and columns of G in a fixed number of slots, and a
   step takes one weight in or out.
@@ -85,18 +85,18 @@ def solve(
     A row has converged when its projected gradient falls under ``tolerance`` × ‖n‖. At most
     ``max_iterations`` are made of conjugate gradients.
     """
-    W = active_set(G, N, tolerance / 3)
+    start = _active_set(G, N, tolerance / 3)
 
     def finish(rows: Int[Array, " m"]) -> tuple[Array, Array]:
-        finished = conjugate_gradients(G, N[rows], tolerance, max_iterations, W[rows])
+        finished = conjugate_gradients(G, N[rows], tolerance, max_iterations, start[rows])
         return finished.W, ~finished.converged
 
-    unfinished = _exceeds(G, N, W, tolerance)
-    W, unfinished = recompute_rows(finish, unfinished, (W, unfinished))
+    unfinished = _exceeds(G, N, start, tolerance)
+    W, unfinished = recompute_rows(finish, unfinished, (start, unfinished))
     return NNLSResult(W, ~unfinished)
 
 
-def active_set(G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar) -> Float[Array, "n k"]:
+def _active_set(G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar) -> Float[Array, "n k"]:
     """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N by an active set.
 
     A row is done when no gradient that would lift a weight off zero exceeds ``tolerance`` × ‖n‖. Rows are

@@ -76,5 +76,5 @@ def reduce_channels(
         scatter = sum_products()
     variances, axes = np.linalg.eigh(scatter)
     V = axes[:, ::-1][:, :dimensions].astype(np.float32)
-    kept = float(variances[-dimensions:].sum() / max(variances.sum(), np.finfo(float).tiny))
-    return Coordinates(jnp.asarray(np.concatenate([(rows(slab) - mean) @ V for slab in slabs])), kept)
+    share = float(variances[-dimensions:].sum() / max(variances.sum(), np.finfo(float).tiny))
+    return Coordinates(jnp.asarray(np.concatenate([(rows(slab) - mean) @ V for slab in slabs])), share)

@@ -88,7 +88,7 @@ def test_assign_mode_equals_the_authors_from_the_same_start(monkeypatch):
 
 
 @pytest.mark.parametrize("stride", [8, 14, 15, 16])
-def test_block_labels_are_the_argmax_of_resized_weights(stride):
+def test_pixel_labels_are_the_argmax_of_resized_weights(stride):
     W = np.random.default_rng(0).random((2, 5, 7, 6)).astype(np.float32)
     framed = np.pad(W, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     ours = np.asarray(fseg.label_pixels(jnp.asarray(framed), stride))

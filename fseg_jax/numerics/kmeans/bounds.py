@@ -25,7 +25,7 @@ NOISE = 16  # machine epsilons of the squares whose difference a distance is
 
 
 class Bounds(NamedTuple):
-    """What is known about each point, and about each cluster.
+    """Bounds on each point's distances, and sums over each cluster.
 
     Attributes:
         labels: each point's cluster; k before it has one.

@@ -114,7 +114,7 @@ def fit(
 
 
 class _State(NamedTuple):
-    """Where Lloyd's iteration stands; ``shift`` is the sum of the centres' last squared shifts."""
+    """The state of Lloyd's iteration; ``shift`` is the sum of the centres' last squared shifts."""
 
     i: Int[Array, ""]
     centers: Centers

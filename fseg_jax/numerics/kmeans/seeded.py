@@ -153,9 +153,9 @@ def _are_apart(
     length = jnp.sqrt(jnp.sum(away * away))
     axis = away / jnp.maximum(length, jnp.finfo(X.dtype).tiny)
     counts = jnp.maximum(jnp.stack([jnp.sum(weight * (labels == j)) for j in range(2)]), 1)
-    rest = X - centers[labels]
-    along = jnp.matmul(rest, axis, precision="highest")
+    offsets = X - centers[labels]
+    along = jnp.matmul(offsets, axis, precision="highest")
     free = jnp.maximum(jnp.sum(counts) - 2, 1)  # degrees of freedom: two means are estimated
     variance = jnp.sum(weight * along**2) / free
-    noise = jnp.sum(weight * jnp.sum(rest * rest, axis=1)) / free
+    noise = jnp.sum(weight * jnp.sum(offsets * offsets, axis=1)) / free
     return length**2 > GAP**2 * variance + 2 * noise * jnp.sum(1 / counts)

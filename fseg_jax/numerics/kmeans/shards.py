@@ -96,7 +96,7 @@ class _AllCenters(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """How a batch of points lies on the devices."""
+    """The layout of a batch of points on the devices."""
 
     mesh: Mesh  # the devices
     rows: int  # points of a batch
