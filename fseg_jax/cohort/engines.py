@@ -25,14 +25,14 @@ from fseg_jax.process import raise_if_stopped, verbosity
 _log = logging.getLogger(__name__)
 
 _SPAWN = multiprocessing.get_context("spawn")  # never fork once jax or tensorstore is loaded
-_LOOKING_UP = 2  # seconds between looks at whether a signal was swallowed
-_STOPPING = 30  # seconds that a worker has to clear away what it was at
-_PATIENCE = 10  # seconds for a cluster to answer
-_RETRIES = 3  # of a slide whose worker on a cluster died
+_POLL_SECONDS = 2  # between looks at whether a signal was swallowed
+_STOP_SECONDS = 30  # that a worker has to remove what it has half-done
+_CONNECT_SECONDS = 10  # for a cluster to answer
+_RETRIES = 3  # for a slide whose worker on a cluster died
 
 
 class _Ready(NamedTuple):
-    """What a worker says once it has loaded the encoder."""
+    """The first message of a worker, once it has loaded the encoder."""
 
     card: EncoderCard
     platform: str
@@ -47,15 +47,17 @@ class _Worker:
 
 
 class _NoStartError(Exception):
-    """A worker that cannot be started, and why."""
+    """A worker cannot be started; the message says why."""
 
 
 class Local:
-    """One process for each device of this machine, or as many as are asked for. A context manager."""
+    """Processes of this machine, one for each device or as many as are asked for. A context manager."""
 
     def __init__(self, workers: int | None = None) -> None:
         self._count = workers
-        self._processes: list[BaseProcess] = []  # all there ever were: an interruption may fall anywhere
+        self._processes: list[
+            BaseProcess
+        ] = []  # all that were ever started: an interruption may fall anywhere
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, ManifestSlide]] = {}
         self._places: deque[dict[str, str]] = deque([{}])  # environments of workers that are not running
@@ -70,10 +72,11 @@ class Local:
         for process in started:
             process.terminate()  # it clears away what it was at
         for process in started:
-            process.join(_STOPPING)
+            process.join(_STOP_SECONDS)
             process.kill()
 
     def describe(self, job: Job) -> EncoderCard:
+        """Start the first worker, and return the card of the encoder that it has loaded."""
         try:
             first = self._start(job, {})
         except _NoStartError as error:
@@ -82,7 +85,7 @@ class Local:
         count = self._count or devices
         if count > 1 and devices > 1 and platform != "cpu":  # it has them all: each is to have one
             first.process.terminate()
-            first.process.join(_STOPPING)
+            first.process.join(_STOP_SECONDS)
             self._places = deque(_only(platform, i % devices) for i in range(count))
         else:
             self._idle.append(first)
@@ -90,6 +93,7 @@ class Local:
         return card
 
     def run(self, job: Job, slides: Sequence[ManifestSlide], wait_for_others: bool) -> Iterator[Outcome]:
+        """Give slides to workers as they become idle, and yield the outcomes as they come."""
         todo = deque(slides)
         while todo or self._busy:
             raise_if_stopped()
@@ -97,10 +101,10 @@ class Local:
                 if (worker := self._idle.pop() if self._idle else self._next(job)) is None:
                     continue
                 slide = todo.popleft()
-                with suppress(OSError):  # dead already: what follows tells
+                with suppress(OSError):  # it has died: recv says so
                     worker.connection.send((slide, wait_for_others))
                 self._busy[worker.connection] = worker, slide
-            for connection in wait(list(self._busy), _LOOKING_UP):
+            for connection in wait(list(self._busy), _POLL_SECONDS):
                 assert isinstance(connection, Connection)
                 worker, slide = self._busy[connection]
                 try:
@@ -114,7 +118,7 @@ class Local:
                 yield outcome
 
     def _next(self, job: Job) -> _Worker | None:
-        """One more worker; None where it cannot be started, and there are others: its place is given up."""
+        """Start one more worker; None where that fails and there are others: its device is given up."""
         place = self._places.popleft()
         try:
             return self._start(job, place)
@@ -125,84 +129,84 @@ class Local:
             return None
 
     def _start(self, job: Job, environment: dict[str, str]) -> _Worker:
-        ours, theirs = _SPAWN.Pipe()
+        connection, worker_end = _SPAWN.Pipe()
         process = _SPAWN.Process(
-            target=_serve, args=(theirs, environment, job, verbosity()), name="fseg-worker"
+            target=_serve, args=(worker_end, environment, job, verbosity()), name="fseg-worker"
         )
         process.environment = environment  # type: ignore[attr-defined]
         self._processes.append(process)
         process.start()
-        theirs.close()
+        worker_end.close()
         try:
-            ready = ours.recv()
+            ready = connection.recv()
         except (EOFError, OSError):
             process.join()
             raise _NoStartError(f"no worker can be started{_on(environment)}: {_end_of(process)}") from None
         if isinstance(ready, str):
-            ours.close()  # it waits for slides
+            connection.close()  # the worker waits for slides, and ends
             process.join()
             raise _NoStartError(
                 f"no worker can be started{on}: {ready}" if (on := _on(environment)) else ready
             )
-        return _Worker(process, ours, ready)
+        return _Worker(process, connection, ready)
 
 
 def _only(platform: str, index: int) -> dict[str, str]:
-    """The environment in which jax sees one device of several."""
+    """Return the environment in which JAX sees one device of several."""
     if platform == "tpu":
-        alone = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
-        return {**alone, "TPU_VISIBLE_CHIPS": str(index)}
+        bounds = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
+        return {**bounds, "TPU_VISIBLE_CHIPS": str(index)}
     name = "ROCR_VISIBLE_DEVICES" if "ROCR_VISIBLE_DEVICES" in os.environ else "CUDA_VISIBLE_DEVICES"
-    given = [device for device in os.environ.get(name, "").split(",") if device]
-    return {name: given[index] if index < len(given) else str(index)}
+    visible = [device for device in os.environ.get(name, "").split(",") if device]
+    return {name: visible[index] if index < len(visible) else str(index)}
 
 
 def _on(environment: dict[str, str]) -> str:
-    """Which device a worker's environment is of, in words; nothing where it has all."""
-    named = [f"{name}={value}" for name, value in environment.items() if "VISIBLE" in name]
-    return f" on the device {named[0]}" if named else ""
+    """Name the device that a worker's environment shows; empty where it shows all."""
+    devices = [f"{name}={value}" for name, value in environment.items() if "VISIBLE" in name]
+    return f" on the device {devices[0]}" if devices else ""
 
 
 def _end_of(process: BaseProcess) -> str:
-    """How a process ended, as a reason."""
+    """Say how a process ended, as the reason of a failure."""
     code = process.exitcode or 0
     if code < 0:
-        killed = signal.Signals(-code).name
-        return f"its worker process died ({killed}{', out of memory?' if killed == 'SIGKILL' else ''})"
+        name = signal.Signals(-code).name
+        return f"its worker process died ({name}{', out of memory?' if name == 'SIGKILL' else ''})"
     return f"its worker process ended with exit code {code}"
 
 
 def _serve(connection: Connection, environment: dict[str, str], job: Job, verbose: int) -> None:
-    """A worker: say what it is, then run slides until the other end is closed."""
+    """Be a worker: describe the encoder, then run slides until the other end is closed."""
     from fseg_jax.process import log, share_the_heap, stop_once
 
     log(verbose)
     os.environ.update(environment)  # before jax looks for devices
-    signal.signal(signal.SIGINT, stop_once)  # the terminal's, and then the program's SIGTERM
+    signal.signal(signal.SIGINT, stop_once)  # from the terminal; then the program sends SIGTERM
     signal.signal(signal.SIGTERM, stop_once)
     share_the_heap()
     parent = multiprocessing.parent_process()
 
-    def report(phase: str, done: int, total: int) -> None:
+    def progress(phase: str, done: int, total: int) -> None:
         raise_if_stopped()
         if parent is not None and not parent.is_alive():
             raise KeyboardInterrupt
 
     code = 0
     try:
-        connection.send(_described(job))
+        connection.send(_describe(job))
         while True:
             raise_if_stopped()
             slide, wait_for_others = connection.recv()
-            connection.send(run_slide(job, slide, wait=wait_for_others, progress=report))
+            connection.send(run_slide(job, slide, wait=wait_for_others, progress=progress))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # whoever started it is gone
+        pass  # the process that started this one is gone
     except KeyboardInterrupt:
         code = 130
-    os._exit(code)  # compiled code may still run in threads, and trips over the interpreter's end
+    os._exit(code)  # compiled code in threads would crash as the interpreter ends
 
 
-def _described(job: Job) -> _Ready | str:
+def _describe(job: Job) -> _Ready | str:
     try:
         import jax
 
@@ -218,7 +222,7 @@ class Ray:
     """Tasks on a Ray cluster, tried again on another node where a worker or its node dies.
 
     Every node needs fseg-jax, and the same paths to the slides. A task takes one GPU where the cluster has
-    any, and as many CPUs as threads decode. A context manager.
+    any, and a CPU for each thread that decodes. A context manager.
     """
 
     def __init__(self, address: str, threads: int) -> None:
@@ -229,14 +233,14 @@ class Ray:
         self._ray: Any = ray
         try:
             if match := re.fullmatch(r"([^/:]+):(\d+)", address):  # Ray itself would try for minutes
-                socket.create_connection((match[1], int(match[2])), timeout=_PATIENCE).close()
+                socket.create_connection((match[1], int(match[2])), timeout=_CONNECT_SECONDS).close()
             self._ray.init(address=address, log_to_driver=False, configure_logging=False)
         except (OSError, RuntimeError, ValueError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise InputError(f"--ray-address {address}: no Ray cluster answers there ({said})") from None
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from None
         gpus = 1 if self._ray.cluster_resources().get("GPU") else 0
         limits = {"num_cpus": threads, "num_gpus": gpus, "max_retries": _RETRIES}
-        self._describe = self._ray.remote(**limits)(_described)
+        self._describe = self._ray.remote(**limits)(_describe)
         self._run = self._ray.remote(**limits)(run_slide)
 
     def __enter__(self) -> "Ray":
@@ -248,6 +252,7 @@ class Ray:
         self._ray.shutdown()  # ends this driver's tasks, not the cluster
 
     def describe(self, job: Job) -> EncoderCard:
+        """Load the encoder in a task, and return its card."""
         try:
             ready: _Ready | str = self._ray.get(self._describe.remote(job))
         except self._ray.exceptions.RayError as error:
@@ -257,13 +262,14 @@ class Ray:
         return ready.card
 
     def run(self, job: Job, slides: Sequence[ManifestSlide], wait_for_others: bool) -> Iterator[Outcome]:
+        """Start a task for each slide, and yield the outcomes as they come."""
         shared = self._ray.put(job)
         running: dict[Any, ManifestSlide] = {
             self._run.remote(shared, slide, wait=wait_for_others): slide for slide in slides
         }
         while running:
             raise_if_stopped()
-            for task in self._ray.wait(list(running), timeout=_LOOKING_UP)[0]:
+            for task in self._ray.wait(list(running), timeout=_POLL_SECONDS)[0]:
                 slide = running.pop(task)
                 try:
                     yield self._ray.get(task)

@@ -1,6 +1,4 @@
-"""A cohort's codebooks (F-SEG §3.2, §3.3): tiles sampled from every slide, their features clustered into each
-k, and a card that says what the clusters are.
-"""
+"""Fit the codebooks of a cohort (F-SEG §3.2, §3.3) and write a card that shows what their clusters are."""
 
 import json
 import logging
@@ -35,15 +33,22 @@ from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_car
 
 _log = logging.getLogger(__name__)
 
-IN_MEMORY = 1 << 30  # bytes of features that are read once and kept
-STATED = ("encoder", "layer", "mpp", "tile", "tiles", "on", "dtype")  # of the features, on the card
-NEAREST = 8  # tiles of each cluster on the card
+BYTES_IN_MEMORY = 1 << 30  # rows up to this size are read once; larger ones at every step of k-means
+SETTINGS_ON_CARD = ("encoder", "layer", "mpp", "tile", "tiles", "on", "dtype")
+TILES_ON_CARD = 8  # of each cluster
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How to fit: ``features`` says on what, the rest is ``streaming.fit``'s. ``seed`` is that of
-    k-means; which tiles are sampled does not depend on it.
+    """How to sample a cohort, and how to cluster the samples.
+
+    Attributes:
+        sampling: How to sample.
+        k: Numbers of clusters, all fitted on the same samples.
+        algorithm: Lloyd's, or mini-batches (``streaming.fit``).
+        spherical: Whether to cluster by cosine distance.
+        restarts: Number of random starts on a part of the samples; the best one goes on.
+        seed: Random seed of k-means. Which tiles are sampled does not depend on it.
     """
 
     sampling: SampleSettings = field(default_factory=SampleSettings)
@@ -55,16 +60,16 @@ class FitSettings:
 
 
 class FitOutcome(NamedTuple):
-    """The codebooks by k; the slides they are of; the slides that failed, with reasons; the card's folder."""
+    """What came of a fit."""
 
-    books: dict[int, Codebook]
-    slides: int
-    failures: dict[str, str]
-    card: Path
+    books: dict[int, Codebook]  # by k
+    slides: int  # that they were fitted on
+    failures: dict[str, str]  # slides that could not be sampled, and why
+    card: Path  # folder
 
 
 def card_folder(path: Path) -> Path:
-    """Where the card of a codebook goes: ``tcga.card`` for ``tcga.safetensors``."""
+    """Return the folder of a codebook's card: ``tcga.card`` for ``tcga.safetensors``."""
     return path.with_suffix(".card")
 
 
@@ -94,12 +99,24 @@ def fit_cohort(
     sample_progress: SampleProgress = lambda done, total, slide_id: None,
     kmeans_progress: streaming.OnPass = lambda passes, shift: None,
 ) -> FitOutcome:
-    """Fit codebooks on slides, and write them to ``path`` and their card to a folder beside it.
+    """Fit codebooks on slides, and write them and their card.
 
-    ``folder`` keeps the features: slides that are in it are not opened. In a ``jax.distributed`` job every
-    process calls this alike, on one shared ``folder``: they share the slides and the clustering, and the
-    first of them writes. A slide that fails is left out and told in the outcome and in
-    ``folder/failures.csv``. Raises ``InputError``, with no codebook written, for anything else.
+    In a ``jax.distributed`` job every process calls this alike, on one shared ``folder``. They share the
+    slides and the clustering, and the first of them writes.
+
+    Args:
+        slides: The cohort. A slide that fails is left out, and is in ``folder/failures.csv``.
+        path: Codebook to write; its card goes to a folder beside it.
+        encoder: Encoder of the tiles.
+        folder: Folder of samples; slides that are in it are not opened.
+        settings: How to sample and to cluster.
+        source: Where the slides are from, for the codebook's provenance.
+        overwrite: Whether an existing codebook is replaced.
+        sample_progress: Told before each slide.
+        kmeans_progress: Told after each pass of k-means.
+
+    Raises:
+        InputError: Anything else is wrong; no codebook is written then.
     """
     settings = settings or FitSettings()
     check_codebook_path(path, overwrite)
@@ -113,7 +130,7 @@ def fit_cohort(
         progress=sample_progress,
     )
     lines = {slide.slide_id: slide for slide in slides}
-    failures = _of_all(failures)
+    failures = _gather_failures(failures)
     failures = {name: failures[name] for name in lines if name in failures}
     sampled = [name for name in lines if name not in failures and has_sample(folder, name)]
     if unseen := lines.keys() - {*sampled, *failures}:
@@ -121,8 +138,8 @@ def fit_cohort(
             f"{folder}: holds nothing of {min(unseen)}, which another process has sampled; give --features "
             "on a disk that all hosts share"
         )
-    first = jax.process_index() == 0
-    if first:
+    is_first = jax.process_index() == 0
+    if is_first:
         write_failures(folder, failures)
     if not sampled:
         reason = next(iter(failures.values()))
@@ -136,9 +153,9 @@ def fit_cohort(
             "choose fewer clusters or more tiles"
         )
     _log.info("%d %s of %d slides, %d channels", n, unit, len(sampled), channels)
-    small = 2 * n * channels <= IN_MEMORY
+    fits_memory = 2 * n * channels <= BYTES_IN_MEMORY
     results = streaming.fit(
-        rows[slice(0, n)] if small else rows,
+        rows[slice(0, n)] if fits_memory else rows,
         settings.k,
         key=jax.random.key(settings.seed),
         algorithm=settings.algorithm,
@@ -146,44 +163,44 @@ def fit_cohort(
         restarts=settings.restarts,
         on_pass=kmeans_progress,
     )
-    moving = [k for k, result in results.items() if not result.converged]
-    if moving and settings.algorithm == "lloyd":  # mini-batches are a few passes, and do not come to rest
-        _log.warning("k-means has not converged for k = %s", ", ".join(map(str, moving)))
-    results = {k: _by_size(result) for k, result in results.items()}
+    unconverged = [k for k, result in results.items() if not result.converged]
+    if unconverged and settings.algorithm == "lloyd":  # mini-batches stop after a few passes
+        _log.warning("k-means has not converged for k = %s", ", ".join(map(str, unconverged)))
+    results = {k: _sort_by_size(result) for k, result in results.items()}
     card = encoder.card
-    origin = Provenance(
+    provenance = Provenance(
         encoder=card.name,
         weights_hash=card.weights_hash,
         layer=card.layer,
         mpp=settings.sampling.mpp,
-        tiles=sum(len(record.boxes) for record in rows.samples),
+        tiles=sum(len(sample.boxes) for sample in rows.samples),
         seed=settings.seed,
         source=f"{source or 'a cohort'}: {n} {unit} of {len(sampled)} slides"
         + (", spherical" if settings.spherical else ""),
         fingerprint="" if card.weights_hash else take_fingerprint(encoder),
     )
-    books = {k: Codebook(result.centers, origin) for k, result in results.items()}
-    if first:
-        sites = [lines[record.slide_id].site for record in rows.samples]
+    books = {k: Codebook(result.centers, provenance) for k, result in results.items()}
+    if is_first:
+        sites = [lines[sample.slide_id].site for sample in rows.samples]
         sample_facts = read_settings(folder)
         stride = card.stride / tile_side(settings.sampling, card)
-        card_of_books = Card(
+        codebook_card = Card(
             title=path.stem,
             unit=unit,
             rows=n,
             slides=len(sampled),
             failed=len(failures),
             settings={
-                **{name: sample_facts[name] for name in STATED},
+                **{name: sample_facts[name] for name in SETTINGS_ON_CARD},
                 "algorithm": settings.algorithm,
                 "spherical": settings.spherical,
                 "restarts": settings.restarts,
                 "seed": settings.seed,
-                "source": origin.source,
+                "source": provenance.source,
             },
-            of_k=[_of_k(k, results[k], books[k], rows, sites, stride) for k in sorted(results)],
+            of_k=[_describe_clusters(k, results[k], books[k], rows, sites, stride) for k in sorted(results)],
         )
-        write_books(path, books, card_of_books)
+        write_books(path, books, codebook_card)
     if processes > 1:
         multihost_utils.sync_global_devices("fseg-fit-written")
     return FitOutcome(books, len(sampled), failures, card_folder(path))
@@ -197,27 +214,27 @@ def write_books(path: Path, books: dict[int, Codebook], card: Card) -> None:
         exchange(folder, [path.name, card_folder(path).name])
 
 
-def _of_all(failures: dict[str, str]) -> dict[str, str]:
-    """The failures of every process of the job, once all of them come here."""
+def _gather_failures(failures: dict[str, str]) -> dict[str, str]:
+    """Gather the failures of all processes of the job; each process waits here for the others."""
     if jax.process_count() == 1:
         return failures
-    said = np.frombuffer(json.dumps(failures).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array(len(said)))
-    padded = np.pad(said, (0, int(lengths.max()) - len(said)))
-    everyones = np.asarray(multihost_utils.process_allgather(padded))
-    told = (json.loads(one[:length].tobytes()) for one, length in zip(everyones, lengths, strict=True))
-    return {name: reason for one in told for name, reason in one.items()}
+    encoded = np.frombuffer(json.dumps(failures).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(encoded)))
+    padded = np.pad(encoded, (0, int(lengths.max()) - len(encoded)))
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    by_process = (json.loads(row[:length].tobytes()) for row, length in zip(gathered, lengths, strict=True))
+    return {name: reason for process in by_process for name, reason in process.items()}
 
 
-def _by_size(result: streaming.StreamResult) -> streaming.StreamResult:
-    """Clusters numbered from the largest down, which is how their legend reads."""
+def _sort_by_size(result: streaming.StreamResult) -> streaming.StreamResult:
+    """Renumber clusters from the largest down, which is how their legend reads."""
     order = np.argsort(-np.bincount(result.labels, minlength=len(result.centers)), kind="stable")
-    place = np.empty(len(order), np.int32)
-    place[order] = np.arange(len(order))
-    return result._replace(centers=result.centers[order], labels=place[result.labels])
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order))
+    return result._replace(centers=result.centers[order], labels=rank[result.labels])
 
 
-def _of_k(
+def _describe_clusters(
     k: int,
     result: streaming.StreamResult,
     book: Codebook,
@@ -227,18 +244,20 @@ def _of_k(
 ) -> KCard:
     order = np.lexsort((result.distances, result.labels))
     counts = np.bincount(result.labels, minlength=k)
-    begins = np.cumsum([0, *counts])[:-1]
-    nearest = [order[b : b + min(NEAREST, c)] for b, c in zip(begins, counts, strict=True)]
+    starts = np.cumsum([0, *counts])[:-1]
+    nearest = [
+        order[start : start + min(TILES_ON_CARD, count)] for start, count in zip(starts, counts, strict=True)
+    ]
     pictures = iter(rows.read_thumbnails(np.concatenate(nearest), stride))
-    owners = rows.find_slides(np.arange(len(result.labels)))
+    slides = rows.find_slides(np.arange(len(result.labels)))
     return KCard(
         k=k,
         inertia=result.inertia,
         iterations=result.iterations,
         counts=counts,
-        nearest=[[next(pictures) for _ in some] for some in nearest],
-        names=[[rows.samples[i].slide_id for i in rows.find_slides(some)] for some in nearest],
+        nearest=[[next(pictures) for _ in tiles] for tiles in nearest],
+        names=[[rows.samples[i].slide_id for i in rows.find_slides(tiles)] for tiles in nearest],
         warnings=find_warnings(
-            book.centers, result.labels, owners, [r.slide_id for r in rows.samples], sites
+            book.centers, result.labels, slides, [sample.slide_id for sample in rows.samples], sites
         ),
     )

@@ -1,4 +1,4 @@
-"""The manifest of a cohort: which slides, each under an id of its own, and what is known of them.
+"""Read the manifest of a cohort: its slides, each with an id of its own, and what is known of them.
 
 A manifest is a CSV file with a header, on disk or at ``s3://`` or ``gs://``:
 
@@ -53,9 +53,14 @@ _WANTED = "a manifest is a CSV file, a folder or a glob of slides"
 class ManifestSlide:
     """A slide of a cohort.
 
-    ``mpp`` is µm per level-0 pixel, instead of the file's own; ``tissue`` a file that marks it, ``"all"`` or
-    ``"find"``, or empty; ``site`` and ``split`` are free names, or empty. ``line`` is where the manifest says
-    so, 0 in a folder or a glob.
+    Attributes:
+        slide_id: Its name, and the name of its outputs.
+        path: Its file.
+        mpp: µm per level-0 pixel, instead of what the file says.
+        tissue: A file that marks the tissue, "all" or "find"; empty: the manifest does not say.
+        site: Where it is from; a free name, or empty.
+        split: Which split it belongs to; a free name, or empty.
+        line: Line of the manifest; 0 in a folder or a glob.
     """
 
     slide_id: str
@@ -80,38 +85,43 @@ def load_manifest(
     slides_needed: bool = True,
     mpp_override: float | None = None,
 ) -> tuple[ManifestSlide, ...]:
-    """Read a manifest whole, and every slide of it, in its order.
+    """Read and check a whole manifest, and return its slides in their order.
 
-    ``source`` is a CSV file, a folder or a glob (see the module); CSV may be separated by commas, semicolons
-    or tabs. ``sample_check`` also opens each slide's header, with ``mpp_override`` where the manifest says no
-    mpp; without ``slides_needed`` slides may be gone.
-    Raises one ``InputError`` that lists every problem with its line.
+    Args:
+        source: A CSV file, with commas, semicolons or tabs between its columns; a folder; or a glob.
+        sample_check: Whether to open each slide's header, too.
+        slides_needed: Whether a slide that is gone is a problem.
+        mpp_override: µm per pixel of slides whose line has no mpp, for ``sample_check``.
+
+    Raises:
+        InputError: Something is wrong; one message lists every problem with its line.
     """
     name = str(source)
     slides, problems = _read(name, slides_needed)
     if sample_check:
-        problems += _unreadable(slides, mpp_override)
+        problems += _check_headers(slides, mpp_override)
     if problems:
         problems.sort(key=lambda problem: problem.line)
-        said = [f"  line {p.line}: {p.text}" if p.line else f"  {p.text}" for p in problems]
-        many = "1 problem" if len(said) == 1 else f"{len(said)} problems"
-        raise InputError("\n".join([f"{name}: {many}; nothing was started", *said]))
+        listed = [f"  line {p.line}: {p.text}" if p.line else f"  {p.text}" for p in problems]
+        count = "1 problem" if len(listed) == 1 else f"{len(listed)} problems"
+        raise InputError("\n".join([f"{name}: {count}; nothing was started", *listed]))
     return tuple(slides)
 
 
 def select_split(
     slides: tuple[ManifestSlide, ...], split: str | None, source: str | Path
 ) -> tuple[ManifestSlide, ...]:
-    """The slides of one split of a manifest, all of them where ``split`` is None; InputError if there are
-    none.
+    """Return the slides of one split of a manifest, all of them where ``split`` is None.
+
+    Raises ``InputError`` where the split has no slides.
     """
     if split is None:
         return slides
     chosen = tuple(slide for slide in slides if slide.split == split)
     if not chosen:
-        held = sorted({slide.split for slide in slides if slide.split})
-        there = f"it has {', '.join(held)}" if held else "its column split is empty or missing"
-        raise InputError(f"{source}: no slide of the split {split!r}; {did_you_mean(split, held)}{there}")
+        splits = sorted({slide.split for slide in slides if slide.split})
+        listed = f"it has {', '.join(splits)}" if splits else "its column split is empty or missing"
+        raise InputError(f"{source}: no slide of the split {split!r}; {did_you_mean(split, splits)}{listed}")
     return chosen
 
 
@@ -126,7 +136,7 @@ def hash_tissue_file(tissue: str) -> str | None:
 
 
 def read_bytes(location: str) -> bytes:
-    """The content of a file on disk or of an object at ``s3://BUCKET/KEY`` or ``gs://BUCKET/KEY``."""
+    """Read a file on disk, or an object at ``s3://BUCKET/KEY`` or ``gs://BUCKET/KEY``."""
     if not is_remote(location):
         try:
             return Path(location).read_bytes()
@@ -137,17 +147,17 @@ def read_bytes(location: str) -> bytes:
     try:
         folder, _, key = location.rpartition("/")
         (store,) = wait_for_store(location, ts.KvStore.open(bucket_spec(folder + "/")))
-        (found,) = wait_for_store(location, store.read(key))
+        (answer,) = wait_for_store(location, store.read(key))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{location}: cannot be read ({first_line(error)})") from error
-    if found.state != "value":
+    if answer.state != "value":
         raise InputError(f"{location}: there is no such object")
-    content: bytes = found.value
+    content: bytes = answer.value
     return content
 
 
 def is_remote(location: str) -> bool:
-    """Whether a location is an object's of a cloud store, not a path's."""
+    """Whether a location is an object in a cloud store, not a path."""
     return urlsplit(location).scheme in ("s3", "gs")
 
 
@@ -157,63 +167,65 @@ def _read(name: str, slides_needed: bool) -> tuple[list[ManifestSlide], list[_Pr
         if path.name.lower().endswith((*SUFFIXES, ".zarr")) and is_there(path):
             raise InputError(f"{name}: is a slide; {_WANTED}; fseg segment takes single slides")
         if is_folder(path):
-            return _named(*_in_folder(path))
+            return _name_slides(*_list_folder(path))
         if has_magic(name) and not is_there(path):
-            return _named(*_matching(name))
-    return _table(name, read_bytes(name), slides_needed)
+            return _name_slides(*_match_glob(name))
+    return _read_table(name, read_bytes(name), slides_needed)
 
 
-def _in_folder(folder: Path) -> tuple[list[Path], list[_Problem]]:
+def _list_folder(folder: Path) -> tuple[list[Path], list[_Problem]]:
     try:
-        inside = sorted(folder.iterdir())
+        entries = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-    named = [p for p in inside if not p.name.startswith(".") and p.name.lower().endswith(SUFFIXES)]
-    slides, problems = _of_which(named, lambda p, folder: folder == p.name.lower().endswith(".ome.zarr"))
+    paths = [p for p in entries if not p.name.startswith(".") and p.name.lower().endswith(SUFFIXES)]
+    slides, problems = _filter_paths(paths, lambda p, folder: folder == p.name.lower().endswith(".ome.zarr"))
     if not slides and not problems:
         raise InputError(f"{folder}: no slides in it; a glob looks deeper: '{folder}/**/*.svs', in quotes")
     return slides, problems
 
 
-def _matching(pattern: str) -> tuple[list[Path], list[_Problem]]:
-    found = sorted(Path(path) for path in glob(pattern, recursive=True))  # noqa: PTH207, of any root
+def _match_glob(pattern: str) -> tuple[list[Path], list[_Problem]]:
+    paths = sorted(Path(path) for path in glob(pattern, recursive=True))  # noqa: PTH207, of any root
     # Folders are matched on the way to files (and .mrxs slides come with one); OME-Zarr slides are folders.
-    slides, problems = _of_which(found, lambda p, folder: not folder or p.name.lower().endswith(".zarr"))
+    slides, problems = _filter_paths(paths, lambda p, folder: not folder or p.name.lower().endswith(".zarr"))
     if not slides and not problems:
         raise InputError(f"{pattern}: matches no file")
     return slides, problems
 
 
-def _of_which(paths: list[Path], wanted: Callable[[Path, bool], bool]) -> tuple[list[Path], list[_Problem]]:
-    """The paths that are wanted, by themselves and by whether they are folders, and what cannot be said."""
+def _filter_paths(
+    paths: list[Path], is_wanted: Callable[[Path, bool], bool]
+) -> tuple[list[Path], list[_Problem]]:
+    """Return the paths that ``is_wanted(path, is_folder)`` selects; others may be problems."""
     slides, problems = [], []
     for path in paths:
         try:
-            if wanted(path, is_folder(path)):
+            if is_wanted(path, is_folder(path)):
                 slides.append(path)
         except InputError as error:
             problems.append(_Problem(0, str(error)))
     return slides, problems
 
 
-def _named(paths: list[Path], problems: list[_Problem]) -> tuple[list[ManifestSlide], list[_Problem]]:
-    """Slides named by their files, with what is wrong with the names too."""
-    slides, seen = [], _Seen()
+def _name_slides(paths: list[Path], problems: list[_Problem]) -> tuple[list[ManifestSlide], list[_Problem]]:
+    """Name slides by their files; names that cannot be used are problems."""
+    slides, ids = [], _SlideIds()
     for path in paths:
         slide = ManifestSlide(slide_name(path), path)
-        problems += [_Problem(0, f"{path}: {text}") for text in seen.wrong(slide.slide_id, str(path))]
+        problems += [_Problem(0, f"{path}: {text}") for text in ids.check(slide.slide_id, str(path))]
         slides.append(slide)
     return slides, problems
 
 
-class _Seen:
-    """The slide ids so far, and where each was."""
+class _SlideIds:
+    """The ids of the slides so far, and where each was."""
 
     def __init__(self) -> None:
         self._where: dict[str, str] = {}
 
-    def wrong(self, slide_id: str, where: str) -> Iterator[str]:
-        """What is wrong with the next id: it names outputs, so it must be a file name, and no other's."""
+    def check(self, slide_id: str, where: str) -> Iterator[str]:
+        """Add an id, and yield what is wrong with it: it names outputs, and must be a new file name."""
         printable = slide_id.isprintable()
         if not slide_id:
             yield "no slide_id"
@@ -231,7 +243,7 @@ class _Seen:
             yield f"the slide_id {slide_id!r} is also that of {before}"
 
 
-def _table(name: str, content: bytes, slides_needed: bool) -> tuple[list[ManifestSlide], list[_Problem]]:
+def _read_table(name: str, content: bytes, slides_needed: bool) -> tuple[list[ManifestSlide], list[_Problem]]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -243,7 +255,7 @@ def _table(name: str, content: bytes, slides_needed: bool) -> tuple[list[Manifes
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        rows = list(_lines(reader))
+        rows = list(_read_lines(reader))
     except csv.Error as error:
         raise InputError(f"{name}: line {reader.line_num} is not CSV ({error})") from None
     columns = [cell.strip().lower() for cell in rows[0][1]] if rows else []
@@ -260,21 +272,21 @@ def _table(name: str, content: bytes, slides_needed: bool) -> tuple[list[Manifes
         raise InputError(f"{name}: no slides, only a header")
     slides: list[ManifestSlide] = []
     problems: list[_Problem] = []
-    seen = _Seen()
+    ids = _SlideIds()
     for line, cells in rows[1:]:
         if len(cells) != len(columns):
             problems.append(_Problem(line, f"{len(cells)} cells, but the header has {len(columns)}"))
             continue
         row = {c: v.strip() for c, v in zip(columns, cells, strict=True) if c in COLUMNS}
-        wrong = list(seen.wrong(row["slide_id"], f"line {line}"))
-        slide = _slide(name, row, line, wrong, slides_needed)
+        wrong = list(ids.check(row["slide_id"], f"line {line}"))
+        slide = _make_slide(name, row, line, wrong, slides_needed)
         problems += [_Problem(line, text) for text in wrong]
         slides.append(slide)
     return slides, problems
 
 
-def _lines(reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not blank, with the line each begins at."""
+def _read_lines(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield the records that are not blank, each with the line that it begins at."""
     line = 1
     for cells in reader:
         if any(cell.strip() for cell in cells):
@@ -282,57 +294,59 @@ def _lines(reader: Any) -> Iterator[tuple[int, list[str]]]:
         line = reader.line_num + 1
 
 
-def _slide(name: str, row: dict[str, str], line: int, wrong: list[str], slides_needed: bool) -> ManifestSlide:
-    """One line as a slide; what is wrong with it is added to ``wrong``."""
-    path = _located(name, row["path"], "path", wrong, needed=slides_needed)
+def _make_slide(
+    name: str, row: dict[str, str], line: int, wrong: list[str], slides_needed: bool
+) -> ManifestSlide:
+    """Make a slide of one line; problems are added to ``wrong``."""
+    path = _locate(name, row["path"], "path", wrong, needed=slides_needed)
     tissue = row.get("tissue", "")
     if tissue and tissue not in ("find", "all"):
-        tissue = str(_located(name, tissue, "tissue", wrong))
+        tissue = str(_locate(name, tissue, "tissue", wrong))
     mpp = None
-    if said := row.get("mpp"):
+    if text := row.get("mpp"):
         try:
-            mpp = float(said)
+            mpp = float(text)
         except ValueError:
             mpp = math.nan
         if not is_plausible(mpp):
-            wrong.append(f"mpp {said}: must be µm per level-0 pixel, from 0.05 to 20, as 0.25 for 40×")
+            wrong.append(f"mpp {text}: must be µm per level-0 pixel, from 0.05 to 20, as 0.25 for 40×")
     return ManifestSlide(row["slide_id"], path, mpp, tissue, row.get("site", ""), row.get("split", ""), line)
 
 
-def _located(name: str, said: str, column: str, wrong: list[str], *, needed: bool = True) -> Path:
-    """Where a cell points to, relative to the manifest, and whether it is there where it is needed."""
-    path = Path(said)
-    if not said:
+def _locate(name: str, cell: str, column: str, wrong: list[str], *, needed: bool = True) -> Path:
+    """Return where a cell points to, relative to the manifest; problems are added to ``wrong``."""
+    path = Path(cell)
+    if not cell:
         wrong.append(f"no {column}")
-    elif is_remote(said):
-        wrong.append(f"{column} {said}: slides are read from a disk; mount the bucket or copy them")
-    elif "\0" in said:
-        wrong.append(f"{column} {said!r}: no path has such a character")
+    elif is_remote(cell):
+        wrong.append(f"{column} {cell}: slides are read from a disk; mount the bucket or copy them")
+    elif "\0" in cell:
+        wrong.append(f"{column} {cell!r}: no path has such a character")
     elif is_remote(name):
         if not path.is_absolute():
-            wrong.append(f"{column} {said}: in a manifest of a bucket, paths must be absolute")
+            wrong.append(f"{column} {cell}: in a manifest of a bucket, paths must be absolute")
         elif needed:
-            wrong += _missing(path, column, said)
+            wrong += _find_missing(path, column, cell)
     else:
         path = Path(name).parent / path
         if needed:
-            wrong += _missing(path, column, said)
+            wrong += _find_missing(path, column, cell)
     return path
 
 
-def _missing(path: Path, column: str, said: str) -> Iterator[str]:
-    """What is wrong with a file that is needed, where something is."""
+def _find_missing(path: Path, column: str, cell: str) -> Iterator[str]:
+    """Yield the problem of a file that is needed and is not there, or cannot be looked at."""
     try:
         if not is_there(path):
-            yield f"{column} {said}: no such file{'' if str(path) == said else f' ({path})'}"
+            yield f"{column} {cell}: no such file{'' if str(path) == cell else f' ({path})'}"
     except InputError as error:
         yield f"{column} {error}"
 
 
-def _unreadable(slides: list[ManifestSlide], mpp_override: float | None) -> list[_Problem]:
-    """What is wrong with the slides whose files are there, by their headers."""
+def _check_headers(slides: list[ManifestSlide], mpp_override: float | None) -> list[_Problem]:
+    """Open the slides whose files are there, and return the problems with their headers."""
 
-    def wrong(slide: ManifestSlide) -> _Problem | None:
+    def check(slide: ManifestSlide) -> _Problem | None:
         try:
             open_slide(slide.path, slide.mpp or mpp_override).close()
         except InputError as error:
@@ -341,7 +355,7 @@ def _unreadable(slides: list[ManifestSlide], mpp_override: float | None) -> list
             return _Problem(slide.line, text + in_table if slide.line and advice else str(error))
         return None
 
-    there = [slide for slide in slides if not any(_missing(slide.path, "path", str(slide.path)))]
-    there = [slide for slide in there if slide.mpp is None or is_plausible(slide.mpp)]
+    present = [slide for slide in slides if not any(_find_missing(slide.path, "path", str(slide.path)))]
+    present = [slide for slide in present if slide.mpp is None or is_plausible(slide.mpp)]
     with ThreadPoolExecutor(_HEADER_THREADS, thread_name_prefix="fseg-check") as pool:
-        return [problem for problem in pool.map(wrong, there) if problem is not None]
+        return [problem for problem in pool.map(check, present) if problem is not None]

@@ -87,7 +87,7 @@ def test_the_converter_has_the_same_net(monkeypatch, capsys):
 
 def test_a_worker_that_cannot_start_says_why_in_one_line(monkeypatch):
     monkeypatch.setattr(engines, "load_card", fail)
-    assert engines._described(None).startswith("looking at the machine: ZeroDivisionError: two lines; ")
+    assert engines._describe(None).startswith("looking at the machine: ZeroDivisionError: two lines; ")
 
 
 def test_workers_say_as_much_as_was_asked_for():
