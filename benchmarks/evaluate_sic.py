@@ -23,7 +23,7 @@ from benchmarks.make_mosaics import write_mosaics
 from fseg_jax.cli.evaluate import load_encoders
 from fseg_jax.cli.options import weights_option
 from fseg_jax.cli.parameters import ListCommand
-from fseg_jax.cli.terminal import bars
+from fseg_jax.cli.terminal import show_progress
 from fseg_jax.evaluation.data.datasets import open_dataset
 from fseg_jax.evaluation.protocols.sic import evaluate
 from fseg_jax.evaluation.report.tables import markdown_table
@@ -82,7 +82,7 @@ def main(encoders: tuple[str, ...], weights: tuple[str, ...], work: Path | None)
             for path in write_mosaics(examples() / "ebhi", part):
                 click.echo(path.name)
             part.rename(slides)
-        with bars(1) as progress:
+        with show_progress(1) as progress:
             evaluate(slides, loaded, out=folder / "out", overwrite=True, progress=progress)
         for name, kept in NAMES.items():
             shutil.copyfile(folder / "out" / name, RESULTS / kept)

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fseg_jax.cli.fit import _progress
+from fseg_jax.cli.fit import _show_progress
 from fseg_jax.cli.pretrain import _bar
-from fseg_jax.cli.terminal import bars
+from fseg_jax.cli.terminal import show_progress
 from fseg_jax.cohort.engines import Local, _Worker
 from fseg_jax.process import STOPPED, silence_swallowed
 
@@ -25,12 +25,12 @@ def swallowed() -> Iterator[None]:
 
 def test_by_what_reports_slides_and_images(swallowed):
     """``segment``, ``embed``, ``evaluate`` and ``cam``."""
-    with bars(2) as progress, pytest.raises(KeyboardInterrupt):
+    with show_progress(2) as progress, pytest.raises(KeyboardInterrupt):
         progress("slide")("encode", 0, 3)
 
 
 def test_by_fit(swallowed):
-    with _progress() as (sampling, clustering):
+    with _show_progress() as (sampling, clustering):
         with pytest.raises(KeyboardInterrupt):
             sampling(0, 3, "slide")
         with pytest.raises(KeyboardInterrupt):

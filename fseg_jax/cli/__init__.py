@@ -1,6 +1,8 @@
-"""The command line: parse, call, print. Imports are made where they are used, so that --help is quick.
+"""The command line: parse, call, print.
 
-A file here is a command or a few that belong together; ``options.py`` has the options that several share.
+A file is a command, or a few that belong together. ``options.py`` has the options that several share,
+``parameters.py`` the kinds of their values. Commands import what they need when they run, so that --help is
+quick.
 """
 
 import os
@@ -18,14 +20,14 @@ from fseg_jax.cli.fit import fit
 from fseg_jax.cli.patches import embed, seed
 from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
-from fseg_jax.cli.terminal import Named, accept_verbose, run_command
+from fseg_jax.cli.terminal import CommandGroup, accept_verbose, run_command
 from fseg_jax.cli.view import view
 from fseg_jax.process import STOPPED, share_the_heap, silence_swallowed, stop, stop_once
 from fseg_jax.versions import version_of
 
 
 def run() -> None:
-    """The program: ``main``, with signals that are not lost, and an end that waits for nothing."""
+    """Run ``main`` as a program: heed every signal to stop, and end at once."""
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     silence_swallowed()
@@ -34,7 +36,7 @@ def run() -> None:
     except (SystemExit, KeyboardInterrupt):
         if not STOPPED.is_set():
             raise
-    if STOPPED.is_set():  # out here nothing holds on any more to the claims of what was interrupted
+    if STOPPED.is_set():  # here no frame holds the locks of interrupted outputs any more
         from fseg_jax.files.claims import clear_away
 
         signal.signal(signal.SIGINT, stop_once)
@@ -42,7 +44,7 @@ def run() -> None:
         clear_away()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(130)  # compiled code still runs in threads, and trips over the interpreter's end
+        os._exit(130)  # compiled code in threads would crash as the interpreter ends
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,7 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(run_command(cli, arguments, "fseg"))
 
 
-@click.group(cls=Named, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(version_of("fseg-jax"), prog_name="fseg")
 def cli() -> None:
     """Unsupervised segmentation of pathology slides."""

@@ -15,7 +15,7 @@ from fseg_jax.cli.options import (
     seed_option,
 )
 from fseg_jax.cli.parameters import ListCommand, WholeNumber
-from fseg_jax.cli.terminal import Named, bars
+from fseg_jax.cli.terminal import CommandGroup, show_progress
 from fseg_jax.errors import InputError
 
 labels_options = combine(
@@ -95,7 +95,7 @@ method_option = click.option(
 )
 
 
-@click.group(cls=Named)
+@click.group(cls=CommandGroup)
 def cam() -> None:
     """Masks from a few image labels: spread labels, train a classifier, threshold its Grad-CAM."""
 
@@ -135,7 +135,7 @@ def propagate(
     from fseg_jax.cam.propagate import PropagationSettings, propagate_folder
 
     images = read_labels(folder, labels, positive)
-    with bars(1) as progress:
+    with show_progress(1) as progress:
         record = propagate_folder(
             images,
             output,
@@ -180,7 +180,7 @@ def train(
     settings = Settings(**options)
     settings.check()
     images = read_labels(folder, labels, positive)
-    with bars(1) as progress:
+    with show_progress(1) as progress:
         record = train_folder(
             images,
             output,
@@ -268,10 +268,10 @@ def segment(
     from fseg_jax.cam.images import find_images
     from fseg_jax.cam.segment import MaskSettings, segment_files
 
-    given = context.get_parameter_source("lower") is not click.core.ParameterSource.DEFAULT
-    if choose and (given or upper is not None):
+    has_lower = context.get_parameter_source("lower") is not click.core.ParameterSource.DEFAULT
+    if choose and (has_lower or upper is not None):
         raise InputError("--choose and --lower or --upper contradict each other: give one of them")
-    if not given and upper is None:
+    if not has_lower and upper is None:
         upper = 0.7
     files = find_images(images)
     loaded = load_classifier(classifier)
@@ -284,7 +284,7 @@ def segment(
         settings, dice = choose_thresholds(loaded, settings, choose)
         click.echo(f"thresholds {settings.lower:g} and {settings.upper or 1:g}: Dice {dice:.3f} on {choose}")
     names = [path.relative_to(images).with_suffix("").as_posix() for path in files]
-    with bars(1) as progress:
+    with show_progress(1) as progress:
         record = segment_files(
             files, names, loaded, output, settings, overwrite=overwrite, report=progress(images.name)
         )
@@ -355,7 +355,7 @@ def reproduce(
     setting = Reproduction(
         classifier=Settings(seed=seed, **options), validation=validation, features=features, seed=seed
     )
-    with bars(1) as progress:
+    with show_progress(1) as progress:
         reproduce(
             dataset,
             output,

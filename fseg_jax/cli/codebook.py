@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from fseg_jax.cli.options import MICRONS, PATH, output_option, overwrite_option
-from fseg_jax.cli.terminal import Named
+from fseg_jax.cli.terminal import CommandGroup
 from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
     from fseg_jax.codebook import Provenance
 
 
-@click.group(cls=Named)
+@click.group(cls=CommandGroup)
 def codebook() -> None:
     """Cluster centres: read the authors', look at any."""
 
@@ -39,31 +39,37 @@ def codebook_import(
 
     if is_there(output) and not overwrite:
         raise InputError(f"{output} exists: choose another name, or --overwrite")
-    origin = Provenance(encoder=encoder, layer=layer, mpp=mpp, source=source.name)
-    books = import_joblib(source, origin)
+    provenance = Provenance(encoder=encoder, layer=layer, mpp=mpp, source=source.name)
+    books = import_joblib(source, provenance)
     if encoder:
-        origin = _identified(origin, next(iter(books.values())).channels)
-        books = {k: replace(book, provenance=origin) for k, book in books.items()}
+        provenance = _add_fingerprint(provenance, next(iter(books.values())).channels)
+        books = {k: replace(book, provenance=provenance) for k, book in books.items()}
     save_all(output, books)
     click.echo(f"{output}: k = {', '.join(str(k) for k in sorted(books))}")
 
 
-def _identified(origin: "Provenance", channels: int) -> "Provenance":
-    """The provenance with the fingerprint of its encoder, where that is on this machine and has the width."""
+def _add_fingerprint(provenance: "Provenance", channels: int) -> "Provenance":
+    """Add the fingerprint of the encoder to a provenance, where its weights are on this machine.
+
+    Raises ``InputError`` where its features are not as wide as the centres.
+    """
     from fseg_jax.encoders.fingerprint import take_fingerprint
     from fseg_jax.encoders.load import is_local, load_encoder
 
-    if not is_local(origin.encoder):
-        return origin
-    encoder = load_encoder(origin.encoder)
+    if not is_local(provenance.encoder):
+        return provenance
+    encoder = load_encoder(provenance.encoder)
     card = encoder.card
     if card.channels != channels:
         raise InputError(
-            f"--encoder {origin.encoder}: its features are {card.channels} wide, and the centres {channels}: "
-            "name the encoder that they were made with"
+            f"--encoder {provenance.encoder}: its features are {card.channels} wide, and the centres "
+            f"{channels}: name the encoder that they were made with"
         )
     return replace(
-        origin, encoder=card.name, layer=origin.layer or card.layer, fingerprint=take_fingerprint(encoder)
+        provenance,
+        encoder=card.name,
+        layer=provenance.layer or card.layer,
+        fingerprint=take_fingerprint(encoder),
     )
 
 

@@ -6,7 +6,7 @@ import click
 @click.command()
 @click.argument("name", required=False)
 def encoders(name: str | None) -> None:
-    """List the encoders, or say all about one: its licence, and whether its weights are within reach."""
+    """List the encoders, or describe one: its licence, and whether its weights can be had."""
     from fseg_jax.encoders import listing
     from fseg_jax.encoders.catalog.names import find_row
     from fseg_jax.encoders.catalog.published import CATALOG
@@ -23,8 +23,8 @@ def encoders(name: str | None) -> None:
         click.echo(listing.format_sheet(row, check_status(row)))
     else:
         channels = load_trained("he-small").card.channels
-        said = "trained on open H&E; the weights come with the program."
-        click.echo(f"he-small: the default. {channels} channels, {said}")
+        about = "trained on open H&E; the weights come with the program."
+        click.echo(f"he-small: the default. {channels} channels, {about}")
         click.echo("classical: stain and texture, a baseline without weights.")
         click.echo("FILE.safetensors: your own, from fseg pretrain. From the hub:\n")
         click.echo(listing.format_table(list(CATALOG.values())))
@@ -32,9 +32,9 @@ def encoders(name: str | None) -> None:
 
 @click.command()
 def doctor() -> int:
-    """Say what this machine can do and what to mend, line by line; exit code 1 when segmenting would fail."""
-    from fseg_jax.cli import checks as doctor
+    """Check what this machine can do, and say what to repair; exit code 1: segmenting would fail."""
+    from fseg_jax.cli import machine
 
-    found = doctor.checks()
-    click.echo(doctor.table(found))
-    return doctor.exit_code(found)
+    checks = machine.check_machine()
+    click.echo(machine.format_table(checks))
+    return machine.choose_exit_code(checks)

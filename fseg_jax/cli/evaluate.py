@@ -24,15 +24,15 @@ from fseg_jax.cli.options import (
     weights_option,
 )
 from fseg_jax.cli.parameters import ListCommand, Number, WholeNumber
-from fseg_jax.cli.terminal import bars
+from fseg_jax.cli.terminal import show_progress
 from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
     from fseg_jax.encoders.encoder import Encoder
 
 
-class _FsegUnlessNamed(click.Group):
-    """A group in which what names no command is for the command ``fseg``: ``fseg evaluate DATASET``."""
+class _FsegByDefault(click.Group):
+    """A group whose command ``fseg`` need not be named: ``fseg evaluate DATASET``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
@@ -56,7 +56,7 @@ dataset.yaml, of which only the categories are needed:
 
 
 @click.group(
-    cls=_FsegUnlessNamed,
+    cls=_FsegByDefault,
     options_metavar="",
     subcommand_metavar="[sic] DATASET ...",
     epilog=_OWN_DATASET,
@@ -72,23 +72,31 @@ def evaluate() -> None:
 def load_encoders(
     names: tuple[str, ...], weights: tuple[str, ...], dtype: str, *, last: bool = False
 ) -> "list[Encoder]":
-    """The encoders to compare, each once, read at their ``last`` layer or at F-SEG's; ``weights`` are FILE or
-    NAME=FILE.
+    """Load the encoders to compare, each once.
+
+    Args:
+        names: Their names, or files.
+        weights: Files of their weights, FILE or NAME=FILE.
+        dtype: Precision of their products.
+        last: Whether to read them at their last layer, instead of F-SEG's.
+
+    Raises:
+        InputError: An encoder cannot be loaded, or a file is not clearly that of one of them.
     """
     from fseg_jax.encoders.load import load_encoder
 
-    chosen = list(dict.fromkeys(names))
+    encoders = list(dict.fromkeys(names))
     files: dict[str, Path] = {}
-    for given in weights:
-        name, equals, file = given.partition("=")
-        if not equals or name not in chosen:
-            if len(chosen) > 1:
-                raise InputError(f"--weights {given}: say whose, {' or '.join(chosen)}: NAME=FILE")
-            name, file = chosen[0], given
+    for option in weights:
+        name, equals, file = option.partition("=")
+        if not equals or name not in encoders:
+            if len(encoders) > 1:
+                raise InputError(f"--weights {option}: say whose, {' or '.join(encoders)}: NAME=FILE")
+            name, file = encoders[0], option
         if name in files:
-            raise InputError(f"--weights {given}: {name} has {files[name]} already")
+            raise InputError(f"--weights {option}: {name} has {files[name]} already")
         files[name] = Path(file)
-    return [load_encoder(name, weights=files.get(name), dtype=dtype, last=last) for name in chosen]
+    return [load_encoder(name, weights=files.get(name), dtype=dtype, last=last) for name in encoders]
 
 
 @evaluate.command(
@@ -160,7 +168,7 @@ def _fseg(
 
     images = open_dataset(dataset)
     loaded = load_encoders(encoders, weights, dtype)
-    with bars(1) as progress:
+    with show_progress(1) as progress:
         evaluate(images, loaded, out=output, report=progress(dataset.name), **options)
     click.echo(output / "results.md")
 
@@ -217,7 +225,7 @@ def _sic(
 
     settings = PatchSettings(tissue="all" if no_tissue else "find", **options)
     loaded = load_encoders(encoders, weights, dtype, last=True)
-    with bars(1) as progress:
+    with show_progress(1) as progress:
         evaluate(
             dataset,
             loaded,

@@ -22,7 +22,7 @@ from fseg_jax.cli.options import (
     shard_option,
 )
 from fseg_jax.cli.parameters import ListCommand, WholeNumber
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.process import raise_if_stopped
 
 
@@ -122,7 +122,7 @@ def fit(
     """
     if distributed and shard:
         raise InputError("--shard and --distributed contradict each other: give one of them")
-    if distributed:  # before anything else that wakes JAX
+    if distributed:  # before anything else that initializes JAX
         start_distributed()
     from fseg_jax.cohort.fit import FitSettings, check_codebook_path, fit_cohort
     from fseg_jax.cohort.manifest import load_manifest, select_split
@@ -132,8 +132,8 @@ def fit(
 
     if not shard:
         check_codebook_path(output, overwrite)
-    found = load_manifest(manifest, sample_check=sample_check, mpp_override=options["mpp_override"])
-    slides = select_split(found, split, manifest)
+    rows = load_manifest(manifest, sample_check=sample_check, mpp_override=options["mpp_override"])
+    slides = select_split(rows, split, manifest)
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     settings = SampleSettings(
         tiles=options["tiles_per_slide"],
@@ -148,8 +148,10 @@ def fit(
     )
     folder = features or output.with_suffix(".features")
     size = estimate_bytes(len(slides), encoder.card, settings)
-    click.echo(f"fseg: {len(slides)} slides; features, {_bytes(size)} at most, go to {folder}", err=True)
-    with _progress() as (sampling, clustering):
+    click.echo(
+        f"fseg: {len(slides)} slides; features, {_format_bytes(size)} at most, go to {folder}", err=True
+    )
+    with _show_progress() as (sampling, clustering):
         if shard:
             failures = sample_cohort(slides, folder, encoder, settings, shard=shard, progress=sampling)
             write_failures(folder, failures, f".{shard[0]}-of-{shard[1]}")
@@ -184,8 +186,10 @@ def fit(
 
 
 def start_distributed() -> None:
-    """Join the job that the environment describes: SLURM's, Open MPI's, Kubernetes', a TPU's, or the
-    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """Join the ``jax.distributed`` job that the environment describes.
+
+    That is SLURM's, Open MPI's, Kubernetes' or a TPU's, or the job of the variables JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID. Raises ``InputError`` where there is none.
     """
     import os
 
@@ -199,17 +203,19 @@ def start_distributed() -> None:
         else:
             jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
-        said = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"--distributed: no job could be joined ({said}); set {', '.join(names)}") from error
+        reason = first_line(error)
+        raise InputError(
+            f"--distributed: no job could be joined ({reason}); set {', '.join(names)}"
+        ) from error
 
 
-def _bytes(size: int) -> str:
+def _format_bytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, size // 1_000_000)} MB"
 
 
 @contextmanager
-def _progress() -> Iterator[tuple[Callable[[int, int, str], None], Callable[[int, float], None]]]:
-    """A bar over slides, then what k-means does; only signals are heeded where there is no terminal."""
+def _show_progress() -> Iterator[tuple[Callable[[int, int, str], None], Callable[[int, float], None]]]:
+    """Show a bar over slides, and then the passes of k-means; without a terminal only heed signals."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -20,7 +20,7 @@ from fseg_jax.cli.options import (
     seed_option,
     tissue_options,
 )
-from fseg_jax.cli.terminal import bars, one_of
+from fseg_jax.cli.terminal import show_progress, tolerate_failure
 
 
 @click.command()
@@ -46,9 +46,9 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
     )
     settings = PatchSettings(dtype=options.pop("stored_dtype"), tissue=pop_tissue_setting(options), **options)
     done = 0
-    with bars(len(slides)) as progress:
+    with show_progress(len(slides)) as progress:
         for path in slides:
-            with one_of(slides, f"embedding {path}"):
+            with tolerate_failure(slides, f"embedding {path}"):
                 with open_slide(path, settings.mpp_override) as slide:
                     embed_slide(
                         slide,
@@ -90,7 +90,7 @@ def seed(
     from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
     from fseg_jax.slides.reader import slide_name
 
-    named = tuple(classes.split(",")) if classes else None
-    settings = SeedSettings(named, metric, **options)
+    class_names = tuple(classes.split(",")) if classes else None
+    settings = SeedSettings(class_names, metric, **options)
     record = seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, overwrite=overwrite)
     click.echo(folder / f"{slide_name(Path(record['slide']['path']))}.sic.png")

@@ -173,7 +173,7 @@ def pretrain(
         dtype=dtype,
         seed=seed,
     )
-    fields = _fields(sources, geometry, mpp_override, fields_per_slide, seed)
+    fields = _list_fields(sources, geometry, mpp_override, fields_per_slide, seed)
     sites = {field.site for field in fields}
     click.echo(f"fseg: {len(fields)} fields of {len(sites)} site(s)", err=True)
     with _bar(steps, every) as report:
@@ -185,7 +185,7 @@ def pretrain(
             settings=settings,
             geometry=geometry,
             stains=stains,
-            score=_score(score) if score else None,
+            score=_make_score(score) if score else None,
             every=every,
             overwrite=overwrite,
             report=report,
@@ -193,7 +193,7 @@ def pretrain(
     click.echo(output)
 
 
-def _fields(
+def _list_fields(
     sources: tuple[str, ...], geometry: "Geometry", mpp_override: float | None, most: int, seed: int
 ) -> "list[Field]":
     from fseg_jax.cohort.manifest import load_manifest
@@ -208,8 +208,8 @@ def _fields(
     return fields
 
 
-def _score(dataset: Path) -> "Callable[[Encoder], float]":
-    """The score of an encoder by a dataset's test split."""
+def _make_score(dataset: Path) -> "Callable[[Encoder], float]":
+    """Return the function that scores an encoder on a dataset's test split."""
     from fseg_jax.evaluation.data.datasets import open_dataset
     from fseg_jax.evaluation.data.features import encode
     from fseg_jax.evaluation.protocols.knn import knn_f1
@@ -226,7 +226,7 @@ def _score(dataset: Path) -> "Callable[[Encoder], float]":
 
 @contextmanager
 def _bar(steps: int, every: int) -> "Iterator[Callable[[Report], None]]":
-    """A bar with the loss, the learning rate, images/s and the score; lines instead, without a terminal."""
+    """Show a bar with the loss, the learning rate, images/s and the score; without a terminal, lines."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

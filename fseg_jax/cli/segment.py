@@ -21,7 +21,7 @@ from fseg_jax.cli.options import (
     tissue_options,
 )
 from fseg_jax.cli.parameters import WholeNumber
-from fseg_jax.cli.terminal import bars, one_of
+from fseg_jax.cli.terminal import show_progress, tolerate_failure
 from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-DEMO_MPP = 0.5  # scikit-image does not say; nuclei of the colon are some 10 µm long, and here some 20 pixels
+DEMO_MPP = 0.5  # an estimate: nuclei of the colon are some 10 µm long, and some 20 pixels in this image
 
 
 @click.command()
@@ -73,7 +73,7 @@ def demo(slide: bool, output: Path, overwrite: bool, **options: Any) -> int:
 
 
 def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any]) -> int:
-    """Check everything that can be checked, then segment slide after slide; the exit code."""
+    """Check all slides and options, then segment slide after slide, and return the exit code."""
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.pipeline.plan import Settings
     from fseg_jax.pipeline.record import check_outputs
@@ -82,25 +82,27 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
 
     tissue = pop_tissue_setting(options)
     names = [slide_name(slide) for slide in slides]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"several slides are called {sorted(twice)[0]!r}: segment them to different folders")
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise InputError(
+            f"several slides are called {sorted(repeated)[0]!r}: segment them to different folders"
+        )
     for name in names:
         check_outputs(output_paths(name, output), output, overwrite)
     mpp_override = options.get("mpp_override")
-    good = []
-    for path in slides:  # mistakes are told first; none stays open, so that there may be thousands
-        with one_of(slides, f"opening {path}"):
+    readable = []
+    for path in slides:  # mistakes come first; slides are closed again, since there may be thousands
+        with tolerate_failure(slides, f"opening {path}"):
             open_slide(path, mpp_override).close()
-            good.append(path)
+            readable.append(path)
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     book = _load_codebook(options.pop("codebook", None), options, encoder)
-    given = {name: value for name, value in options.items() if value is not None}
-    settings = Settings(**given, tissue=tissue)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    settings = Settings(**chosen, tissue=tissue)
 
     done = 0
-    with bars(len(good)) as progress:
-        for path in good:
-            with one_of(slides, f"segmenting {path}"):
+    with show_progress(len(readable)) as progress:
+        for path in readable:
+            with tolerate_failure(slides, f"segmenting {path}"):
                 with open_slide(path, mpp_override) as slide:
                     record = segment_slide(
                         slide,

@@ -17,16 +17,25 @@ _log = logging.getLogger(__name__)
 
 
 def run_command(command: click.Command, arguments: list[str] | None, name: str) -> int:
-    """Run a command line to its exit code: 0 done, 1 something found wanting, 2 bad input or a fault,
-    130 interrupted. Whatever is raised becomes one line; ``-v`` adds the traceback of a fault.
+    """Run a command line, and return its exit code.
+
+    Whatever is raised becomes one line; ``-v`` adds the traceback of a fault.
+
+    Args:
+        command: The command, or the group of commands.
+        arguments: Its arguments; None: those of the process.
+        name: Name of the program in messages.
+
+    Returns:
+        0: done. 1: something failed that the command reports. 2: bad input, or a fault. 130: interrupted.
     """
     log(0)
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold bytes that are no text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    running: list[click.Context] = []  # the command that is run, once its line is parsed
+    contexts: list[click.Context] = []  # the command's, once its line is parsed
     try:
-        code = command.main(arguments, prog_name=name, standalone_mode=False, obj=running)
+        code = command.main(arguments, prog_name=name, standalone_mode=False, obj=contexts)
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
@@ -37,8 +46,8 @@ def run_command(command: click.Command, arguments: list[str] | None, name: str) 
         return 130
     except SystemExit:
         raise
-    except BaseException as error:  # what comes of compiled code need not be an Exception
-        options = [option[2:] for p in (running[-1].command.params if running else []) for option in p.opts]
+    except BaseException as error:  # compiled code also raises what is no Exception
+        options = [option[2:] for p in (contexts[-1].command.params if contexts else []) for option in p.opts]
         click.echo(f"{name}: error: {explain(error, options)}", err=True)
         _log.info("the traceback:", exc_info=error)
     return 2
@@ -47,8 +56,8 @@ def run_command(command: click.Command, arguments: list[str] | None, name: str) 
 def accept_verbose(command: click.Command) -> None:
     """Give a command, or every command of a group, the option ``-v``."""
     if isinstance(command, click.Group):
-        for each in command.commands.values():
-            accept_verbose(each)
+        for subcommand in command.commands.values():
+            accept_verbose(subcommand)
     else:
         command.params.append(
             click.Option(
@@ -56,23 +65,23 @@ def accept_verbose(command: click.Command) -> None:
                 count=True,
                 expose_value=False,
                 is_eager=True,
-                callback=_begin,
-                help="Say what is done, and tracebacks of faults; twice for more.",
+                callback=_set_verbosity,
+                help="Log what is done, and tracebacks of faults; twice for more.",
             )
         )
 
 
-def _begin(context: click.Context, _: click.Parameter, verbose: int) -> None:
+def _set_verbosity(context: click.Context, _: click.Parameter, verbose: int) -> None:
     log(verbose)
     if isinstance(context.obj, list):
         context.obj.append(context)
 
 
 @contextmanager
-def one_of(slides: Sequence[Path], what: str) -> Iterator[None]:
-    """Say what went wrong with one slide of several, whatever it is, and go on; of a single one, raise it."""
+def tolerate_failure(slides: Sequence[Path], action: str) -> Iterator[None]:
+    """Print what goes wrong with one slide of several, and go on; with a single slide, raise it."""
     try:
-        with doing(what):
+        with doing(action):
             yield
     except Exception as error:
         if len(slides) == 1:
@@ -81,21 +90,25 @@ def one_of(slides: Sequence[Path], what: str) -> Iterator[None]:
         _log.info("the traceback:", exc_info=error)
 
 
-class Named(click.Group):
-    """A group of commands that answers a name that is none of theirs with the nearest."""
+class CommandGroup(click.Group):
+    """A group of commands that answers an unknown name with the nearest one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments name."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            near = did_you_mean(args[0], self.commands)
-            ctx.fail(f"no command is called {args[0]!r}: {near}{ctx.command_path} -h lists them")
+            hint = did_you_mean(args[0], self.commands)
+            ctx.fail(f"no command is called {args[0]!r}: {hint}{ctx.command_path} -h lists them")
         return super().resolve_command(ctx, args)
 
 
 @contextmanager
-def bars(slides: int) -> Iterator[Callable[[str], Progress]]:
-    """A bar over slides and one over a slide's tiles, with speed and time left; none without a terminal."""
+def show_progress(slides: int) -> Iterator[Callable[[str], Progress]]:
+    """Show a bar over slides and one over a slide's tiles, with speed and time left.
+
+    Gives a function that takes a slide's name and returns its progress. Without a terminal there are no bars.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -111,26 +124,26 @@ def bars(slides: int) -> Iterator[Callable[[str], Progress]]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console, transient=True) as progress:
-        over = progress.add_task("slides", total=slides, rate="", visible=slides > 1)
-        current: dict[str, TaskID] = {}
+    with Bars(*columns, console=console, transient=True) as bars:
+        total_task = bars.add_task("slides", total=slides, rate="", visible=slides > 1)
+        tasks: dict[str, TaskID] = {}  # by phase
 
         def for_slide(name: str) -> Progress:
-            for task in current.values():
-                progress.remove_task(task)
-            progress.update(over, completed=len(seen))
-            seen.append(name)
-            current.clear()
+            for task in tasks.values():
+                bars.remove_task(task)
+            bars.update(total_task, completed=len(names))
+            names.append(name)
+            tasks.clear()
 
-            def report(phase: str, done: int, total: int) -> None:
+            def progress(phase: str, done: int, total: int) -> None:
                 raise_if_stopped()
-                if phase not in current:
-                    current[phase] = progress.add_task(f"{name}: {phase}", total=total, rate="")
-                speed = progress.tasks[progress.task_ids.index(current[phase])].speed
+                if phase not in tasks:
+                    tasks[phase] = bars.add_task(f"{name}: {phase}", total=total, rate="")
+                speed = bars.tasks[bars.task_ids.index(tasks[phase])].speed
                 rate = f"{speed:.1f} tiles/s" if speed else ""
-                progress.update(current[phase], completed=done, rate=rate)
+                bars.update(tasks[phase], completed=done, rate=rate)
 
-            return report
+            return progress
 
-        seen: list[str] = []
+        names: list[str] = []  # of the slides so far
         yield for_slide

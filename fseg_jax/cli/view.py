@@ -46,33 +46,35 @@ def view(
     from fseg_jax.viewer.server import Folder, serve
 
     settings = SeedSettings(classes=tuple(classes.split(",")) if classes else None, distance=distance)
-    here = Folder(folder, slides, settings)
-    name = slide or here.names[0]
-    if name not in here.names:
-        near = did_you_mean(name, here.names)
-        raise InputError(f"{folder}: holds no slide {name!r}; {near}it holds {', '.join(here.names)}")
+    served_folder = Folder(folder, slides, settings)
+    name = slide or served_folder.names[0]
+    if name not in served_folder.names:
+        hint = did_you_mean(name, served_folder.names)
+        raise InputError(
+            f"{folder}: holds no slide {name!r}; {hint}it holds {', '.join(served_folder.names)}"
+        )
 
-    served = False
+    is_served = False
 
     def tell(url: str) -> None:
-        nonlocal served
-        served = True
+        nonlocal is_served
+        is_served = True
         click.echo(url)
         click.echo("fseg: Ctrl-C ends it; seeds are saved as they are placed", err=True)
         if browser:
             click.launch(url)
 
     try:
-        serve(here, name, tell, port=port, seeds=seeds)
+        serve(served_folder, name, tell, port=port, seeds=seeds)
     except KeyboardInterrupt:
-        if not served:
+        if not is_served:
             raise
     click.echo("fseg: ended; the seeds are saved", err=True)
     return 0
 
 
 def check_packages() -> None:
-    """Raise ``InputError`` where what the page needs is not installed."""
+    """Raise ``InputError`` where a package that the page needs is not installed."""
     for package in ("bokeh", "filelock", "umap"):
         if find_spec(package) is None:
             raise InputError(f"the page needs the package {package}: pip install 'fseg-jax[view]'")

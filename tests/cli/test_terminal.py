@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fseg_jax import cli
-from fseg_jax.cli import checks as doctor
+from fseg_jax.cli import machine
 from fseg_jax.cli.parameters import Number, WholeNumber
 from fseg_jax.cohort import engines
 from fseg_jax.errors import InputError, doing, explain
@@ -46,7 +46,7 @@ def fail(*_: object) -> None:
 
 
 def test_a_fault_is_one_line_that_says_what_was_done(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "checks", fail)
+    monkeypatch.setattr(machine, "check_machine", fail)
     assert fseg("doctor") == 2
     assert capsys.readouterr().err == (
         "fseg: error: looking at the machine: ZeroDivisionError: two lines; "
@@ -55,7 +55,7 @@ def test_a_fault_is_one_line_that_says_what_was_done(monkeypatch, capsys):
 
 
 def test_v_shows_the_traceback_of_a_fault(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "checks", fail)
+    monkeypatch.setattr(machine, "check_machine", fail)
     assert fseg("doctor", "-v") == 2
     err = capsys.readouterr().err
     assert "Traceback (most recent call last)" in err and "raise ZeroDivisionError" in err
@@ -68,7 +68,7 @@ def test_what_compiled_code_raises_is_one_line_too(monkeypatch, capsys):
     def panic():
         raise PanicError("index out of bounds")
 
-    monkeypatch.setattr(doctor, "checks", panic)
+    monkeypatch.setattr(machine, "check_machine", panic)
     assert fseg("doctor") == 2
     assert capsys.readouterr().err.startswith("fseg: error: PanicError: index out of bounds; ")
 
@@ -76,7 +76,7 @@ def test_what_compiled_code_raises_is_one_line_too(monkeypatch, capsys):
 def test_the_converter_has_the_same_net(monkeypatch, capsys):
     from weights_convert import __main__ as program
 
-    monkeypatch.setattr(program, "lookup", fail)
+    monkeypatch.setattr(program, "find_row", fail)
     for arguments, traceback in ((["uni"], False), (["uni", "-v"], True)):
         with pytest.raises(SystemExit) as exit_:
             program.main(arguments)

@@ -1,4 +1,4 @@
-"""What this machine can do: a check a line, and for each that fails what to do about it."""
+"""Check what this machine can do, for ``fseg doctor``: one line a check, and what to do where one fails."""
 
 import os
 import platform
@@ -15,14 +15,20 @@ from fseg_jax.files.downloads import cache_folder
 from fseg_jax.versions import version_of
 
 LEAST_PYTHON = (3, 11)
-ROOM = 5e9  # bytes: the largest encoder as published, or the labels of a cohort's first slides
+FREE_BYTES = 5e9  # for the largest encoder as published, or the labels of a cohort's first slides
 _NO_TORCH = "none: encoders that are published as PyTorch files cannot be converted"
-TIMEOUT = 3.0  # seconds for an answer of the hub
+TIMEOUT = 3.0  # seconds that the hub has to answer
 
 
 class Check(NamedTuple):
-    """One thing looked at: whether it is as it should be, whether the main job needs it, what was found, and
-    what to do where it is not.
+    """The result of a check.
+
+    Attributes:
+        name: What was checked.
+        ok: Whether it is as it should be.
+        required: Whether segmenting needs it.
+        message: What was seen.
+        remedy: What to do where it is not as it should be.
     """
 
     name: str
@@ -32,29 +38,27 @@ class Check(NamedTuple):
     remedy: str = ""
 
 
-class _Found(NamedTuple):
+class _Result(NamedTuple):
     ok: bool
     message: str
 
 
-def checks() -> list[Check]:
-    """Look at everything; nothing is fetched, and what cannot be reached is waited for a few seconds at
-    most.
-    """
-    return list(_checks())
+def check_machine() -> list[Check]:
+    """Check everything. Nothing is downloaded, and the hub has a few seconds to answer."""
+    return list(_run_checks())
 
 
-def exit_code(found: Iterable[Check]) -> int:
-    """1 where something fails that the main job needs, else 0."""
-    return int(any(check.required and not check.ok for check in found))
+def choose_exit_code(checks: Iterable[Check]) -> int:
+    """Return 1 where a check fails that segmenting needs, else 0."""
+    return int(any(check.required and not check.ok for check in checks))
 
 
-def table(found: Iterable[Check]) -> str:
-    """A line a check, and its remedy under one that is not as it should be."""
-    found = list(found)
-    width = max((len(check.name) for check in found), default=0)
+def format_table(checks: Iterable[Check]) -> str:
+    """Format checks as text: a line a check, and under one that fails its remedy."""
+    checks = list(checks)
+    width = max((len(check.name) for check in checks), default=0)
     lines = []
-    for check in found:
+    for check in checks:
         mark = "ok  " if check.ok else "FAIL" if check.required else "no  "
         lines.append(f"{mark}  {check.name:{width}}  {check.message}")
         if not check.ok:
@@ -62,8 +66,8 @@ def table(found: Iterable[Check]) -> str:
     return "\n".join(lines)
 
 
-def _checks() -> Iterator[Check]:
-    needed: tuple[tuple[str, Callable[[], _Found], str], ...] = (
+def _run_checks() -> Iterator[Check]:
+    required: tuple[tuple[str, Callable[[], _Result], str], ...] = (
         ("Python", _python, f"install Python {'.'.join(map(str, LEAST_PYTHON))} or later"),
         ("JAX", _jax, "pip install --upgrade fseg-jax"),
         ("devices", _devices, "set JAX_PLATFORMS=cpu, or repair the accelerator's driver"),
@@ -76,7 +80,7 @@ def _checks() -> Iterator[Check]:
         ),
         ("main job", _main_job, "run `fseg demo -o OUT -vv`, and report what it says"),
     )
-    for name, look, remedy in needed:
+    for name, look, remedy in required:
         yield _check(name, look, remedy, required=True)
     yield _check("GPU", _gpu, "pip install 'fseg-jax[cuda12]' or 'fseg-jax[cuda13]'", required=False)
     yield _check("cache", _cache, "set FSEG_CACHE to a folder that can be written", required=False)
@@ -92,36 +96,36 @@ def _checks() -> Iterator[Check]:
     yield _check("torch", _torch, "pip install 'fseg-jax[convert]'", required=False)
     yield _check("token", _token, "`hf auth login`, or set HF_TOKEN, for the gated encoders", required=False)
     if hub.ok:
-        yield from _gates()
+        yield from _check_gated()
 
 
-def _check(name: str, look: Callable[[], _Found], remedy: str, *, required: bool) -> Check:
+def _check(name: str, look: Callable[[], _Result], remedy: str, *, required: bool) -> Check:
     try:
         ok, message = look()
     except Exception as error:
-        # A doctor reports what is broken, whatever it is, and goes on.
+        # Whatever is broken is one line of the table; the other checks go on.
         reason = " ".join(str(error).split())[:200]
         ok, message = False, f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     return Check(name, ok, required, message, "" if ok else remedy)
 
 
-def _python() -> _Found:
-    return _Found(sys.version_info >= LEAST_PYTHON, f"{platform.python_version()}, {platform.platform()}")
+def _python() -> _Result:
+    return _Result(sys.version_info >= LEAST_PYTHON, f"{platform.python_version()}, {platform.platform()}")
 
 
-def _jax() -> _Found:
+def _jax() -> _Result:
     import flax  # noqa: F401
     import jax  # noqa: F401
 
-    return _Found(True, ", ".join(f"{name} {version_of(name)}" for name in ("jax", "jaxlib", "flax")))
+    return _Result(True, ", ".join(f"{name} {version_of(name)}" for name in ("jax", "jaxlib", "flax")))
 
 
-def _devices() -> _Found:
+def _devices() -> _Result:
     import jax
 
-    found = [f"{device.device_kind} ({_memory(device)})" for device in jax.local_devices()]
-    counted = [f"{found.count(each)} × {each}" for each in dict.fromkeys(found)]
-    return _Found(bool(found), f"{', '.join(counted)}; {os.cpu_count()} CPU cores")
+    devices = [f"{device.device_kind} ({_memory(device)})" for device in jax.local_devices()]
+    counted = [f"{devices.count(device)} × {device}" for device in dict.fromkeys(devices)]
+    return _Result(bool(devices), f"{', '.join(counted)}; {os.cpu_count()} CPU cores")
 
 
 def _memory(device: Any) -> str:
@@ -133,23 +137,23 @@ def _memory(device: Any) -> str:
     return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
 
 
-def _gpu() -> _Found:
+def _gpu() -> _Result:
     import jax
 
     if any(device.platform == "gpu" for device in jax.local_devices()):
-        return _Found(True, "used")
+        return _Result(True, "used")
     if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
-        return _Found(False, "this machine has an NVIDIA GPU, and JAX does not see it")
-    return _Found(True, "none; not needed")
+        return _Result(False, "this machine has an NVIDIA GPU, and JAX does not see it")
+    return _Result(True, "none; not needed")
 
 
-def _openslide() -> _Found:
+def _openslide() -> _Result:
     import openslide
 
-    return _Found(True, f"{openslide.__library_version__}, openslide-python {openslide.__version__}")
+    return _Result(True, f"{openslide.__library_version__}, openslide-python {openslide.__version__}")
 
 
-def _codecs() -> _Found:
+def _codecs() -> _Result:
     import imagecodecs
     import numpy as np
     import tifffile
@@ -164,12 +168,12 @@ def _codecs() -> _Found:
         if decoded.shape != image.shape or np.abs(decoded.astype(int) - image).max() > 8
     ]
     if wrong:
-        return _Found(False, f"{' and '.join(wrong)} decoded wrongly")
+        return _Result(False, f"{' and '.join(wrong)} decoded wrongly")
     versions = f"tifffile {tifffile.__version__}, imagecodecs {imagecodecs.__version__}"
-    return _Found(True, f"JPEG and JPEG 2000 decode; {versions}")
+    return _Result(True, f"JPEG and JPEG 2000 decode; {versions}")
 
 
-def _tensorstore() -> _Found:
+def _tensorstore() -> _Result:
     import numpy as np
     import tensorstore as ts
 
@@ -179,10 +183,10 @@ def _tensorstore() -> _Found:
         spec = {"driver": "zarr3", "kvstore": store, "metadata": {"codecs": [{"name": "zstd"}]}}
         ts.open(spec, create=True, dtype=ts.uint8, shape=written.shape).result().write(written).result()
         read = ts.open({"driver": "zarr3", "kvstore": store}).result().read().result()
-    return _Found(bool(np.array_equal(read, written)), f"{version_of('tensorstore')} writes and reads Zarr")
+    return _Result(bool(np.array_equal(read, written)), f"{version_of('tensorstore')} writes and reads Zarr")
 
 
-def _main_job() -> _Found:
+def _main_job() -> _Result:
     import jax.numpy as jnp
     import numpy as np
 
@@ -194,68 +198,68 @@ def _main_job() -> _Found:
     tokens = features.reshape(1, -1, features.shape[-1])
     weights = nmf.solve_weights(tokens, tokens[0, :3])
     done = bool(jnp.isfinite(weights).all() and (weights >= 0).all())
-    return _Found(done, "an image is encoded and factorized" if done else "the factorization went wrong")
+    return _Result(done, "an image is encoded and factorized" if done else "the factorization went wrong")
 
 
-def _cache() -> _Found:
+def _cache() -> _Result:
     folder = cache_folder()
-    with tempfile.TemporaryFile(dir=_nearest(folder)):
-        return _Found(True, f"{folder} can be written")
+    with tempfile.TemporaryFile(dir=_find_existing(folder)):
+        return _Result(True, f"{folder} can be written")
 
 
-def _cached() -> _Found:
+def _cached() -> _Result:
     from fseg_jax.encoders.weights.cache import list_cached
 
     files = list_cached()
     total = sum(file.size for file in files)
     each = "; ".join(f"{file.name} {file.path.stem} {file.size / 1e6:,.0f} MB" for file in files)
-    return _Found(True, f"{total / 1e9:.1f} GB: {each}" if files else "none yet")
+    return _Result(True, f"{total / 1e9:.1f} GB: {each}" if files else "none yet")
 
 
-def _disk(folder: Path) -> _Found:
-    free = shutil.disk_usage(_nearest(folder)).free
-    return _Found(free >= ROOM, f"{free / 1e9:.0f} GB free in {folder}")
+def _disk(folder: Path) -> _Result:
+    free = shutil.disk_usage(_find_existing(folder)).free
+    return _Result(free >= FREE_BYTES, f"{free / 1e9:.0f} GB free in {folder}")
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder, or where it would be made."""
+def _find_existing(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def _torch() -> _Found:
-    there = find_spec("torch") is not None
-    return _Found(there, "reads checkpoints that are no safetensors" if there else _NO_TORCH)
+def _torch() -> _Result:
+    is_installed = find_spec("torch") is not None
+    return _Result(is_installed, "reads checkpoints that are no safetensors" if is_installed else _NO_TORCH)
 
 
-def _processor() -> _Found:
+def _processor() -> _Result:
     from fseg_jax.encoders.kernels.processor import detect_processor
 
-    found = detect_processor()
-    if not found.extensions:
-        return _Found(True, "of a kind that XLA does not name: float32, the default, is the one to take")
-    if found.multiplies_bfloat16:
-        return _Found(True, f"{found.instruction_set}: fast in bfloat16; --dtype bfloat16 takes less time")
-    return _Found(True, f"{found.instruction_set}: fast in float32, the default; bfloat16 takes longer")
+    kind = detect_processor()
+    if not kind.extensions:
+        return _Result(True, "of a kind that XLA does not name: float32, the default, is the one to take")
+    if kind.multiplies_bfloat16:
+        return _Result(True, f"{kind.instruction_set}: fast in bfloat16; --dtype bfloat16 takes less time")
+    return _Result(True, f"{kind.instruction_set}: fast in float32, the default; bfloat16 takes longer")
 
 
-def _onednn() -> _Found:
+def _onednn() -> _Result:
     import jax
 
     from fseg_jax.encoders.kernels.convolution import library_version
 
     version = library_version()
     if version is not None:
-        taken = _convolved_in()
+        taken = _describe_precisions()
         if taken:
-            return _Found(True, f"{version}, for convolutions on the CPU, {taken}")
-        return _Found(True, f"{version}, which has no convolution for this processor: XLA's are taken")
+            return _Result(True, f"{version}, for convolutions on the CPU, {taken}")
+        return _Result(True, f"{version}, which has no convolution for this processor: XLA's are taken")
     if jax.default_backend() != "cpu" or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        return _Found(True, "none; not needed")
-    return _Found(False, "none: ResNets and he-small take up to twice the time")
+        return _Result(True, "none; not needed")
+    return _Result(False, "none: ResNets and he-small take up to twice the time")
 
 
-def _convolved_in() -> str:
-    """What oneDNN does a convolution of either precision in, as ``convolution.py`` chooses."""
+def _describe_precisions() -> str:
+    """Say in which precisions oneDNN convolves here, as ``convolution.py`` chooses; empty: in none."""
     import jax.numpy as jnp
 
     from fseg_jax.encoders.kernels.convolution import Plan, choose_spec
@@ -268,22 +272,22 @@ def _convolved_in() -> str:
     return "each in its own precision" if narrow and narrow.half else "all in float32"
 
 
-def _hub() -> _Found:
+def _hub() -> _Result:
     from fseg_jax.encoders.weights.hub import is_reachable
 
     reachable = is_reachable(timeout=TIMEOUT)
-    return _Found(reachable, "reachable" if reachable else "not reachable")
+    return _Result(reachable, "reachable" if reachable else "not reachable")
 
 
-def _token() -> _Found:
+def _token() -> _Result:
     from huggingface_hub import get_token
 
     present = bool(get_token())
-    return _Found(present, "present" if present else "none")
+    return _Result(present, "present" if present else "none")
 
 
-def _gates() -> Iterator[Check]:
-    """Whether each gated encoder's weights can be had, all asked at once."""
+def _check_gated() -> Iterator[Check]:
+    """Check whether the weights of each gated encoder can be downloaded; all are asked for at once."""
     from fseg_jax.encoders.catalog.published import CATALOG
     from fseg_jax.encoders.weights.hub import check_access
 

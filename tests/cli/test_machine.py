@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 from stand_in import StandIn, running
 
-from fseg_jax.cli import checks as doctor
-from fseg_jax.cli.checks import Check
+from fseg_jax.cli import machine
+from fseg_jax.cli.machine import Check
 from fseg_jax.encoders import classical
 from fseg_jax.encoders.catalog import published as catalog
 from fseg_jax.encoders.kernels import convolution, onednn
@@ -54,10 +54,10 @@ def named(found: list[Check], name: str) -> Check:
 
 
 def test_this_machine_can_do_the_main_job():
-    found = doctor.checks()
+    found = machine.check_machine()
     failing = [check for check in found if check.required and not check.ok]
     assert [check.name for check in found if check.required] == REQUIRED
-    assert failing == [] and doctor.exit_code(found) == 0
+    assert failing == [] and machine.choose_exit_code(found) == 0
     assert all(check.message and "\n" not in check.message for check in found)
     assert all(check.remedy for check in found if not check.ok)
     assert named(found, "processor").ok and "float" in named(found, "processor").message
@@ -83,17 +83,17 @@ WIDE = Processor("znver3", frozenset({"avx2", "fma"}))
 def test_what_the_processor_is_fast_at_and_how_it_convolves_is_said(monkeypatch, kind, precision, path):
     monkeypatch.setattr(processors, "detect_processor", lambda: kind)
     monkeypatch.setattr(convolution, "detect_processor", lambda: kind)
-    assert doctor._processor() == (True, precision)
+    assert machine._processor() == (True, precision)
     monkeypatch.setattr(onednn, "load_library", lambda: SimpleNamespace(version="3.2.0"))
     monkeypatch.setattr(onednn, "supports", lambda *_: True)
-    assert doctor._onednn() == (True, f"3.2.0, for convolutions on the CPU, {path}")
+    assert machine._onednn() == (True, f"3.2.0, for convolutions on the CPU, {path}")
     monkeypatch.setattr(onednn, "supports", lambda *_: False)
-    assert doctor._onednn().message == "3.2.0, which has no convolution for this processor: XLA's are taken"
+    assert machine._onednn().message == "3.2.0, which has no convolution for this processor: XLA's are taken"
 
 
 def test_a_processor_that_xla_does_not_describe_is_said(monkeypatch):
     monkeypatch.setattr(processors, "detect_processor", lambda: Processor("", frozenset()))
-    assert doctor._processor() == (
+    assert machine._processor() == (
         True,
         "of a kind that XLA does not name: float32, the default, is the one to take",
     )
@@ -105,18 +105,18 @@ def test_a_line_a_check_and_a_remedy_under_a_failure():
         Check("bc", False, False, "gone", "bring it back"),
         Check("d", False, True, "broken", "mend it"),
     ]
-    assert doctor.table(found).splitlines() == [
+    assert machine.format_table(found).splitlines() == [
         "ok    a   fine",
         "no    bc  gone",
         "          → bring it back",
         "FAIL  d   broken",
         "          → mend it",
     ]
-    assert doctor.exit_code(found) == 1 and doctor.exit_code(found[:2]) == 0
+    assert machine.choose_exit_code(found) == 1 and machine.choose_exit_code(found[:2]) == 0
 
 
 def test_each_gate_is_asked_for(lab, monkeypatch):
-    found = doctor.checks()
+    found = machine.check_machine()
     assert named(found, "hub").ok
     for name in GATED:
         check = named(found, name)
@@ -124,10 +124,10 @@ def test_each_gate_is_asked_for(lab, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_member")
 
     del lab.files[catalog.CATALOG["virchow"].repo]
-    found = doctor.checks()
+    found = machine.check_machine()
     assert named(found, "uni") == Check("uni", True, False, "gated: access granted")
     assert named(found, "virchow").message == "missing"
-    assert named(found, "token").ok and "hf_member" not in doctor.table(found)
+    assert named(found, "token").ok and "hf_member" not in machine.format_table(found)
     assert lab.fetched() == []
 
 
@@ -144,7 +144,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 def test_nothing_is_asked_where_the_hub_is_switched_off(lab, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert not named(doctor.checks(), "hub").ok
+    assert not named(machine.check_machine(), "hub").ok
     assert lab.asked == []
 
 
@@ -157,20 +157,20 @@ def test_a_missing_library_fails_with_its_remedy(monkeypatch):
         return original(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without_openslide)
-    found = doctor.checks()
+    found = machine.check_machine()
     check = named(found, "OpenSlide")
     assert not check.ok and "openslide-bin" in check.remedy
     assert check.message.endswith("OpenSlide shared library. Try installing it")
-    assert doctor.exit_code(found) == 1
+    assert machine.choose_exit_code(found) == 1
 
 
 def test_codecs_are_tried_and_not_only_imported(monkeypatch):
     import imagecodecs
 
     monkeypatch.setattr(imagecodecs, "jpeg2k_decode", lambda data: 0 * imagecodecs.jpeg_decode(data))
-    assert not named(doctor.checks(), "TIFF codecs").ok
+    assert not named(machine.check_machine(), "TIFF codecs").ok
     monkeypatch.setattr(imagecodecs, "jpeg2k_decode", lambda _: imagecodecs.jpeg_decode(b""))
-    assert not named(doctor.checks(), "TIFF codecs").ok
+    assert not named(machine.check_machine(), "TIFF codecs").ok
 
 
 def test_the_main_job_is_tried(monkeypatch):
@@ -178,9 +178,9 @@ def test_the_main_job_is_tried(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(classical, "classical", broken)
-    found = doctor.checks()
+    found = machine.check_machine()
     assert not named(found, "main job").ok and named(found, "main job").message == "MemoryError"
-    assert doctor.exit_code(found) == 1
+    assert machine.choose_exit_code(found) == 1
 
 
 def test_a_gpu_that_jax_does_not_see_has_a_remedy(monkeypatch):
@@ -188,28 +188,28 @@ def test_a_gpu_that_jax_does_not_see_has_a_remedy(monkeypatch):
 
     if jax.default_backend() != "cpu":
         pytest.skip("JAX sees a GPU here")
-    monkeypatch.setattr(doctor.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
-    check = named(doctor.checks(), "GPU")
+    monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    check = named(machine.check_machine(), "GPU")
     assert not check.ok and not check.required and "cuda" in check.remedy
 
 
 def test_a_cache_that_cannot_be_written_and_a_full_disk_are_said(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path / "file" / "cache"))
-    usage = doctor.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    found = doctor.checks()
+    usage = machine.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    found = machine.check_machine()
     assert not named(found, "cache").ok and "FSEG_CACHE" in named(found, "cache").remedy
     assert not named(found, "disk, cache").ok and not named(found, "disk, here").ok
-    assert doctor.exit_code(found) == 0
+    assert machine.choose_exit_code(found) == 0
 
 
 def test_what_is_cached_is_listed(monkeypatch, tmp_path):
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path / "not there yet"))
-    found = doctor.checks()
+    found = machine.check_machine()
     assert named(found, "cached weights").message == "none yet" and named(found, "cache").ok
     assert not (tmp_path / "not there yet").exists()
     file = tmp_path / "not there yet" / "encoders" / "uni" / "published-bfloat16.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(bytes(2_000_000))
-    assert "uni published-bfloat16 2 MB" in named(doctor.checks(), "cached weights").message
+    assert "uni published-bfloat16 2 MB" in named(machine.check_machine(), "cached weights").message
