@@ -1,0 +1,1 @@
+"""Pure functions over arrays, without I/O: they import JAX, NumPy and the errors alone."""
