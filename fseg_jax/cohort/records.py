@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.pipeline.record import Timing, encode_json
+from fseg_jax.outputs.report import SlideTiming, SlideTotals
+from fseg_jax.pipeline.record import encode_json
 
 AGREEMENT = "cohort.json"
 FAILURES = "failures"  # folder
@@ -108,25 +109,6 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class SlideTotals:
-    """What tables and the report show of a slide.
-
-    Attributes:
-        tissue_mm2: Area of all clusters.
-        areas_mm2: Area of each cluster, by name.
-        tiles: Number of tiles with tissue.
-        versions: Versions of the packages that made it.
-        device: Kind of processor that made it.
-    """
-
-    tissue_mm2: float
-    areas_mm2: Mapping[str, float]
-    tiles: int
-    versions: Mapping[str, str]
-    device: str
-
-
-@dataclass(frozen=True)
 class SlideRecord:
     """What a cohort reads in the record of a slide: ``ID.json``.
 
@@ -167,16 +149,16 @@ def read_slide(content: Any) -> dict[str, Any] | None:
     return slide if isinstance(get_nested(slide, "path"), str) else None
 
 
-def read_timing(data: bytes | None) -> Timing | None:
+def read_timing(data: bytes | None) -> SlideTiming | None:
     """Read when a slide was made, and how fast; None where the file is damaged."""
     content = parse_json(data)
     try:
-        timing = Timing(dict(content["seconds"]), content["tiles_per_second"], content["finished"])
-        has_zone = datetime.fromisoformat(timing.finished).tzinfo is not None
+        finished = datetime.fromisoformat(content["finished"])
+        timing = SlideTiming(dict(content["seconds"]), content["tiles_per_second"], finished)
     except (LookupError, TypeError, ValueError):
         return None
     numbers = [*timing.seconds.values(), timing.tiles_per_second]
-    return timing if has_zone and all(map(_is_number, numbers)) else None
+    return timing if finished.tzinfo is not None and all(map(_is_number, numbers)) else None
 
 
 def parse_json(data: bytes | None) -> Any:

@@ -78,10 +78,10 @@ def inspect_slide(
         return SlideState("outdated", f"its {' and '.join(gone)} {verb} gone")
     if not job.keep_features:
         return SlideState("done")
-    kept = _read_kept_attributes(storage, slide.slide_id)
-    if get_nested(kept, "features_hash") != hash_feature_settings(job, card, settings):
+    attributes = _read_kept_attributes(storage, slide.slide_id)
+    if get_nested(attributes, "features_hash") != hash_feature_settings(job, card, settings):
         return SlideState("missing")
-    kept_slide = read_slide(kept)
+    kept_slide = read_slide(attributes)
     return SlideState("done" if kept_slide and is_same(kept_slide, file) else "missing")
 
 

@@ -10,7 +10,6 @@ from fseg_jax.cohort.records import (
     FAILURES,
     Failure,
     SlideRecord,
-    SlideTotals,
     read_timing,
     record_key,
     thumbnail_key,
@@ -20,6 +19,7 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.files.storage import Storage
 from fseg_jax.outputs import report
 from fseg_jax.outputs.csv_table import csv_text
+from fseg_jax.outputs.report import SlideTotals
 
 _FAILURE_COLUMNS = ("slide_id", "path", "reason")
 
@@ -50,10 +50,10 @@ def write_tables(
         failures = [f for _, data in sorted(failure_files.items()) if (f := Failure.from_json(data))]
         outdated = {failure.slide_id for failure in failures if failure.outdated}
         totals = {
-            slide.slide_id: found
+            slide.slide_id: each
             for slide in slides
             if slide.slide_id not in outdated
-            and (found := _read_totals(record_files.get(record_key(slide.slide_id)), job, card, slide))
+            and (each := _read_totals(record_files.get(record_key(slide.slide_id)), job, card, slide))
         }
         missing = {slide.slide_id for slide in slides} - totals.keys()
         failed = [
@@ -88,13 +88,12 @@ def _render_report(
     pictures = storage.read_all([thumbnail_key(slide_id) for slide_id in totals])
 
     def show(slide: ManifestSlide) -> report.Slide:
-        timing = read_timing(timing_files.get(timing_key(slide.slide_id)))
         return report.Slide(
             slide.slide_id,
             slide.site,
             slide.split,
-            asdict(totals[slide.slide_id]) if slide.slide_id in totals else None,
-            timing.to_json() if timing else None,
+            totals.get(slide.slide_id),
+            read_timing(timing_files.get(timing_key(slide.slide_id))),
             pictures.get(thumbnail_key(slide.slide_id)),
         )
 

@@ -3,10 +3,11 @@
 import base64
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,14 +23,58 @@ _QUALITY = 75
 _BYTES = 40_000_000  # of all pictures of a page: where there are more, they get smaller
 
 
-class Slide(NamedTuple):
-    """What a report says of a slide: its record and timings, None where it is not done, and a thumbnail."""
+@dataclass(frozen=True)
+class SlideTotals:
+    """What tables and the report show of a slide that is done.
+
+    Attributes:
+        tissue_mm2: Area of all clusters.
+        areas_mm2: Area of each cluster, by name.
+        tiles: Number of tiles with tissue.
+        versions: Versions of the packages that made it.
+        device: Kind of processor that made it.
+    """
+
+    tissue_mm2: float
+    areas_mm2: Mapping[str, float]
+    tiles: int
+    versions: Mapping[str, str]
+    device: str
+
+
+@dataclass(frozen=True)
+class SlideTiming:
+    """When a slide was made, and how fast.
+
+    Attributes:
+        seconds: Seconds by phase.
+        tiles_per_second: Tiles segmented in a second.
+        finished: When it was finished.
+    """
+
+    seconds: Mapping[str, float]
+    tiles_per_second: float
+    finished: datetime
+
+
+@dataclass(frozen=True)
+class Slide:
+    """A slide in a report.
+
+    Attributes:
+        slide_id: Its name.
+        site: Where it is from; empty: unknown.
+        split: The split that it belongs to; empty: none.
+        totals: What came of it; None: it is not done.
+        timing: When it was made; None: unknown.
+        picture: Its thumbnail, as JPEG.
+    """
 
     slide_id: str
     site: str
     split: str
-    record: dict[str, Any] | None
-    timing: dict[str, Any] | None
+    totals: SlideTotals | None
+    timing: SlideTiming | None
     picture: bytes | None
 
 
@@ -67,24 +112,23 @@ def render(
     """
     from jinja2 import Environment, select_autoescape
 
-    done = [slide for slide in slides if slide.record]
-    named = (name for s in done if s.record for name in s.record["areas_mm2"]) if codebook else ()
-    clusters = list(dict.fromkeys(named))
+    done = [slide for slide in slides if slide.totals]
+    totals = [slide.totals for slide in done if slide.totals]
+    clusters = list(dict.fromkeys(name for each in totals for name in each.areas_mm2)) if codebook else []
     pictures = _fitting([slide.picture if _is_jpeg(slide.picture) else None for slide in done])
     rows = [
         [
             slide.slide_id,
             slide.site,
             slide.split,
-            record["tissue_mm2"],
-            record["tiles"],
-            round(sum(timing.get("seconds", {}).values()), 1),
-            timing.get("tiles_per_second", 0),
-            [round(record["areas_mm2"].get(name, 0), 4) for name in clusters],
+            each.tissue_mm2,
+            each.tiles,
+            round(sum(slide.timing.seconds.values()), 1) if slide.timing else 0,
+            slide.timing.tiles_per_second if slide.timing else 0,
+            [round(each.areas_mm2.get(name, 0), 4) for name in clusters],
             picture,
         ]
-        for slide, picture in zip(done, pictures, strict=True)
-        for record, timing in [(slide.record or {}, slide.timing or {})]
+        for slide, each, picture in zip(done, totals, pictures, strict=True)
     ]
     source = resources.files("fseg_jax.outputs") / "report.html.j2"
     page = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
@@ -94,8 +138,8 @@ def render(
         settings=settings,
         encoder=encoder,
         codebook=codebook,
-        versions=(done[0].record or {}).get("versions", {}) if done else {},
-        device=(done[0].record or {}).get("device", "") if done else "",
+        versions=totals[0].versions if totals else {},
+        device=totals[0].device if totals else "",
         sites=any(slide.site for slide in slides),
         splits=any(slide.split for slide in slides),
         data={
@@ -109,17 +153,17 @@ def render(
 def _totals(
     slides: Sequence[Slide], done: Sequence[Slide], failures: Sequence[dict[str, str]]
 ) -> dict[str, Any]:
-    records = [slide.record for slide in done if slide.record]
+    totals = [slide.totals for slide in done if slide.totals]
     timings = [slide.timing for slide in done if slide.timing]
-    busy = sum(sum(timing["seconds"].values()) for timing in timings)
-    ends = sorted(datetime.fromisoformat(timing["finished"]) for timing in timings)
+    busy = sum(sum(timing.seconds.values()) for timing in timings)
+    ends = sorted(timing.finished for timing in timings)
     return {
         "slides": len(slides),
         "done": len(done),
         "failed": len(failures),
         "missing": len(slides) - len(done) - len(failures),
-        "tissue_mm2": sum(record["tissue_mm2"] for record in records),
-        "tiles": sum(record["tiles"] for record in records),
+        "tissue_mm2": sum(each.tissue_mm2 for each in totals),
+        "tiles": sum(each.tiles for each in totals),
         "seconds": busy,
         "first": ends[0].strftime("%Y-%m-%d %H:%M") if ends else "",
         "last": ends[-1].strftime("%Y-%m-%d %H:%M UTC") if ends else "",
