@@ -171,7 +171,7 @@ def test_tiles_of_many_sizes_share_programs_and_count_as_they_do_alone(tmp_path:
         Image.fromarray(planted.COLOURS[pixels]).save(folder / "images" / name)
         Image.fromarray((pixels + 1).astype(np.uint8)).save(folder / "masks" / name)
     dataset = open_dataset(folder)
-    jitted = (encoder._encode, nmf._solve, nmf._start, nmf._factorize, counts._labels)
+    jitted = (encoder._encode, nmf._solve, nmf._draw_start, nmf._factorize, counts._labels)
     before = [function._cache_size() for function in jitted]
     colours = encoder.JaxEncoder(planted.encoder().card, mean_colours, None)
     encoded = features.encode(dataset, colours, tmp_path)
