@@ -88,7 +88,7 @@ class Setting(NamedTuple):
     """What is swept, as ``evaluate`` was given it."""
 
     k: tuple[int, ...]
-    modes: tuple[fseg.Mode, ...]
+    modes: tuple[str, ...]
     protocols: tuple[str, ...]
     thresholds: tuple[float, ...]
     starts: int
@@ -107,7 +107,7 @@ def evaluate(
     *,
     out: Path,
     k: Sequence[int] = (16, 32, 64, 128, 256),
-    modes: Sequence[fseg.Mode] = fseg.MODES,
+    modes: Sequence[str] = fseg.MODES,
     protocols: Sequence[str] = PROTOCOLS,
     thresholds: Sequence[float] = THRESHOLDS,
     starts: int = STARTS,

@@ -35,7 +35,7 @@ def write_panels(folder: Path, dataset: Dataset, encoded: Encoded, setting: "Set
     """
     from fseg_jax.evaluation.protocols.experiment import fit_centres
 
-    k, mode = setting.k[0], setting.modes[0]
+    k, mode = setting.k[0], next(mode for mode in fseg.MODES if mode == setting.modes[0])
     mu = fit_centres(encoded, k, "tiles", setting.seed, 0)
     n, items = len(dataset.categories), dataset.items
     train = np.array([item.split == "train" for item in items])
