@@ -521,6 +521,28 @@ def test_a_slide_that_another_run_is_at_is_left_to_it(manifest, codebook, finish
     assert summary.done == 4 and told[-1].endswith("S-01: done by another run")
 
 
+def test_an_interrupted_run_ends_its_workers_and_then_clears_away_what_they_were_at(
+    manifest, codebook, tmp_path
+):
+    out = tmp_path / "out"
+
+    class Engine(InProcess):
+        is_closed = False
+
+        def __exit__(self, *_):
+            self.is_closed = True
+            (out / ".S-01.claim").touch()  # of a worker that died as it was ended
+            (out / ".S-01.abcd_123.partial").mkdir()
+
+        def run(self, job, slides, wait_for_others):
+            raise KeyboardInterrupt
+
+    engine = Engine()
+    with pytest.raises(KeyboardInterrupt):
+        cohort(manifest, out, codebook, engine)
+    assert engine.is_closed and [path.name for path in out.iterdir()] == ["cohort.json"]
+
+
 def test_a_run_ends_where_another_begins_with_other_settings(manifest, codebook, tmp_path):
     def another(slides):
         yield slides[0]
