@@ -11,14 +11,14 @@ import jax
 
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.atomic import replacing
-from fseg_jax.files.claims import settle
+from fseg_jax.files.partial_folders import recover_outputs
 from fseg_jax.versions import versions_of
 
 
 def fresh(out: Path, name: str, overwrite: bool) -> Path:
     """The record's path, where there is none yet, or one that may be replaced."""
     record = Path(out) / name
-    settle(record.stem, record.parent)
+    recover_outputs(record.stem, record.parent)
     if record.exists() and not overwrite:
         raise InputError(f"{record} exists: give --overwrite, or another folder")
     return record

@@ -37,11 +37,11 @@ def run() -> None:
         if not STOPPED.is_set():
             raise
     if STOPPED.is_set():  # here no frame holds the locks of interrupted outputs any more
-        from fseg_jax.files.claims import clear_away
+        from fseg_jax.files.partial_folders import remove_partial_folders
 
         signal.signal(signal.SIGINT, stop_once)
         signal.signal(signal.SIGTERM, stop_once)
-        clear_away()
+        remove_partial_folders()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130)  # compiled code in threads would crash as the interpreter ends

@@ -25,8 +25,8 @@ from fseg_jax.cohort.sampling import SampleProgress, sample_cohort
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.fingerprint import take_fingerprint
 from fseg_jax.errors import InputError
-from fseg_jax.files.claims import partial_folder, settle
-from fseg_jax.files.exchange import exchange
+from fseg_jax.files.exchange import exchange_outputs
+from fseg_jax.files.partial_folders import partial_folder, recover_outputs
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.numerics.kmeans import streaming
 from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_card
@@ -77,7 +77,7 @@ def check_codebook_path(path: Path, overwrite: bool) -> None:
     """Raise ``InputError`` if a codebook cannot be written there, or one is there and may not be replaced."""
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: a codebook's name ends in .safetensors")
-    settle(path.name, path.parent)
+    recover_outputs(path.name, path.parent)
     for existing in (path, card_folder(path)):
         if is_there(existing) and not overwrite:
             raise InputError(f"{existing} exists: choose another name, or --overwrite")
@@ -211,7 +211,7 @@ def write_books(path: Path, books: dict[int, Codebook], card: Card) -> None:
     with partial_folder(path.name, path.parent, wait=True) as folder:
         write_card(folder / card_folder(path).name, card)
         save_all(folder / path.name, books)
-        exchange(folder, [path.name, card_folder(path).name])
+        exchange_outputs(folder, [path.name, card_folder(path).name])
 
 
 def _gather_failures(failures: dict[str, str]) -> dict[str, str]:

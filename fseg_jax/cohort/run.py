@@ -38,7 +38,7 @@ from fseg_jax.cohort.survey import Survey, identify_slide, inspect_slide, survey
 from fseg_jax.cohort.tables import write_tables
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, OutputError, explain
-from fseg_jax.files.claims import BusyError
+from fseg_jax.files.partial_folders import BusyError
 from fseg_jax.files.storage import Storage, open_storage
 from fseg_jax.outputs import report
 from fseg_jax.pipeline.plan import Plan, Settings, choose_mpp, lay_out, warn_if_mpp_differs
@@ -154,7 +154,7 @@ def run_cohort(
             card = engine.describe(job)
             if job.codebook is not None:
                 job.codebook.check(card.name, card.channels, card.weights_hash)
-            storage.sweep()
+            storage.recover()
             before = survey(storage, job, card, share)
             if line := agree(storage, job, card, before, redo):
                 tell(line)
@@ -169,7 +169,7 @@ def run_cohort(
             failed = _run_slides(engine, job, todo, storage, before, tell) if todo else {}
     finally:
         if not isinstance(sys.exception(), InputError):  # where nothing was begun, or nothing can be removed
-            storage.sweep()  # of what workers that died, or were interrupted, were at
+            storage.recover()  # of what workers that died, or were interrupted, were at
     write_tables(storage, job, card, slides, is_whole=shard[1] == 1)
     return Summary(len(share), len(share) - len(failed) - len(untouched), failed, untouched)
 

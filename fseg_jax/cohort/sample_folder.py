@@ -27,8 +27,8 @@ from PIL import Image
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, OutputError, first_line
 from fseg_jax.files.atomic import replacing
-from fseg_jax.files.claims import partial_folder
 from fseg_jax.files.futures import wait_for_writes
+from fseg_jax.files.partial_folders import partial_folder
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.zarr import create_array
 from fseg_jax.outputs.csv_table import csv_text

@@ -1,10 +1,10 @@
-"""Outputs exchanged for those that were there: wherever a kill falls, the old ones or the new ones are whole.
+"""Exchange outputs for those that were there: wherever a kill falls, the old or the new ones are whole.
 
 Finished outputs lie in a folder of their own, ``.NAME.xxxxxxxx.partial``, beside the places they are to have.
 Its new name, ``.NAME.whole``, decides. Before that, all old outputs are in their places. After it, all new
-ones are there, in their places or still in that folder, whose file ``.names`` says what goes where; so
-whoever finds such a folder can finish what was begun, any number of times. A reader who waits for the record,
-the first of the outputs, sees the old ones, then no record, then the new ones.
+ones exist, in their places or still in that folder, whose file ``.names`` says what goes where. So whoever
+finds such a folder can finish the exchange, any number of times. A reader who waits for the record, the first
+of the outputs, sees the old ones, then no record, then the new ones.
 """
 
 import json
@@ -14,23 +14,29 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-_NAMES = ".names"  # what is exchanged: all names, the record's first, and those of which there is a new one
-_REPLACED = ".replaced"  # a folder for what was there
-WHOLE = ".whole"
-PARTIAL = ".partial"
-TOKEN = 8  # characters of a partial folder's own
+_NAMES = ".names"  # the file that lists an exchange
+_REPLACED = ".replaced"  # the folder for the old outputs
+WHOLE = ".whole"  # suffix of a folder whose exchange is decided
+PARTIAL = ".partial"  # suffix of a folder of unfinished outputs
+TOKEN = 8  # random characters in the name of a partial folder
 
 
-def exchange(folder: Path, names: Sequence[str]) -> None:
-    """Give what a partial folder holds of ``names`` their places beside it, in place of all that was there.
+class _Exchange(NamedTuple):
+    names: list[str]  # all outputs that are exchanged, the record first
+    made: list[str]  # those of which there is a new one
+
+
+def exchange_outputs(folder: Path, names: Sequence[str]) -> None:
+    """Move what a partial folder holds of ``names`` beside it, in place of all that was there.
 
     A name may lie in a subfolder, as ``masks/a.png``. The first, the record, goes before all others and comes
-    after them. What the folder held is gone from there; what it replaced is in it.
+    after them. What the folder held is then gone from it.
     """
     made = [name for name in names if (folder / name).exists()]
     for name in made:
-        for path in _files(folder / name):
+        for path in _files_to_sync(folder / name):
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
     write_synced(folder / _NAMES, json.dumps({"names": list(names), "made": made}).encode())
@@ -38,26 +44,26 @@ def exchange(folder: Path, names: Sequence[str]) -> None:
     whole = folder.with_name(folder.name[: -len(PARTIAL) - TOKEN - 1] + WHOLE)
     folder.rename(whole)
     sync_folder(whole.parent)
-    complete(whole)
+    finish_exchange(whole)
 
 
-def _files(path: Path) -> list[Path]:
-    """The files to sync: not a Zarr's, which are synced as they are written."""
+def _files_to_sync(path: Path) -> list[Path]:
+    """List an output's files, but not a Zarr's, which are synced as they are written."""
     if path.is_file():
         return [path]
     return [] if path.suffix == ".zarr" else [inside for inside in path.rglob("*") if inside.is_file()]
 
 
-def complete(whole: Path) -> None:
-    """Finish an exchange that was decided on; what nobody decided on is removed."""
+def finish_exchange(whole: Path) -> None:
+    """Finish an exchange that was decided on; a folder that lists none is removed."""
     out = whole.parent
-    names, made = _decided(whole)
-    waiting = {name for name in names if name not in made or os.path.lexists(whole / name)}
-    for name in names:
+    exchange = _read_names(whole)
+    waiting = {n for n in exchange.names if n not in exchange.made or os.path.lexists(whole / n)}
+    for name in exchange.names:
         if name in waiting:
             _set_aside(out / name, whole / _REPLACED / name)
-    for name in reversed(names):
-        if name in waiting and name in made:
+    for name in reversed(exchange.names):
+        if name in waiting and name in exchange.made:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (whole / name).replace(out / name)
     sync_folder(out)
@@ -69,26 +75,26 @@ def complete(whole: Path) -> None:
 def _set_aside(path: Path, place: Path) -> None:
     if not os.path.lexists(path):
         return
-    if place.is_dir() and not place.is_symlink():  # something came to be there since it was last set aside
+    if place.is_dir() and not place.is_symlink():  # ``path`` was set aside before, and was made again since
         shutil.rmtree(place)
     place.parent.mkdir(parents=True, exist_ok=True)
     path.replace(place)
 
 
-def _decided(whole: Path) -> tuple[list[str], list[str]]:
-    """What an exchange is of, and of which of it there is a new one; nothing where that is not said."""
+def _read_names(whole: Path) -> _Exchange:
+    """Read what an exchange lists: nothing where the list is missing, damaged, or names files elsewhere."""
     try:
-        said = json.loads((whole / _NAMES).read_bytes())
-        names, made = said["names"], said["made"]
+        content = json.loads((whole / _NAMES).read_bytes())
+        names, made = content["names"], content["made"]
         if all(".." not in PurePosixPath(n).parts and not n.startswith("/") for n in (*names, *made)):
-            return names, made
+            return _Exchange(names, made)
     except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError, AttributeError):
         pass
-    return [], []
+    return _Exchange([], [])
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file, and have it on the disk before returning."""
+    """Write a file, and return once it is on the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import tensorstore as ts
 
 from fseg_jax.errors import OutputError
-from fseg_jax.files.claims import partial_folder, sweep
-from fseg_jax.files.exchange import PARTIAL, WHOLE, exchange, write_synced
+from fseg_jax.files.exchange import PARTIAL, WHOLE, exchange_outputs, write_synced
 from fseg_jax.files.futures import wait_for_store
+from fseg_jax.files.partial_folders import partial_folder, recover_folder
 from fseg_jax.files.paths import is_there
 from fseg_jax.files.zarr import folder_store
 
@@ -68,7 +68,7 @@ class Storage(Protocol):
     def spec(self, key: str) -> dict[str, Any]:
         """A folder of keys, as tensorstore is told of it."""
 
-    def sweep(self) -> None:
+    def recover(self) -> None:
         """Remove what killed runs left half-done, and finish what they had whole."""
 
 
@@ -229,7 +229,7 @@ class Bucket:
     def spec(self, key: str) -> dict[str, Any]:
         return bucket_spec(f"{self.url}/{key}/")
 
-    def sweep(self) -> None:
+    def recover(self) -> None:
         hidden = self._listed(".", "/")
         for decided in (key for key in hidden if key.endswith(WHOLE) and "/" not in key):
             said = _staged(self.read(decided) or b"")
@@ -330,14 +330,14 @@ class Folder:
         return partial_folder(name, self.path, wait=wait)
 
     def publish(self, folder: Path, keys: Sequence[str]) -> None:
-        exchange(folder, keys)
+        exchange_outputs(folder, keys)
 
     def spec(self, key: str) -> dict[str, Any]:
         return folder_store(self.path / key)
 
-    def sweep(self) -> None:
+    def recover(self) -> None:
         for folder in (self.path, *(path for path in self.path.glob("[!.]*") if path.name in LOGS)):
-            sweep(folder)
+            recover_folder(folder)
 
 
 LOGS = ("failures", "timings", "thumbnails")  # folders of what is written about slides, a file each

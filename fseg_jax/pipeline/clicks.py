@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.claims import partial_folder, sweep
 from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.partial_folders import partial_folder, recover_folder
 from fseg_jax.methods import sic
 from fseg_jax.numerics.pca import reduce_channels
 from fseg_jax.outputs.colours import palette
@@ -81,7 +81,7 @@ def seed_slide(
         raise InputError(f"--metric {settings.metric}: choose {', '.join(sic.METRICS)}")
     if anndata:
         load_anndata()
-    sweep(out)
+    recover_folder(out)
     name = _embedded(out, slide)
     embedded = open_embeddings(out / f"{name}.embeddings.zarr")
     made = embedded.provenance

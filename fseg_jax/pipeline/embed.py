@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
-from fseg_jax.files.claims import partial_folder
+from fseg_jax.files.partial_folders import partial_folder
 from fseg_jax.numerics.areas import summed_area_table
 from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_embeddings, try_anndata
 from fseg_jax.pipeline.plan import FIGURE_SIDE

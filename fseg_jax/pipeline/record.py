@@ -20,8 +20,8 @@ from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.encoders.kernels.convolution import library_version
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.files.claims import partial_folder, settle
-from fseg_jax.files.exchange import exchange
+from fseg_jax.files.exchange import exchange_outputs
+from fseg_jax.files.partial_folders import partial_folder, recover_outputs
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.slides.identity import identify
 from fseg_jax.slides.reader import Slide
@@ -288,7 +288,7 @@ def check_outputs(paths: Sequence[Path], out: Path, overwrite: bool) -> None:
             path.name.encode()
         except UnicodeEncodeError:
             raise InputError(f"{path.name!r}: the slide's name is not UTF-8; rename it") from None
-    settle(paths[0].stem, out)
+    recover_outputs(paths[0].stem, out)
     existing = [path for path in paths if is_there(path)]
     if existing and not overwrite:
         raise InputError(f"{existing[-1]} exists: choose another folder, or --overwrite")
@@ -315,7 +315,7 @@ def finish(folder: Path, record: Mapping[str, Any], paths: Sequence[Path]) -> Js
     """
     data = encode_json({**record, "finished": now()})
     (folder / paths[0].name).write_bytes(data)
-    exchange(folder, [path.name for path in paths])
+    exchange_outputs(folder, [path.name for path in paths])
     content: Json = json.loads(data)
     return content
 
@@ -330,7 +330,7 @@ def together(record: str, out: Path) -> Iterator[Path]:
     with partial_folder(Path(record).stem, out) as folder:
         yield folder
         names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        exchange(folder, [record, *sorted(name for name in names if name != record)])
+        exchange_outputs(folder, [record, *sorted(name for name in names if name != record)])
 
 
 class Clock:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
-from fseg_jax.files.claims import partial_folder
+from fseg_jax.files.partial_folders import partial_folder
 from fseg_jax.methods import fseg
 from fseg_jax.outputs.colours import default_names, palette
 from fseg_jax.outputs.figures import write_areas, write_overlay

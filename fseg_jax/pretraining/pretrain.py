@@ -25,9 +25,9 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
 from fseg_jax.encoders.trained import Gains, assemble, calibrate_gains, save_trained
 from fseg_jax.errors import InputError
-from fseg_jax.files.claims import partial_folder, settle
-from fseg_jax.files.exchange import exchange
+from fseg_jax.files.exchange import exchange_outputs
 from fseg_jax.files.kinds import PRETRAINING, kind_of
+from fseg_jax.files.partial_folders import partial_folder, recover_outputs
 from fseg_jax.files.tensor_header import BrokenFileError, open_tensors
 from fseg_jax.files.tensors import write_tensors
 from fseg_jax.outputs.style import OKABE_ITO, drawing, save_figure
@@ -192,7 +192,7 @@ def pretrain(
         draw_curves(folder / outputs[1], history, settings)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
         (folder / outputs[0]).write_text(text, encoding="utf-8")
-        exchange(folder, [*outputs, checkpoint.name])
+        exchange_outputs(folder, [*outputs, checkpoint.name])
     return json.loads(text)
 
 
@@ -204,7 +204,7 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out.parent}: no such folder; make it first")
     if out.is_dir():
         raise InputError(f"{out}: is a folder; choose another name")
-    settle(out.name, out.parent)
+    recover_outputs(out.name, out.parent)
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists: choose another name, or --overwrite")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from fseg_jax.errors import InputError, explain
-from fseg_jax.files.claims import sweep
+from fseg_jax.files.lock import Lock, acquire_lock
+from fseg_jax.files.partial_folders import recover_folder
 from fseg_jax.outputs.embeddings import RECORD, embedded_slides, open_embeddings
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings
@@ -41,7 +41,7 @@ def _names_in(folder: Path) -> list[str]:
         if folder.exists():
             raise InputError(f"{folder}: is a file; give the folder of outputs, such as {folder.parent}")
         raise InputError(f"{folder}: no such folder; fseg embed or fseg segment make one")
-    sweep(folder)
+    recover_folder(folder)
     labels = [path.name.removesuffix(".ome.zarr") for path in folder.glob("[!.]*.ome.zarr")]
     segmented = (name for name in labels if not name.endswith(".sic") and _holds(folder / f"{name}.json"))
     return sorted({*embedded_slides(folder), *segmented})
@@ -62,7 +62,7 @@ class Opened:
         self.map: np.ndarray | None = None
         self.map_progress = ""
         self.version = secrets.token_hex(4)  # in the tiles' addresses: a browser keeps those of before
-        self._lock = _locked(folder, name)
+        self._lock = _lock(folder, name)
         try:
             stored = None
             embeddings = folder / f"{name}.embeddings.zarr"
@@ -80,7 +80,7 @@ class Opened:
             if (folder / f"{name}.ome.zarr").exists():
                 self.layer = LabelLayer(open_labels(folder / f"{name}.ome.zarr"), self.picture.span)
         except BaseException:
-            self._lock.release()
+            self._release_lock()
             raise
         self._view_path = folder / f"{name}.view.json"
         self.view: dict[str, Any] = _left(self._view_path)
@@ -164,23 +164,23 @@ class Opened:
         if self.seeding:
             self.seeding.close()
         self.picture.close()
-        self._lock.release()
+        self._release_lock()
+
+    def _release_lock(self) -> None:
+        if self._lock:
+            self._lock.release()
 
 
-def _locked(folder: Path, name: str) -> FileLock:
-    """A lock that ends with this program, however it ends: two that wrote the same seeds would lose some."""
-    lock = FileLock(folder / f".{name}.view.lock", thread_local=False)
+def _lock(folder: Path, name: str) -> Lock | None:
+    """Lock a slide for this program alone: two that wrote the same seeds would lose some."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        return acquire_lock(folder / f".{name}.view.lock")
+    except BlockingIOError:
         raise InputError(
             f"{folder}: {name} is open in another fseg view; use that one's page, or end it"
         ) from None
-    except NotImplementedError:
-        pass  # a file system without locks
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); seeds are kept there") from None
-    return lock
 
 
 def _holds(path: Path) -> bool:

@@ -90,9 +90,9 @@ def test_killed_at_any_request_the_old_or_the_new_outputs_are_whole(in_memory, t
             assert {k: v for k, v in held.items() if k[0] != "."} in (files(1), files(2), files(3))
         again._store = Requests(again._store, at // 2)  # killed as it sweeps, too
         with suppress(Killed):
-            again.sweep()
+            again.recover()
         last = in_memory()
-        last.sweep()
+        last.recover()
         held = {k: v for k, v in there(last).items() if ".partial/" not in k}
         assert held in (files(1), files(3) if decided_before else files(2))
         seen.append(held == files(1))
@@ -111,11 +111,11 @@ def test_what_was_begun_in_a_bucket_a_day_ago_is_removed(in_memory, tmp_path, mo
     with pytest.raises(Killed):
         bucket.publish(tmp_path / "1", NAMES)
     bucket = in_memory()
-    bucket.sweep()
+    bucket.recover()
     assert there(bucket) != files(2)  # it may be a living run's
     now = time.time()
     monkeypatch.setattr(storage.time, "time", lambda: now + 2 * 86400)
-    bucket.sweep()
+    bucket.recover()
     assert there(bucket) == files(2)
 
 
@@ -162,11 +162,11 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         lambda bucket, folder: bucket.create("cohort.json", b"{}"),
         lambda bucket, folder: bucket.delete("a.json"),
         lambda bucket, folder: bucket.publish(folder, ["a.json"]),
-        lambda bucket, folder: bucket.sweep(),
+        lambda bucket, folder: bucket.recover(),
         lambda bucket, folder: open_kept(bucket, "a", Settings(), ""),
         lambda bucket, folder: read_bytes(f"{bucket.url}/manifest.csv"),
     ],
-    ids=["read", "names", "write", "create", "delete", "publish", "sweep", "features", "manifest"],
+    ids=["read", "names", "write", "create", "delete", "publish", "recover", "features", "manifest"],
 )
 def test_a_bucket_that_does_not_answer_is_told_of_and_then_given_up(silent, tmp_path, caplog, ask):
     (tmp_path / "a.json").write_text("{}")

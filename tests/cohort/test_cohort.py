@@ -32,8 +32,8 @@ from fseg_jax.cohort.run import Outcome
 from fseg_jax.cohort.survey import Survey
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.files import claims
-from fseg_jax.files.claims import BusyError, partial_folder, sweep
+from fseg_jax.files import lock, partial_folders
+from fseg_jax.files.partial_folders import BusyError, partial_folder, recover_folder
 from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.labels import LabelWriter
@@ -353,7 +353,9 @@ class Full:
 @pytest.mark.parametrize("calls", [0, 1])
 def test_a_full_disk_stops_the_run_in_one_line(manifest, codebook, tmp_path, monkeypatch, calls):
     # The first is that of cohort.json, and then one a slide.
-    monkeypatch.setattr(claims.tempfile, "mkdtemp", Full(claims.tempfile.mkdtemp, calls + 1))
+    monkeypatch.setattr(
+        partial_folders.tempfile, "mkdtemp", Full(partial_folders.tempfile.mkdtemp, calls + 1)
+    )
     engine = InProcess()
     with pytest.raises(OutputError, match="No space left on device") as caught:
         cohort(manifest, tmp_path / "out", codebook, engine)
@@ -369,7 +371,7 @@ def test_a_read_only_place_is_one_line(manifest, codebook, tmp_path, monkeypatch
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(claims.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(partial_folders.tempfile, "mkdtemp", refuse)
     out = tmp_path / "out"
     with pytest.raises(OutputError, match="Read-only file system"):
         cohort(manifest, out, codebook)
@@ -462,7 +464,7 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_makes_is_not(tm
         (tmp_path / f".{name}.abcd_123.partial" / "x").mkdir(parents=True)
     (tmp_path / ".mine").mkdir()
     with partial_folder("c", tmp_path) as living:
-        sweep(tmp_path)
+        recover_folder(tmp_path)
         left = {path.name for path in tmp_path.iterdir()}
         assert left == {".mine", ".c.claim", living.name}
         with pytest.raises(BusyError, match="another run"), partial_folder("c", tmp_path):
@@ -471,10 +473,10 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_makes_is_not(tm
 
 
 def test_without_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
-    def no_locks(*_):
+    def no_locks(*_, **__):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(claims.fcntl, "flock", no_locks)
+    monkeypatch.setattr(lock, "lock_descriptor", no_locks)
     for name, age in (("new", 0), ("old", 2 * 86400)):
         folder = tmp_path / f".a.{name}_5678.partial"
         folder.mkdir()
@@ -643,11 +645,11 @@ def test_an_interruption_of_the_clearing_away_is_made_good_at_the_end(tmp_path, 
 
     out = tmp_path / "new"
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "_remove", interrupted)
+        patch.setattr(partial_folders, "_remove", interrupted)
         with pytest.raises(KeyboardInterrupt), partial_folder("S", out) as folder:
             (folder / "half").touch()
     assert (folder / "half").exists()
-    claims.clear_away()
+    partial_folders.remove_partial_folders()
     assert not out.exists()
 
 

@@ -18,7 +18,7 @@ from generations import SUFFIXES, files, make, publish, there
 from killed import dies
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.claims import partial_folder, settle, sweep
+from fseg_jax.files.partial_folders import partial_folder, recover_folder, recover_outputs
 from fseg_jax.files.storage import open_storage
 from fseg_jax.pipeline.record import check_outputs, finish, together
 
@@ -38,7 +38,7 @@ def test_killed_at_any_step_the_old_or_the_new_outputs_are_whole(tmp_path, old):
         if "S.json" in held:
             visible = {name: text for name, text in held.items() if not name.startswith(".")}
             assert visible in (before, files(1))
-        sweep(out)
+        recover_folder(out)
         assert there(out) in (before, files(1)) and not list(out.glob(".*"))
         seen.append(there(out) == files(1))
         if not died:
@@ -54,9 +54,9 @@ def test_killed_again_while_it_is_put_in_order(tmp_path):
     decided = next(at for at in count() if dies_then_whole(tmp_path / f"a{at}", whole, at))
     for at in count():
         out = shutil.copytree(tmp_path / f"a{decided}", tmp_path / f"b{at}")
-        died = dies(lambda out=out: sweep(out), at)
-        settle("S", out)
-        sweep(out)
+        died = dies(lambda out=out: recover_folder(out), at)
+        recover_outputs("S", out)
+        recover_folder(out)
         assert there(out) == files(1) and not list(out.glob(".*"))
         if not died:
             break
@@ -145,7 +145,7 @@ def test_outputs_that_belong_together_come_together(tmp_path):
         work(out, 1)
         (out / "masks" / "of the user.png").write_text("kept")
         died = dies(lambda out=out: work(out, 2), at)
-        sweep(out)
+        recover_folder(out)
         held = there(out)
         assert held.pop("masks/of the user.png") == "kept"
         assert held in (dict.fromkeys(names, "1"), dict.fromkeys(names, "2"))
@@ -197,7 +197,7 @@ def test_two_hundred_kills_by_chance(tmp_path):
         hidden = [path.name for path in out.glob(".*")]
         met["half-made"] += any(name.endswith(".partial") for name in hidden)
         met["half-placed"] += any(name.endswith(".whole") for name in hidden)
-        sweep(out)
+        recover_folder(out)
         held = there(out)
         generation = int(re.findall(r"\d+", held["S.json"])[0])
         assert held == files(generation) and not list(out.glob(".*")) and generation in (last, last + 1)

@@ -20,7 +20,7 @@ from fseg_jax.encoders.resnet.network import ResNet as Trunk
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.encoders.trained import assemble, calibrate_gains
 from fseg_jax.errors import InputError
-from fseg_jax.files.claims import sweep
+from fseg_jax.files.partial_folders import recover_folder
 from fseg_jax.pretraining import pretrain as pretraining
 from fseg_jax.pretraining.pretrain import pretrain
 from fseg_jax.pretraining.simclr import Settings, Trainer, trainer
@@ -189,7 +189,7 @@ def test_killed_at_any_step_of_its_end_the_same_command_goes_on(
             run(out, steps=2, overwrite=overwrite)
 
         died = dies(work, step)
-        sweep(out.parent)
+        recover_folder(out.parent)
         there = {path.name: path.read_bytes() for path in out.parent.iterdir()}
         if out.exists() and there["a.safetensors"] != b"old":
             assert there.keys() == outputs and there["a.safetensors"] == tensors(whole)

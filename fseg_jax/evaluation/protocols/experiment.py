@@ -29,7 +29,7 @@ from fseg_jax.evaluation.data.features import Encoded, encode
 from fseg_jax.evaluation.protocols import counts, linear_probe
 from fseg_jax.evaluation.protocols.linear_probe import THRESHOLDS
 from fseg_jax.evaluation.protocols.matching import confuse, match
-from fseg_jax.files.claims import settle
+from fseg_jax.files.partial_folders import recover_outputs
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import kmeans, metrics
 from fseg_jax.numerics.arrays import Centers
@@ -147,7 +147,7 @@ def evaluate(
     )
     _check(dataset, encoders, setting)
     out = Path(out)
-    settle("evaluation", out)
+    recover_outputs("evaluation", out)
     if (out / "evaluation.json").exists() and not overwrite:
         raise InputError(f"{out / 'evaluation.json'} exists: choose another folder, or --overwrite")
     if all(encoder.card.name != COLOUR for encoder in encoders):
