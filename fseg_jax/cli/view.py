@@ -75,6 +75,6 @@ def view(
 
 def check_packages() -> None:
     """Raise ``InputError`` where a package that the page needs is not installed."""
-    for package in ("bokeh", "filelock", "umap"):
+    for package in ("bokeh", "umap"):
         if find_spec(package) is None:
             raise InputError(f"the page needs the package {package}: pip install 'fseg-jax[view]'")

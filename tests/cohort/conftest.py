@@ -35,6 +35,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket of a real S3 server on loopback, as an address."""
     server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     boto3 = pytest.importorskip("boto3")
+    from moto.moto_api._internal import moto_api_backend
+
+    moto_api_backend.reset()  # moto keeps its buckets as long as the process lives
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
