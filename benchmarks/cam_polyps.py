@@ -27,24 +27,27 @@ from flax import nnx
 from PIL import Image
 
 from benchmarks.examples import examples
+from fseg_jax.cam.batching import map_batches
 from fseg_jax.cam.classifier import (
     SMALL,
+    ClassifierSettings,
     LabelledImages,
-    Settings,
-    configuration,
-    evaluate,
-    predictor,
-    same_place,
+    configure_network,
+    find_equivalent_layer,
+    make_predictor,
+    score_classifier,
 )
-from fseg_jax.cam.classifier_file import Classifier, load_classifier
-from fseg_jax.cam.evaluate import labelled_tiles, load_run, reproduce, split, throughput
-from fseg_jax.cam.global_features import evenly_scaled, global_features
-from fseg_jax.cam.images import read_image, resized
-from fseg_jax.cam.masks import MEASURES, markdown, open_pairs
-from fseg_jax.cam.propagate import FEATURE_SIDE
-from fseg_jax.cam.runs import Reproduction, Run
-from fseg_jax.cam.segment import Mapper, MaskSettings
-from fseg_jax.cam.tables import PAPER_SCORES
+from fseg_jax.cam.classifier_file import Classifier, ClassifierCard, load_classifier
+from fseg_jax.cam.global_features import global_features, scale_evenly
+from fseg_jax.cam.heat_mapper import HeatMapper, MaskSettings, measure_speed
+from fseg_jax.cam.image_features import LIRE_SIDE
+from fseg_jax.cam.image_folder import read_image, resize_images
+from fseg_jax.cam.image_pairs import find_pairs
+from fseg_jax.cam.paper_tables import PAPER_SCORES
+from fseg_jax.cam.reproduce import reproduce
+from fseg_jax.cam.run_images import label_tiles, split_dataset
+from fseg_jax.cam.runs import ReproductionSettings, Run, load_run
+from fseg_jax.cam.score_masks import MEASURES, format_table
 from fseg_jax.encoders.efficientnet.network import EfficientNet
 from fseg_jax.methods import cam
 from fseg_jax.outputs.masks import write_picture
@@ -55,7 +58,7 @@ SEEDS = (0, 1, 2)
 # Run 1 without spreading: the labelled tiles are all that is learnt from.
 ALONE = Run(name="alone", source="tiles", k=50, layer="blocks.14", lower=0.4, upper=0.7, wanted=200)
 SHOWN = ("1", "5")  # without images that show no polyp, the others are run 5 with fewer clusters
-CLASSIFIER = Settings(network=SMALL, size=64, augment=True)
+CLASSIFIER = ClassifierSettings(network=SMALL, size=64, augment=True)
 PICTURES = 4
 LIMITS = """## What limits them
 
@@ -97,9 +100,9 @@ def runs(dataset: Path, out: Path) -> None:
             if done == total:
                 print(f"{time.time() - started:7.0f} s  seed {seed}: {phase}: {total}", flush=True)
 
-        setting = Reproduction(replace(CLASSIFIER, seed=seed), seed=seed)
+        setting = ReproductionSettings(replace(CLASSIFIER, seed=seed), seed=seed)
         home = out / f"seed-{seed}"
-        reproduce(dataset, home, [ALONE, *map(load_run, SHOWN)], setting, report=report)
+        reproduce(dataset, home, [ALONE, *map(load_run, SHOWN)], setting, progress=report)
         records.append(json.loads((home / "results.json").read_text(encoding="utf-8")))
         classify_scored(dataset, home, records[-1], seed)
         text = _tables(records)
@@ -110,13 +113,13 @@ def runs(dataset: Path, out: Path) -> None:
 
 def classify_scored(dataset: Path, home: Path, record: dict[str, Any], seed: int) -> None:
     """Add to a seed's record how the classifiers do on the tiles of the images that are scored."""
-    parts = split(open_pairs(dataset), Reproduction(seed=seed))
+    parts = split_dataset(find_pairs(dataset), ReproductionSettings(seed=seed))
     parts = parts._replace(development=[], validation=parts.test)
-    tiles = labelled_tiles(ALONE, parts, home / "scored", seed).given
+    tiles = label_tiles(ALONE, parts, home / "scored", seed).given
     for run in record["runs"]:
         classifier = load_classifier(home / f"tiles-k{run['run']['k']}-to-{run['run']['wanted']}")
-        data = LabelledImages(resized(tiles.files, classifier.size).images, tiles.labels)
-        found = evaluate(predictor(classifier.network), data)
+        data = LabelledImages(resize_images(tiles.files, classifier.size).images, tiles.labels)
+        found = score_classifier(make_predictor(classifier.network), data)
         run["scored_tiles"] = {"accuracy": found.accuracy, "balanced_accuracy": found.balanced}
 
 
@@ -125,15 +128,17 @@ def _pictures(dataset: Path, home: Path, record: dict[str, Any]) -> None:
     run = next(r for r in record["runs"] if r["run"]["name"] == ALONE.name)
     row = next(r for r in run["rows"] if r["method"] == "grad-cam" and r["whole"])
     classifier = load_classifier(home / f"tiles-k{ALONE.k}-to-{ALONE.wanted}")
-    layer = same_place(ALONE.layer, classifier.network.config)
-    mapper = Mapper(classifier, MaskSettings(layer=layer, tiles=ALONE.cuts, whole=True, **row["thresholds"]))
-    pairs = [pair for pair in open_pairs(dataset) if pair.name in record["split"]["test"][:PICTURES]]
+    layer = find_equivalent_layer(ALONE.layer, classifier.network.config)
+    mapper = HeatMapper(
+        classifier, MaskSettings(layer=layer, tiles=ALONE.cuts, whole=True, **row["thresholds"])
+    )
+    pairs = [pair for pair in find_pairs(dataset) if pair.name in record["split"]["test"][:PICTURES]]
     rows = []
     for pair in pairs:
         image, truth = read_image(pair.image), read_bright(pair.mask)
         heat, _ = mapper(image)
         path = home / f"picture-{pair.name}.png"
-        write_picture(path, image, heat, mapper.mask(heat), title="grad-cam, one piece", truth=truth)
+        write_picture(path, image, heat, mapper.threshold(heat), title="grad-cam, one piece", truth=truth)
         rows.append(Image.open(path).convert("RGB"))
     canvas = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
     for number, shown in enumerate(rows):
@@ -175,7 +180,7 @@ def _tables(records: list[dict[str, Any]]) -> str:
             name = f"{run['run']['name']}: {way['method']}{', one piece' if way['whole'] else ''}"
             how = "chosen" if way["chosen"] else "the paper's"
             lines.append([name, how, *scores([w["scores"] for w in of_each])])
-    text.append(markdown(["run: map", "thresholds", *(m.capitalize() for m in COLUMNS)], lines))
+    text.append(format_table(["run: map", "thresholds", *(m.capitalize() for m in COLUMNS)], lines))
     text.append("## The classifiers\n")
     lines = []
     for number, run in enumerate(records[0]["runs"]):
@@ -212,7 +217,7 @@ def _tables(records: list[dict[str, Any]]) -> str:
         "held-out balanced accuracy",
         "share of the commoner class",
     ]
-    text.append(markdown(head, lines))
+    text.append(format_table(head, lines))
     return "\n".join([*text, LIMITS])
 
 
@@ -221,12 +226,10 @@ def scales(dataset: Path) -> None:
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            parts = split(open_pairs(dataset), Reproduction(seed=seed))
-            given, truth = labelled_tiles(load_run("1"), parts, Path(folder), seed)
-            images = resized(given.files, FEATURE_SIDE).images
-        X = np.concatenate(
-            [np.asarray(global_features(images[i : i + 16])) for i in range(0, len(images), 16)]
-        )
+            parts = split_dataset(find_pairs(dataset), ReproductionSettings(seed=seed))
+            given, truth = label_tiles(load_run("1"), parts, Path(folder), seed)
+            images = resize_images(given.files, LIRE_SIDE).images
+        X = map_batches(lambda batch: global_features(batch), images)
         X, labels, truth = (a[~given.held_out] for a in (X, given.labels, truth))
         for name, scaled in _scaled(X).items():
             for k in (50, 200, 250):
@@ -242,7 +245,7 @@ def scales(dataset: Path) -> None:
         "Labels that 100 + 100 tiles of polyps spread over the others, and how many are right, averaged over "
         f"the two classes (a coin has 0.5); over {len(SEEDS)} seeds, with the least and the greatest.\n\n"
     )
-    table = markdown(["features", "k", "joined", "right"], lines)
+    table = format_table(["features", "k", "joined", "right"], lines)
     (RESULTS / "cam_scales.md").write_text(said + table, encoding="utf-8")
     print(said + table)
 
@@ -251,7 +254,7 @@ def _scaled(X: np.ndarray) -> dict[str, np.ndarray]:
     spread = X.std(0)
     return {
         "lire": X,
-        "lire-even": evenly_scaled(X),
+        "lire-even": scale_evenly(X),
         "each number's deviation 1": X / np.where(spread > 0, spread, 1),
     }
 
@@ -266,18 +269,19 @@ COLUMNS = ("jaccard", "dice", "recall", "precision")
 
 def speed(dataset: Path) -> None:
     """Seconds from a decoded image to its mask, by layer, with the paper's network and the small one."""
-    images = [read_image(pair.image) for pair in open_pairs(dataset)[:IMAGES]]
+    images = [read_image(pair.image) for pair in find_pairs(dataset)[:IMAGES]]
     lines, record = [], []
     for name, size, layers in (
         ("b1", 224, (("blocks.14", 2), *((f"blocks.{n}", 1) for n in (13, 14, 20, 22)))),
         (SMALL, CLASSIFIER.size, (("blocks.14", 2), ("blocks.22", 2))),
     ):
-        network = EfficientNet(configuration(name, 2), rngs=nnx.Rngs(0))
+        network = EfficientNet(configure_network(name, 2), rngs=nnx.Rngs(0))
         network.eval()
-        classifier = Classifier(network, ("non-polyp", "polyp"), size, {})
+        card = ClassifierCard(("non-polyp", "polyp"), ClassifierSettings(name, size), epoch=0)
+        classifier = Classifier(network, card.classes, size, card, weights_sha256="")
         for layer, tiles in layers:
-            settings = MaskSettings(layer=same_place(layer, network.config), tiles=tiles)
-            found = throughput(Mapper(classifier, settings), images)
+            settings = MaskSettings(layer=find_equivalent_layer(layer, network.config), tiles=tiles)
+            found = measure_speed(HeatMapper(classifier, settings), images)
             what = f"{name}, {size} pixels, {settings.layer}{', four tiles' if tiles > 1 else ''}"
             lines.append([what, *(f"{s:.3f}" for s in found), *(f"{1 / s:.2f}" for s in found)])
             record.append({"network": name, "size": size, "tiles": tiles, "layer": settings.layer})
@@ -298,7 +302,7 @@ def speed(dataset: Path) -> None:
         f"excluded; seconds, and frames per second. {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}.\n\n"
     )
-    (RESULTS / "cam_speed.md").write_text(said + markdown(head, [paper, *lines]), encoding="utf-8")
+    (RESULTS / "cam_speed.md").write_text(said + format_table(head, [paper, *lines]), encoding="utf-8")
     (RESULTS / "cam_speed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

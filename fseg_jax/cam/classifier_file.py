@@ -1,20 +1,22 @@
-"""A trained classifier as files: its weights with what they mean, and the state that training goes on from.
+"""Write and read a trained classifier, and the state that an interrupted training goes on from.
 
-The weights' file (``encoders/weights/weights_file.py``) says in its metadata which classes there are, which
-size images have and how it was trained. The state is safetensors too: nothing in either is executed.
+The file of weights (``encoders/weights/weights_file.py``) says in its metadata which classes there are, which
+size images have and how it was trained: the classifier's card. The state is safetensors too: nothing in
+either file is executed.
 """
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fseg_jax.cam.classifier import State, Trainer, logits
+from fseg_jax.cam.classifier import ClassifierScore, ClassifierSettings, count_logits
+from fseg_jax.cam.classifier_training import Trainer, TrainingState
 from fseg_jax.encoders.efficientnet.network import EfficientNet
 from fseg_jax.encoders.weights import weights_file
 from fseg_jax.errors import InputError
@@ -26,18 +28,58 @@ WEIGHTS = "classifier.safetensors"
 LARGEST_SIDE = 4096  # pixels of an image that is classified whole
 
 
-class Classifier(NamedTuple):
-    """A classifier: its network, set to evaluate, its classes in order, the side of images it was trained on,
-    and all that its file says.
+@dataclass(frozen=True)
+class ClassifierCard:
+    """What a classifier's file says of it.
+
+    Attributes:
+        classes: Names of the classes, in the order of the logits.
+        training: How it was trained.
+        epoch: Number of epochs it was trained for.
+        held_out_accuracy: Accuracy on the held-out images, if there were any.
+        held_out_balanced_accuracy: Mean recall over the classes on the same images.
+    """
+
+    classes: tuple[str, ...]
+    training: ClassifierSettings
+    epoch: int
+    held_out_accuracy: float | None = None
+    held_out_balanced_accuracy: float | None = None
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Read the card back. Raises ``LookupError`` or ``TypeError`` where it is damaged."""
+        facts = {**content, "classes": tuple(content["classes"])}
+        return cls(**{**facts, "training": ClassifierSettings(**content["training"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the card as it is in files."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A trained classifier.
+
+    Attributes:
+        network: The network, set to evaluate.
+        classes: Names of the classes, in the order of the logits.
+        size: Side in pixels of the images it was trained on.
+        card: What its file says of it.
+        weights_sha256: Hash of its weights.
     """
 
     network: EfficientNet
     classes: tuple[str, ...]
     size: int
-    card: dict[str, Any]
+    card: ClassifierCard
+    weights_sha256: str
 
     def logit(self, name: str) -> tuple[int, bool]:
-        """Which logit speaks of a class, and whether it does so when it is low."""
+        """Return the logit that speaks for a class, and whether the class is meant when it is low.
+
+        Raises ``InputError`` for a class that the classifier does not know.
+        """
         if name not in self.classes:
             near = did_you_mean(name, self.classes)
             raise InputError(f"--class {name}: {near}the classifier knows {', '.join(self.classes)}")
@@ -46,19 +88,26 @@ class Classifier(NamedTuple):
 
 
 def write_classifier(
-    path: Path, trainer: Trainer, state: State, classes: tuple[str, ...], **more: Any
+    path: Path,
+    trainer: Trainer,
+    state: TrainingState,
+    classes: tuple[str, ...],
+    held_out: ClassifierScore | None = None,
 ) -> None:
-    """Write the network as trained so far, with what it means; the file appears whole or not at all.
-
-    ``more`` is what else its card says.
-    """
-    card = {"classes": list(classes), "training": asdict(trainer.settings), "epoch": state.epoch, **more}
+    """Write the network as trained so far, with its card; the file appears whole or not at all."""
+    card = ClassifierCard(
+        classes,
+        trainer.settings,
+        state.epoch,
+        held_out.accuracy if held_out else None,
+        held_out.balanced if held_out else None,
+    )
     weights_file.write_network(
         path,
-        trainer.network(state),
+        trainer.build_network(state),
         trainer.config,
         name=trainer.settings.network,
-        facts={"classifier": json.dumps(card)},
+        facts={"classifier": json.dumps(card.to_json())},
     )
 
 
@@ -76,55 +125,58 @@ def load_classifier(path: Path) -> Classifier:
     loaded = weights_file.load(path)
     network = loaded.network
     try:
-        card = json.loads(loaded.metadata["classifier"])
-        classes, size = tuple(card["classes"]), card["training"]["size"]
-        named = len(set(classes)) == len(classes) > 1 and all(type(name) is str and name for name in classes)
-        sized = type(size) is int and 32 <= size <= LARGEST_SIDE
-        fits = isinstance(network, EfficientNet) and network.config.num_classes == logits(len(classes))
+        card = ClassifierCard.from_json(json.loads(loaded.metadata["classifier"]))
     except (ValueError, LookupError, TypeError, RecursionError):
-        named = sized = fits = False
-    if not (named and sized and fits):
+        card = None
+    if card is None or not isinstance(network, EfficientNet) or not _fits(card, network):
         raise InputError(f"{path}: its card is damaged: train the classifier again with fseg cam train")
-    assert isinstance(network, EfficientNet)
     network.eval()
-    return Classifier(network, classes, size, card | {"weights_sha256": loaded.metadata["sha256"]})
+    return Classifier(network, card.classes, card.training.size, card, loaded.metadata["sha256"])
 
 
-def write_state(path: Path, state: State, fingerprint: str) -> None:
-    """Write what training goes on from."""
-    leaves = jax.tree.leaves((state.parameters, state.statistics, state.optimiser))
+def _fits(card: ClassifierCard, network: EfficientNet) -> bool:
+    """Whether a card's classes and size are possible, and the network has their logits."""
+    classes, size = card.classes, card.training.size
+    named = all(type(name) is str and name for name in classes) and len(set(classes)) == len(classes) > 1
+    sized = type(size) is int and 32 <= size <= LARGEST_SIDE
+    return named and sized and network.config.num_classes == count_logits(len(classes))
+
+
+def write_state(path: Path, state: TrainingState, fingerprint: str) -> None:
+    """Write the state that a training goes on from."""
+    leaves = jax.tree.leaves((state.parameters, state.statistics, state.moments))
     tensors = {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}
-    said = {"epoch": str(state.epoch), "best": repr(state.best), "fingerprint": fingerprint}
-    write_tensors(path, tensors, said)
+    metadata = {"epoch": str(state.epoch), "best": repr(state.best), "fingerprint": fingerprint}
+    write_tensors(path, tensors, metadata)
 
 
-def read_state(path: Path, trainer: Trainer, fingerprint: str) -> State | None:
-    """What training goes on from; None where nothing is, or it is damaged, and begins anew.
+def read_state(path: Path, trainer: Trainer, fingerprint: str) -> TrainingState | None:
+    """Read the state that a training goes on from; None where there is none, or it is damaged.
 
-    Raises ``InputError`` where it is of other images or settings.
+    Raises ``InputError`` where it belongs to a training with other images or settings.
     """
     if not path.exists():
         return None
     begin = trainer.begin
-    leaves, structure = jax.tree.flatten((begin.parameters, begin.statistics, begin.optimiser))
+    leaves, structure = jax.tree.flatten((begin.parameters, begin.statistics, begin.moments))
     try:
         with open_tensors(path) as file:
-            said = file.header.metadata
-            if said.get("fingerprint") != fingerprint:
+            metadata = file.header.metadata
+            if metadata.get("fingerprint") != fingerprint:
                 raise InputError(
                     f"{path}: is of a training with other images or settings: give --overwrite to begin anew"
                 )
-            found = [jnp.asarray(file.get(f"{i:05d}")) for i in range(len(leaves))]
-        if any(a.shape != jnp.shape(b) for a, b in zip(found, leaves, strict=True)):
+            tensors = [jnp.asarray(file.get(f"{i:05d}")) for i in range(len(leaves))]
+        if any(a.shape != jnp.shape(b) for a, b in zip(tensors, leaves, strict=True)):
             return None
-        trees = jax.tree.unflatten(structure, found)
-        return State(int(said["epoch"]), float(said["best"]), *trees)
+        trees = jax.tree.unflatten(structure, tensors)
+        return TrainingState(int(metadata["epoch"]), float(metadata["best"]), *trees)
     except (OSError, KeyError, ValueError, TypeError):
         return None
 
 
-def fingerprint(trainer: Trainer, *arrays: np.ndarray) -> str:
-    """What makes a training what it is, but for how many epochs it takes: settings and images."""
+def fingerprint_training(trainer: Trainer, *arrays: np.ndarray) -> str:
+    """Hash the settings, but for the number of epochs, and the images of a training."""
     settings = {name: value for name, value in asdict(trainer.settings).items() if name != "epochs"}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for array in arrays:

@@ -97,7 +97,7 @@ def global_features(images: Batch) -> Float[Array, "b 226"]:
     return jnp.concatenate(parts, axis=1)
 
 
-def evenly_scaled(X: Float[np.ndarray, "n 226"]) -> Float[np.ndarray, "n 226"]:
+def scale_evenly(X: Float[np.ndarray, "n 226"]) -> Float[np.ndarray, "n 226"]:
     """Divide each of the four features by its deviation over images, so that none outweighs the others.
 
     The paper does not: there Tamura's counts and the colours decide alone. A feature that is the same for all

@@ -1,24 +1,39 @@
-"""What a run of the CAM paper is, and what it comes to."""
+"""The runs of the CAM paper as data: what a run is, and how the runs are repeated."""
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import importlib
+import runpy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
-from fseg_jax.cam.classifier import Settings
-from fseg_jax.cam.masks import MaskScores, Pair
+from fseg_jax.cam.classifier import ClassifierSettings
+from fseg_jax.errors import InputError
 from fseg_jax.methods import cam
+
+RUNS = ("1", "2", "3", "4", "5")  # the paper's; ``configs`` has a file for each
+
+Source = Literal["tiles", "images"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One of the paper's runs: a classifier made with ``k`` clusters, and how its maps become masks.
+    """One of the paper's runs: how its classifier is made, and how its maps become masks.
 
-    ``source``: "tiles", the development images cut into ``cuts`` × ``cuts`` and labelled by their masks, or
-    "images", whole ones, for which images without polyps are given. ``labelled`` of each class are.
-    ``layer`` is b1's; of another network the block at the same place is taken.
+    Attributes:
+        name: Name of the run in tables.
+        source: "tiles": development images cut into tiles, labelled by their masks; "images": whole images,
+            for which images without polyps are given.
+        k: Number of clusters.
+        layer: The layer of b1 that is read; in other networks, the block at the same place.
+        lower: Lower threshold of the map.
+        upper: Upper threshold, if there is one.
+        labelled: Number of images of each class that are labelled before spreading.
+        wanted: Number of labelled images at which spreading stops.
+        cuts: Images are cut into so many × so many tiles.
     """
 
     name: str
-    source: str
+    source: Source
     k: int
     layer: str
     lower: float
@@ -29,13 +44,19 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Reproduction:
-    """How the runs are repeated: ``classifier`` for training; ``test`` and ``validation``, how many images
-    are kept for scoring and (their tiles) for choosing epochs and thresholds; ``features`` to cluster by;
-    ``methods`` whose thresholds are chosen, beside the paper's.
+class ReproductionSettings:
+    """How the runs are repeated.
+
+    Attributes:
+        classifier: How classifiers are trained.
+        test: Share of the images that is kept for scoring.
+        validation: Number of images that choose epochs (with their tiles) and thresholds.
+        features: Features to cluster by.
+        methods: Methods whose thresholds are chosen, beside the paper's masks.
+        seed: Random seed.
     """
 
-    classifier: Settings = Settings()  # noqa: RUF009
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
     test: float = 0.25
     validation: int = 15
     features: str = "lire"
@@ -43,42 +64,19 @@ class Reproduction:
     seed: int = 0
 
 
-class Speed(NamedTuple):
-    """Seconds an image, from the decoded image to its mask: Table 2's first three columns."""
+def load_run(which: str) -> Run:
+    """Load one of the paper's runs by its number, or a Python file that sets ``RUN``.
 
-    average: float
-    minimum: float
-    maximum: float
-
-
-class MethodRow(NamedTuple):
-    """One way to masks of a run: the method, whether images were mapped in one piece, the thresholds and
-    whether they were chosen, the scores.
+    Raises ``InputError`` where it is neither.
     """
-
-    run: str
-    method: str
-    whole: bool
-    thresholds: cam.Band
-    chosen: bool
-    scores: MaskScores
-
-
-class RunResult(NamedTuple):
-    """What a run came to; ``source`` is what it was really made of, tiles where nothing else was given."""
-
-    run: Run
-    source: str
-    rows: list[MethodRow]
-    speed: Speed
-    propagation: dict[str, Any]
-    spread_right: float | None  # of the labels that joined
-    training: dict[str, Any]
-
-
-class Split(NamedTuple):
-    """The images of a dataset: to learn from, to choose by, to score on."""
-
-    development: list[Pair]
-    validation: list[Pair]
-    test: list[Pair]
+    if which in RUNS:
+        run = importlib.import_module(f"fseg_jax.cam.configs.medico2021_run{which}").RUN
+        assert isinstance(run, Run)
+        return run
+    path = Path(which)
+    if path.suffix != ".py" or not path.is_file():
+        raise InputError(f"--run {which}: give 1 to 5, or a Python file that sets RUN")
+    run = runpy.run_path(str(path)).get("RUN")
+    if not isinstance(run, Run):
+        raise InputError(f"{path}: sets no RUN = fseg_jax.cam.runs.Run(…)")
+    return run

@@ -1,5 +1,6 @@
 """``fseg cam``: masks from image labels, step by step, and the paper's runs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,8 @@ def propagate(
     **options: Any,
 ) -> None:
     """Spread the labels of a few images in FOLDER over those that look like them."""
-    from fseg_jax.cam.labels import read_labels
-    from fseg_jax.cam.propagate import PropagationSettings, propagate_folder
+    from fseg_jax.cam.image_labels import read_labels
+    from fseg_jax.cam.propagate_labels import PropagationSettings, propagate_folder
 
     images = read_labels(folder, labels, positive)
     with show_progress(1) as progress:
@@ -141,11 +142,11 @@ def propagate(
             output,
             PropagationSettings(**options),
             overwrite=overwrite,
-            report=progress(folder.name),
+            progress=progress(folder.name),
         ).record
-    for name in record["classes"]:
-        click.echo(f"{name}: {record['given'][name]} labelled, {record['labelled'][name]} after spreading")
-    click.echo(f"{record['unlabelled']} stay unlabelled; {record['rounds']} rounds, {record['ended']}")
+    for name in record.classes:
+        click.echo(f"{name}: {record.given[name]} labelled, {record.labelled[name]} after spreading")
+    click.echo(f"{record.unlabelled} stay unlabelled; {record.rounds} rounds, {record.ended}")
     click.echo(output / "labels.csv")
 
 
@@ -172,12 +173,12 @@ def train(
     **options: Any,
 ) -> None:
     """Train a classifier on FOLDER's labelled images; run again, it goes on where it was."""
-    from fseg_jax.cam.classifier import Settings
+    from fseg_jax.cam.classifier import ClassifierSettings
     from fseg_jax.cam.classifier_file import WEIGHTS
-    from fseg_jax.cam.labels import read_labels
-    from fseg_jax.cam.train import train_folder
+    from fseg_jax.cam.image_labels import read_labels
+    from fseg_jax.cam.train_classifier import train_folder
 
-    settings = Settings(**options)
+    settings = ClassifierSettings(**options)
     settings.check()
     images = read_labels(folder, labels, positive)
     with show_progress(1) as progress:
@@ -188,13 +189,13 @@ def train(
             most=most,
             held_out=held_out,
             overwrite=overwrite,
-            report=progress(folder.name),
+            progress=progress(folder.name),
         )
-    if record["held_out_accuracy"] is not None:
+    if record.held_out_accuracy is not None:
         click.echo(
-            f"accuracy {record['held_out_accuracy']:.3f}, balanced over the classes "
-            f"{record['held_out_balanced_accuracy']:.3f}, on {sum(record['held_out'].values())} images held "
-            f"out, after epoch {record['epoch_kept']}"
+            f"accuracy {record.held_out_accuracy:.3f}, balanced over the classes "
+            f"{record.held_out_balanced_accuracy:.3f}, on {sum(record.held_out.values())} images held "
+            f"out, after epoch {record.epoch_kept}"
         )
     click.echo(output / WEIGHTS)
 
@@ -262,11 +263,12 @@ def segment(
     **options: Any,
 ) -> int:
     """Segment the images of a folder: masks, pictures with heat maps, a table."""
-    from fseg_jax.cam.classifier import same_place
+    from fseg_jax.cam.classifier import find_equivalent_layer
     from fseg_jax.cam.classifier_file import load_classifier
-    from fseg_jax.cam.evaluate import choose_thresholds
-    from fseg_jax.cam.images import find_images
-    from fseg_jax.cam.segment import MaskSettings, segment_files
+    from fseg_jax.cam.heat_mapper import HeatMapper, MaskSettings, choose_thresholds
+    from fseg_jax.cam.image_folder import find_images
+    from fseg_jax.cam.image_pairs import find_pairs, name_file
+    from fseg_jax.cam.segment_images import segment_files
 
     has_lower = context.get_parameter_source("lower") is not click.core.ParameterSource.DEFAULT
     if choose and (has_lower or upper is not None):
@@ -276,20 +278,22 @@ def segment(
     files = find_images(images)
     loaded = load_classifier(classifier)
     if layer is None:
-        layer = same_place(MaskSettings.layer, loaded.network.config)
+        layer = find_equivalent_layer(MaskSettings.layer, loaded.network.config)
     elif layer.isdigit():
         layer = f"blocks.{layer}"
     settings = MaskSettings(layer=layer, lower=lower, upper=upper, **options)
     if choose:
-        settings, dice = choose_thresholds(loaded, settings, choose)
+        mapper = HeatMapper(loaded, settings)
+        band, dice = choose_thresholds(mapper, (pair.read() for pair in find_pairs(choose)))
+        settings = replace(settings, lower=band.lower, upper=band.upper)
         click.echo(f"thresholds {settings.lower:g} and {settings.upper or 1:g}: Dice {dice:.3f} on {choose}")
-    names = [path.relative_to(images).with_suffix("").as_posix() for path in files]
+    names = [name_file(images, path) for path in files]
     with show_progress(1) as progress:
         record = segment_files(
-            files, names, loaded, output, settings, overwrite=overwrite, report=progress(images.name)
+            files, names, loaded, output, settings, overwrite=overwrite, progress=progress(images.name)
         )
     click.echo(output / "masks.csv")
-    return 2 if record["unreadable"] else 0
+    return 2 if record.unreadable else 0
 
 
 @cam.command()
@@ -299,10 +303,10 @@ def segment(
 @combine(seed_option)
 def evaluate(masks: Path, truth: Path, output: Path | None, seed: int) -> None:
     """Score a folder of MASKS against one of true masks, beside two baselines that do not look."""
-    from fseg_jax.cam.masks import evaluate_folder, scores_table
+    from fseg_jax.cam.score_masks import format_scores, score_folder
     from fseg_jax.files.atomic import replacing
 
-    table = scores_table(evaluate_folder(masks, truth, seed))
+    table = format_scores(score_folder(masks, truth, seed))
     click.echo(table, nl=False)
     if output:
         with replacing(output) as part:
@@ -347,23 +351,26 @@ def reproduce(
 
     A quarter of the images is kept for scoring.
     """
-    from fseg_jax.cam.classifier import Settings
-    from fseg_jax.cam.evaluate import load_run, reproduce
-    from fseg_jax.cam.runs import Reproduction
+    from fseg_jax.cam.classifier import ClassifierSettings
+    from fseg_jax.cam.reproduce import TABLES, reproduce
+    from fseg_jax.cam.runs import ReproductionSettings, load_run
 
     loaded = [load_run(which) for which in dict.fromkeys(runs)]
-    setting = Reproduction(
-        classifier=Settings(seed=seed, **options), validation=validation, features=features, seed=seed
+    settings = ReproductionSettings(
+        classifier=ClassifierSettings(seed=seed, **options),
+        validation=validation,
+        features=features,
+        seed=seed,
     )
     with show_progress(1) as progress:
         reproduce(
             dataset,
             output,
             loaded,
-            setting,
+            settings,
             negatives=negatives,
             unlabelled=unlabelled,
             overwrite=overwrite,
-            report=progress(dataset.name),
+            progress=progress(dataset.name),
         )
-    click.echo((output / "results.md").read_text(encoding="utf-8"), nl=False)
+    click.echo((output / TABLES).read_text(encoding="utf-8"), nl=False)

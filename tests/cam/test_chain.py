@@ -10,32 +10,26 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from planted_squares import configure_tiny
 
 from fseg_jax import cli
-from fseg_jax.cam import classifier, train
-from fseg_jax.cam.classifier import Settings
+from fseg_jax.cam import classifier_training, train_classifier
+from fseg_jax.cam.classifier import ClassifierSettings
 from fseg_jax.cam.classifier_file import load_classifier
-from fseg_jax.cam.labels import read_labels
-from fseg_jax.cam.propagate import PropagationSettings, propagate_folder
-from fseg_jax.cam.segment import Mapper, MaskSettings, segment_files
-from fseg_jax.cam.train import train_folder
-from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
+from fseg_jax.cam.heat_mapper import HeatMapper, MaskSettings
+from fseg_jax.cam.image_labels import read_labels
+from fseg_jax.cam.propagate_labels import PropagationSettings, propagate_folder
+from fseg_jax.cam.segment_images import segment_files
+from fseg_jax.cam.train_classifier import train_folder
 from fseg_jax.errors import InputError
 
-TINY = EfficientNetConfig(
-    stem=8, stages=((1, 3, 1, 1, 8), (1, 3, 2, 2, 8)), features=16, num_classes=1, bn_momentum=0.5
-)
-QUICK = Settings(size=32, epochs=5, batch=8, learning_rate=1e-2)
+QUICK = ClassifierSettings(size=32, epochs=5, batch=8, learning_rate=1e-2)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            classifier,
-            "configuration",
-            lambda name, classes: replace(TINY, num_classes=1 if classes == 2 else classes),
-        )
+        patch.setattr(classifier_training, "configure_network", configure_tiny)
         yield
 
 
@@ -113,23 +107,23 @@ def test_the_training_says_what_it_did(folder, trained):
     assert said["epoch_kept"] == next(
         int(row["epoch"]) for row in history if float(row["held_out_accuracy"]) == best
     )
-    assert trained.card["epoch"] == said["epoch_kept"]
+    assert trained.card.epoch == said["epoch_kept"]
     assert [p.name for p in (folder / "trained" / "checkpoints").iterdir()] == ["epoch-005.safetensors"]
-    assert load_classifier(folder / "trained" / "checkpoints" / "epoch-005.safetensors").card["epoch"] == 5
+    assert load_classifier(folder / "trained" / "checkpoints" / "epoch-005.safetensors").card.epoch == 5
 
 
 def test_a_training_goes_on_where_it_was_stopped(folder, trained, tmp_path, monkeypatch):
     images = read_labels(folder / "images", folder / "spread" / "labels.csv")
-    out, real, made = tmp_path / "out", classifier.train, []
+    out, real, numbers = tmp_path / "out", classifier_training.train_epochs, []
 
     def stopped(*arguments):
-        for item in real(*arguments):
-            made.append(item[1].number)
-            yield item
-            if len(made) == 2:
+        for epoch in real(*arguments):
+            numbers.append(epoch.number)
+            yield epoch
+            if len(numbers) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(classifier, "train", stopped)
+    monkeypatch.setattr(classifier_training, "train_epochs", stopped)
     with pytest.raises(KeyboardInterrupt):
         train_folder(images, out, QUICK)
     assert not (out / "training.json").exists()
@@ -138,17 +132,19 @@ def test_a_training_goes_on_where_it_was_stopped(folder, trained, tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "write_record", killed)
+        patch.setattr(train_classifier, "write_json", killed)
         train_folder(images, out, QUICK)
-    assert made == [1, 2, 3, 4, 5] and [path.name for path in out.iterdir()] == [train.BEGUN]
+    assert numbers == [1, 2, 3, 4, 5] and [path.name for path in out.iterdir()] == [
+        train_classifier.UNFINISHED
+    ]
     train_folder(images, out, QUICK)  # nothing is left to be trained
-    assert made == [1, 2, 3, 4, 5] and not (out / train.BEGUN).exists()
+    assert numbers == [1, 2, 3, 4, 5] and not (out / train_classifier.UNFINISHED).exists()
     for name in ("history.csv", "classifier.safetensors"):
         assert (out / name).read_bytes() == (folder / "trained" / name).read_bytes()
     with pytest.raises(InputError, match="exists: give --overwrite"):
         train_folder(images, out, QUICK)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    monkeypatch.setattr(classifier, "train", killed)
+    monkeypatch.setattr(classifier_training, "train_epochs", killed)
     with pytest.raises(KeyboardInterrupt):
         train_folder(images, out, QUICK, overwrite=True)
     assert all(path.read_bytes() == data for path, data in before.items())
@@ -180,7 +176,7 @@ def test_masks_pictures_and_table_of_a_folder(folder, trained, tmp_path):
 
 
 def test_images_of_many_sizes_take_one_program(trained):
-    mapper = Mapper(trained, MaskSettings(layer="blocks.1", tiles=2))
+    mapper = HeatMapper(trained, MaskSettings(layer="blocks.1", tiles=2))
     mapper(np.zeros((64, 64, 3), np.uint8))
     compiled: list[str] = []
 
@@ -201,19 +197,19 @@ def test_images_of_many_sizes_take_one_program(trained):
 def test_tiles_rejection_and_the_other_class(trained, folder):
     image = np.asarray(Image.open(folder / "pairs" / "images" / "01.png"))
     base = MaskSettings(layer="blocks.1", of_class="polyp")
-    whole, chance = Mapper(trained, base)(image)
-    _, other = Mapper(trained, replace(base, of_class="normal"))(image)
+    whole, chance = HeatMapper(trained, base)(image)
+    _, other = HeatMapper(trained, replace(base, of_class="normal"))(image)
     assert chance + other == pytest.approx(1, abs=1e-5)
-    tiled, _ = Mapper(trained, replace(base, tiles=2))(image)
-    quarter, _ = Mapper(trained, base)(image[:32, :32])
+    tiled, _ = HeatMapper(trained, replace(base, tiles=2))(image)
+    quarter, _ = HeatMapper(trained, base)(image[:32, :32])
     np.testing.assert_allclose(tiled[:32, :32], quarter, atol=1e-4)
-    one_piece, _ = Mapper(trained, replace(base, tiles=2, whole=True))(image)
-    twice, _ = Mapper(trained._replace(size=2 * trained.size), base)(image)
+    one_piece, _ = HeatMapper(trained, replace(base, tiles=2, whole=True))(image)
+    twice, _ = HeatMapper(replace(trained, size=2 * trained.size), base)(image)
     np.testing.assert_array_equal(one_piece, twice)
-    rejected, _ = Mapper(trained, replace(base, reject=True))(image)
+    rejected, _ = HeatMapper(trained, replace(base, reject=True))(image)
     assert (rejected == (whole if chance >= 0.5 else 0)).all()
     with pytest.raises(InputError, match="cannot be cut into 2"):
-        Mapper(trained, replace(base, tiles=2))(image[:1])
+        HeatMapper(trained, replace(base, tiles=2))(image[:1])
 
 
 @pytest.mark.parametrize(
@@ -227,7 +223,7 @@ def test_tiles_rejection_and_the_other_class(trained, folder):
 )
 def test_settings_that_cannot_be_are_an_error(trained, settings, message):
     with pytest.raises(InputError, match=message):
-        Mapper(trained, replace(MaskSettings(layer="top"), **settings))
+        HeatMapper(trained, replace(MaskSettings(layer="top"), **settings))
 
 
 def test_two_images_of_one_name_are_an_error(trained, tmp_path):
@@ -264,7 +260,7 @@ def test_all_labelled_is_nothing_to_spread(folder, tmp_path):
     for label in ("polyp", "normal"):
         shutil.copytree(folder / "images" / label, source / label)
     found = propagate_folder(read_labels(source), tmp_path / "out", PropagationSettings(held_out=0, k=5))
-    assert found.record["ended"] == "all images are labelled" and found.record["rounds"] == 0
+    assert found.record.ended == "all images are labelled" and found.record.rounds == 0
     assert rows(tmp_path / "out" / "rounds.csv") == []
 
 
@@ -275,26 +271,26 @@ def test_an_unreadable_image_is_left_out_of_both(folder, tmp_path, caplog):
     found = propagate_folder(read_labels(source), tmp_path / "a", PropagationSettings(k=6))
     assert "broken.png" in caplog.text and len(found.images.files) == 36
     record = train_folder(read_labels(source), tmp_path / "b", replace(QUICK, epochs=1))
-    assert record["unreadable"] == [str(source / "polyp" / "broken.png")]
+    assert record.unreadable == (str(source / "polyp" / "broken.png"),)
 
 
 def test_deep_features_of_an_encoder(folder, tmp_path):
     found = propagate_folder(
         read_labels(folder / "images"), tmp_path / "a", PropagationSettings(k=6, features="classical")
     )
-    assert found.record["settings"]["features"] == "classical" and found.record["rounds"] > 0
+    assert found.record.settings.features == "classical" and found.record.rounds > 0
 
 
 def test_features_on_one_scale(folder, tmp_path):
     read = read_labels(folder / "images")
     found = propagate_folder(read, tmp_path / "a", PropagationSettings(k=6, features="lire-even"))
-    assert found.record["settings"]["features"] == "lire-even" and found.record["rounds"] > 0
+    assert found.record.settings.features == "lire-even" and found.record.rounds > 0
 
 
 def test_no_more_images_than_asked_for(folder, tmp_path):
     images = read_labels(folder / "images")
     record = train_folder(images, tmp_path, replace(QUICK, epochs=1), most=7, held_out=4)
-    assert sorted(record["trained_on"].values()) == [3, 4] and sum(record["held_out"].values()) == 4
+    assert sorted(record.trained_on.values()) == [3, 4] and sum(record.held_out.values()) == 4
 
 
 # ------------------------------------------------------------------------------------ the command line
@@ -348,23 +344,23 @@ def test_the_runs_are_repeated_on_a_dataset(folder, tmp_path, capsys):
 
 
 def test_runs_on_whole_images_take_negatives(folder, tmp_path):
-    from fseg_jax.cam.evaluate import reproduce
-    from fseg_jax.cam.runs import Reproduction, Run
+    from fseg_jax.cam.reproduce import reproduce
+    from fseg_jax.cam.runs import ReproductionSettings, Run
 
     (result,) = reproduce(
         folder / "pairs",
         tmp_path,
         [Run("2", "images", k=4, layer="top", lower=0.4, upper=0.7, labelled=5)],
-        Reproduction(replace(QUICK, epochs=1), validation=4, methods=()),
+        ReproductionSettings(replace(QUICK, epochs=1), validation=4, methods=()),
         negatives=folder / "images" / "normal",
         unlabelled=folder / "images" / "unlabelled",
     )
-    assert result.source == "images" and result.propagation["given"] == {"non-polyp": 5, "polyp": 5}
-    assert len(result.rows) == 1 and result.training["held_out"] == {"non-polyp": 3, "polyp": 4}
+    assert result.source == "images" and result.classifier.propagation.given == {"non-polyp": 5, "polyp": 5}
+    assert len(result.rows) == 1 and result.classifier.training.held_out == {"non-polyp": 3, "polyp": 4}
 
 
 def test_the_papers_runs_are_the_papers():
-    from fseg_jax.cam.evaluate import RUNS, load_run
+    from fseg_jax.cam.runs import RUNS, load_run
 
     runs = [load_run(name) for name in RUNS]
     assert [(r.k, r.layer, r.lower, r.upper) for r in runs] == [

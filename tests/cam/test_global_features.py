@@ -13,9 +13,9 @@ from fseg_jax.cam.global_features import (
     SLICES,
     color_histogram,
     edge_histogram,
-    evenly_scaled,
     global_features,
     luminance_layout,
+    scale_evenly,
     tamura,
 )
 from fseg_jax.errors import InputError
@@ -299,11 +299,11 @@ def test_sizes_that_make_no_sense_are_named(shape, says):
             function(images)
 
 
-def test_evenly_scaled_features_deviate_alike_and_keep_their_numbers_proportions():
+def test_scale_evenly_features_deviate_alike_and_keep_their_numbers_proportions():
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(30, COUNT)) * rng.uniform(1, 500, COUNT)).astype(np.float32)
     X[:, SLICES.luminance_layout] = 7
-    found = evenly_scaled(X)
+    found = scale_evenly(X)
     deviations = [np.sqrt(found[:, where].var(0).sum()) for where in SLICES]
     np.testing.assert_allclose(deviations, [1, 1, 0, 1], atol=1e-5)
     np.testing.assert_array_equal(found[:, SLICES.luminance_layout], 7)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fseg_jax.cam.labels import read_labels, write_table
+from fseg_jax.cam.image_labels import read_labels
+from fseg_jax.cam.step_outputs import write_table
 from fseg_jax.errors import InputError
 
 

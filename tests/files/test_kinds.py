@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save, save_file
 
-from fseg_jax.cam.classifier import Settings
+from fseg_jax.cam.classifier import ClassifierSettings
 from fseg_jax.cam.classifier_file import load_classifier
-from fseg_jax.cam.labels import Labelled
-from fseg_jax.cam.propagate import _features
+from fseg_jax.cam.image_features import describe_images
+from fseg_jax.cam.image_labels import LabelledFolder
 from fseg_jax.codebook import FORMAT, Codebook, load_all, save_all
 from fseg_jax.cohort.manifest import ManifestSlide, select_split
 from fseg_jax.encoders.catalog.names import find_row
@@ -256,9 +256,9 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_nearest():
     assert "did you mean he-small?" in line(lambda: load_all("he-smal"))
     assert "did you mean he-small?" in line(lambda: find_row("he-smal"))
     assert "did you mean uni2-h" in line(lambda: find_row("uni2h"))
-    assert "did you mean small?" in line(Settings(network="smal").check)
-    pictures = Labelled(Path(), (), np.zeros(0, int), ("a", "b"), np.zeros(0, bool))
-    assert "did you mean lire-even" in line(lambda: _features(pictures, "lire-evn", None))
+    assert "did you mean small?" in line(ClassifierSettings(network="smal").check)
+    pictures = LabelledFolder(Path(), (), np.zeros(0, int), ("a", "b"), np.zeros(0, bool))
+    assert "did you mean lire-even" in line(lambda: describe_images(pictures, "lire-evn", None))
     slides = (ManifestSlide("A", Path("a.svs"), split="train"),)
     assert "did you mean train?" in line(lambda: select_split(slides, "trian", "slides.csv"))
 

@@ -13,11 +13,11 @@ import samples
 import tifffile
 
 from fseg_jax import cli
-from fseg_jax.cam import classifier
+from fseg_jax.cam import classifier_training
 from fseg_jax.cam.classifier_file import load_classifier, read_state
-from fseg_jax.cam.images import read_image
-from fseg_jax.cam.labels import read_labels
-from fseg_jax.cam.masks import evaluate_folder
+from fseg_jax.cam.image_folder import read_image
+from fseg_jax.cam.image_labels import read_labels
+from fseg_jax.cam.score_masks import score_folder
 from fseg_jax.codebook import load_all
 from fseg_jax.cohort.job import adopt_kept_settings, hash_feature_settings, load_card, resolve_settings
 from fseg_jax.cohort.manifest import load_manifest
@@ -93,7 +93,7 @@ def published(path: Path) -> None:
 
 @cache
 def _learner() -> Any:
-    return classifier.trainer(samples.LEARNER, 2)
+    return classifier_training.make_trainer(samples.LEARNER, 2)
 
 
 @cache
@@ -155,7 +155,7 @@ def labelled(folder: Path) -> None:
 
 
 def masks(folder: Path) -> None:
-    evaluate_folder(folder / "masks", folder / "truth")
+    score_folder(folder / "masks", folder / "truth")
 
 
 def program(*arguments: str) -> Callable[[Path], None]:

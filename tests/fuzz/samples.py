@@ -13,7 +13,7 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 
-from fseg_jax.cam import classifier, classifier_file
+from fseg_jax.cam import classifier, classifier_file, classifier_training
 from fseg_jax.codebook import Codebook, Provenance, save_all
 from fseg_jax.cohort.job import Job
 from fseg_jax.cohort.manifest import load_manifest
@@ -32,7 +32,7 @@ from fseg_jax.slides.reader import open_slide
 SIDE = 128
 TRUNK = ResNetConfig("basic", (1, 1), (8, 8), stem_channels=8, patches=True)
 TRAINED = simclr.Settings(steps=2, pairs=2)
-LEARNER = classifier.Settings(network="small", size=32, epochs=1, batch=2)
+LEARNER = classifier.ClassifierSettings(network="small", size=32, epochs=1, batch=2)
 SAMPLED = SampleSettings(tiles=2, tile=64, mpp=1.0, tissue="all")
 KEEPING = Settings(tile=64, mpp=1.0, k=2, tissue="all", features="bfloat16", batch=2)
 
@@ -161,12 +161,12 @@ def _published(path: Path) -> None:
 
 
 def _classifier(path: Path) -> None:
-    learner = classifier.trainer(LEARNER, 2)
+    learner = classifier_training.make_trainer(LEARNER, 2)
     classifier_file.write_classifier(path, learner, learner.begin, ("a", "b"))
 
 
 def _training(path: Path) -> None:
-    classifier_file.write_state(path, classifier.trainer(LEARNER, 2).begin, "of this training")
+    classifier_file.write_state(path, classifier_training.make_trainer(LEARNER, 2).begin, "of this training")
 
 
 def _pretraining(path: Path) -> None:

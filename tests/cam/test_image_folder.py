@@ -7,8 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from fseg_jax.cam import images
-from fseg_jax.cam.images import find_images, read_image, resized
+from fseg_jax.cam import image_folder
+from fseg_jax.cam.image_folder import find_images, read_image, resize_images
 from fseg_jax.errors import InputError
 from fseg_jax.files.downloads import cache_folder
 
@@ -52,7 +52,7 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, colours, caplog):
     cut.write_bytes(good.read_bytes()[:200])
     text = tmp_path / "c.jpg"
     text.write_text("no image")
-    read = resized([good, cut, text], 16)
+    read = resize_images([good, cut, text], 16)
     assert read.files == (good,) and read.images.shape == (1, 16, 16, 3)
     assert [path for path, _ in read.unreadable] == [cut, text]
     assert "b.png" in caplog.text and "c.jpg" in caplog.text
@@ -61,30 +61,30 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, colours, caplog):
             read_image(path)
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="none of the 2 images can be read"):
-        resized([cut, text], 16)
+        resize_images([cut, text], 16)
 
 
 def test_resized_once_by_content_and_again_when_it_changes(tmp_path, colours, monkeypatch):
     path = save(tmp_path / "a.png", colours)
-    first = resized([path], 16)
+    first = resize_images([path], 16)
     assert len(list((cache_folder() / "images" / "16").glob("*.npy"))) == 1
     moved = path.rename(tmp_path / "moved.png")
     decoded = []
-    monkeypatch.setattr(images, "read_image", lambda p: decoded.append(p) or read_image(p))
-    np.testing.assert_array_equal(resized([moved], 16).images, first.images)
+    monkeypatch.setattr(image_folder, "read_image", lambda p: decoded.append(p) or read_image(p))
+    np.testing.assert_array_equal(resize_images([moved], 16).images, first.images)
     assert not decoded
-    resized([moved], 24)
+    resize_images([moved], 24)
     save(moved, 255 - colours)
-    assert (resized([moved], 16).images != first.images).any()
+    assert (resize_images([moved], 16).images != first.images).any()
     assert decoded == [moved, moved]
 
 
 def test_a_damaged_cache_is_made_again(tmp_path, colours):
     path = save(tmp_path / "a.png", colours)
-    first = resized([path], 16).images
+    first = resize_images([path], 16).images
     (kept,) = (cache_folder() / "images" / "16").glob("*.npy")
     kept.write_bytes(b"broken")
-    np.testing.assert_array_equal(resized([path], 16).images, first)
+    np.testing.assert_array_equal(resize_images([path], 16).images, first)
     assert np.load(kept).shape == (16, 16, 3)
 
 
@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_looked_at_is_named(tmp_path, colours, monkeypat
 def test_an_image_of_too_many_pixels_is_left_out_and_named(tmp_path, colours, monkeypatch, caplog):
     monkeypatch.setattr("fseg_jax.files.images.MOST_PIXELS", 700)
     good, large = save(tmp_path / "a.png", colours), save(tmp_path / "b.png", np.zeros((40, 40), np.uint8))
-    read = resized([good, large], 16)
+    read = resize_images([good, large], 16)
     assert read.files == (good,)
     assert "b.png: has too many pixels" in caplog.text
 
