@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from fseg_jax.errors import OutputError
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import hex_colour, palette
+from fseg_jax.outputs.lettering import Lettering
+from fseg_jax.outputs.style import FAINT, OKABE_ITO, drawing, save_figure
 
 # A cluster is called collapsed below this share of an even one, or this near to another (of the median
 # distance between centres and their nearest ones).
@@ -23,7 +24,7 @@ COLLAPSED_SIZE, COLLAPSED_DISTANCE = 0.02, 0.05
 # most, and where it has rows enough to say so.
 OWNED, EXPECTED, FEWEST = 0.9, 0.5, 5
 _TILE, _GAP, _MARGIN, _LABEL = 96, 4, 20, 150
-_INK, _FAINT, _WARN = (28, 30, 36), (105, 110, 120), (178, 60, 20)
+_WARN = "#b23c14"
 _TALLEST = 40  # clusters in a column of a contact sheet
 
 
@@ -117,7 +118,7 @@ def write_card(folder: Path, card: Card) -> None:
         folder.mkdir(parents=True)
         _write_curve(folder / "inertia.png", card)
         for of_k in card.of_k:
-            _contact_sheet(of_k, card.unit).save(folder / f"k{of_k.k}.png")
+            _write_contact_sheet(folder / f"k{of_k.k}.png", of_k, card.unit)
         (folder / "card.json").write_text(_numbers(card), encoding="utf-8")
         (folder / "index.html").write_text(_page(card), encoding="utf-8")
     except OSError as error:
@@ -125,51 +126,53 @@ def write_card(folder: Path, card: Card) -> None:
 
 
 def _write_curve(path: Path, card: Card) -> None:
-    """Inertia a row over k: where it stops falling, more clusters say little more."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw inertia a row over k: where it stops falling, more clusters say little more."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
     k = [of_k.k for of_k in card.of_k]
-    axes.plot(k, [of_k.inertia / card.rows for of_k in card.of_k], "o-", color="#0072b2")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(k, [str(value) for value in k])
-    axes.minorticks_off()
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("clusters, k")
-    axes.set_ylabel(f"mean squared distance\nof {card.unit} to their centre")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dadce2", linewidth=0.6)
-    figure.savefig(path)
+    with drawing():
+        figure = Figure(figsize=(4.8, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(k, [of_k.inertia / card.rows for of_k in card.of_k], "o-", color=OKABE_ITO[0])
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(k, [str(value) for value in k])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("clusters, k")
+        axes.set_ylabel(f"mean squared distance\nof {card.unit} to their centre")
+        save_figure(figure, path)
 
 
-def _contact_sheet(of_k: KCard, unit: str) -> Image.Image:
-    """The nearest tiles of each cluster in a line, with its colour, number and share."""
-    most = max(len(some) for some in of_k.nearest)
+def _write_contact_sheet(path: Path, of_k: KCard, unit: str) -> None:
+    """Draw the nearest tiles of each cluster in a line, with its colour, number and share."""
+    most = max(len(tiles) for tiles in of_k.nearest)
     columns = -(-of_k.k // _TALLEST)
     lines = -(-of_k.k // columns)
     width = _LABEL + most * (_TILE + _GAP)
     height = 2 * _MARGIN + 44 + lines * (_TILE + _GAP)
-    sheet = Image.new("RGB", (_MARGIN + columns * (width + _MARGIN), height), "white")
-    draw = ImageDraw.Draw(sheet)
-    heading, text, small = (ImageFont.load_default(size) for size in (22, 17, 13))
-    draw.text((_MARGIN, _MARGIN - 4), f"k = {of_k.k}: the {unit} nearest to each centre", _INK, heading)
+    sheet = np.full((height, _MARGIN + columns * (width + _MARGIN), 3), 255, np.uint8)
+    corners = [
+        (_MARGIN + column * (width + _MARGIN), _MARGIN + 44 + line * (_TILE + _GAP))
+        for column, line in (divmod(j, lines) for j in range(of_k.k))
+    ]
+    for (x, y), tiles in zip(corners, of_k.nearest, strict=True):
+        for i, tile in enumerate(tiles):
+            left = x + _LABEL + i * (_TILE + _GAP)
+            sheet[y : y + _TILE, left : left + _TILE] = tile
     total = max(1, int(of_k.counts.sum()))
-    warned = {warning.cluster: warning.kind for warning in of_k.warnings}
-    for j, (colour, count) in enumerate(zip(palette(of_k.k).tolist(), of_k.counts.tolist(), strict=True)):
-        column, line = divmod(j, lines)
-        x, y = _MARGIN + column * (width + _MARGIN), _MARGIN + 44 + line * (_TILE + _GAP)
-        draw.rounded_rectangle((x, y + 6, x + 16, y + _TILE - 6), 5, tuple(colour))
-        draw.text((x + 26, y + 18), f"cluster {j + 1}", _INK, text)
-        draw.text((x + 26, y + 42), f"{100 * count / total:.2f} %", _FAINT, text)
-        if j + 1 in warned:
-            said = {"site": "one site", "slide": "one slide"}.get(warned[j + 1], warned[j + 1])
-            draw.text((x + 26, y + 68), said, _WARN, small)
-        for i, tile in enumerate(of_k.nearest[j]):
-            sheet.paste(Image.fromarray(tile), (x + _LABEL + i * (_TILE + _GAP), y))
-    return sheet
+    kinds = {warning.cluster: warning.kind for warning in of_k.warnings}
+    with drawing():
+        lettering = Lettering(sheet)
+        lettering.text(_MARGIN, _MARGIN + 18, f"k = {of_k.k}: the {unit} nearest to each centre", 20)
+        for j, (x, y) in enumerate(corners):
+            colour = hex_colour(palette(of_k.k)[j])
+            lettering.box(x, y + 6, 16, _TILE - 12, colour, rounding=5)
+            lettering.text(x + 26, y + 34, f"cluster {j + 1}", 15)
+            lettering.text(x + 26, y + 58, f"{100 * of_k.counts[j] / total:.2f} %", 15, FAINT)
+            if kind := kinds.get(j + 1):
+                label = {"site": "one site", "slide": "one slide"}.get(kind, kind)
+                lettering.text(x + 26, y + 81, label, 13, _WARN)
+        lettering.save(path)
 
 
 def _numbers(card: Card) -> str:

@@ -1,5 +1,6 @@
 """How clusters are named and coloured wherever people meet them: pictures, tables, QuPath, label viewers."""
 
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -82,3 +83,12 @@ def palette(k: int) -> np.ndarray:
 def default_names(k: int) -> tuple[str, ...]:
     """Names for clusters 1…k that nobody has named yet: ``("cluster 1", …)``."""
     return tuple(f"cluster {label}" for label in range(1, k + 1))
+
+
+def hex_colour(colour: Iterable[int]) -> str:
+    """Write a colour, three values of 0…255, as pages and tables do.
+
+    >>> hex_colour((0, 158, 115))
+    '#009e73'
+    """
+    return "#" + "".join(f"{int(value):02x}" for value in colour)

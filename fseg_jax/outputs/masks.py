@@ -4,15 +4,16 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from matplotlib import colormaps
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from scipy import ndimage
 
 from fseg_jax.files.atomic import replacing
+from fseg_jax.outputs.lettering import Lettering, fit_text
+from fseg_jax.outputs.style import drawing
 
 _SIDE = 480  # of a panel: its longer side
 _GAP, _TOP = 12, 34
-_INK = (40, 44, 52)
+_TEXT = 15
 _LINE = (0, 240, 220)
 _HEAT = 0.55
 
@@ -45,20 +46,21 @@ def write_picture(
         panels.append(("Truth", _outlined(image, truth)))
     scale = _SIDE / max(image.shape[:2])
     height, width = (max(1, round(n * scale)) for n in image.shape[:2])
-    font = ImageFont.load_default(17)
-    canvas = Image.new("RGB", ((width + _GAP) * len(panels) + _GAP, height + _TOP + _GAP), "white")
-    draw = ImageDraw.Draw(canvas)
-    for number, (caption, pixels) in enumerate(panels):
-        x = _GAP + number * (width + _GAP)
-        while caption and font.getlength(caption) > width:
-            caption = caption[:-2] + "…"
-        draw.text((x, _TOP - 8), caption, _INK, font, anchor="ls")
-        canvas.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC), (x, _TOP))
-    with replacing(path) as part:
-        canvas.save(part, format="PNG")
+    canvas = np.full((height + _TOP + _GAP, (width + _GAP) * len(panels) + _GAP, 3), 255, np.uint8)
+    corners = [_GAP + number * (width + _GAP) for number in range(len(panels))]
+    for x, (_, pixels) in zip(corners, panels, strict=True):
+        panel = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        canvas[_TOP : _TOP + height, x : x + width] = panel
+    with drawing():
+        lettering = Lettering(canvas)
+        for x, (caption, _) in zip(corners, panels, strict=True):
+            lettering.text(x, _TOP - 8, fit_text(caption, _TEXT, width), _TEXT)
+        lettering.save(path)
 
 
 def _heated(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    from matplotlib import colormaps
+
     grey = image.astype(np.float32).mean(-1, keepdims=True)
     colour = colormaps["inferno"](np.clip(heat, 0, 1))[..., :3].astype(np.float32) * 255
     return ((1 - _HEAT) * grey + _HEAT * colour).round().astype(np.uint8)

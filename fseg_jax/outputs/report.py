@@ -14,7 +14,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.images import load_image
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import hex_colour, palette
 from fseg_jax.outputs.labels import level_for, open_labels
 
 SIDE = 160  # pixels of a thumbnail's longer side; the slide and its labels lie beside each other
@@ -145,7 +145,7 @@ def render(
         data={
             "rows": rows,
             "clusters": clusters,
-            "colours": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in palette(len(clusters)).tolist()],
+            "colours": [hex_colour(colour) for colour in palette(len(clusters))],
         },
     )
 

@@ -19,6 +19,7 @@ from fseg_jax.files.kinds import did_you_mean
 from fseg_jax.files.partial_folders import partial_folder, recover_folder
 from fseg_jax.methods import sic
 from fseg_jax.numerics.pca import reduce_channels
+from fseg_jax.outputs.areas import write_areas
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.embeddings import (
     Embeddings,
@@ -28,7 +29,7 @@ from fseg_jax.outputs.embeddings import (
     open_embeddings,
     try_anndata,
 )
-from fseg_jax.outputs.figures import write_areas, write_overlay
+from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, level_for
 from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with

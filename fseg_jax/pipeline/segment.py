@@ -14,8 +14,9 @@ from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.files.partial_folders import partial_folder
 from fseg_jax.methods import fseg
+from fseg_jax.outputs.areas import write_areas
 from fseg_jax.outputs.colours import default_names, palette
-from fseg_jax.outputs.figures import write_areas, write_overlay
+from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, level_for
 from fseg_jax.pipeline.image import check_codebook
