@@ -43,7 +43,8 @@ def view(
     """Look at a slide's segmentation, and segment it by clicks, in the browser (this machine's only)."""
     check_packages()
     from fseg_jax.pipeline.clicks import SeedSettings
-    from fseg_jax.viewer.server import Folder, serve
+    from fseg_jax.viewer.folder import Folder
+    from fseg_jax.viewer.server import serve
 
     settings = SeedSettings(classes=tuple(classes.split(",")) if classes else None, distance=distance)
     served_folder = Folder(folder, slides, settings)

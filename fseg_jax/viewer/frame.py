@@ -34,8 +34,8 @@ from bokeh.models import (
 from bokeh.plotting import figure
 
 from fseg_jax.viewer import markup
-from fseg_jax.viewer.opened import Opened
 from fseg_jax.viewer.picture import CANVAS, TILE
+from fseg_jax.viewer.session import SlideSession
 
 _KEYS = (
     "1–9: class · Z: undo · Y: redo · M, B, E, L: click, brush, erase, lasso · arrows, +, −: move, zoom · "
@@ -59,13 +59,13 @@ class Frame:
     def __init__(
         self,
         document: Document,
-        opened: Opened,
+        session: SlideSession,
         names: list[str],
         modes: tuple[str, ...],
         heed: Callable[[str], None],
     ) -> None:
-        self._document, self.opened = document, opened
-        self.left = dict(opened.view)
+        self._document, self.session = document, session
+        self.left = dict(session.view)
         self._sheet = InlineStyleSheet(css=text_of("widgets.css"))
         self._command, self._download = TextInput(name="command"), TextInput(name="download")
         self._command.on_change("value", lambda attribute, old, new: heed(new))
@@ -99,7 +99,7 @@ class Frame:
 
         def switched(attribute: str, old: Any, new: list[int]) -> None:
             layer.visible = bool(new)
-            self.opened.keep_view(**{name: layer.visible})
+            self.session.keep_view(**{name: layer.visible})
 
         box.on_change("active", switched)
 
@@ -110,12 +110,12 @@ class Frame:
         for model, attribute in targets:
             setattr(model, attribute, value)
             slider.js_link("value", model, attribute)
-        slider.on_change("value_throttled", lambda a, old, new: self.opened.keep_view(**{name: new}))
+        slider.on_change("value_throttled", lambda a, old, new: self.session.keep_view(**{name: new}))
         self.add(slider, name)
 
     def tile_layer(self, url: str, **options: Any) -> TileRenderer:
         """A layer of tiles, rendered at that address, over the slide."""
-        picture = self.opened.picture
+        picture = self.session.picture
         source = WMTSTileSource(
             url=url,
             tile_size=TILE // 2,
@@ -131,8 +131,8 @@ class Frame:
         return layer
 
     def tile_url(self, kind: str, more: str = "") -> str:
-        name = quote(self.opened.name, safe="")
-        return f"/{kind}/{name}/{{Z}}/{{X}}/{{Y}}?v={self.opened.version}{more}"
+        name = quote(self.session.name, safe="")
+        return f"/{kind}/{name}/{{Z}}/{{X}}/{{Y}}?v={self.session.version}{more}"
 
     def say(self, text: str, problem: str) -> None:
         """Say something in the header; a problem goes before."""
@@ -144,7 +144,7 @@ class Frame:
         self._download.value = f"/files/{quote(file)}?{self._downloads}"
 
     def _build_slide(self) -> None:
-        height, width = self.opened.picture.um
+        height, width = self.session.picture.um
         self.pan, self.lasso = PanTool(), LassoSelectTool(continuous=False, renderers=[])
         wheel = WheelZoomTool()
         canvas = markup.hexed(CANVAS)
@@ -187,18 +187,18 @@ class Frame:
         self.add(self.slide, "slide")
 
     def _build_header(self, names: list[str], modes: tuple[str, ...]) -> None:
-        opened = self.opened
+        session = self.session
         if len(names) > 1:
-            header = Select(value=opened.name, options=names, width=260)
+            header = Select(value=session.name, options=names, width=260)
             code = "window.location.search = '?slide=' + encodeURIComponent(this.value)"
             header.js_on_change("value", CustomJS(code=code))
         else:
-            encoder = opened.made["encoder"]["name"]
-            header = Div(text=markup.title(opened.name, encoder, opened.picture.width, opened.picture.height))
+            picture = session.picture
+            header = Div(text=markup.title(session.name, session.encoder, picture.width, picture.height))
         self.add(header, "header")
         active = self.left.get("mode", 0)
         self.modes = RadioButtonGroup(labels=list(modes), active=active if active in range(len(modes)) else 0)
-        self.modes.on_change("active", lambda attribute, old, new: opened.keep_view(mode=new))
+        self.modes.on_change("active", lambda attribute, old, new: session.keep_view(mode=new))
         self.add(self.modes, "modes")
         fit = self.button("fit", "Whole slide", None)
         fit.js_on_click(CustomJS(code="window.fseg.fit()"))
@@ -206,7 +206,7 @@ class Frame:
 
     def finish(self, tools: list[Any], **parts: bool) -> None:
         """Fill the document. ``tools`` are those of the modes; ``parts`` says which the page has."""
-        picture, opened = self.opened.picture, self.opened
+        picture, session = self.session.picture, self.session
         height, width = picture.um
         script = CustomJS(
             args={
@@ -223,7 +223,7 @@ class Frame:
         # Bokeh's own "ready" waits for layers that are not shown. The slide's size is known once it is drawn.
         self.slide.js_on_change("inner_width", script)
         self.slide.js_on_event(RangesUpdate, CustomJS(code="window.fseg.moved()"))
-        self._document.title = f"{opened.name} · fseg"
+        self._document.title = f"{session.name} · fseg"
         self._document.template_variables.update(parts)
         for root in self._roots:
             self._document.add_root(root)

@@ -8,25 +8,22 @@ opens with.
 import json
 import logging
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bokeh.document import Document
 
 from fseg_jax.errors import explain
 from fseg_jax.viewer import markup
+from fseg_jax.viewer.folder import Folder
 from fseg_jax.viewer.frame import Frame, text_of
-from fseg_jax.viewer.opened import Opened
 from fseg_jax.viewer.picture import LabelLayer
 from fseg_jax.viewer.seed_panel import MODES, SeedPanel
-
-if TYPE_CHECKING:
-    from fseg_jax.viewer.server import Folder
-
+from fseg_jax.viewer.session import SlideSession
 
 _log = logging.getLogger(__name__)
 
 
-def show(document: Document, folder: "Folder", first: str) -> None:
+def show(document: Document, folder: Folder, first: str) -> None:
     """Fill a tab's document with the page of the slide that its address names, or of the ``first``.
 
     A slide that cannot be shown is a page that says why. The ``nonce`` in the template's variables marks the
@@ -52,22 +49,22 @@ def show(document: Document, folder: "Folder", first: str) -> None:
 class Page:
     """One tab with a slide."""
 
-    def __init__(self, document: Document, opened: Opened, names: list[str]) -> None:
-        self._document, self._opened = document, opened
+    def __init__(self, document: Document, session: SlideSession, names: list[str]) -> None:
+        self._document, self._session = document, session
         self._scheduled = False
-        modes = MODES if opened.seeding else ("Move",)
-        self._frame = Frame(document, opened, names, modes, self._heed)
-        self._clusters = _Clusters(self._frame, opened.layer, not opened.seeding) if opened.layer else None
+        modes = MODES if session.seeding else ("Move",)
+        self._frame = Frame(document, session, names, modes, self._heed)
+        self._clusters = _Clusters(self._frame, session.layer, not session.seeding) if session.layer else None
         self._panel = (
-            SeedPanel(self._frame, opened.seeding, self._schedule, document) if opened.seeding else None
+            SeedPanel(self._frame, session.seeding, self._schedule, document) if session.seeding else None
         )
         tools = self._panel.tools if self._panel else [self._frame.pan]
         self._frame.finish(tools, seeding=bool(self._panel), layer=bool(self._clusters))
-        opened.listeners.add(self._schedule)
+        session.listeners.add(self._schedule)
         self._refresh()
 
     def leave(self) -> None:
-        self._opened.listeners.discard(self._schedule)
+        self._session.listeners.discard(self._schedule)
 
     def _heed(self, message: str) -> None:
         """Do what the page's script sends: [a number, what, arguments …]; heed nothing else."""
@@ -76,7 +73,7 @@ class Page:
         except (ValueError, TypeError, RecursionError):
             return
         if what == "view" and arguments:
-            self._opened.keep_view(view=arguments[0])
+            self._session.keep_view(view=arguments[0])
         elif what in ("cluster", "all", "none") and self._clusters:
             self._clusters.heed(what, *arguments)
         elif self._panel:
@@ -93,7 +90,7 @@ class Page:
         if self._panel:
             self._panel.refresh()
         else:
-            self._frame.say("", self._opened.picture.notice)
+            self._frame.say("", self._session.picture.notice)
 
 
 class _Clusters:
@@ -116,7 +113,7 @@ class _Clusters:
         self._hidden = sets[what]
         self._tiles.tile_source.url = self._url()
         self._show()
-        self._frame.opened.keep_view(hidden=sorted(self._hidden))
+        self._frame.session.keep_view(hidden=sorted(self._hidden))
 
     def _url(self) -> str:
         return self._frame.tile_url("labels", "&hide=" + ",".join(map(str, sorted(self._hidden))))

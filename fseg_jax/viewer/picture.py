@@ -8,13 +8,13 @@ is not to be found the thumbnail is all there is, and ``notice`` says so.
 import math
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.labels import LabelPyramid
+from fseg_jax.pipeline.record import SlideFacts
 from fseg_jax.slides.identity import identify
 from fseg_jax.slides.reader import Slide, open_slide, thumbnail
 
@@ -87,32 +87,35 @@ class Picture:
             self.slide.close()
 
 
-def open_picture(
-    made: dict[str, Any], folder: Path, slides: Path | None, stored: np.ndarray | None
-) -> Picture:
-    """Open the slide that a record's ``made`` names: path, height, width and mpp.
+def open_picture(facts: SlideFacts, folder: Path, slides: Path | None, stored: np.ndarray | None) -> Picture:
+    """Open the slide that a record is of, or its thumbnail where the slide is not found.
 
-    It is looked for in the folder ``slides`` where that is given, where it was, and in the folder of the
-    outputs. ``stored`` is a thumbnail of the whole slide to fall back on; without one a slide that is not
-    found is an ``InputError``.
+    Args:
+        facts: Which slide it is.
+        folder: The folder of outputs, where the slide is looked for if it is not where it was.
+        slides: Where to look for it instead; nothing else will do then.
+        stored: A thumbnail of the whole slide, uint8 (h, w, 3), where there is one.
+
+    Raises:
+        InputError: The slide is not found and there is no thumbnail, or ``slides`` does not hold it.
     """
-    was = Path(made["path"])
-    size = (made["height"], made["width"])
+    was = Path(facts.path)
+    size = (facts.height, facts.width)
     places = [slides / was.name] if slides else [was, folder / was.name, folder.parent / was.name]
     problem = _problem_of(slides, was.name) if slides else f"{was.name} is not where it was ({was.parent})"
     for place in places:
         try:
             if not place.exists():
                 continue
-            slide = open_slide(place, made["mpp"])
+            slide = open_slide(place, facts.mpp)
         except (InputError, OSError) as error:
             problem = str(error) if isinstance(error, InputError) else f"{place}: {error.strerror}"
             continue
-        if made.get("identity") not in (None, identify(place)):
+        if facts.identity not in (None, identify(place)):
             problem = f"{place} is another slide than the one of the outputs"
         elif (slide.height, slide.width) == size:
             small = stored if stored is not None else thumbnail(slide, _THUMBNAIL_SIDE)[0]
-            return Picture(slide, size, made["mpp"], small)
+            return Picture(slide, size, facts.mpp, small)
         else:
             found = f"{slide.width} × {slide.height}"
             problem = f"{place} has {found} pixels, the slide of the outputs {size[1]} × {size[0]}"
@@ -121,7 +124,7 @@ def open_picture(
         raise InputError(f"--slides: {problem}")
     if stored is None:
         raise InputError(f"{problem}; say where it is now with --slides FOLDER")
-    picture = Picture(None, size, made["mpp"], stored)
+    picture = Picture(None, size, facts.mpp, stored)
     picture.notice = f"{problem}; this is its thumbnail. Say where it is now with --slides FOLDER"
     return picture
 

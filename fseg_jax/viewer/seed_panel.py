@@ -58,7 +58,7 @@ class SeedPanel:
     def __init__(
         self, frame: Frame, seeding: Seeding, schedule: Callable[[], None], document: Document
     ) -> None:
-        self._frame, self._seeding, self._opened = frame, seeding, frame.opened
+        self._frame, self._seeding, self._session = frame, seeding, frame.session
         self._schedule, self._document = schedule, document
         self._seen = seeding.now  # what numbers of classes here are numbers of
         self._class: int = frame.left.get("class", 1)
@@ -86,7 +86,7 @@ class SeedPanel:
 
     def _build_result(self) -> None:
         frame = self._frame
-        height, width = self._opened.picture.um
+        height, width = self._session.picture.um
         self._mapper = LinearColorMapper(palette=[_CLEAR, "#000000"], low=0, high=2)
         self._mask = ColumnDataSource({"image": [np.zeros((1, 1), np.uint8)]})
         result = frame.slide.image(
@@ -146,8 +146,8 @@ class SeedPanel:
 
     def _finger(self) -> float:
         """How far, in level-0 pixels, a seed may be from where it is erased."""
-        height, width = self._opened.picture.um
-        scale = (self._opened.view.get("view") or {}).get("scale") or max(height, width) / 800
+        height, width = self._session.picture.um
+        scale = (self._session.view.get("view") or {}).get("scale") or max(height, width) / 800
         return max(_FINGER * scale / self._seeding.mpp, 1)
 
     # ---------------------------------------------------------------------------------------- the panel's
@@ -179,7 +179,7 @@ class SeedPanel:
 
     def _choose_class(self, j: int) -> None:
         self._class, self._seen = j, self._seeding.now
-        self._opened.keep_view(**{"class": j})
+        self._session.keep_view(**{"class": j})
         self.refresh()
 
     def _add_class(self) -> None:
@@ -200,16 +200,16 @@ class SeedPanel:
             self._seeding.rename(of, name)
 
     def _build_map(self) -> None:
-        frame, opened = self._frame, self._opened
+        frame, session = self._frame, self._session
         how = frame.left.get("map_as")
         how = how if how in SHOWN_AS else SHOWN_AS[0]
-        self._patches = patches = Patches(frame.slide, self._seeding, opened.picture.um, how)
+        self._patches = patches = Patches(frame.slide, self._seeding, session.picture.um, how)
         patches.source.selected.on_change("indices", lambda attribute, old, new: self._tell_chosen())
         choice = frame.add(Select(value=how, options=list(SHOWN_AS), width=130), "map_as")
 
         def shown_as(attribute: str, old: str, new: str) -> None:
             patches.show_as(new)
-            opened.keep_view(map_as=new)
+            session.keep_view(map_as=new)
 
         choice.on_change("value", shown_as)
         frame.opacity(
@@ -221,7 +221,7 @@ class SeedPanel:
 
         def recoloured(attribute: str, old: int, new: int) -> None:
             self._by_result = new == 1
-            opened.keep_view(coloured=new)
+            session.keep_view(coloured=new)
             patches.colour(self._by_result)
 
         coloured.on_change("active", recoloured)
@@ -236,11 +236,11 @@ class SeedPanel:
         j = classes.index(arguments[0]) if arguments and arguments[0] in classes else None
         if what == "class" and j is not None:
             self._class = j
-            self._opened.keep_view(**{"class": j})
+            self._session.keep_view(**{"class": j})
             self.refresh()
         elif what == "see" and j is not None:
             self._unseen ^= {j}
-            self._opened.keep_view(unseen=sorted(self._unseen))
+            self._session.keep_view(unseen=sorted(self._unseen))
             self._drawn = None
             self.refresh()
         elif what == "unselect":
@@ -274,8 +274,8 @@ class SeedPanel:
         seeding = self._seeding
         if what != "seeds" and await seeding.export(anndata=what == "anndata") is None:
             return
-        file = f"{self._opened.name}{_EXPORTS[what][1]}"
-        if not seeding.now.seeds and not (self._opened.folder / file).exists():
+        file = f"{self._session.name}{_EXPORTS[what][1]}"
+        if not seeding.now.seeds and not (self._session.folder / file).exists():
             seeding.refuse("no seeds yet: place some first")
             return
         try:
@@ -283,7 +283,7 @@ class SeedPanel:
         except InputError as error:
             seeding.refuse(str(error))
             return
-        self._said = f"written: {self._opened.folder / file}"
+        self._said = f"written: {self._session.folder / file}"
         self._document.add_next_tick_callback(lambda: self._frame.offer(file))
         self._schedule()
 
@@ -318,9 +318,9 @@ class SeedPanel:
         self._fewer.disabled = len(now.classes) == 2
         if self._options.active != self._chosen:
             self._options.active = self._chosen
-        if self._opened.map is not None and not self._placed:
+        if self._session.map is not None and not self._placed:
             self._placed = True
-            self._patches.place(self._opened.map)
+            self._patches.place(self._session.map)
             self._patches.colour(self._by_result)
         self._tell_chosen()
         self._frame.say(*self._saying())
@@ -337,7 +337,7 @@ class SeedPanel:
 
     def _saying(self) -> tuple[str, str]:
         seeding = self._seeding
-        notice = seeding.problem or self._opened.picture.notice
+        notice = seeding.problem or self._session.picture.notice
         if not seeding.ready:
             return "" if seeding.problem else "loading the embeddings …", notice
         if seeding.exporting:
@@ -361,8 +361,8 @@ class SeedPanel:
 
     def _tell_chosen(self) -> None:
         patches = self._patches
-        if self._opened.map_progress:
-            text = escape(self._opened.map_progress) + " …"
+        if self._session.map_progress:
+            text = escape(self._session.map_progress) + " …"
         elif patches.chosen:
             text = f"{patches.chosen:,} of {patches.count:,} patches chosen · Esc: none"
         else:
@@ -370,4 +370,4 @@ class SeedPanel:
         self._tally.text = f"<small>{text}</small>"
 
     def _patch_url(self, i: int) -> str:
-        return f"/patch/{quote(self._opened.name, safe='')}/{i}?v={self._opened.version}"
+        return f"/patch/{quote(self._session.name, safe='')}/{i}?v={self._session.version}"

@@ -36,11 +36,10 @@ from tornado.netutil import bind_sockets
 from tornado.web import HTTPError, OutputTransform, RequestHandler, StaticFileHandler
 
 from fseg_jax.errors import InputError, explain, first_line
-from fseg_jax.files.kinds import did_you_mean
-from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.process import raise_if_stopped
-from fseg_jax.viewer.opened import Opened, slide_names
+from fseg_jax.viewer.folder import Folder
 from fseg_jax.viewer.page import show
+from fseg_jax.viewer.session import SlideSession
 
 ADDRESS = "127.0.0.1"
 PORT = 5006
@@ -63,36 +62,6 @@ _HEADERS = {
 
 
 _log = logging.getLogger(__name__)
-
-
-class Folder:
-    """The slides of a folder, opened as they are asked for."""
-
-    def __init__(self, path: Path, slides: Path | None, settings: SeedSettings) -> None:
-        self.path = path
-        self.names = slide_names(path)
-        self._slides, self._settings = slides, settings
-        self._opened: dict[str, Opened] = {}
-
-    def open(self, name: str) -> Opened:
-        """The slide of that name. Raises ``InputError`` where there is none, or it cannot be opened."""
-        if name not in self.names:
-            near = did_you_mean(name, self.names)
-            raise InputError(f"{self.path}: holds no slide {name!r}; {near}it holds {', '.join(self.names)}")
-        if name not in self._opened:
-            self._opened[name] = Opened(self.path, name, self._slides, self._settings)
-            self._opened[name].start()
-        return self._opened[name]
-
-    def get(self, name: str) -> Opened:
-        """A slide that has been opened; 404 if it has not."""
-        if name not in self._opened:
-            raise HTTPError(404)
-        return self._opened[name]
-
-    def close(self) -> None:
-        for opened in self._opened.values():
-            opened.close()
 
 
 class Server(BaseServer):
@@ -152,13 +121,13 @@ def serve(
     async def run() -> None:
         server = None
         try:
-            opened = folder.open(name)
+            session = folder.open(name)
             if seeds:
-                opened.begin_with(seeds)
+                session.begin_with(seeds)
             server = Server(folder, name, port)
             server.start()
-            if opened.picture.notice:
-                _log.warning(opened.picture.notice)
+            if session.picture.notice:
+                _log.warning(session.picture.notice)
             ended = asyncio.Event()
             with suppress(NotImplementedError):  # Windows interrupts the loop by itself
                 for signal_ in (signal.SIGINT, signal.SIGTERM):  # until here they interrupt what is done
@@ -348,6 +317,13 @@ class _Rendered(RequestHandler):
     def initialize(self, renderer: _Renderer) -> None:
         self.renderer = renderer
 
+    def session(self, name: str) -> SlideSession:
+        """Get a slide that the page has opened; no other is served."""
+        session = self.renderer.folder.get(name)
+        if session is None:
+            raise HTTPError(404)
+        return session
+
     async def answer(self, kind: str, key: tuple, make: Callable[[], bytes]) -> None:
         data = await self.renderer.render((type(self).__name__, *key), make)
         self.set_header("Content-Type", kind)
@@ -359,7 +335,7 @@ class _Rendered(RequestHandler):
 class _SlideTile(_Rendered):
     async def get(self, name: str, z: str, x: str, y: str) -> None:
         name = unquote(name)
-        picture = self.renderer.folder.get(name).picture
+        picture = self.session(name).picture
         place = _place(z, x, y)
         if place[0] > picture.deepest + 1:  # Bokeh looks ahead, past what there is
             self.set_status(204)
@@ -370,11 +346,11 @@ class _SlideTile(_Rendered):
 class _LabelTile(_Rendered):
     async def get(self, name: str, z: str, x: str, y: str) -> None:
         name = unquote(name)
-        opened = self.renderer.folder.get(name)
-        layer, place = opened.layer, _place(z, x, y)
+        session = self.session(name)
+        layer, place = session.layer, _place(z, x, y)
         if layer is None:
             raise HTTPError(404)
-        if place[0] > opened.picture.deepest + 1:
+        if place[0] > session.picture.deepest + 1:
             self.set_status(204)
             return
         try:
@@ -388,13 +364,13 @@ class _LabelTile(_Rendered):
 class _Patch(_Rendered):
     async def get(self, name: str, index: str) -> None:
         name = unquote(name)
-        opened = self.renderer.folder.get(name)
-        seeding, i = opened.seeding, int(index)
+        session = self.session(name)
+        seeding, i = session.seeding, int(index)
         if seeding is None or i >= len(seeding.embedded.centers):
             raise HTTPError(404)
         y, x = seeding.embedded.centers[i] * seeding.mpp
         side = seeding.side * seeding.mpp
-        await self.answer("image/jpeg", (name, i), lambda: opened.picture.patch(y, x, side, _PATCH_PIXELS))
+        await self.answer("image/jpeg", (name, i), lambda: session.picture.patch(y, x, side, _PATCH_PIXELS))
 
 
 def _place(z: str, x: str, y: str) -> tuple[int, int, int]:

@@ -39,7 +39,7 @@ from fseg_jax.pretraining import pretrain, simclr
 from fseg_jax.slides.reader import Slide, open_slide, thumbnail
 from fseg_jax.slides.tissue import load_tissue
 from fseg_jax.viewer import annotation
-from fseg_jax.viewer.opened import Opened
+from fseg_jax.viewer.session import SlideSession
 
 
 class Idle(contextlib.AbstractContextManager):
@@ -138,7 +138,7 @@ def sampled(folder: Path) -> None:
 def embeddings(folder: Path) -> None:
     with contextlib.suppress(InputError):
         open_embeddings(folder / "a.embeddings.zarr").read()
-    Opened(folder, "a", None, SeedSettings()).close()
+    SlideSession(folder, "a", None, SeedSettings()).close()
 
 
 def dataset(folder: Path) -> None:

@@ -70,7 +70,8 @@ def in_loop() -> Iterator[Callable]:
 @pytest.fixture
 def start(out, in_loop):
     """Begin to serve ``out``; whoever calls it stops the server and closes the folder."""
-    from fseg_jax.viewer.server import Folder, Server
+    from fseg_jax.viewer.folder import Folder
+    from fseg_jax.viewer.server import Server
 
     def begin() -> tuple[Folder, Server]:
         folder = Folder(out, None, SeedSettings())

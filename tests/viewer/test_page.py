@@ -10,18 +10,18 @@ from bokeh.events import ButtonClick, Tap
 
 from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.viewer.annotation import load
-from fseg_jax.viewer.opened import Opened
 from fseg_jax.viewer.page import Page
+from fseg_jax.viewer.session import SlideSession
 
 STROMA, CRYPT = np.array([[300.0, 60.0]]), np.array([[100.0, 150.0]])
 
 
 class Tab:
-    """A tab of an opened slide, and what a person does in it."""
+    """A tab of an open slide, and what a person does in it."""
 
-    def __init__(self, opened):
+    def __init__(self, session):
         self.document = Document()
-        self.page = Page(self.document, opened, ["tissue"])
+        self.page = Page(self.document, session, ["tissue"])
 
     def model(self, name):
         return self.document.get_model_by_name(name)
@@ -42,9 +42,9 @@ class Tab:
         return next(i for i, row in enumerate(rows) if row.startswith(" on"))
 
 
-def opened(out, script, tabs=1):
+def run_tabs(out, script, tabs=1):
     async def run():
-        slide = Opened(out, "tissue", None, SeedSettings())
+        slide = SlideSession(out, "tissue", None, SeedSettings())
         try:
             return script(slide, *(Tab(slide) for _ in range(tabs)))
         finally:
@@ -67,7 +67,7 @@ def test_a_new_class_is_the_chosen_one(out):
         assert tab.seen() == 8 and "the most there can be" in tab.model("status").text
         assert len(slide.seeding.now.classes) == 9
 
-    opened(out, script)
+    run_tabs(out, script)
 
 
 def test_the_chosen_class_stays_the_same_one_in_every_tab(out):
@@ -84,7 +84,7 @@ def test_the_chosen_class_stays_the_same_one_in_every_tab(out):
         one.press("back")
         assert two.seen() == 2 and two.model("class_name").value == "class 3"
 
-    opened(out, script, tabs=2)
+    run_tabs(out, script, tabs=2)
 
 
 def test_a_click_for_a_class_that_another_tab_has_just_removed_is_refused(out):
@@ -101,7 +101,7 @@ def test_a_click_for_a_class_that_another_tab_has_just_removed_is_refused(out):
         one.click(300, 60)
         assert slide.seeding.now.counts() == [0, 0, 1] and load(out / "tissue.seeds.geojson").seeds
 
-    opened(out, script, tabs=2)
+    run_tabs(out, script, tabs=2)
 
 
 def test_a_name_that_no_file_can_hold_is_refused_on_the_page(out):
@@ -114,7 +114,7 @@ def test_a_name_that_no_file_can_hold_is_refused_on_the_page(out):
         tab.click(300, 60)
         assert load(out / "tissue.seeds.geojson") == slide.seeding.now
 
-    opened(out, script)
+    run_tabs(out, script)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_messages_that_make_no_sense_change_nothing(out, message):
         )
         assert slide.view.get("hidden", []) == []
 
-    opened(out, script)
+    run_tabs(out, script)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_how_the_page_was_left_is_believed_only_where_it_can_be(out, text):
         assert slide.view == {} and tab.seen() == 1
         tab.document.to_json()
 
-    opened(out, script)
+    run_tabs(out, script)
 
 
 def test_exporting_seeds_before_there_are_any_is_refused_and_writes_nothing(out):
     async def run():
-        slide = Opened(out, "tissue", None, SeedSettings())
+        slide = SlideSession(out, "tissue", None, SeedSettings())
         tab = Tab(slide)
         tab.press("seeds")
         await asyncio.sleep(0)

@@ -1,6 +1,7 @@
 """Tiles against the files they are cut from, and masks against the mask that is written."""
 
 import shutil
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -13,6 +14,7 @@ from fseg_jax import open_slide
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.outputs.labels import open_labels
+from fseg_jax.pipeline.record import SlideFacts
 from fseg_jax.pipeline.voting import vote
 from fseg_jax.slides.identity import identify
 from fseg_jax.viewer.mask import MaskPainter
@@ -54,7 +56,7 @@ def test_a_patch_is_where_it_lies(made, picture):
 
 
 def test_a_slide_that_was_moved(made, tmp_path):
-    record = {"path": "/nowhere/tissue.png", "height": 384, "width": 512, "mpp": 1.0}
+    record = SlideFacts("/nowhere/tissue.png", None, "PNG", 384, 512, 1.0)
     stored = np.asarray(Image.open(made / "tissue.png"))
     away = tmp_path / "out"
     away.mkdir()
@@ -73,7 +75,7 @@ def test_a_slide_that_was_moved(made, tmp_path):
     assert beside.slide is not None
     beside.close()
     with pytest.raises(InputError, match=r"--slides: .*512 × 384 pixels, the slide of the outputs 500 × 384"):
-        open_picture(record | {"width": 500}, away, made, stored)
+        open_picture(replace(record, width=500), away, made, stored)
     for where, says in (
         (tmp_path / "none", "none: no such folder"),
         (made / "tissue.png", "give the folder it is in"),
@@ -82,7 +84,7 @@ def test_a_slide_that_was_moved(made, tmp_path):
         with pytest.raises(InputError, match=f"--slides: .*{says}") as caught:
             open_picture(record, away, where, stored)
         assert "\n" not in str(caught.value)
-    too_long = record | {"path": "a" * 300}
+    too_long = replace(record, path="a" * 300)
     assert "\n" not in open_picture(too_long, away, None, stored).notice
 
 
@@ -140,8 +142,8 @@ def test_a_large_slides_mask_is_reduced(made):
 
 def test_another_slide_of_the_same_name_and_size_is_not_shown(made, tmp_path):
     stored = np.asarray(Image.open(made / "tissue.png"))
-    record = {"path": str(tmp_path / "tissue.png"), "height": 384, "width": 512, "mpp": 1.0}
-    record["identity"] = identify(made / "tissue.png")
+    identity = identify(made / "tissue.png")
+    record = SlideFacts(str(tmp_path / "tissue.png"), identity, "PNG", 384, 512, 1.0)
     shutil.copy(made / "tissue.png", tmp_path / "tissue.png")
     same = open_picture(record, tmp_path, None, stored)
     assert same.slide is not None and not same.notice

@@ -18,8 +18,8 @@ from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
 from fseg_jax.viewer import seeding as module
 from fseg_jax.viewer.annotation import Annotation, Seed, load
-from fseg_jax.viewer.opened import Opened, slide_names
 from fseg_jax.viewer.seeding import Seeding
+from fseg_jax.viewer.session import SlideSession, list_slides
 
 SLIDE = {"path": "tissue.png", "height": 384, "width": 512, "mpp": 1.0}
 STROMA, CRYPT = np.array([[300.0, 60.0]]), np.array([[100.0, 150.0]])
@@ -217,12 +217,12 @@ def test_a_bad_file_is_one_line_and_changes_nothing(out, tmp_path, text, says):
 def test_the_server_does_not_start_on_damaged_seeds(out):
     (out / "tissue.seeds.geojson").write_text("{")
     with pytest.raises(InputError, match=r"tissue\.seeds\.geojson: not valid JSON"):
-        Opened(out, "tissue", None, SeedSettings())
+        SlideSession(out, "tissue", None, SeedSettings())
     (out / "tissue.seeds.geojson").unlink()
-    opened = Opened(out, "tissue", None, SeedSettings())  # and the lock was given back
+    session = SlideSession(out, "tissue", None, SeedSettings())  # and the lock was given back
     with pytest.raises(InputError, match="open in another fseg view"):
-        Opened(out, "tissue", None, SeedSettings())
-    opened.close()
+        SlideSession(out, "tissue", None, SeedSettings())
+    session.close()
 
 
 class SurpriseError(Exception):
@@ -359,11 +359,11 @@ async def _classes(seeding):
 
 
 def test_folders_without_slides(tmp_path, out):
-    assert slide_names(out) == ["tissue"]
+    assert list_slides(out) == ["tissue"]
     with pytest.raises(InputError, match="no such folder"):
-        slide_names(tmp_path / "none")
+        list_slides(tmp_path / "none")
     with pytest.raises(InputError, match="holds no slide to look at"):
-        slide_names(tmp_path)
+        list_slides(tmp_path)
 
 
 def test_empty_and_foreign_files_of_the_folder_are_no_slides(tmp_path, out):
@@ -378,9 +378,9 @@ def test_empty_and_foreign_files_of_the_folder_are_no_slides(tmp_path, out):
         ".d.ome.zarr",
     ):
         (out / name).mkdir()
-    assert slide_names(out) == ["tissue"]
+    assert list_slides(out) == ["tissue"]
     with pytest.raises(InputError, match=r"is a file; give the folder of outputs, such as .*out"):
-        slide_names(out / "tissue.csv")
+        list_slides(out / "tissue.csv")
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_a_record_of_another_program_is_one_line(out, text):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (out / "tissue.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=r"tissue\.json: is no record of fseg segment"):
-        Opened(out, "tissue", None, SeedSettings())
+        SlideSession(out, "tissue", None, SeedSettings())
 
 
 def test_killing_the_program_loses_no_seed(out):

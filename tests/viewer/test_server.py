@@ -194,7 +194,8 @@ def test_the_page_runs_no_script_but_its_own(served):
 @pytest.mark.parametrize("name", ["<img src=x onerror=fail()>", "a'b\"c&amp;d", "</title><script>fail()<"])
 def test_a_slides_name_is_no_html(out, in_loop, name):
     from fseg_jax.pipeline.clicks import SeedSettings
-    from fseg_jax.viewer.server import Folder, Server
+    from fseg_jax.viewer.folder import Folder
+    from fseg_jax.viewer.server import Server
 
     for path in list(out.iterdir()):
         name = name.replace("/", "\N{DIVISION SLASH}")
@@ -379,18 +380,19 @@ def test_garbage_is_no_traceback(out, capsys):
 def test_a_signal_swallowed_while_it_starts_ends_it(out, monkeypatch):
     """And nothing is served: the lock is free again."""
     from fseg_jax.pipeline.clicks import SeedSettings
-    from fseg_jax.viewer.opened import Opened
-    from fseg_jax.viewer.server import Folder, serve
+    from fseg_jax.viewer.folder import Folder
+    from fseg_jax.viewer.server import serve
+    from fseg_jax.viewer.session import SlideSession
 
     told: list = []
     before = signal.signal(signal.SIGTERM, stop)
 
-    def begin(opened: Opened) -> None:
+    def begin(session: SlideSession) -> None:
         with suppress(KeyboardInterrupt):  # as a callback does
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
 
-    monkeypatch.setattr(Opened, "start", begin)
+    monkeypatch.setattr(SlideSession, "start", begin)
     try:
         with pytest.raises(KeyboardInterrupt):
             serve(Folder(out, None, SeedSettings()), "tissue", told.append, port=None)
@@ -398,7 +400,7 @@ def test_a_signal_swallowed_while_it_starts_ends_it(out, monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
         STOPPED.clear()
-    Opened(out, "tissue", None, SeedSettings()).close()
+    SlideSession(out, "tissue", None, SeedSettings()).close()
 
 
 def test_the_page_asks_nobody_else(served):
@@ -441,26 +443,27 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_how_the_page_was_left_is_kept(out):
     from fseg_jax.pipeline.clicks import SeedSettings
-    from fseg_jax.viewer.opened import Opened
+    from fseg_jax.viewer.session import SlideSession
 
     async def change():
-        opened = Opened(out, "tissue", None, SeedSettings())
-        opened.keep_view(view={"x": 1, "y": 2, "scale": 3}, mode=1)
-        opened.close()
+        session = SlideSession(out, "tissue", None, SeedSettings())
+        session.keep_view(view={"x": 1, "y": 2, "scale": 3}, mode=1)
+        session.close()
 
     asyncio.run(change())
-    again = Opened(out, "tissue", None, SeedSettings())
+    again = SlideSession(out, "tissue", None, SeedSettings())
     assert again.view == {"view": {"x": 1, "y": 2, "scale": 3}, "mode": 1}
     again.close()
     (out / "tissue.view.json").write_text(json.dumps([1]))
-    damaged = Opened(out, "tissue", None, SeedSettings())
+    damaged = SlideSession(out, "tissue", None, SeedSettings())
     assert damaged.view == {}
     damaged.close()
 
 
 def test_a_slide_that_is_only_segmented(out, in_loop):
     from fseg_jax.pipeline.clicks import SeedSettings
-    from fseg_jax.viewer.server import Folder, Server
+    from fseg_jax.viewer.folder import Folder
+    from fseg_jax.viewer.server import Server
 
     for path in out.glob("tissue.embeddings.*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

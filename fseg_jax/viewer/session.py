@@ -16,6 +16,7 @@ from fseg_jax.files.partial_folders import recover_folder
 from fseg_jax.outputs.embeddings import RECORD, embedded_slides, open_embeddings
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings
+from fseg_jax.pipeline.record import SlideFacts
 from fseg_jax.process import raise_if_stopped
 from fseg_jax.viewer.annotation import write_whole
 from fseg_jax.viewer.picture import LabelLayer, open_picture
@@ -25,7 +26,7 @@ from fseg_jax.viewer.seeding import Seeding
 _SAVED_AFTER = 0.3  # seconds in which the view has not moved
 
 
-def slide_names(folder: Path) -> list[str]:
+def list_slides(folder: Path) -> list[str]:
     """The slides of a folder that can be looked at: those embedded, and those segmented."""
     try:
         names = _names_in(folder)
@@ -47,7 +48,7 @@ def _names_in(folder: Path) -> list[str]:
     return sorted({*embedded_slides(folder), *segmented})
 
 
-class Opened:
+class SlideSession:
     """One slide of a folder, for any number of tabs. ``listeners`` are called after everything that changes.
 
     ``seeding`` is None where the slide has no embeddings, ``layer`` where it has not been segmented. Raises
@@ -64,17 +65,17 @@ class Opened:
         self.version = secrets.token_hex(4)  # in the tiles' addresses: a browser keeps those of before
         self._lock = _lock(folder, name)
         try:
-            stored = None
-            embeddings = folder / f"{name}.embeddings.zarr"
+            thumbnail = None
             if _holds(folder / f"{name}{RECORD}"):
-                embedded = open_embeddings(embeddings)
-                stored, self.made = embedded.thumbnail, embedded.provenance
+                embedded = open_embeddings(folder / f"{name}.embeddings.zarr")
+                thumbnail = embedded.thumbnail
+                slide, self.encoder = _parse_record(embedded.provenance)
             else:
-                self.made = _record(folder / f"{name}.json")
+                slide, self.encoder = _read_record(folder / f"{name}.json")
             raise_if_stopped()
-            self.picture = open_picture(self.made["slide"], folder, slides, stored)
+            self.picture = open_picture(slide, folder, slides, thumbnail)
             raise_if_stopped()
-            if stored is not None:
+            if thumbnail is not None:
                 self.seeding = Seeding(folder, name, settings, self.tell)
                 self.map = read_projection(folder, name, self.seeding.embedded)
             if (folder / f"{name}.ome.zarr").exists():
@@ -188,21 +189,23 @@ def _holds(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _parse_record(record: Any) -> tuple[SlideFacts, str]:
+    """Get the slide and the encoder's name from a record; LookupError, TypeError or ValueError without."""
+    encoder = record["encoder"]["name"]
+    if not isinstance(encoder, str):
+        raise TypeError("the encoder's name is no text")
+    return SlideFacts.from_json(record["slide"]), encoder
+
+
+def _read_record(path: Path) -> tuple[SlideFacts, str]:
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-        slide = made["slide"]
-        named = isinstance(slide["path"], str) and isinstance(made["encoder"]["name"], str)
-        sized = all(type(slide[side]) is int and 0 < slide[side] < 1 << 31 for side in ("height", "width"))
-        if named and sized and _number(slide["mpp"]) and slide["mpp"] > 0:
-            return made
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        pass
-    raise InputError(f"{path}: is no record of fseg segment")
+        return _parse_record(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{path}: is no record of fseg segment") from None
 
 
 def _left(path: Path) -> dict[str, Any]:
-    """How the page was left; where the file is not ours, as if it had never been opened."""
+    """How the page was left; where the file is not ours, as if it had never been session."""
     try:
         return _valid(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
