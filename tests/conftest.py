@@ -1,9 +1,10 @@
-"""Strictness for every test: shapes and dtypes checked at run time, no silent rank promotion, no user's
-cache."""
+"""Make every test strict: shapes and dtypes are checked at run time, rank promotion is an error.
+
+No test reads the user's cache.
+"""
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +23,10 @@ _HOOK = install_import_hook(
     "beartype.beartype",
 )
 
-# The session's processes compile a program once between them. JAX does not write an entry in one step: one
-# that is read too early is warned of and compiled anew, and no test is to read that warning on stderr.
-_PROGRAMS = tempfile.TemporaryDirectory(prefix="fseg-programs-")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _PROGRAMS.name)
+# Compiled programs are shared by the processes of a run, and kept for the next. JAX does not write one in one
+# step: where it is read half-written, it is compiled again, with a warning that no test is to see on stderr.
+_PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache entry:UserWarning")
 # Several processes test at once: on an accelerator none may take all of its memory.

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import rasterio.features
 import shapely
-from affine import Affine
 from PIL import Image
+from rasterio import Affine
 from scipy import ndimage
 from skimage import filters
 
