@@ -41,7 +41,7 @@ from fseg_jax.outputs.figures import tint
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.plan import Settings
 from fseg_jax.pipeline.segment import segment_slide
-from fseg_jax.slides.reader import open_slide, thumbnail
+from fseg_jax.slides.reader import open_slide, read_thumbnail
 
 MPP = 4.0  # µm a pixel of the labels that are measured
 BORDER, TIMES = 32.0, 2.0  # µm; how often the tissue's own share
@@ -123,12 +123,12 @@ def measured(field: Field, picture: list[Image.Image]) -> Iterator[dict[str, Any
             settings = Settings(k=OWN, mode=mode, mpp=field.mpp, mpp_override=field.mpp_override)
             with tempfile.TemporaryDirectory() as folder, open_slide(field.path, field.mpp_override) as slide:
                 if not picture:
-                    picture.append(_panel(thumbnail(slide, PANEL)[0], None, field.name))
+                    picture.append(_panel(read_thumbnail(slide, PANEL)[0], None, field.name))
                 segment_slide(slide, Path(folder), encoder, codebook, settings)
                 pyramid = open_labels(Path(folder) / f"{slide.name}.ome.zarr")
                 level = int(np.argmin(np.abs(np.log(np.array(pyramid.mpp) / MPP))))
                 labels = pyramid.read(level)
-                image = thumbnail(slide, PANEL)[0]
+                image = read_thumbnail(slide, PANEL)[0]
             looks = looks_of(labels, pyramid.mpp[level])
             clusters = f"its own {OWN}" if codebook is None else f"shipped {SHIPPED_K}"
             told = ", ".join(f"{name} {value:.3g}" for name, value in looks._asdict().items())

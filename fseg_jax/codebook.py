@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fseg_jax.errors import InputError, first_line
-from fseg_jax.files.kinds import CODEBOOK, did_you_mean, kind_of
+from fseg_jax.files.kinds import CODEBOOK, describe_kind, suggest_names
 from fseg_jax.files.paths import is_file
 from fseg_jax.files.tensor_header import BrokenFileError, Tensors, open_tensors
 from fseg_jax.files.tensors import write_tensors
@@ -125,7 +125,7 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
     """Read every codebook of a file, by k: ours (safetensors), or the authors' (joblib, ``{k: (k, c)}``)."""
     path = shipped() if str(path) == SHIPPED else Path(path)
     if not is_file(path):
-        near = did_you_mean(str(path), [SHIPPED])
+        near = suggest_names(str(path), [SHIPPED])
         raise InputError(
             f"{path}: no such codebook file; {near.strip() or 'give one from fseg fit, or he-small'}"
         )
@@ -134,12 +134,12 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
     try:
         with open_tensors(path) as file:
             if file.header.metadata.get("format") != FORMAT:
-                raise InputError(f"{path}: {kind_of(path)}, not a codebook")
+                raise InputError(f"{path}: {describe_kind(path)}, not a codebook")
             provenance = Provenance(**json.loads(file.header.metadata["provenance"]))
             _check_provenance(provenance)
             books = {int(name): Codebook(_floats(file, name), provenance) for name in file.header.entries}
     except BrokenFileError as error:
-        kind = kind_of(path)
+        kind = describe_kind(path)
         said = f"damaged ({error})" if kind.startswith("a damaged") else f"{kind}, not a codebook"
         raise InputError(f"{path}: {said}: give one from fseg fit or fseg codebook import") from error
     except OSError as error:

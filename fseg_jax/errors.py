@@ -24,7 +24,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
+def note_work(what: str) -> Iterator[None]:
     """Let whatever fails in the block, and is nobody's ``InputError``, say in which work it did."""
     try:
         yield

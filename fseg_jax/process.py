@@ -20,7 +20,7 @@ def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def silence_swallowed() -> None:
+def silence_swallowed_interrupts() -> None:
     """Have Python not print the interruptions that callbacks swallow: they are remembered, and heeded."""
     tell = sys.unraisablehook
 
@@ -43,20 +43,20 @@ def raise_if_stopped() -> None:
         raise KeyboardInterrupt
 
 
-def share_the_heap() -> None:
+def limit_heaps() -> None:
     """Let threads share two heaps: with one each, what decoders free is kept as many times over."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # musl has no mallopt, nor the trouble
             ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
-def log(verbose: int) -> None:
+def set_verbosity(verbose: int) -> None:
     """Write to stderr what the program says of its work: warnings, with 1 what it does, with 2 all."""
     logging.basicConfig(format="fseg: %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("fseg_jax").setLevel(_LEVELS[min(verbose, 2)])
 
 
-def verbosity() -> int:
-    """What ``log`` was given last, for processes that are to say as much."""
+def get_verbosity() -> int:
+    """What ``set_verbosity`` was given last, for processes that are to say as much."""
     level = logging.getLogger("fseg_jax").level
     return _LEVELS.index(level) if level in _LEVELS else 0

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 UNKNOWN = "unknown"
 
 
-def version_of(package: str) -> str:
+def find_version(package: str) -> str:
     """A package's version, or ``"unknown"`` where it is not installed."""
     try:
         return version(package)
@@ -14,6 +14,6 @@ def version_of(package: str) -> str:
         return UNKNOWN
 
 
-def versions_of(packages: Iterable[str]) -> dict[str, str]:
+def find_versions(packages: Iterable[str]) -> dict[str, str]:
     """The versions of packages, by name."""
-    return {package: version_of(package) for package in packages}
+    return {package: find_version(package) for package in packages}

@@ -13,7 +13,7 @@ from fseg_jax.cli.fit import _show_progress
 from fseg_jax.cli.pretrain import _bar
 from fseg_jax.cli.terminal import show_progress
 from fseg_jax.cohort.engines import Local, _Worker
-from fseg_jax.process import STOPPED, silence_swallowed
+from fseg_jax.process import STOPPED, silence_swallowed_interrupts
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_and_it_is_no_traceback(swallowed, monkeypatch, capsys):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
-    silence_swallowed()
+    silence_swallowed_interrupts()
     for callback, told in ((interrupted, False), (failed, True)):
         thing = Thing()
         reference = weakref.ref(thing, callback)

@@ -11,7 +11,7 @@ import pytest
 
 from fseg_jax import versions
 from fseg_jax.pipeline.record import made_with
-from fseg_jax.versions import version_of, versions_of
+from fseg_jax.versions import find_version, find_versions
 
 # Stands in for an environment in which this package was never installed.
 WITHOUT = """
@@ -38,8 +38,8 @@ def not_installed(monkeypatch):
 
 
 def test_a_package_that_is_not_installed_has_an_unknown_version(not_installed):
-    assert version_of("fseg-jax") == "unknown" and version_of("numpy") == np.__version__
-    assert versions_of(("fseg-jax", "numpy")) == {"fseg-jax": "unknown", "numpy": np.__version__}
+    assert find_version("fseg-jax") == "unknown" and find_version("numpy") == np.__version__
+    assert find_versions(("fseg-jax", "numpy")) == {"fseg-jax": "unknown", "numpy": np.__version__}
     assert made_with().versions["fseg-jax"] == "unknown"
 
 

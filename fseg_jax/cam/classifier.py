@@ -26,7 +26,7 @@ from fseg_jax.encoders.efficientnet.network import (
     configure_efficientnet,
 )
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.kinds import suggest_names
 from fseg_jax.numerics.arrays import Array, Images
 
 Start = Literal["random", "imagenet"]
@@ -64,7 +64,7 @@ class ClassifierSettings:
     def check(self) -> None:
         """Raise ``InputError`` for settings that cannot be trained with."""
         if self.network not in NETWORKS:
-            near = did_you_mean(self.network, NETWORKS)
+            near = suggest_names(self.network, NETWORKS)
             raise InputError(f"--network {self.network}: {near}choose {', '.join(NETWORKS)}")
         if self.start not in get_args(Start):
             raise InputError(f"--start {self.start}: choose {', '.join(get_args(Start))}")

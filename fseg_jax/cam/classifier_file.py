@@ -20,7 +20,7 @@ from fseg_jax.cam.classifier_training import Trainer, TrainingState
 from fseg_jax.encoders.efficientnet.network import EfficientNet
 from fseg_jax.encoders.weights import weights_file
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import did_you_mean, kind_of
+from fseg_jax.files.kinds import describe_kind, suggest_names
 from fseg_jax.files.tensor_header import open_tensors
 from fseg_jax.files.tensors import write_tensors
 
@@ -81,7 +81,7 @@ class Classifier:
         Raises ``InputError`` for a class that the classifier does not know.
         """
         if name not in self.classes:
-            near = did_you_mean(name, self.classes)
+            near = suggest_names(name, self.classes)
             raise InputError(f"--class {name}: {near}the classifier knows {', '.join(self.classes)}")
         position = self.classes.index(name)
         return (0, position == 0) if len(self.classes) == 2 else (position, False)
@@ -119,7 +119,7 @@ def load_classifier(path: Path) -> Classifier:
     path = Path(path)
     if path.is_dir():
         path = path / WEIGHTS
-    kind = kind_of(path)
+    kind = describe_kind(path)
     if path.exists() and "classifier" not in kind and not kind.startswith(("a damaged", "an empty")):
         raise InputError(f"{path}: {kind}, not a classifier: give one that fseg cam train wrote")
     loaded = weights_file.load(path)

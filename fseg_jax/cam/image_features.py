@@ -11,7 +11,7 @@ from fseg_jax.cam.batching import Batch, map_batches
 from fseg_jax.cam.image_folder import resize_images
 from fseg_jax.cam.image_labels import LabelledFolder
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.kinds import suggest_names
 from fseg_jax.process import Progress
 
 LIRE = "lire"  # the paper's four features, in LIRE's scales
@@ -52,7 +52,7 @@ def _load_descriptor(name: str) -> tuple[int, Callable[[Batch], Float[Array, "ba
     from fseg_jax.encoders.catalog.published import CATALOG
     from fseg_jax.encoders.load import load_encoder
 
-    near = did_you_mean(name, (LIRE, LIRE_EVEN))
+    near = suggest_names(name, (LIRE, LIRE_EVEN))
     if near and name.lower() not in CATALOG and not Path(name).exists():
         raise InputError(f"--features {name}: {near}it is lire, lire-even, or an encoder's name")
     encoder = load_encoder(name)

@@ -16,10 +16,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.downloads import cache_folder
 from fseg_jax.files.images import load_image
-from fseg_jax.files.paths import check_folder, files_of
+from fseg_jax.files.paths import check_folder, list_files
 from fseg_jax.process import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -52,7 +52,7 @@ def find_images(folder: Path, *, deep: bool = True) -> list[Path]:
     check_folder(folder, "give a folder of images")
     images = [
         path
-        for path in files_of(folder, deep=deep)
+        for path in list_files(folder, deep=deep)
         if path.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
@@ -131,7 +131,7 @@ def _resize_cached(path: Path, side: int, cache: Path) -> UInt8[np.ndarray, "sid
     image = resize_image(read_image(path), side)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with replacing(entry) as part, part.open("wb") as file:
+        with replace_atomically(entry) as part, part.open("wb") as file:
             np.save(file, image)
     except (OSError, InputError) as error:
         _LOG.debug("%s is not cached: %s", path, error)  # slower the next time, nothing worse

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 
 from fseg_jax.cam.image_folder import find_images
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.kinds import suggest_names
 from fseg_jax.outputs.csv_table import plain
 
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
@@ -85,7 +85,7 @@ def read_labels(folder: Path, table: Path | None = None, positive: str | None = 
         if positive not in classes:
             listed = ", ".join(classes) or "none at all"
             raise InputError(
-                f"--positive {positive}: {did_you_mean(positive, classes)}the labels are {listed}"
+                f"--positive {positive}: {suggest_names(positive, classes)}the labels are {listed}"
             )
         classes = [name for name in classes if name != positive] + [positive]
     labels = np.array([classes.index(name) if name else -1 for name in names], np.int64)

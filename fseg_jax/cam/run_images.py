@@ -17,7 +17,7 @@ from fseg_jax.cam.image_labels import LabelledFolder
 from fseg_jax.cam.image_pairs import ImagePair
 from fseg_jax.cam.runs import ReproductionSettings, Run
 from fseg_jax.errors import InputError
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.slides.masks import read_bright
 
 POSITIVE, NEGATIVE = "polyp", "non-polyp"
@@ -82,7 +82,7 @@ def label_tiles(run: Run, split: DatasetSplit, out: Path, seed: int) -> RunImage
             path = folder / f"{pair.name.replace('/', '_')}-{row}-{column}.png"
             if not path.exists():
                 image = read_image(pair.image) if image is None else image
-                with replacing(path) as part:
+                with replace_atomically(path) as part:
                     Image.fromarray(image[box]).save(part, format="PNG")
             share = mask[box].mean()
             files.append(path)

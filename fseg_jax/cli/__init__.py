@@ -22,15 +22,15 @@ from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
 from fseg_jax.cli.terminal import CommandGroup, accept_verbose, run_command
 from fseg_jax.cli.view import view
-from fseg_jax.process import STOPPED, share_the_heap, silence_swallowed, stop, stop_once
-from fseg_jax.versions import version_of
+from fseg_jax.process import STOPPED, limit_heaps, silence_swallowed_interrupts, stop, stop_once
+from fseg_jax.versions import find_version
 
 
 def run() -> None:
     """Run ``main`` as a program: heed every signal to stop, and end at once."""
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    silence_swallowed()
+    silence_swallowed_interrupts()
     try:
         main()
     except (SystemExit, KeyboardInterrupt):
@@ -49,14 +49,14 @@ def run() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 something found wanting, 2 bad input, 130 interrupted."""
-    share_the_heap()
+    limit_heaps()
     sys.exit(run_command(cli, arguments, "fseg"))
 
 
 @click.group(
     cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(version_of("fseg-jax"), prog_name="fseg")
+@click.version_option(find_version("fseg-jax"), prog_name="fseg")
 def cli() -> None:
     """Unsupervised segmentation of pathology slides."""
 

@@ -304,12 +304,12 @@ def segment(
 def evaluate(masks: Path, truth: Path, output: Path | None, seed: int) -> None:
     """Score a folder of MASKS against one of true masks, beside two baselines that do not look."""
     from fseg_jax.cam.score_masks import format_scores, score_folder
-    from fseg_jax.files.atomic import replacing
+    from fseg_jax.files.atomic import replace_atomically
 
     table = format_scores(score_folder(masks, truth, seed))
     click.echo(table, nl=False)
     if output:
-        with replacing(output) as part:
+        with replace_atomically(output) as part:
             part.write_text(table, encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fseg_jax.files.downloads import cache_folder
-from fseg_jax.versions import version_of
+from fseg_jax.versions import find_version
 
 LEAST_PYTHON = (3, 11)
 FREE_BYTES = 5e9  # for the largest encoder as published, or the labels of a cohort's first slides
@@ -117,7 +117,7 @@ def _jax() -> _Result:
     import flax  # noqa: F401
     import jax  # noqa: F401
 
-    return _Result(True, ", ".join(f"{name} {version_of(name)}" for name in ("jax", "jaxlib", "flax")))
+    return _Result(True, ", ".join(f"{name} {find_version(name)}" for name in ("jax", "jaxlib", "flax")))
 
 
 def _devices() -> _Result:
@@ -183,7 +183,9 @@ def _tensorstore() -> _Result:
         spec = {"driver": "zarr3", "kvstore": store, "metadata": {"codecs": [{"name": "zstd"}]}}
         ts.open(spec, create=True, dtype=ts.uint8, shape=written.shape).result().write(written).result()
         read = ts.open({"driver": "zarr3", "kvstore": store}).result().read().result()
-    return _Result(bool(np.array_equal(read, written)), f"{version_of('tensorstore')} writes and reads Zarr")
+    return _Result(
+        bool(np.array_equal(read, written)), f"{find_version('tensorstore')} writes and reads Zarr"
+    )
 
 
 def _main_job() -> _Result:

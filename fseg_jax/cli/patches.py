@@ -88,9 +88,9 @@ def seed(
 ) -> None:
     """Segment an embedded slide from a few clicks: SEEDS is GeoJSON points, as QuPath exports them."""
     from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
-    from fseg_jax.slides.reader import slide_name
+    from fseg_jax.slides.reader import name_outputs
 
     class_names = tuple(classes.split(",")) if classes else None
     settings = SeedSettings(class_names, metric, **options)
     record = seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, overwrite=overwrite)
-    click.echo(folder / f"{slide_name(Path(record['slide']['path']))}.sic.png")
+    click.echo(folder / f"{name_outputs(Path(record['slide']['path']))}.sic.png")

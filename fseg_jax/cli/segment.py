@@ -78,10 +78,10 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     from fseg_jax.pipeline.plan import Settings
     from fseg_jax.pipeline.record import check_outputs
     from fseg_jax.pipeline.segment import output_paths, segment_slide
-    from fseg_jax.slides.reader import open_slide, slide_name
+    from fseg_jax.slides.reader import name_outputs, open_slide
 
     tissue = pop_tissue_setting(options)
-    names = [slide_name(slide) for slide in slides]
+    names = [name_outputs(slide) for slide in slides]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise InputError(
             f"several slides are called {sorted(repeated)[0]!r}: segment them to different folders"

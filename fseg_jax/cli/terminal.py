@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from fseg_jax.errors import doing, explain
-from fseg_jax.files.kinds import did_you_mean
-from fseg_jax.process import Progress, log, raise_if_stopped
+from fseg_jax.errors import explain, note_work
+from fseg_jax.files.kinds import suggest_names
+from fseg_jax.process import Progress, raise_if_stopped, set_verbosity
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def run_command(command: click.Command, arguments: list[str] | None, name: str) 
     Returns:
         0: done. 1: something failed that the command reports. 2: bad input, or a fault. 130: interrupted.
     """
-    log(0)
+    set_verbosity(0)
     for stream in (sys.stdout, sys.stderr):  # names of files may hold bytes that are no text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -72,7 +72,7 @@ def accept_verbose(command: click.Command) -> None:
 
 
 def _set_verbosity(context: click.Context, _: click.Parameter, verbose: int) -> None:
-    log(verbose)
+    set_verbosity(verbose)
     if isinstance(context.obj, list):
         context.obj.append(context)
 
@@ -81,7 +81,7 @@ def _set_verbosity(context: click.Context, _: click.Parameter, verbose: int) -> 
 def tolerate_failure(slides: Sequence[Path], action: str) -> Iterator[None]:
     """Print what goes wrong with one slide of several, and go on; with a single slide, raise it."""
     try:
-        with doing(action):
+        with note_work(action):
             yield
     except Exception as error:
         if len(slides) == 1:
@@ -98,7 +98,7 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that the arguments name."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            hint = did_you_mean(args[0], self.commands)
+            hint = suggest_names(args[0], self.commands)
             ctx.fail(f"no command is called {args[0]!r}: {hint}{ctx.command_path} -h lists them")
         return super().resolve_command(ctx, args)
 

@@ -8,7 +8,7 @@ import click
 from fseg_jax.cli.options import PATH, classes_option, distance_option
 from fseg_jax.cli.parameters import WholeNumber
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.kinds import suggest_names
 
 
 @click.command()
@@ -50,7 +50,7 @@ def view(
     served_folder = Folder(folder, slides, settings)
     name = slide or served_folder.names[0]
     if name not in served_folder.names:
-        hint = did_you_mean(name, served_folder.names)
+        hint = suggest_names(name, served_folder.names)
         raise InputError(
             f"{folder}: holds no slide {name!r}; {hint}it holds {', '.join(served_folder.names)}"
         )

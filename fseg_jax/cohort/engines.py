@@ -20,7 +20,7 @@ from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.run import Outcome, run_slide
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, explain, first_line
-from fseg_jax.process import raise_if_stopped, verbosity
+from fseg_jax.process import get_verbosity, raise_if_stopped
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Local:
     def _start(self, job: Job, environment: dict[str, str]) -> _Worker:
         connection, worker_end = _SPAWN.Pipe()
         process = _SPAWN.Process(
-            target=_serve, args=(worker_end, environment, job, verbosity()), name="fseg-worker"
+            target=_serve, args=(worker_end, environment, job, get_verbosity()), name="fseg-worker"
         )
         process.environment = environment  # type: ignore[attr-defined]
         self._processes.append(process)
@@ -178,13 +178,13 @@ def _end_of(process: BaseProcess) -> str:
 
 def _serve(connection: Connection, environment: dict[str, str], job: Job, verbose: int) -> None:
     """Be a worker: describe the encoder, then run slides until the other end is closed."""
-    from fseg_jax.process import log, share_the_heap, stop_once
+    from fseg_jax.process import limit_heaps, set_verbosity, stop_once
 
-    log(verbose)
+    set_verbosity(verbose)
     os.environ.update(environment)  # before jax looks for devices
     signal.signal(signal.SIGINT, stop_once)  # from the terminal; then the program sends SIGTERM
     signal.signal(signal.SIGTERM, stop_once)
-    share_the_heap()
+    limit_heaps()
     parent = multiprocessing.parent_process()
 
     def progress(phase: str, done: int, total: int) -> None:

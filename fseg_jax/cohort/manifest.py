@@ -29,11 +29,11 @@ import tensorstore as ts
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.futures import wait_for_store
-from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.kinds import suggest_names
 from fseg_jax.files.paths import is_folder, is_there
-from fseg_jax.files.storage import bucket_spec
+from fseg_jax.files.storage import make_bucket_spec
 from fseg_jax.slides.pixels import is_plausible
-from fseg_jax.slides.reader import open_slide, slide_name
+from fseg_jax.slides.reader import name_outputs, open_slide
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def select_split(
     if not chosen:
         splits = sorted({slide.split for slide in slides if slide.split})
         listed = f"it has {', '.join(splits)}" if splits else "its column split is empty or missing"
-        raise InputError(f"{source}: no slide of the split {split!r}; {did_you_mean(split, splits)}{listed}")
+        raise InputError(f"{source}: no slide of the split {split!r}; {suggest_names(split, splits)}{listed}")
     return chosen
 
 
@@ -146,7 +146,7 @@ def read_bytes(location: str) -> bytes:
             raise InputError(f"{location}: cannot be read ({error.strerror or error})") from error
     try:
         folder, _, key = location.rpartition("/")
-        (store,) = wait_for_store(location, ts.KvStore.open(bucket_spec(folder + "/")))
+        (store,) = wait_for_store(location, ts.KvStore.open(make_bucket_spec(folder + "/")))
         (answer,) = wait_for_store(location, store.read(key))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{location}: cannot be read ({first_line(error)})") from error
@@ -212,7 +212,7 @@ def _name_slides(paths: list[Path], problems: list[_Problem]) -> tuple[list[Mani
     """Name slides by their files; names that cannot be used are problems."""
     slides, ids = [], _SlideIds()
     for path in paths:
-        slide = ManifestSlide(slide_name(path), path)
+        slide = ManifestSlide(name_outputs(path), path)
         problems += [_Problem(0, f"{path}: {text}") for text in ids.check(slide.slide_id, str(path))]
         slides.append(slide)
     return slides, problems

@@ -46,7 +46,7 @@ from fseg_jax.pipeline.record import Clock, encode_json
 from fseg_jax.pipeline.segment import SUFFIXES, Keep, write_outputs
 from fseg_jax.pipeline.tokens import KEPT_SUFFIX, FeatureSource, bound_kept_bytes, encode_tiles, open_kept
 from fseg_jax.process import Progress
-from fseg_jax.slides.identity import is_same
+from fseg_jax.slides.identity import is_same_slide
 from fseg_jax.slides.reader import open_slide
 
 _log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def run_cohort(
             tell(f"{len(before.done)} of {len(share)} slides are done, {len(todo)} to do")
             if job.keep_features and todo:
                 _tell_size(job, card, todo, tell)
-            for key in set(storage.names(FAILURES)) & {failure_key(name) for name in before.done}:
+            for key in set(storage.list_keys(FAILURES)) & {failure_key(name) for name in before.done}:
                 storage.delete(key)
             failed = _run_slides(engine, job, todo, storage, before, tell) if todo else {}
     finally:
@@ -264,7 +264,7 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
     """Enter the pipeline with one slide, and add the cohort's books to its outputs."""
     storage = open_storage(job.out)
     name = slide.slide_id
-    with storage.workplace(name, wait=wait) as folder:
+    with storage.open_workplace(name, wait=wait) as folder:
         card, settings = load_card(job), resolve_settings(slide, job)
         if inspect_slide(storage, job, card, slide, storage.read(record_key(name))).status == "done":
             return Outcome(name, "already")
@@ -312,7 +312,7 @@ def _open_features(
         plan, source = open_kept(
             open_storage(job.features), name, settings, hash_feature_settings(job, card, settings)
         )
-        if (now := identify_slide(slide)) and not is_same(plan.slide.to_json(), now):
+        if (now := identify_slide(slide)) and not is_same_slide(plan.slide.to_json(), now):
             raise InputError(
                 f"{job.features}/{name}{KEPT_SUFFIX}: kept of another file than {slide.path}; "
                 "run with --keep-features again"

@@ -26,7 +26,7 @@ from PIL import Image
 
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, OutputError, first_line
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.futures import wait_for_writes
 from fseg_jax.files.partial_folders import partial_folder
 from fseg_jax.files.paths import is_folder, is_there
@@ -228,7 +228,7 @@ def prepare_folder(folder: Path, card: EncoderCard, settings: SampleSettings, sl
             f"{folder}: {free / 1e9:.1f} GB are free, and {slides} slides may take {needed / 1e9:.1f} GB; "
             "choose another --features, or fewer --tiles-per-slide"
         )
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
@@ -342,5 +342,5 @@ def write_failures(folder: Path, failures: dict[str, str], share: str = "") -> N
         path.unlink(missing_ok=True)
         return
     rows = [{"slide_id": name, "reason": reason} for name, reason in failures.items()]
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         part.write_text(csv_text(("slide_id", "reason"), rows), encoding="utf-8")

@@ -17,7 +17,7 @@ from fseg_jax.cohort.sample_folder import (
 )
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.images import load_image
-from fseg_jax.files.zarr import folder_store, open_array
+from fseg_jax.files.zarr import make_folder_spec, open_array
 
 _MOST_CHANNELS = 1 << 16
 _FRAME_COLOUR = (0, 240, 220)
@@ -40,7 +40,7 @@ class SampleRows:
         self.samples = [read_sample(folder, slide_id) for slide_id in sorted(slide_ids)]
         self.starts = np.cumsum([0, *(sample.rows for sample in self.samples)])
         places = [sample_place(folder, sample.slide_id) / "features.zarr" for sample in self.samples]
-        futures = [open_array(folder_store(place)) for place in places]
+        futures = [open_array(make_folder_spec(place)) for place in places]
         try:
             self._stores: list[Any] = [future.result() for future in futures]
         except (OSError, ValueError, RuntimeError) as error:

@@ -38,9 +38,9 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.pipeline.embed import tissue_share
 from fseg_jax.pipeline.record import made_with, slide_facts
-from fseg_jax.slides.identity import is_same
+from fseg_jax.slides.identity import is_same_slide
 from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
-from fseg_jax.slides.tissue import tissue_of
+from fseg_jax.slides.tissue import choose_tissue
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def draw_tiles(
     height, width = shape_at(slide, settings.mpp)
     rows, columns = max(1, height // side), max(1, width // side)
     microns = side * settings.mpp
-    share = tissue_share(tissue_of(slide, tissue), rows, columns, microns, microns)
+    share = tissue_share(choose_tissue(slide, tissue), rows, columns, microns, microns)
     tiles = np.argwhere(share >= MIN_TISSUE)
     if not len(tiles):
         raise InputError(
@@ -240,4 +240,4 @@ def _find_change(folder: Path, line: ManifestSlide, settings: SampleSettings) ->
     if sample.tissue_sha256 not in (UNKNOWN, hash_tissue_file(facts.tissue)):
         return "its tissue file is another one"
     file = identify_slide(line)
-    return "the file at its path is another one" if file and not is_same(sample.slide, file) else ""
+    return "the file at its path is another one" if file and not is_same_slide(sample.slide, file) else ""

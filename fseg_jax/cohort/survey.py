@@ -16,7 +16,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.storage import Storage, open_storage
 from fseg_jax.pipeline.segment import SUFFIXES
 from fseg_jax.pipeline.tokens import KEPT_SUFFIX
-from fseg_jax.slides.identity import identify, is_same
+from fseg_jax.slides.identity import identify, is_same_slide
 
 _THREADS = 8
 
@@ -69,10 +69,10 @@ def inspect_slide(
     if record.totals is None:
         return SlideState("outdated", "its record is damaged")
     file = identify_slide(slide) or _identify_kept(job, slide) or record.slide
-    if not is_same(record.slide, file):
+    if not is_same_slide(record.slide, file):
         return SlideState("outdated", "the file at its path is another one")
     outputs = {f"{slide.slide_id}{suffix}": suffix for suffix in SUFFIXES[1:]}
-    present = storage.there(list(outputs))
+    present = storage.find_present(list(outputs))
     if gone := [suffix for key, suffix in outputs.items() if key not in present]:
         verb = "is" if len(gone) == 1 else "are"
         return SlideState("outdated", f"its {' and '.join(gone)} {verb} gone")
@@ -82,7 +82,7 @@ def inspect_slide(
     if get_nested(attributes, "features_hash") != hash_feature_settings(job, card, settings):
         return SlideState("missing")
     kept_slide = read_slide(attributes)
-    return SlideState("done" if kept_slide and is_same(kept_slide, file) else "missing")
+    return SlideState("done" if kept_slide and is_same_slide(kept_slide, file) else "missing")
 
 
 def identify_slide(slide: ManifestSlide) -> dict[str, Any] | None:

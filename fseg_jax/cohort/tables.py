@@ -41,7 +41,7 @@ def write_tables(
     """
     before = None
     while True:
-        failure_files = storage.read_all(storage.names(FAILURES))
+        failure_files = storage.read_all(storage.list_keys(FAILURES))
         record_files = storage.read_all([record_key(slide.slide_id) for slide in slides])
         now = (sorted(failure_files.items()), sorted(record_files.items()))
         if now == before:

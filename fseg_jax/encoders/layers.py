@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from fseg_jax.encoders.frames import clear_outside, mask_grid
 from fseg_jax.encoders.kernels.convolution import Plan, convolve
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.kinds import suggest_names
 
 Padding = int | str  # zeros on each side, or XLA's name of a padding
 
@@ -92,7 +92,7 @@ class Network(nnx.Module):
     def _position(self, layer: str) -> int:
         names = self.layers()
         if layer not in names:
-            near = did_you_mean(layer, names)
+            near = suggest_names(layer, names)
             raise InputError(f"this network has no layer {layer!r}: {near}give one of {_abbreviate(names)}")
         return names.index(layer)
 

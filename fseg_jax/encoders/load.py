@@ -26,7 +26,7 @@ from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.encoders.weights import cache
 from fseg_jax.encoders.weights.weights_file import LoadedNetwork
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import kind_of
+from fseg_jax.files.kinds import describe_kind
 
 MPP = 1.0  # µm per pixel of F-SEG, whatever an encoder was trained at: its tokens of 14 or 16 µm see tissue
 CNN_TILE = 512  # pixels a side of the images that a convolutional network is fed
@@ -68,7 +68,9 @@ def load_encoder(
             raise InputError(f"the encoder {name} has its own weights: leave --weights out")
         return load_trained(name, dtype=dtype)
     if Path(name).is_file():
-        raise InputError(f"{name}: {kind_of(name)}, not an encoder: give a name, or what fseg pretrain wrote")
+        raise InputError(
+            f"{name}: {describe_kind(name)}, not an encoder: give a name, or what fseg pretrain wrote"
+        )
     network, metadata = load_network(name, weights=weights, dtype=dtype)
     card = _card(find_row(name), metadata["source_sha256"])
     return build_encoder(network, _read_last(network, card) if last else card)

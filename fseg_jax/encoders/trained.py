@@ -23,7 +23,7 @@ from fseg_jax.encoders.precision import DTYPES, parse_dtype
 from fseg_jax.encoders.resnet.network import ResNet
 from fseg_jax.encoders.weights import weights_file
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import kind_of
+from fseg_jax.files.kinds import describe_kind
 from fseg_jax.numerics.arrays import Images
 
 
@@ -97,8 +97,8 @@ def load_trained(name: str | Path, *, dtype: str = "float32") -> JaxEncoder:
     network = loaded.network
     if "card" not in loaded.metadata or not isinstance(network, ResNet):
         raise InputError(
-            f"{path}: {kind_of(path)}, not an encoder that fseg pretrain wrote: give a published one's name, "
-            "and its file as --weights"
+            f"{path}: {describe_kind(path)}, not an encoder that fseg pretrain wrote: give a published one's "
+            "name, and its file as --weights"
         )
     try:
         fields = json.loads(loaded.metadata["card"])

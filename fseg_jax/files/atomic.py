@@ -10,7 +10,7 @@ from fseg_jax.errors import OutputError
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A name beside ``path`` to write a file under; it is given ``path`` when the block ends well.
 
     Before that no reader sees anything of it, after a failure nothing of it is left, and a crash of the

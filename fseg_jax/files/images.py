@@ -33,7 +33,7 @@ def load_image(
     return _open(source, what, formats, decode=True, upright=upright)
 
 
-def image_size(source: Path) -> tuple[int, int]:
+def read_image_size(source: Path) -> tuple[int, int]:
     """The (height, width) of an image that ``load_image`` takes, by its header alone."""
     image = _open(source, "an image", FORMATS, decode=False)
     return image.height, image.width

@@ -28,7 +28,7 @@ _BEGINNINGS = (
 )
 
 
-def kind_of(path: str | Path) -> str:
+def describe_kind(path: str | Path) -> str:
     """Say what a file is, as a noun with its article: ``a codebook``, ``a slide``; never raises."""
     path = Path(path)
     try:
@@ -71,7 +71,7 @@ def _kind_of_tensors(metadata: dict[str, str]) -> str:
     return "a safetensors file of another program"
 
 
-def is_ours(path: str | Path) -> bool:
+def is_written_here(path: str | Path) -> bool:
     """Whether a file is one of tensors that this program wrote, whichever."""
     try:
         return not _kind_of_tensors(read_header(path).metadata).endswith("another program")
@@ -87,7 +87,7 @@ def _is_text(head: bytes) -> bool:
     return b"\0" not in head
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def suggest_names(name: str, known: Iterable[str]) -> str:
     """``did you mean a or b? `` for a name that is looked up and not known; empty where nothing is near."""
     names = [str(one) for one in known]
     by_key = {one.lower().replace("_", "-"): one for one in names}

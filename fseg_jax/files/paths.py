@@ -29,17 +29,17 @@ def is_file(path: str | Path) -> bool:
 def check_folder(path: Path, what: str) -> None:
     """Raise ``InputError``, which says ``what`` to do, for what is no folder or cannot be looked at."""
     if not is_folder(path):
-        raise InputError(f"{shown(path)}: no such folder: {what}")
+        raise InputError(f"{format_path(path)}: no such folder: {what}")
 
 
-def files_of(folder: Path, *, deep: bool = True) -> list[Path]:
+def list_files(folder: Path, *, deep: bool = True) -> list[Path]:
     """List the files of a folder, and of those below it if ``deep``, in the order of their paths.
 
     Raises ``InputError`` for what cannot be looked at, rather than leave it out without a word.
     """
 
     def fail(error: OSError) -> None:
-        raise unseen(error.filename or folder, error) from None
+        raise report_unreadable(error.filename or folder, error) from None
 
     found: list[Path] = []
     for place, below, names in os.walk(folder, onerror=fail):
@@ -49,12 +49,14 @@ def files_of(folder: Path, *, deep: bool = True) -> list[Path]:
     return sorted(found)
 
 
-def unseen(path: str | Path, error: Exception) -> InputError:
+def report_unreadable(path: str | Path, error: Exception) -> InputError:
     """What is said of a path that cannot be looked at."""
-    return InputError(f"{shown(path)}: cannot be looked at ({getattr(error, 'strerror', None) or error})")
+    return InputError(
+        f"{format_path(path)}: cannot be looked at ({getattr(error, 'strerror', None) or error})"
+    )
 
 
-def shown(path: str | Path) -> str:
+def format_path(path: str | Path) -> str:
     """A path for a message of one line."""
     said = str(path)
     said = said if said.isprintable() else repr(said)
@@ -67,4 +69,4 @@ def _mode(path: str | Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:  # no permission, too long, links in a circle; a NUL
-        raise unseen(path, error) from None
+        raise report_unreadable(path, error) from None

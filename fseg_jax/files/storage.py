@@ -25,7 +25,7 @@ from fseg_jax.files.exchange import PARTIAL, WHOLE, exchange_outputs, write_sync
 from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.partial_folders import partial_folder, recover_folder
 from fseg_jax.files.paths import is_there
-from fseg_jax.files.zarr import folder_store
+from fseg_jax.files.zarr import make_folder_spec
 
 _AT_ONCE = 32  # requests to a bucket
 _ABANDONED = 24 * 3600  # seconds after which what was begun in a bucket is taken for a dead run's
@@ -44,10 +44,10 @@ class Storage(Protocol):
     def read_all(self, keys: Sequence[str]) -> dict[str, bytes]:
         """What is at many keys, of those where there is something."""
 
-    def names(self, folder: str) -> list[str]:
+    def list_keys(self, folder: str) -> list[str]:
         """The keys right below a folder, sorted."""
 
-    def there(self, keys: Sequence[str]) -> set[str]:
+    def find_present(self, keys: Sequence[str]) -> set[str]:
         """Those of some keys at which something is; of a Zarr, its ``zarr.json``. Nothing is read."""
 
     def write(self, key: str, data: bytes) -> None:
@@ -59,13 +59,13 @@ class Storage(Protocol):
     def delete(self, key: str) -> None:
         """Remove a key, if it is there."""
 
-    def workplace(self, name: str, *, wait: bool = False) -> AbstractContextManager[Path]:
+    def open_workplace(self, name: str, *, wait: bool = False) -> AbstractContextManager[Path]:
         """A folder on disk to make the outputs of a name in. ``BusyError`` where another run makes them."""
 
     def publish(self, folder: Path, keys: Sequence[str]) -> None:
         """Put what a folder holds in place of what is at ``keys``; the first, the record, comes last."""
 
-    def spec(self, key: str) -> dict[str, Any]:
+    def make_spec(self, key: str) -> dict[str, Any]:
         """A folder of keys, as tensorstore is told of it."""
 
     def recover(self) -> None:
@@ -82,7 +82,7 @@ def is_bucket(url: str) -> bool:
     return urlsplit(url).scheme in ("s3", "gs")
 
 
-def bucket_spec(url: str) -> dict[str, Any]:
+def make_bucket_spec(url: str) -> dict[str, Any]:
     """An address as tensorstore is told of it, with what the environment says of S3."""
     parts = urlsplit(url)
     spec: dict[str, Any] = {
@@ -124,7 +124,7 @@ class Bucket:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         with _told(self.url, "used"):
-            opening = ts.KvStore.open(bucket_spec(self.url + "/"), context=_CONTEXT)
+            opening = ts.KvStore.open(make_bucket_spec(self.url + "/"), context=_CONTEXT)
             (self._store,) = wait_for_store(self.url, opening)
 
     def read(self, key: str) -> bytes | None:
@@ -139,10 +139,10 @@ class Bucket:
                 found |= {k: r.value for k, r in zip(here, results, strict=True) if r.state == "value"}
         return found
 
-    def names(self, folder: str) -> list[str]:
+    def list_keys(self, folder: str) -> list[str]:
         return self._listed(f"{folder}/", f"{folder}0")
 
-    def there(self, keys: Sequence[str]) -> set[str]:
+    def find_present(self, keys: Sequence[str]) -> set[str]:
         with _told(self.url, "read"):
             ranges = [ts.KvStore.KeyRange(_proof(key), f"{_proof(key)}\0") for key in keys]
             found = wait_for_store(self.url, *(self._store.list(range_) for range_ in ranges))
@@ -168,7 +168,7 @@ class Bucket:
         self._write_all([(key, None)], key)
 
     @contextmanager
-    def workplace(self, name: str, *, wait: bool = False) -> Iterator[Path]:
+    def open_workplace(self, name: str, *, wait: bool = False) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="fseg-") as folder:
             yield Path(folder)
 
@@ -200,7 +200,7 @@ class Bucket:
             self.delete(keys[0])
         found = ((key, data(key)) for key in files[:-1])
         self._write_all((key, content) for key, content in found if content is not None)
-        left = {key for name in keys[1:] for key in (name, *self.names(name))} - {*files}
+        left = {key for name in keys[1:] for key in (name, *self.list_keys(name))} - {*files}
         self._write_all((key, None) for key in sorted(left))
         self.write(keys[0], record)
 
@@ -226,8 +226,8 @@ class Bucket:
         with _told(self.url):
             wait_for_store(self.url, self._store.delete_range(ts.KvStore.KeyRange(staged, f"{staged[:-1]}0")))
 
-    def spec(self, key: str) -> dict[str, Any]:
-        return bucket_spec(f"{self.url}/{key}/")
+    def make_spec(self, key: str) -> dict[str, Any]:
+        return make_bucket_spec(f"{self.url}/{key}/")
 
     def recover(self) -> None:
         hidden = self._listed(".", "/")
@@ -295,11 +295,11 @@ class Folder:
         found = ((key, self.read(key)) for key in keys)
         return {key: data for key, data in found if data is not None}
 
-    def names(self, folder: str) -> list[str]:
+    def list_keys(self, folder: str) -> list[str]:
         inside = (self.path / folder).glob("[!.]*")
         return sorted(f"{folder}/{path.name}" for path in inside if path.is_file())
 
-    def there(self, keys: Sequence[str]) -> set[str]:
+    def find_present(self, keys: Sequence[str]) -> set[str]:
         return {key for key in keys if is_there(self.path / _proof(key))}
 
     def write(self, key: str, data: bytes) -> None:
@@ -326,14 +326,14 @@ class Folder:
         with _told(f"{self.path / key}"):
             (self.path / key).unlink(missing_ok=True)
 
-    def workplace(self, name: str, *, wait: bool = False) -> AbstractContextManager[Path]:
+    def open_workplace(self, name: str, *, wait: bool = False) -> AbstractContextManager[Path]:
         return partial_folder(name, self.path, wait=wait)
 
     def publish(self, folder: Path, keys: Sequence[str]) -> None:
         exchange_outputs(folder, keys)
 
-    def spec(self, key: str) -> dict[str, Any]:
-        return folder_store(self.path / key)
+    def make_spec(self, key: str) -> dict[str, Any]:
+        return make_folder_spec(self.path / key)
 
     def recover(self) -> None:
         for folder in (self.path, *(path for path in self.path.glob("[!.]*") if path.name in LOGS)):

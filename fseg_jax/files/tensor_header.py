@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import safe_open
 
-LARGEST = 16 << 20  # bytes of a header: some hundred thousand tensors
+MAX_HEADER_BYTES = 16 << 20  # bytes of a header: some hundred thousand tensors
 _DIMENSIONS = 32
 _BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
@@ -28,7 +28,7 @@ class BrokenFileError(ValueError):
     """A file is no safetensors file, or is damaged or cut short; the message says how."""
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """A tensor as the header has it: its bytes are ``begin`` to ``end`` of the data."""
 
     dtype: str
@@ -37,11 +37,11 @@ class Entry(NamedTuple):
     end: int
 
 
-class Header(NamedTuple):
+class TensorHeader(NamedTuple):
     """What a file holds, in the order of the file, and where its data begin."""
 
     metadata: dict[str, str]
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
     start: int
 
 
@@ -49,7 +49,7 @@ class Header(NamedTuple):
 class Tensors:
     """An open file: what its header says, and its tensors one at a time."""
 
-    header: Header
+    header: TensorHeader
     _file: Any
 
     def get(self, name: str) -> np.ndarray:
@@ -59,7 +59,7 @@ class Tensors:
         return _library(lambda: self._file.get_tensor(name))
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(path: str | Path) -> TensorHeader:
     """Read what a safetensors file says of itself, and hold every size it states against the file's own.
 
     Raises ``BrokenFileError`` for one that is damaged or no such file, ``OSError`` for one that cannot be
@@ -70,7 +70,7 @@ def read_header(path: str | Path) -> Header:
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(LARGEST, size - 8):
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise BrokenFileError("its header is as long as that of no safetensors file")
         try:
             said = json.loads(file.read(length))
@@ -83,7 +83,7 @@ def read_header(path: str | Path) -> Header:
         raise BrokenFileError("its metadata are no text")
     start = 8 + length
     entries = {name: _entry(name, given, size - start) for name, given in said.items()}
-    return Header(metadata, entries, start)
+    return TensorHeader(metadata, entries, start)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def open_tensors(path: str | Path) -> Iterator[Tensors]:
         yield Tensors(header, file)
 
 
-def _entry(name: str, given: Any, size: int) -> Entry:
+def _entry(name: str, given: Any, size: int) -> TensorEntry:
     """A tensor's place, of ``size`` bytes that there are."""
     try:
         dtype, shape, (begin, end) = given["dtype"], tuple(given["shape"]), given["data_offsets"]
@@ -109,7 +109,7 @@ def _entry(name: str, given: Any, size: int) -> Entry:
         raise BrokenFileError(f"{name[:80]!r} does not fit into it")
     if dtype in _BYTES and prod(shape) * _BYTES[dtype] != end - begin:
         raise BrokenFileError(f"{name[:80]!r} is not as large as its shape says")
-    return Entry(dtype, shape, begin, end)
+    return TensorEntry(dtype, shape, begin, end)
 
 
 def _library(call: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from safetensors.numpy import save
 
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 
 
 def write_tensors(
@@ -21,5 +21,5 @@ def write_tensors(
     """
     laid_out = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     data = save(laid_out, dict(metadata) if metadata else None)
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         Path(part).write_bytes(data)

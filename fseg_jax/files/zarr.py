@@ -9,7 +9,7 @@ import numpy as np
 import tensorstore as ts
 from numpy.typing import DTypeLike
 
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.futures import wait_for_writes
 
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -17,7 +17,7 @@ _ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
 _CRC32C = {"name": "crc32c"}
 
 
-def folder_store(path: Path) -> dict[str, Any]:
+def make_folder_spec(path: Path) -> dict[str, Any]:
     """Describe a folder on disk as tensorstore wants it: a ``kvstore`` of the driver ``file``."""
     return {"driver": "file", "path": f"{path.absolute()}/"}
 
@@ -71,7 +71,7 @@ def create_array(
         metadata["dimension_names"] = [*dimension_names]
     spec = {
         "driver": "zarr3",
-        "kvstore": folder_store(path),
+        "kvstore": make_folder_spec(path),
         "metadata": metadata,
         "create": True,
         "store_data_equal_to_fill_value": store_zeros,
@@ -87,5 +87,5 @@ def write_group(path: Path, attributes: dict[str, Any], *, ascii_only: bool = Fa
     """
     content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     text = json.dumps(content, indent=1, ensure_ascii=ascii_only, allow_nan=False)
-    with replacing(path / "zarr.json") as part:
+    with replace_atomically(path / "zarr.json") as part:
         part.write_text(text, encoding="utf-8")

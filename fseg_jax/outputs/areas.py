@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.colours import hex_colour
 from fseg_jax.outputs.csv_table import csv_text
 
@@ -33,5 +33,5 @@ def write_areas(
         for label, (name, colour) in enumerate(zip(names, colours, strict=True), 1)
         for count in [int(pixels[label])]
     ]
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         part.write_text(csv_text(_AREAS, rows), encoding="utf-8")

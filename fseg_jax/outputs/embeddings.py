@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fseg_jax.errors import InputError, OutputError, first_line
-from fseg_jax.files.zarr import folder_store
+from fseg_jax.files.zarr import make_folder_spec
 from fseg_jax.outputs.rows import RowsWriter, open_rows
 
 DTYPES = ("float32", "float16")
@@ -96,7 +96,7 @@ def open_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """
     try:
         rows, beside, provenance = open_rows(
-            folder_store(Path(path)), "embeddings", ("centers", "grid", "tissue", "thumbnail")
+            make_folder_spec(Path(path)), "embeddings", ("centers", "grid", "tissue", "thumbnail")
         )
         centers, grid, tissue, thumbnail = beside.values()
         embeddings = Embeddings(rows, centers, grid, tissue.astype(bool), thumbnail, provenance)

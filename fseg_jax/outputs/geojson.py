@@ -13,7 +13,7 @@ import shapely
 import skimage.measure
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.labels import LabelPyramid, open_labels
 
 _TRACED_PIXELS = 8_000_000
@@ -75,7 +75,7 @@ def write_geojson(
     classes = [
         {"name": name, "color": [int(v) for v in colour]} for name, colour in zip(names, colours, strict=True)
     ]
-    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+    with replace_atomically(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(f'{{"type":"FeatureCollection","fseg":{_json(done)},"features":[')
         separator = "\n"
         for feature in _features(clusters, polygons, classes, slide_mpp):

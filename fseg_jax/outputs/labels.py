@@ -15,7 +15,7 @@ import numpy as np
 
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.futures import wait_for_writes
-from fseg_jax.files.zarr import create_array, folder_store, open_array, write_group
+from fseg_jax.files.zarr import create_array, make_folder_spec, open_array, write_group
 from fseg_jax.outputs.colours import default_names
 
 CHUNK = 256
@@ -283,7 +283,9 @@ def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:
         k = max(rgb)
         names = tuple(str(classes[i]) for i in range(1, k + 1))
         colours = np.array([rgb[i] for i in range(1, k + 1)], np.uint8)
-        levels: tuple[Any, ...] = tuple(open_array(folder_store(root / d["path"])).result() for d in datasets)
+        levels: tuple[Any, ...] = tuple(
+            open_array(make_folder_spec(root / d["path"])).result() for d in datasets
+        )
         mpp = tuple(float(d["coordinateTransformations"][0]["scale"][0]) for d in datasets)
         # The sizes follow from the first level's, and a level is never read that is larger than they say.
         height, width = levels[0].shape

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.style import INK
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Lettering:
         canvas = np.asarray(renderer.buffer_rgba())
         canvas[..., :3], canvas[..., 3] = self._pixels, 255
         self._figure.draw(renderer)
-        with replacing(path) as part:
+        with replace_atomically(path) as part:
             Image.fromarray(canvas[..., :3]).save(part, format="PNG", compress_level=_COMPRESSION)
 
 

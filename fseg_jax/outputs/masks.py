@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.lettering import Lettering, fit_text
 from fseg_jax.outputs.style import drawing
 
@@ -20,7 +20,7 @@ _HEAT = 0.55
 
 def write_mask(path: Path, mask: Bool[np.ndarray, "height width"]) -> None:
     """Write a mask as a PNG of one channel, 255 inside; the file appears whole or not at all."""
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         Image.fromarray(mask.astype(np.uint8) * 255).save(part, format="PNG")
 
 

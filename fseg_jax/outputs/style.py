@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -67,5 +67,5 @@ def save_figure(figure: "Figure", path: Path, dpi: int = 200) -> None:
     """
     kind = path.suffix.removeprefix(".")
     metadata = {"Date": None} if kind == "svg" else None
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         figure.savefig(part, dpi=dpi, format=kind, metadata=metadata)

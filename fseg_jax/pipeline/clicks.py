@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.kinds import suggest_names
 from fseg_jax.files.partial_folders import partial_folder, recover_folder
 from fseg_jax.methods import sic
 from fseg_jax.numerics.pca import reduce_channels
@@ -196,7 +196,7 @@ def _embedded(out: Path, slide: str | None) -> str:
     if slide is None and len(names) > 1:
         raise InputError(f"{out}: holds {', '.join(names)}; choose one with --slide")
     if slide is not None and slide not in names:
-        near = did_you_mean(slide, names)
+        near = suggest_names(slide, names)
         raise InputError(f"{out}: holds no embedded slide {slide!r}; {near}it holds {', '.join(names)}")
     return slide or names[0]
 

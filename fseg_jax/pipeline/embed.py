@@ -23,8 +23,8 @@ from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_emb
 from fseg_jax.pipeline.plan import FIGURE_SIDE
 from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with, slide_facts
 from fseg_jax.process import Progress
-from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at, thumbnail
-from fseg_jax.slides.tissue import Tissue, tissue_of
+from fseg_jax.slides.reader import Slide, open_slide, read_batches, read_thumbnail, shape_at
+from fseg_jax.slides.tissue import Tissue, choose_tissue
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
 
@@ -97,7 +97,7 @@ def embed_slide(
     height, width = shape_at(slide, mpp)
     step = max(1, round(patch * (1 - settings.overlap)))
     rows, columns = (1 + max(0, -(-(size - patch) // step)) for size in (height, width))
-    tissue = tissue_of(slide, settings.tissue)
+    tissue = choose_tissue(slide, settings.tissue)
     share = tissue_share(tissue, rows, columns, step * mpp, patch * mpp)
     grid = np.argwhere((share >= settings.min_tissue) & (share > 0)).astype(np.int32)
     if not len(grid) and patch > max(height, width):
@@ -127,7 +127,7 @@ def embed_slide(
         "tissue_mpp": tissue.mpp,
         "patches": len(grid),
     }
-    picture, _ = thumbnail(slide, FIGURE_SIDE)
+    picture, _ = read_thumbnail(slide, FIGURE_SIDE)
     clock.lap("tissue")
     with partial_folder(f"{slide.name}.embeddings", out) as folder:
         writer = EmbeddingsWriter(

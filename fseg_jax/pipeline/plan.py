@@ -12,9 +12,9 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
 from fseg_jax.pipeline.record import SlideFacts, slide_facts
-from fseg_jax.slides.reader import Slide, shape_at, thumbnail
-from fseg_jax.slides.tiles import TileGrid, make_grid, tiles_with_tissue
-from fseg_jax.slides.tissue import Tissue, tissue_of
+from fseg_jax.slides.reader import Slide, read_thumbnail, shape_at
+from fseg_jax.slides.tiles import TileGrid, find_tissue_tiles, make_grid
+from fseg_jax.slides.tissue import Tissue, choose_tissue
 
 _log = logging.getLogger(__name__)
 
@@ -120,9 +120,9 @@ def lay_out(slide: Slide, card: EncoderCard, settings: Settings, codebook: Codeb
     if settings.mode == "assign":
         fseg.check_concepts(settings.concepts, (tile // card.stride) ** 2)
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-picture") as pool:
-        picture = pool.submit(thumbnail, slide, FIGURE_SIDE)
-        tissue = tissue_of(slide, settings.tissue)
-    tissue_tiles = tiles_with_tissue(grid, tissue.mask, tissue.mpp, mpp)
+        picture = pool.submit(read_thumbnail, slide, FIGURE_SIDE)
+        tissue = choose_tissue(slide, settings.tissue)
+    tissue_tiles = find_tissue_tiles(grid, tissue.mask, tissue.mpp, mpp)
     if not tissue_tiles.any():
         raise InputError(
             f"{slide.path}: no tissue found; --no-tissue segments everything, --tissue FILE says where it is"

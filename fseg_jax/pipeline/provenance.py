@@ -9,7 +9,7 @@ from typing import Self
 
 import jax
 
-from fseg_jax.versions import versions_of
+from fseg_jax.versions import find_versions
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,6 @@ class Provenance:
         return cls(
             written=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.time() - started, 1),
-            versions={"python": platform.python_version()} | versions_of(packages),
+            versions={"python": platform.python_version()} | find_versions(packages),
             device=jax.devices()[0].device_kind,
         )

@@ -25,7 +25,7 @@ from fseg_jax.files.partial_folders import partial_folder, recover_outputs
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.slides.identity import identify
 from fseg_jax.slides.reader import Slide
-from fseg_jax.versions import versions_of
+from fseg_jax.versions import find_versions
 
 PACKAGES = ("fseg-jax", "jax", "jaxlib", "numpy", "tensorstore")
 _LONGEST_SIDE = 1 << 31  # pixels of a slide
@@ -107,7 +107,7 @@ class MadeWith:
 
 def made_with() -> MadeWith:
     """Collect the versions of what computes a result, and the device."""
-    versions = versions_of(PACKAGES)
+    versions = find_versions(PACKAGES)
     onednn = library_version()
     if onednn is not None:
         versions["onednn"] = onednn

@@ -122,7 +122,7 @@ def open_kept(
     place = f"{storage.url}/{name}{KEPT_SUFFIX}"
     try:
         rows, arrays, provenance = open_rows(
-            storage.spec(f"{name}{KEPT_SUFFIX}"), "tokens", ("tiles", "tissue", "image"), where=place
+            storage.make_spec(f"{name}{KEPT_SUFFIX}"), "tokens", ("tiles", "tissue", "image"), where=place
         )
         is_same = provenance["features_hash"] == features_hash
         grid = TileGrid(**provenance["grid"])

@@ -26,7 +26,7 @@ from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
 from fseg_jax.encoders.trained import Gains, assemble, calibrate_gains, save_trained
 from fseg_jax.errors import InputError
 from fseg_jax.files.exchange import exchange_outputs
-from fseg_jax.files.kinds import PRETRAINING, kind_of
+from fseg_jax.files.kinds import PRETRAINING, describe_kind
 from fseg_jax.files.partial_folders import partial_folder, recover_outputs
 from fseg_jax.files.tensor_header import BrokenFileError, open_tensors
 from fseg_jax.files.tensors import write_tensors
@@ -228,7 +228,7 @@ def load_checkpoint(path: Path, like: State, what: dict[str, Any]) -> tuple[Stat
     except (BrokenFileError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged or cut short: remove it, or --overwrite") from error
     if history is None:
-        raise InputError(f"{path}: {kind_of(path)}, not a checkpoint: remove it, or --overwrite")
+        raise InputError(f"{path}: {describe_kind(path)}, not a checkpoint: remove it, or --overwrite")
     whole = [
         rows.size == 0 or rows.shape[1:] == (width,) for rows, width in zip(history, (3, 2), strict=True)
     ]

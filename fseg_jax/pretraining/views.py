@@ -18,7 +18,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.slides.reader import Slide, shape_at
-from fseg_jax.slides.tiles import make_grid, tiles_with_tissue
+from fseg_jax.slides.tiles import find_tissue_tiles, make_grid
 from fseg_jax.slides.tissue import find_tissue
 
 FIELD = 512  # pixels: larger images are cut into fields of this side, of which those with tissue are drawn
@@ -75,7 +75,7 @@ def fields_of(slide: Slide, site: str, geometry: Geometry, most: int, seed: int)
     side = min(FIELD, height, width)
     grid = make_grid(height, width, 1, side, 0)
     tissue = find_tissue(slide)
-    found = np.argwhere(tiles_with_tissue(grid, tissue.mask, tissue.mpp, mpp))
+    found = np.argwhere(find_tissue_tiles(grid, tissue.mask, tissue.mpp, mpp))
     named = int.from_bytes(hashlib.sha256(slide.name.encode()).digest()[:8], "little")
     order = np.random.default_rng([seed, named]).permutation(len(found))[:most]
     fields = []

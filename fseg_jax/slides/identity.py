@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fseg_jax.errors import InputError, first_line
-from fseg_jax.files.paths import shown
+from fseg_jax.files.paths import format_path
 
-PIECES, PIECE = 16, 16 << 10  # of a file; a smaller one is read whole
-FEW = 4  # files and folders of each folder that are looked into
-DEEPEST = 8  # folders in folders
+PIECES, PIECE_BYTES = 16, 16 << 10  # of a file; a smaller one is read whole
+ENTRIES_READ = 4  # files and folders of each folder that are looked into
+MAX_DEPTH = 8  # folders in folders
 _INDEX_BYTES = 1 << 20  # of a file that lists others
 _LABELS = "labels"  # of an OME-Zarr image: what is made of it
 
@@ -31,21 +31,21 @@ def identify(path: str | Path) -> str:
     digest = hashlib.sha256()
     try:
         if path.is_dir():
-            _add_folder(digest, path, DEEPEST)
+            _add_folder(digest, path, MAX_DEPTH)
         else:
             _add_file(digest, path)
             for companion in _companions(path):
                 if companion.is_dir():
-                    _add_folder(digest, companion, DEEPEST)
+                    _add_folder(digest, companion, MAX_DEPTH)
                 else:
                     _add_file(digest, companion)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"{shown(path)}: cannot be read ({reason})") from None
+        raise InputError(f"{format_path(path)}: cannot be read ({reason})") from None
     return digest.hexdigest()
 
 
-def is_same(held: dict[str, Any], now: dict[str, Any]) -> bool:
+def is_same_slide(held: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether two slides, as ``publish.slide_facts`` states them, are one; by the names of their files where
     one of them was stated before slides had an identity, or could not be read.
     """
@@ -89,18 +89,18 @@ def _counts(name: str) -> bool:
 
 
 def _evenly(items: Sequence[T]) -> list[T]:
-    if len(items) <= FEW:
+    if len(items) <= ENTRIES_READ:
         return list(items)
-    return [items[i * (len(items) - 1) // (FEW - 1)] for i in range(FEW)]
+    return [items[i * (len(items) - 1) // (ENTRIES_READ - 1)] for i in range(ENTRIES_READ)]
 
 
 def _add_file(digest: Any, path: Path) -> None:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest.update(b"%d:" % size)
-        if size <= PIECES * PIECE:
+        if size <= PIECES * PIECE_BYTES:
             digest.update(file.read())
             return
         for i in range(PIECES):
-            file.seek(i * (size - PIECE) // (PIECES - 1))
-            digest.update(file.read(PIECE))
+            file.seek(i * (size - PIECE_BYTES) // (PIECES - 1))
+            digest.update(file.read(PIECE_BYTES))

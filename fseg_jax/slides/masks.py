@@ -61,21 +61,21 @@ class Mask:
     def __init__(self, path: Path):
         self.path = path
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+    def yield_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the first row of each block from top to bottom, and its values, (rows, width) or with 3
         channels. ``InputError`` where the file is damaged there.
         """
         raise NotImplementedError
 
-    def bright(self) -> Iterator[tuple[int, np.ndarray]]:
+    def yield_bright(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the first row of each block, and where it is above half: bool (rows, width).
 
         ``InputError`` after the last one where there are values, and none of them is.
         """
-        half = 127.0 if self.dtype == np.uint8 else self._half()
+        half = 127.0 if self.dtype == np.uint8 else self._find_half()
         largest = 0.0
-        for y, values in self.blocks():
-            strongest = self._strongest(values)
+        for y, values in self.yield_blocks():
+            strongest = self._take_strongest(values)
             largest = max(largest, float(strongest.max()))
             yield y, strongest > half
         if 0 < largest <= half:
@@ -84,35 +84,35 @@ class Mask:
                 "write 255 there and 0 elsewhere"
             )
 
-    def marked(self) -> Iterator[tuple[int, np.ndarray]]:
+    def yield_marked(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the first row of each block, and where anything but 0 is stored, or where it is above half if
         values may have changed: bool (rows, width).
         """
         if self.lossy:
-            yield from self.bright()
+            yield from self.yield_bright()
             return
-        for y, values in self.blocks():
+        for y, values in self.yield_blocks():
             found = (values != 0) & (values == values)  # not a number marks nothing
             yield y, found if found.ndim == 2 else found.any(axis=-1)
 
-    def codes(self) -> Iterator[tuple[int, np.ndarray]]:
+    def yield_codes(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the first row of each block, and its whole numbers, (rows, width); 1 bit as 0 and 255."""
         if self.channels != 1 or self.dtype.kind not in "bui":
             channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
             raise InputError(
                 f"{self.path}: a mask of {channels} of {self.dtype}, where one of whole numbers is needed"
             )
-        for y, values in self.blocks():
+        for y, values in self.yield_blocks():
             yield y, values * np.uint8(255) if values.dtype == bool else values
 
-    def colours(self) -> Iterator[tuple[int, np.ndarray]]:
+    def yield_colours(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the first row of each block, and its colours: uint8 (rows, width, 3); grey is repeated."""
         if self.dtype not in (np.bool_, np.uint8, np.uint16):
             raise InputError(f"{self.path}: a mask of {self.dtype}, where one of colours is needed")
-        for y, values in self.blocks():
-            yield y, self._coloured(values)
+        for y, values in self.yield_blocks():
+            yield y, self._to_colours(values)
 
-    def _coloured(self, values: np.ndarray) -> np.ndarray:
+    def _to_colours(self, values: np.ndarray) -> np.ndarray:
         if self.palette is not None:
             return self.palette[np.minimum(values, len(self.palette) - 1)]
         if values.dtype == bool:
@@ -121,13 +121,15 @@ class Mask:
             values = (values >> 8).astype(np.uint8)
         return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=-1)
 
-    def _strongest(self, values: np.ndarray) -> np.ndarray:
+    def _take_strongest(self, values: np.ndarray) -> np.ndarray:
         if self.palette is not None:
-            values = self._coloured(values)
+            values = self._to_colours(values)
         return values if values.ndim == 2 else values.max(axis=-1)
 
-    def _half(self) -> float:
-        largest = max(float(np.nan_to_num(self._strongest(values)).max()) for _, values in self.blocks())
+    def _find_half(self) -> float:
+        largest = max(
+            float(np.nan_to_num(self._take_strongest(values)).max()) for _, values in self.yield_blocks()
+        )
         if self.dtype == np.bool_ or (self.dtype.kind == "f" and largest <= 1):
             return 0.5
         if largest > 65535:
@@ -157,7 +159,7 @@ class _ImageMask(Mask):
         self.dtype = self._values.dtype
         self.lossy = image.format in ("JPEG", "MPO") or (image.format == "WEBP" and _is_lossy_webp(path))
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+    def yield_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         rows = max(1, _BLOCK // self.shape[1])
         for y in range(0, self.shape[0], rows):
             yield y, self._values[y : y + rows]
@@ -189,7 +191,7 @@ class _TiffMask(Mask):
             self.palette = (table >> 8 if table.dtype.itemsize > 1 else table).astype(np.uint8)
         self.lossy = page.compression not in _LOSSLESS
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+    def yield_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         pieces, lock = self._pieces, threading.Lock()
         height = max(1, _BLOCK // self.shape[1]) if pieces.mapped is not None else pieces.tile[0]
         for y in range(0, self.shape[0], height):
@@ -236,16 +238,16 @@ def open_mask(path: Path, what: str = "a mask image") -> Iterator[Mask]:
 def read_bright(path: Path) -> np.ndarray:
     """Read what a mask marks by being above half: bool (height, width)."""
     with open_mask(path) as mask:
-        return _whole(mask, mask.bright(), np.dtype(bool))
+        return _gather(mask, mask.yield_bright(), np.dtype(bool))
 
 
 def read_marked(path: Path, what: str = "a mask image") -> np.ndarray:
     """Read what a mask marks by anything but 0: bool (height, width). Half is the limit in a JPEG."""
     with open_mask(path, what) as mask:
-        return _whole(mask, mask.marked(), np.dtype(bool))
+        return _gather(mask, mask.yield_marked(), np.dtype(bool))
 
 
-def _whole(mask: Mask, blocks: Iterator[tuple[int, np.ndarray]], dtype: np.dtype) -> np.ndarray:
+def _gather(mask: Mask, blocks: Iterator[tuple[int, np.ndarray]], dtype: np.dtype) -> np.ndarray:
     """All blocks in one array, (height, width)."""
     check_size(mask)
     out = np.empty(mask.shape, dtype)

@@ -45,7 +45,7 @@ class Slide:
 
     def __init__(self, path: Path, pixels: Pixels, mpp: float):
         self.path = path
-        self.name = slide_name(path)
+        self.name = name_outputs(path)
         self.height, self.width = pixels.shapes[0]
         self.mpp = mpp
         self.format = pixels.format
@@ -67,33 +67,33 @@ class Slide:
             raise ValueError(f"an empty box: {height} × {width}")
         y0, y1 = min(max(y, 0), full_height - 1), max(min(y + height, full_height), 1)
         x0, x1 = min(max(x, 0), full_width - 1), max(min(x + width, full_width), 1)
-        inside = self._resampled(y0, x0, y1 - y0, x1 - x0, mpp)
-        return _continued(inside, y - y0, x - x0, height, width)
+        inside = self._resample(y0, x0, y1 - y0, x1 - x0, mpp)
+        return _pad_edges(inside, y - y0, x - x0, height, width)
 
-    def _resampled(self, y: int, x: int, height: int, width: int, mpp: float) -> np.ndarray:
-        level, (scale_y, scale_x) = self._level_for(mpp)
+    def _resample(self, y: int, x: int, height: int, width: int, mpp: float) -> np.ndarray:
+        level, (scale_y, scale_x) = self._choose_level(mpp)
         if height * width > 1 and height * scale_y * width * scale_x > _REGION_LIMIT:
             if width == 1 or (height > 1 and height * scale_y >= width * scale_x):
                 half = height // 2
-                upper = self._resampled(y, x, half, width, mpp)
-                return np.concatenate([upper, self._resampled(y + half, x, height - half, width, mpp)])
+                upper = self._resample(y, x, half, width, mpp)
+                return np.concatenate([upper, self._resample(y + half, x, height - half, width, mpp)])
             half = width // 2
-            former = self._resampled(y, x, height, half, mpp)
-            return np.concatenate([former, self._resampled(y, x + half, height, width - half, mpp)], axis=1)
+            former = self._resample(y, x, height, half, mpp)
+            return np.concatenate([former, self._resample(y, x + half, height, width - half, mpp)], axis=1)
         if scale_y == scale_x == 1:
-            return self._level_box(level, y, x, height, width)
+            return self._read_level(level, y, x, height, width)
         if scale_y == round(scale_y) and scale_x == round(scale_x):
             fy, fx = int(scale_y), int(scale_x)
-            whole = self._level_box(level, y * fy, x * fx, height * fy, width * fx)
+            whole = self._read_level(level, y * fy, x * fx, height * fy, width * fx)
             return np.asarray(Image.fromarray(whole).reduce((fx, fy)))
         down, top = _weights(y, height, scale_y, self._pixels.shapes[level][0])
         along, left = _weights(x, width, scale_x, self._pixels.shapes[level][1])
-        part = self._level_box(level, top, left, down.shape[1], along.shape[1]).astype(np.float32)
+        part = self._read_level(level, top, left, down.shape[1], along.shape[1]).astype(np.float32)
         part = (down @ part.reshape(part.shape[0], -1)).reshape(height, -1, 3).swapaxes(0, 1)
         part = (along @ part.reshape(part.shape[0], -1)).reshape(width, height, 3).swapaxes(0, 1)
         return np.rint(part).astype(np.uint8, order="C")
 
-    def _level_for(self, mpp: float) -> tuple[int, tuple[float, float]]:
+    def _choose_level(self, mpp: float) -> tuple[int, tuple[float, float]]:
         """The level to read for a resolution, and its pixels per output pixel along y and x."""
         fine = [i for i, down in enumerate(self._down) if self.mpp * max(down) <= mpp * _SLACK]
         if not fine:
@@ -110,7 +110,7 @@ class Slide:
         down_y, down_x = self._down[level]
         return level, (_snap(mpp / (self.mpp * down_y)), _snap(mpp / (self.mpp * down_x)))
 
-    def _level_box(self, level: int, y: int, x: int, height: int, width: int) -> np.ndarray:
+    def _read_level(self, level: int, y: int, x: int, height: int, width: int) -> np.ndarray:
         """A box of a level's own pixels, which may reach past it."""
         full_height, full_width = self._pixels.shapes[level]
         y0, y1 = min(max(y, 0), full_height - 1), max(min(y + height, full_height), 1)
@@ -122,7 +122,7 @@ class Slide:
                 f"{self.path}: cannot be decoded at y = {y0}, x = {x0} of level {level} "
                 f"({first_line(error)}); the file is damaged or truncated"
             ) from error
-        return _continued(pixels, y - y0, x - x0, height, width)
+        return _pad_edges(pixels, y - y0, x - x0, height, width)
 
     def close(self) -> None:
         """Release the file."""
@@ -150,7 +150,7 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
     pixels = open_pixels(path)
     try:
         _check_sizes(path, pixels.shapes)
-        return Slide(path, pixels, mpp_override or _mpp(path, pixels))
+        return Slide(path, pixels, mpp_override or _check_mpp(path, pixels))
     except BaseException:
         pixels.close()
         raise
@@ -165,7 +165,7 @@ def shape_at(slide: Slide, mpp: float) -> tuple[int, int]:
     return max(1, math.ceil(slide.height * scale - 1e-6)), max(1, math.ceil(slide.width * scale - 1e-6))
 
 
-def thumbnail(slide: Slide, max_side: int) -> tuple[np.ndarray, float]:
+def read_thumbnail(slide: Slide, max_side: int) -> tuple[np.ndarray, float]:
     """The whole slide as uint8 (h, w, 3) with no side longer than ``max_side``, and its mpp.
 
     Slides smaller than that come at their own resolution. Read block by block, so that memory stays bounded.
@@ -180,12 +180,12 @@ def thumbnail(slide: Slide, max_side: int) -> tuple[np.ndarray, float]:
         for x in range(0, width, side)
     ]
     threads = min(4, os.cpu_count() or 1)
-    for (y, x, h, w), block in zip(boxes, read_ahead(slide, boxes, mpp, threads), strict=True):
+    for (y, x, h, w), block in zip(boxes, prefetch_boxes(slide, boxes, mpp, threads), strict=True):
         out[y : y + h, x : x + w] = block
     return out, mpp
 
 
-def read_ahead(
+def prefetch_boxes(
     slide: Slide, boxes: Iterable[tuple[int, int, int, int]], mpp: float, threads: int
 ) -> Iterator[np.ndarray]:
     """Yield ``slide.read(*box, mpp)`` for each (y, x, height, width), in order, decoded ahead in threads.
@@ -219,7 +219,7 @@ def read_batches(
     A batch is uint8 (batch, height, width, 3), the last one padded with blank boxes, and comes with the slice
     of ``boxes`` that it holds.
     """
-    images = read_ahead(slide, boxes, mpp, threads)
+    images = prefetch_boxes(slide, boxes, mpp, threads)
     try:
         for start in range(0, len(boxes), batch):
             here = slice(start, min(start + batch, len(boxes)))
@@ -245,7 +245,7 @@ def _check_sizes(path: Path, shapes: Sequence[tuple[int, int]]) -> None:
             )
 
 
-def _mpp(path: Path, pixels: Pixels) -> float:
+def _check_mpp(path: Path, pixels: Pixels) -> float:
     if pixels.mpp is None:
         raise InputError(
             f"{path}: no resolution (mpp) in the file; give it with --mpp-override, "
@@ -264,7 +264,7 @@ def _mpp(path: Path, pixels: Pixels) -> float:
     return (y + x) / 2
 
 
-def slide_name(path: Path) -> str:
+def name_outputs(path: Path) -> str:
     """What a slide's outputs are called: the file's name without its suffixes."""
     name = path.name
     for suffix in (*OME_TIFF_SUFFIXES, ".ome.zarr"):
@@ -297,9 +297,9 @@ def _weights(start: int, count: int, scale: float, size: int) -> tuple[sparse.cs
         pixel = np.floor(low).astype(np.int64) + np.arange(math.ceil(scale) + 1)
         weight = (np.minimum(high, pixel + 1) - np.maximum(low, pixel)).clip(0) / scale
     else:
-        centre = (index + 0.5) * scale - 0.5
-        pixel = np.floor(centre).astype(np.int64) + np.arange(2)
-        weight = 1 - abs(centre - pixel)
+        center = (index + 0.5) * scale - 0.5
+        pixel = np.floor(center).astype(np.int64) + np.arange(2)
+        weight = 1 - abs(center - pixel)
     first, last = (int(np.clip(i, 0, size - 1)) for i in (pixel[0, 0], pixel[weight > 0].max()))
     pixel = pixel.clip(first, last) - first
     rows = np.arange(count + 1) * pixel.shape[1]
@@ -312,7 +312,7 @@ def _snap(scale: float) -> float:
     return float(round(scale)) if abs(scale - round(scale)) < 1e-6 * scale else scale
 
 
-def _continued(pixels: np.ndarray, y: int, x: int, height: int, width: int) -> np.ndarray:
+def _pad_edges(pixels: np.ndarray, y: int, x: int, height: int, width: int) -> np.ndarray:
     """Cut the box at (y, x) from an array whose edge pixels go on without end."""
     if y == x == 0 and pixels.shape[:2] == (height, width):
         return pixels

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.areas import summed_area_table
 
-LARGEST = 8192  # pixels of a tile's side: a batch of them must fit into memory
+MAX_TILE = 8192  # pixels of a tile's side: a batch of them must fit into memory
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ def make_grid(height: int, width: int, stride: int, tile: int, halo: float = 1 /
     """
     if not 0 <= halo <= 0.25:
         raise InputError(f"a halo of {halo:g} of the tile: choose a fraction between 0 and 0.25")
-    if tile > LARGEST:
-        raise InputError(f"tiles of {tile} pixels: choose {LARGEST} at most")
+    if tile > MAX_TILE:
+        raise InputError(f"tiles of {tile} pixels: choose {MAX_TILE} at most")
     if tile < 4 * stride:
         raise InputError(f"tiles of {tile} pixels: an encoder of stride {stride} needs {4 * stride} at least")
     tokens = min(max(1, round(halo * tile / stride)), tile // 4 // stride)
     return TileGrid(height, width, tile, tokens * stride, stride)
 
 
-def tiles_with_tissue(
+def find_tissue_tiles(
     grid: TileGrid, mask: Bool[np.ndarray, "h w"], mask_mpp: float, mpp: float
 ) -> Bool[np.ndarray, "rows columns"]:
     """Say which tiles hold any tissue in their core, given a mask of the whole slide at its own

@@ -15,9 +15,9 @@ from skimage import filters
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.masks import read_marked
-from fseg_jax.slides.reader import Slide, shape_at, thumbnail
+from fseg_jax.slides.reader import Slide, read_thumbnail, shape_at
 
-MPP = 8.0  # µm per pixel of the thumbnail
+THUMBNAIL_MPP = 8.0  # µm per pixel of the thumbnail
 # Optical density, the strongest channel's less half of the weakest's: tissue goes on above the first value
 # where it is joined to a place above the second.
 TISSUE_OD = (0.03, 0.05)
@@ -73,20 +73,20 @@ def _between(
     return (before, np.minimum(before + 1, size - 1), position - before), inside
 
 
-def tissue_of(slide: Slide, how: str) -> Tissue:
+def choose_tissue(slide: Slide, how: str) -> Tissue:
     """The slide's tissue as a setting has it: ``"find"``, ``"all"``, or a file that marks it."""
     if how == "find":
         return find_tissue(slide)
-    return whole_slide(slide) if how == "all" else load_tissue(how, slide)
+    return take_whole_slide(slide) if how == "all" else load_tissue(how, slide)
 
 
 def find_tissue(slide: Slide) -> Tissue:
     """Find the tissue of an H&E or IHC slide on a thumbnail of about 8 µm per pixel."""
-    image, mpp = thumbnail(slide, _thumbnail_side(slide))
-    return Tissue(tissue_mask(image, mpp), mpp)
+    image, mpp = read_thumbnail(slide, _thumbnail_side(slide))
+    return Tissue(segment_tissue(image, mpp), mpp)
 
 
-def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
+def segment_tissue(image: np.ndarray, mpp: float) -> np.ndarray:
     """Tell tissue from glass, ink, scanner borders and dust: uint8 (h, w, 3) at ``mpp`` µm → bool (h, w).
 
     Tissue is where the stain's optical density, smoothed over 8 µm, stands out of the glass: strongest
@@ -138,7 +138,7 @@ def load_tissue(path: str | Path, slide: Slide) -> Tissue:
     return tissue
 
 
-def whole_slide(slide: Slide) -> Tissue:
+def take_whole_slide(slide: Slide) -> Tissue:
     """Take all of the slide as tissue."""
     mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / _thumbnail_side(slide))
     return Tissue(np.ones(shape_at(slide, mpp), bool), mpp)
@@ -146,7 +146,7 @@ def whole_slide(slide: Slide) -> Tissue:
 
 def _thumbnail_side(slide: Slide) -> int:
     longer, shorter = max(slide.height, slide.width), min(slide.height, slide.width)
-    wanted = max(longer * slide.mpp / MPP, longer / shorter * _SIDES[0])
+    wanted = max(longer * slide.mpp / THUMBNAIL_MPP, longer / shorter * _SIDES[0])
     return max(1, round(min(wanted, longer, _SIDES[1])))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.colours import palette
 from fseg_jax.pipeline.seed_file import CLASSES, check_class_names, number_seeds, read_seed_file
 
@@ -143,7 +143,7 @@ def save(path: Path, annotation: Annotation) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that whoever reads it, and whenever we are killed, it is the old one or the new one."""
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         part.write_text(text, encoding="utf-8")
 
 

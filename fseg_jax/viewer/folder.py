@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.kinds import suggest_names
 from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.viewer.session import SlideSession, list_slides
 
@@ -39,7 +39,7 @@ class Folder:
             InputError: There is no such slide, or it cannot be session.
         """
         if name not in self.names:
-            near = did_you_mean(name, self.names)
+            near = suggest_names(name, self.names)
             raise InputError(f"{self.path}: holds no slide {name!r}; {near}it holds {', '.join(self.names)}")
         if name not in self._sessions:
             self._sessions[name] = SlideSession(self.path, name, self._slides, self._settings)

@@ -16,7 +16,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.outputs.labels import LabelPyramid
 from fseg_jax.pipeline.record import SlideFacts
 from fseg_jax.slides.identity import identify
-from fseg_jax.slides.reader import Slide, open_slide, thumbnail
+from fseg_jax.slides.reader import Slide, open_slide, read_thumbnail
 
 TILE = 512  # pixels of a rendered tile; it is laid out as half of that, so that it is sharp on any screen
 CANVAS = (238, 239, 243)  # what lies around the slide
@@ -97,7 +97,7 @@ def open_picture(facts: SlideFacts, folder: Path, slides: Path | None, stored: n
         stored: A thumbnail of the whole slide, uint8 (h, w, 3), where there is one.
 
     Raises:
-        InputError: The slide is not found and there is no thumbnail, or ``slides`` does not hold it.
+        InputError: The slide is not found and there is no read_thumbnail, or ``slides`` does not hold it.
     """
     was = Path(facts.path)
     size = (facts.height, facts.width)
@@ -114,7 +114,7 @@ def open_picture(facts: SlideFacts, folder: Path, slides: Path | None, stored: n
         if facts.identity not in (None, identify(place)):
             problem = f"{place} is another slide than the one of the outputs"
         elif (slide.height, slide.width) == size:
-            small = stored if stored is not None else thumbnail(slide, _THUMBNAIL_SIDE)[0]
+            small = stored if stored is not None else read_thumbnail(slide, _THUMBNAIL_SIDE)[0]
             return Picture(slide, size, facts.mpp, small)
         else:
             found = f"{slide.width} × {slide.height}"

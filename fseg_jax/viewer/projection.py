@@ -30,10 +30,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.numerics.pca import reduce_channels
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
-from fseg_jax.versions import versions_of
+from fseg_jax.versions import find_versions
 
 SAMPLE = 20_000  # patches that UMAP is fitted on
 NEIGHBOURS = 15
@@ -159,8 +159,8 @@ def write_projection(folder: Path, name: str, embedded: Embeddings, Y: Float[np.
     It holds ``coordinates`` float32 (n, 3), ``colours`` uint8 (n, 3), and as JSON ``made_with`` and
     ``versions``. Raises ``OutputError`` where it cannot be written.
     """
-    packages = versions_of(("fseg-jax", "umap-learn", "numba", "numpy"))
-    with replacing(projection_path(folder, name)) as part, part.open("wb") as file:
+    packages = find_versions(("fseg-jax", "umap-learn", "numba", "numpy"))
+    with replace_atomically(projection_path(folder, name)) as part, part.open("wb") as file:
         np.savez_compressed(
             file,
             coordinates=Y,

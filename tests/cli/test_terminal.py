@@ -11,8 +11,8 @@ from fseg_jax import cli
 from fseg_jax.cli import machine
 from fseg_jax.cli.parameters import Number, WholeNumber
 from fseg_jax.cohort import engines
-from fseg_jax.errors import InputError, doing, explain
-from fseg_jax.process import log, verbosity
+from fseg_jax.errors import InputError, explain, note_work
+from fseg_jax.process import get_verbosity, set_verbosity
 
 
 def fseg(*arguments: object) -> int:
@@ -41,7 +41,7 @@ NUMBERS = [
 
 
 def fail(*_: object) -> None:
-    with doing("looking at the machine"):
+    with note_work("looking at the machine"):
         raise ZeroDivisionError("two\nlines")
 
 
@@ -92,9 +92,9 @@ def test_a_worker_that_cannot_start_says_why_in_one_line(monkeypatch):
 
 def test_workers_say_as_much_as_was_asked_for():
     for level in (0, 1, 2):
-        log(level)
-        assert verbosity() == level
-    log(0)
+        set_verbosity(level)
+        assert get_verbosity() == level
+    set_verbosity(0)
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -153,7 +153,7 @@ def test_the_default_encoder_has_as_many_channels_in_the_list_as_in_its_card(cap
 
 
 def test_an_input_error_is_said_as_it_is():
-    with pytest.raises(InputError) as caught, doing("nothing of note"):
+    with pytest.raises(InputError) as caught, note_work("nothing of note"):
         raise InputError("a  file.svs: gone")
     assert explain(caught.value) == "a  file.svs: gone"
 

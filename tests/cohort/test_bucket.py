@@ -50,7 +50,7 @@ def in_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bucket]:
     def spec(url: str) -> dict[str, str]:
         return {"driver": "memory", "path": urlsplit(url).path.lstrip("/")}
 
-    monkeypatch.setattr(storage, "bucket_spec", spec)
+    monkeypatch.setattr(storage, "make_bucket_spec", spec)
     monkeypatch.setattr(storage, "_CONTEXT", ts.Context())
     return lambda: Bucket("s3://bucket/out")
 
@@ -157,7 +157,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     "ask",
     [
         lambda bucket, folder: bucket.read("a.json"),
-        lambda bucket, folder: bucket.names("failures"),
+        lambda bucket, folder: bucket.list_keys("failures"),
         lambda bucket, folder: bucket.write("a.json", b"{}"),
         lambda bucket, folder: bucket.create("cohort.json", b"{}"),
         lambda bucket, folder: bucket.delete("a.json"),

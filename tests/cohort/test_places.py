@@ -76,14 +76,14 @@ def test_only_one_of_two_creates_a_key(bucket, tmp_path):
         place.write("failures/x.json", b"1")
         place.write("failures/x.json", b"2")
         place.write("other/y.json", b"3")
-        assert place.names("failures") == ["failures/x.json"]
+        assert place.list_keys("failures") == ["failures/x.json"]
         assert place.read_all(["failures/x.json", "other/y.json", "z"]) == {
             "failures/x.json": b"2",
             "other/y.json": b"3",
         }
         place.delete("failures/x.json")
         place.delete("failures/x.json")
-        assert place.names("failures") == []
+        assert place.list_keys("failures") == []
 
 
 def test_a_record_is_the_last_to_come_and_the_first_to_go(bucket, tmp_path, monkeypatch):
@@ -180,7 +180,9 @@ def test_features_are_bfloat16_and_the_encoders(kept, manifest):
     from fseg_jax.pipeline.tokens import encode_tiles
     from fseg_jax.slides.reader import open_slide
 
-    rows, beside, made = open_rows(open_storage(str(kept)).spec("S-01.features.zarr"), "tokens", ("tiles",))
+    rows, beside, made = open_rows(
+        open_storage(str(kept)).make_spec("S-01.features.zarr"), "tokens", ("tiles",)
+    )
     tokens = rows.read().result()
     assert tokens.dtype == ml_dtypes.bfloat16 and made["encoder"]["name"] == "classical"
     settings = Settings(tile=128, batch=2)

@@ -3,13 +3,13 @@
 import pytest
 
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 
 
 def test_nothing_is_seen_before_the_end(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         part.write_text("new")
         assert path.read_text() == "old" and part.name.startswith(".a.txt.")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
@@ -20,7 +20,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
     expected = OutputError if isinstance(error, OSError) else error
-    with pytest.raises(expected) as caught, replacing(path) as part:
+    with pytest.raises(expected) as caught, replace_atomically(path) as part:
         part.write_text("half of the n")
         raise error
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -30,21 +30,21 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):
     said = r"none/a\.txt: cannot be written \(No such file"
-    with pytest.raises(InputError, match=said), replacing(tmp_path / "none" / "a.txt") as part:
+    with pytest.raises(InputError, match=said), replace_atomically(tmp_path / "none" / "a.txt") as part:
         part.write_text("")
 
 
 def test_two_writers_do_not_meet(tmp_path):
     path = tmp_path / "a.txt"
-    with replacing(path) as first:
+    with replace_atomically(path) as first:
         first.write_text("first")
-        with replacing(path) as second:
+        with replace_atomically(path) as second:
             second.write_text("second")
     assert path.read_text() == "first"
 
 
 def test_the_file_has_the_usual_permissions(tmp_path):
     (tmp_path / "usual").touch()
-    with replacing(tmp_path / "a") as part:
+    with replace_atomically(tmp_path / "a") as part:
         part.touch()
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -11,7 +11,7 @@ from PIL import Image
 
 import fseg_jax
 from fseg_jax.errors import InputError
-from fseg_jax.files.images import FORMATS, MOST_PIXELS, image_size, load_image
+from fseg_jax.files.images import FORMATS, MOST_PIXELS, load_image, read_image_size
 
 PACKAGE = Path(fseg_jax.__file__).parent
 OPENERS = {"imread", "imopen", "open_image"}
@@ -43,7 +43,7 @@ def test_a_page_description_is_no_image_whatever_it_is_called(
     monkeypatch.setattr("subprocess.Popen", None)  # nothing is started
     path = tmp_path / name
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    for read in (load_image, image_size):
+    for read in (load_image, read_image_size):
         with pytest.raises(InputError, match="not an image that can be read"):
             read(path)
 
@@ -60,7 +60,7 @@ def test_a_size_above_the_limit_is_refused_by_the_header_alone(tmp_path: Path) -
     path = tmp_path / "large.png"
     for width, height in ((MOST_PIXELS // 1000 + 1, 1000), (60_000, 60_000)):
         png_header(path, width, height)
-        for read in (load_image, image_size):
+        for read in (load_image, read_image_size):
             with pytest.raises(InputError, match=r"large\.png: has too many pixels .*178 million") as error:
                 read(path)
             assert "\n" not in str(error.value)

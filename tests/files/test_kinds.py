@@ -24,8 +24,8 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.trained import find_shipped, load_trained
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import did_you_mean, kind_of
-from fseg_jax.files.tensor_header import LARGEST, BrokenFileError, open_tensors, read_header
+from fseg_jax.files.kinds import describe_kind, suggest_names
+from fseg_jax.files.tensor_header import MAX_HEADER_BYTES, BrokenFileError, open_tensors, read_header
 
 CENTERS = np.random.default_rng(0).random((2, 6), np.float32)
 
@@ -52,7 +52,7 @@ def one(**changes: object) -> dict[str, object]:
         b"",
         b"short",
         tensors(one(), length=2**62),
-        tensors(one(), length=LARGEST),
+        tensors(one(), length=MAX_HEADER_BYTES),
         tensors(b"["),
         tensors(b"[" * 100_000),
         tensors([]),
@@ -174,7 +174,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 def test_a_file_in_place_of_another_is_named_for_what_it_is(files):
     for kind, path in files.items():
-        assert kind_of(path).startswith(kind)
+        assert describe_kind(path).startswith(kind)
         wanted = {"a classifier": load_classifier}
         if kind != "a codebook":
             wanted["a codebook"] = load_all
@@ -250,9 +250,9 @@ def with_metadata(path: Path, **changes: str) -> bytes:
 
 
 def test_a_name_that_is_nearly_right_is_answered_with_the_nearest():
-    assert did_you_mean("he-smal", ["he-small", "uni"]) == "did you mean he-small? "
-    assert did_you_mean("prov", ["prov-gigapath", "uni"]) == "did you mean prov-gigapath? "
-    assert did_you_mean("zebra", ["he-small", "uni"]) == ""
+    assert suggest_names("he-smal", ["he-small", "uni"]) == "did you mean he-small? "
+    assert suggest_names("prov", ["prov-gigapath", "uni"]) == "did you mean prov-gigapath? "
+    assert suggest_names("zebra", ["he-small", "uni"]) == ""
     assert "did you mean he-small?" in line(lambda: load_all("he-smal"))
     assert "did you mean he-small?" in line(lambda: find_row("he-smal"))
     assert "did you mean uni2-h" in line(lambda: find_row("uni2h"))

@@ -10,7 +10,7 @@ import fseg_jax as fseg
 from fseg_jax.cli import main
 from fseg_jax.codebook import Codebook
 from fseg_jax.errors import InputError, explain
-from fseg_jax.files.paths import is_file, is_folder, is_there, shown
+from fseg_jax.files.paths import format_path, is_file, is_folder, is_there
 
 LONG = "x" * 300
 
@@ -55,7 +55,7 @@ def test_what_cannot_be_looked_at_says_why(tmp_path, circle, look, monkeypatch):
         with pytest.raises(InputError, match="cannot be looked at") as caught:
             look(path)
         assert why in str(caught.value) and str(caught.value).isprintable()
-    assert len(shown("x" * 5000)) < 300
+    assert len(format_path("x" * 5000)) < 300
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")

@@ -36,7 +36,7 @@ from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.pipeline.seed_file import read_seed_file
 from fseg_jax.pipeline.tokens import open_kept
 from fseg_jax.pretraining import pretrain, simclr
-from fseg_jax.slides.reader import Slide, open_slide, thumbnail
+from fseg_jax.slides.reader import Slide, open_slide, read_thumbnail
 from fseg_jax.slides.tissue import load_tissue
 from fseg_jax.viewer import annotation
 from fseg_jax.viewer.session import SlideSession
@@ -57,7 +57,7 @@ class Idle(contextlib.AbstractContextManager):
 
 def slide(path: Path) -> None:
     with open_slide(path) as opened:
-        thumbnail(opened, 200)
+        read_thumbnail(opened, 200)
         opened.read(0, 0, 64, 64, opened.mpp)
         opened.read(-10, 30, 64, 64, 2 * opened.mpp)
 

@@ -9,7 +9,7 @@ import pytest
 
 from fseg_jax.errors import InputError
 from fseg_jax.slides import identity
-from fseg_jax.slides.identity import identify, is_same
+from fseg_jax.slides.identity import identify, is_same_slide
 
 
 def write(path: Path, size: int, seed: int = 0) -> Path:
@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, path):
 
 def test_slides_of_records_without_identity_go_by_their_files_names():
     old = {"path": "/before/a.svs"}
-    assert is_same(old, {"path": "/now/a.svs", "identity": "1"})
-    assert not is_same(old, {"path": "/before/b.svs", "identity": "1"})
-    assert is_same({"path": "a.svs", "identity": "1"}, {"path": "b.svs", "identity": "1"})
-    assert not is_same({"path": "a.svs", "identity": "1"}, {"path": "a.svs", "identity": "2"})
+    assert is_same_slide(old, {"path": "/now/a.svs", "identity": "1"})
+    assert not is_same_slide(old, {"path": "/before/b.svs", "identity": "1"})
+    assert is_same_slide({"path": "a.svs", "identity": "1"}, {"path": "b.svs", "identity": "1"})
+    assert not is_same_slide({"path": "a.svs", "identity": "1"}, {"path": "a.svs", "identity": "2"})

@@ -76,7 +76,9 @@ def test_palettes_are_indices_where_anything_marks_and_colours_where_half_does(t
     np.testing.assert_array_equal(read_marked(path), MARKED)
     np.testing.assert_array_equal(read_bright(path), MARKED)
     with open_mask(path) as mask:
-        (codes,), (colours,) = ([block for _, block in blocks] for blocks in (mask.codes(), mask.colours()))
+        (codes,), (colours,) = (
+            [block for _, block in blocks] for blocks in (mask.yield_codes(), mask.yield_colours())
+        )
     np.testing.assert_array_equal(codes, MARKED)
     np.testing.assert_array_equal(colours, MARKED[..., None] * np.array([0, 0, 200]))
 
@@ -113,7 +115,7 @@ def test_blocks_make_up_the_mask(
     tifffile.imwrite(tmp_path / "mask.tif", values, **options)
     with open_mask(tmp_path / "mask.tif") as mask:
         assert mask.shape == (150, 200)
-        np.testing.assert_array_equal(np.concatenate([part for _, part in mask.codes()]), values)
+        np.testing.assert_array_equal(np.concatenate([part for _, part in mask.yield_codes()]), values)
 
 
 def test_what_was_never_written_is_unmarked(tmp_path: Path) -> None:

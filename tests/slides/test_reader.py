@@ -25,7 +25,7 @@ from scipy import ndimage
 from benchmarks import make_slide
 from fseg_jax.errors import InputError
 from fseg_jax.slides import pixels, reader
-from fseg_jax.slides.reader import open_slide, read_ahead, shape_at, thumbnail
+from fseg_jax.slides.reader import open_slide, prefetch_boxes, read_thumbnail, shape_at
 
 DATA = os.environ.get("FSEG_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FSEG_DATA is not set to a folder with slides/")
@@ -304,12 +304,12 @@ def test_large_boxes_are_read_in_parts_with_the_same_result(
 
 def test_thumbnail(exact: dict[str, Path]) -> None:
     with open_slide(exact["a.png"], 0.5) as slide:
-        image, mpp = thumbnail(slide, 100)
+        image, mpp = read_thumbnail(slide, 100)
         assert image.shape == (71, 100, 3) and mpp == pytest.approx(0.5 * 4.67)
         np.testing.assert_array_equal(image, slide.read(0, 0, 71, 100, mpp))
         pillow = Image.fromarray(PICTURE).resize((100, 71), Image.Resampling.BOX)
         assert np.abs(image.astype(int) - np.asarray(pillow)).mean() < 12  # it cannot cut pixels
-        same, mpp = thumbnail(slide, 4000)
+        same, mpp = read_thumbnail(slide, 4000)
         assert mpp == 0.5
         np.testing.assert_array_equal(same, PICTURE)
 
@@ -320,11 +320,11 @@ def test_read_ahead_keeps_order_and_joins_its_threads(exact: dict[str, Path]) ->
     with open_slide(exact["zlib.ome.tiff"]) as slide:
         alone = [slide.read(*box, 0.7) for box in boxes]
         for threads in (1, 3):
-            ahead = list(read_ahead(slide, iter(boxes), 0.7, threads))
+            ahead = list(prefetch_boxes(slide, iter(boxes), 0.7, threads))
             assert len(ahead) == len(alone)
             for one, other in zip(alone, ahead, strict=True):
                 np.testing.assert_array_equal(one, other)
-        assert list(read_ahead(slide, [], 0.7, 2)) == []
+        assert list(prefetch_boxes(slide, [], 0.7, 2)) == []
     assert threading.active_count() == before
 
 
@@ -340,7 +340,7 @@ def test_read_ahead_is_bounded_and_closing_it_cancels_the_rest(
             slide, "read", lambda *box: started.append(box) or time.sleep(0.005) or read(*box)
         )
         boxes = (taken.append(i) or (i, i, 64, 64) for i in range(1000))
-        tiles = read_ahead(slide, boxes, 0.5, 2)
+        tiles = prefetch_boxes(slide, boxes, 0.5, 2)
         for _ in range(5):
             next(tiles)
         time.sleep(0.1)
@@ -366,7 +366,7 @@ def test_an_error_in_read_ahead_reaches_the_consumer_in_its_place(
             return read(level, y, x, height, width)
 
         monkeypatch.setattr(slide._pixels, "read", fails)
-        tiles = read_ahead(slide, [(10 * i, 0, 8, 8) for i in range(20)], 0.5, 2)
+        tiles = prefetch_boxes(slide, [(10 * i, 0, 8, 8) for i in range(20)], 0.5, 2)
         assert [next(tiles).shape for _ in range(3)] == [(8, 8, 3)] * 3
         with pytest.raises(InputError, match=r"a\.png: cannot be decoded at y = 30.*bad tile") as error:
             next(tiles)
@@ -791,10 +791,10 @@ def test_a_large_flat_tiff_takes_little_memory(tmp_path: Path) -> None:
     )  # fmt: skip
     program = f"""
 import resource
-from fseg_jax.slides.reader import open_slide, read_ahead
+from fseg_jax.slides.reader import open_slide, prefetch_boxes
 slide = open_slide({str(path)!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for i, tile in enumerate(read_ahead(slide, [(512 * i, 512 * i, 512, 512) for i in range(78)], 0.5, 2)):
+for i, tile in enumerate(prefetch_boxes(slide, [(512 * i, 512 * i, 512, 512) for i in range(78)], 0.5, 2)):
     assert tile[:60].std() > 20, i
 coarse = slide.read(0, 0, 300, 300, 8.0)
 assert coarse.shape == (300, 300, 3) and coarse[5, 5].min() < 250 and (coarse[5, 200] == 255).all()
@@ -851,7 +851,7 @@ def test_a_truncated_real_slide(share: float, tmp_path: Path, capfd: pytest.Capt
     path = tmp_path / "cut.svs"
     path.write_bytes(CMU.read_bytes()[: int(CMU.stat().st_size * share)])
     with pytest.raises(InputError) as error, open_slide(path) as slide:
-        thumbnail(slide, 500)
+        read_thumbnail(slide, 500)
     assert "cut.svs" in str(error.value) and "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
 

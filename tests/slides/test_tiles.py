@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fseg_jax.errors import InputError
-from fseg_jax.slides.tiles import make_grid, tiles_with_tissue
+from fseg_jax.slides.tiles import find_tissue_tiles, make_grid
 
 
 @settings(max_examples=60, deadline=None)
@@ -36,7 +36,7 @@ def test_a_tile_is_wanted_exactly_when_its_core_holds_tissue(seed, mask_mpp):
     r = np.random.default_rng(seed)
     grid = make_grid(1000, 900, 16, 128)
     mask = r.random((int(np.ceil(1000 / mask_mpp)), int(np.ceil(900 / mask_mpp)))) < 0.01
-    wanted = tiles_with_tissue(grid, mask, mask_mpp, 1.0)
+    wanted = find_tissue_tiles(grid, mask, mask_mpp, 1.0)
     # Mask pixels are squares of mask_mpp µm: each is laid over the tiles it touches.
     expected = np.zeros((grid.rows, grid.columns), bool)
     for i, j in np.argwhere(mask):

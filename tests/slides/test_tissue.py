@@ -12,8 +12,8 @@ from scipy import ndimage
 from skimage import data, draw
 
 from fseg_jax.errors import InputError
-from fseg_jax.slides.reader import Slide, open_slide, shape_at, thumbnail
-from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, tissue_mask, whole_slide
+from fseg_jax.slides.reader import Slide, open_slide, read_thumbnail, shape_at
+from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, segment_tissue, take_whole_slide
 
 DATA = os.environ.get("FSEG_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FSEG_DATA is not set to a folder with slides/")
@@ -57,7 +57,7 @@ HE = (0.15, 0.25, 0.0)
 def test_known_tissue_on_glass_of_any_tint(
     stains: tuple[float, float, float], glass: tuple[int, int, int]
 ) -> None:
-    mask = tissue_mask(painted(ISLANDS, stains, glass), MPP)
+    mask = segment_tissue(painted(ISLANDS, stains, glass), MPP)
     assert mask.dtype == bool and mask.shape == SHAPE
     assert overlap(mask, ISLANDS) > 0.93
 
@@ -71,7 +71,7 @@ def test_thresholds_are_in_micrometres(mpp: float) -> None:
     gap = disc(shape, (1500 / mpp, 1200 / mpp), 45 / mpp)  # 6,400 µm²
     speck = disc(shape, (600 / mpp, 2400 / mpp), 35 / mpp)  # 3,800 µm²
     piece = disc(shape, (1500 / mpp, 2500 / mpp), 120 / mpp)  # 45,000 µm²
-    mask = tissue_mask(painted((body & ~lumen & ~gap) | speck | piece, HE), mpp)
+    mask = segment_tissue(painted((body & ~lumen & ~gap) | speck | piece, HE), mpp)
     inner = ndimage.distance_transform_edt(lumen) * mpp > 70
     assert not mask[inner].any()
     assert mask[gap].all()
@@ -96,7 +96,7 @@ def pen(
 def test_pen_marks_are_no_tissue(colour: tuple[int, int, int], stains: tuple[float, float, float]) -> None:
     image, ink = pen(painted(ISLANDS, stains), colour, [(10, 290), (200, 200), (215, 20)], 14)
     image, over = pen(image, colour, [(20, 120), (220, 90)], 14)  # across the first island
-    mask = tissue_mask(image, MPP)
+    mask = segment_tissue(image, MPP)
     assert not mask[(ink | over) & ~ISLANDS].any()
     assert mask[over & ISLANDS].mean() < 0.1
     far = ISLANDS & (ndimage.distance_transform_edt(~(ink | over)) * MPP > 60)
@@ -106,7 +106,7 @@ def test_pen_marks_are_no_tissue(colour: tuple[int, int, int], stains: tuple[flo
 def test_black_borders_are_no_tissue() -> None:
     image = painted(ISLANDS, HE)
     image[:25], image[:, -12:] = 0, (12, 10, 14)
-    mask = tissue_mask(image, MPP)
+    mask = segment_tissue(image, MPP)
     assert not mask[:25].any() and not mask[:, -12:].any()
     assert overlap(mask[35:, :-25], ISLANDS[35:, :-25]) > 0.93
 
@@ -117,24 +117,24 @@ def test_what_a_scanner_leaves_out_is_white_beside_tinted_glass() -> None:
     image[:40] = 255
     kept = ISLANDS.copy()
     kept[:, 330:] = kept[:40] = False
-    assert overlap(tissue_mask(image, MPP), kept) > 0.93
+    assert overlap(segment_tissue(image, MPP), kept) > 0.93
 
 
 def test_an_uneven_lamp_and_a_grey_shadow_are_no_tissue() -> None:
     image = painted(ISLANDS, HE).astype(float)
     image *= np.linspace(0.97, 1.0, SHAPE[1])[None, :, None]
     image[260:290, 20:200] *= 0.93  # a smear without colour
-    assert overlap(tissue_mask(image.astype(np.uint8), MPP), ISLANDS) > 0.93
+    assert overlap(segment_tissue(image.astype(np.uint8), MPP), ISLANDS) > 0.93
 
 
 @pytest.mark.parametrize("glass", [(255, 255, 255), (243, 243, 243), (236, 230, 226)], ids=str)
 def test_an_empty_slide_has_no_tissue(glass: tuple[int, int, int]) -> None:
-    assert not tissue_mask(painted(np.zeros(SHAPE, bool), HE, glass), MPP).any()
+    assert not segment_tissue(painted(np.zeros(SHAPE, bool), HE, glass), MPP).any()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (40, 40)])
 def test_small_images_of_nothing_but_tissue(size: tuple[int, int]) -> None:
-    assert tissue_mask(painted(np.ones(size, bool), HE), 1.0).mean() > 0.95
+    assert segment_tissue(painted(np.ones(size, bool), HE), 1.0).mean() > 0.95
 
 
 def test_the_demo_image_is_nearly_all_tissue(tmp_path: Path) -> None:
@@ -169,12 +169,12 @@ def test_real_slides(name: str, inked: bool) -> None:
     mpp, tissue_boxes, glass_boxes = REGIONS[name]
     with open_slide(Path(DATA or "", "slides", name), mpp) as slide:
         if inked:
-            image, at = thumbnail(slide, 600)
+            image, at = read_thumbnail(slide, 600)
             y, x, h, w = (round(v * slide.mpp / at) for v in glass_boxes[1])
             for i, colour in enumerate((GREEN, BLUE, BLACK, RED)):
                 row = y + (2 * i + 1) * h // 8
                 image, _ = pen(image, colour, [(x, row), (x + w, row)], round(60 / at))
-            tissue = Tissue(tissue_mask(image, at), at)
+            tissue = Tissue(segment_tissue(image, at), at)
         else:
             tissue = find_tissue(slide)
         for box in tissue_boxes:
@@ -220,7 +220,7 @@ def slide(tmp_path: Path) -> Slide:
 
 
 def test_whole_slide(slide: Slide) -> None:
-    tissue = whole_slide(slide)
+    tissue = take_whole_slide(slide)
     assert tissue.fraction == 1 and tissue.mask.size < 600 * 800
     assert tissue.crop(0, 0, 600, 800, 0.5).all()
     assert tissue.mask.shape == shape_at(slide, tissue.mpp)

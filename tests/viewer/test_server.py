@@ -28,7 +28,7 @@ from tornado.websocket import WebSocketClosedError, websocket_connect
 from fseg_jax import cli
 from fseg_jax.cli.view import check_packages
 from fseg_jax.errors import InputError
-from fseg_jax.process import STOPPED, log, stop
+from fseg_jax.process import STOPPED, set_verbosity, stop
 from fseg_jax.viewer.server import _on_this_loop
 
 PATCH = '{"msgid": "1", "msgtype": "PATCH-DOC"}'
@@ -368,7 +368,7 @@ def test_garbage_is_no_traceback(out, capsys):
         begun.append(threading.Thread(target=pester, args=(url,)))
         begun[0].start()
 
-    log(0)
+    set_verbosity(0)
     serving.serve(serving.Folder(out, None, SeedSettings()), "tissue", tell, port=None)
     begun[0].join()
     _, err = capsys.readouterr()

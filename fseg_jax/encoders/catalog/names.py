@@ -8,7 +8,7 @@ from fseg_jax.encoders.catalog.row import HALF, IMAGENET, Row, resnet_row, vit_r
 from fseg_jax.encoders.resnet.network import RESNETS
 from fseg_jax.encoders.vit.network import DINOV2_GIANT, VITS, ViTConfig, add_registers
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import did_you_mean
+from fseg_jax.files.kinds import suggest_names
 
 # The tag after the dot says how a network was trained. Images of Google's own training are in −1 … 1.
 _HALF_TAGS = ("augreg", "orig", "sam", "ra4")
@@ -34,7 +34,7 @@ def find_row(name: str) -> Row:
     key = name.lower().replace("_", "-")
     if key in CATALOG:
         return CATALOG[key]
-    near = did_you_mean(name, ("he-small", "classical", *CATALOG))
+    near = suggest_names(name, ("he-small", "classical", *CATALOG))
     raise InputError(
         f"no encoder is called {name!r}: {near}`fseg encoders` lists them, and timm:NAME works too"
     )

@@ -27,7 +27,7 @@ from fseg_jax.encoders.weights.hub import Status
 from fseg_jax.encoders.weights.weights_file import LoadedNetwork
 from fseg_jax.errors import InputError
 from fseg_jax.files.downloads import cache_folder
-from fseg_jax.files.kinds import is_ours, kind_of
+from fseg_jax.files.kinds import describe_kind, is_written_here
 from fseg_jax.files.paths import is_file
 from fseg_jax.files.tensor_header import BrokenFileError, read_header
 
@@ -112,8 +112,10 @@ def _load_checkpoint(row: Row, checkpoint: Path, dtype: DTypeLike) -> LoadedNetw
         raise InputError(
             f"{checkpoint}: no such file: give a published checkpoint of {row.name}, or a converted one"
         )
-    if is_ours(checkpoint):
-        raise InputError(f"{checkpoint}: {kind_of(checkpoint)}, not a checkpoint of {row.name}: give that")
+    if is_written_here(checkpoint):
+        raise InputError(
+            f"{checkpoint}: {describe_kind(checkpoint)}, not a checkpoint of {row.name}: give that"
+        )
     try:
         prefix = hash_file(checkpoint)[:16]
     except OSError as error:

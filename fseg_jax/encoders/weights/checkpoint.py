@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import kind_of
+from fseg_jax.files.kinds import describe_kind
 from fseg_jax.files.tensor_header import BrokenFileError, read_header
 
 # The keys under which trainers save the network.
@@ -90,7 +90,7 @@ def _open_safetensors(path: Path) -> Checkpoint:
 
 
 def _open_torch(path: Path) -> Checkpoint:
-    kind = kind_of(path)
+    kind = describe_kind(path)
     if not ("pickle" in kind or "PyTorch" in kind or "another kind" in kind):
         raise InputError(f"{path}: {kind}, not a checkpoint: give the published file")
     try:

@@ -31,9 +31,9 @@ from fseg_jax.encoders.architectures import (
 )
 from fseg_jax.encoders.layers import Network
 from fseg_jax.errors import InputError
-from fseg_jax.files.atomic import replacing
-from fseg_jax.files.kinds import ENCODER, kind_of
-from fseg_jax.files.tensor_header import BrokenFileError, Header, read_header
+from fseg_jax.files.atomic import replace_atomically
+from fseg_jax.files.kinds import ENCODER, describe_kind
+from fseg_jax.files.tensor_header import BrokenFileError, TensorHeader, read_header
 
 FORMAT, VERSION = ENCODER, "1"
 
@@ -85,7 +85,7 @@ def write(
     }
     entries = _entries(targets)
     digest = hashlib.sha256()
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             file.write(_header(metadata, entries))
@@ -144,19 +144,19 @@ def read_metadata(path: Path) -> dict[str, str]:
     return _read_header(Path(path)).metadata
 
 
-def _read_header(path: Path) -> Header:
+def _read_header(path: Path) -> TensorHeader:
     """Read the header of a file of ours; InputError that says which file it is, where it is none."""
     try:
         header = read_header(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): give a converted encoder") from error
     except BrokenFileError as error:
-        kind = kind_of(path)
+        kind = describe_kind(path)
         if kind.startswith(("a damaged", "an empty")):
             raise _damaged(path) from error
         raise InputError(f"{path}: {kind}, not a converted encoder: give one") from error
     if header.metadata.get("format") != FORMAT:
-        kind = kind_of(path)
+        kind = describe_kind(path)
         advice = ": run `python -m weights_convert` on it first" if "another program" in kind else ""
         raise InputError(f"{path}: {kind}, not a converted encoder{advice}")
     if header.metadata.get("version") != VERSION:
@@ -167,7 +167,7 @@ def _read_header(path: Path) -> Header:
     return header
 
 
-def _read_tensors(path: Path, header: Header) -> Iterator[tuple[str, np.ndarray]]:
+def _read_tensors(path: Path, header: TensorHeader) -> Iterator[tuple[str, np.ndarray]]:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

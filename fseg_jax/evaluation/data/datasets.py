@@ -20,8 +20,8 @@ from jaxtyping import Int, UInt8
 
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.dataset_file import IGNORED, UNKNOWN, read_description
-from fseg_jax.files.images import image_size, load_image
-from fseg_jax.files.paths import check_folder, files_of, is_file, is_folder, unseen
+from fseg_jax.files.images import load_image, read_image_size
+from fseg_jax.files.paths import check_folder, is_file, is_folder, list_files, report_unreadable
 from fseg_jax.slides.masks import Mask, check_size, open_mask
 
 TEST_SHARE = 1 / 3  # of the cases, where a dataset has no split of its own
@@ -110,9 +110,9 @@ class Codes:
                 f"{mask.path}: its compression may have changed its values, which mean something: give a PNG"
             )
         if not self.colours:
-            yield from mask.codes()
+            yield from mask.yield_codes()
             return
-        for y, rgb in mask.colours():
+        for y, rgb in mask.yield_colours():
             red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
             yield y, red << 16 | green << 8 | blue
 
@@ -154,7 +154,7 @@ def open_dataset(path: str | Path) -> Dataset:
             if (dataset := reader(folder)) is not None:
                 return dataset
     except OSError as error:
-        raise unseen(error.filename or folder, error) from None
+        raise report_unreadable(error.filename or folder, error) from None
     raise InputError(
         f"{folder}: neither BCSS (masks/TCGA-…), WSSS4LUAD (2.validation/, 3.testing/) nor EBHI-Seg "
         "(CLASS/images, CLASS/masks): put a dataset.yaml beside images/ and masks/"
@@ -262,7 +262,7 @@ def _first(folder: Path, *names: str) -> Path | None:
 def _files(folder: Path) -> list[Path]:
     if not is_folder(folder):
         return []
-    files = files_of(folder, deep=False)
+    files = list_files(folder, deep=False)
     return [path for path in files if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")]
 
 
@@ -306,7 +306,7 @@ def _checked(
             problems.append(f"{key}: {lacks}")
             continue
         try:
-            size = image_size(image)
+            size = read_image_size(image)
             truth = codes.read(mask)
         except InputError as error:
             problems.append(str(error))

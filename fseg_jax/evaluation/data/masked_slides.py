@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.paths import check_folder, files_of
+from fseg_jax.files.paths import check_folder, list_files
 from fseg_jax.slides.masks import open_mask
-from fseg_jax.slides.reader import Slide, open_slide, slide_name
+from fseg_jax.slides.reader import Slide, name_outputs, open_slide
 
 MASK = "_mask"
 _SCANNERS = (".svs", ".ndpi", ".mrxs", ".scn")
@@ -48,19 +48,21 @@ def find_slides(folder: Path, mpp_override: float | None = None) -> list[MaskedS
     name.
     """
     check_folder(folder, "give one that holds NAME.jpg with NAME_mask.jpg")
-    paths = [p for p in files_of(folder) if p.suffix.lower() in _SUFFIXES and p.name[0] != "."]
-    masks = {p.with_name(slide_name(p).removesuffix(MASK)): p for p in paths if slide_name(p).endswith(MASK)}
+    paths = [p for p in list_files(folder) if p.suffix.lower() in _SUFFIXES and p.name[0] != "."]
+    masks = {
+        p.with_name(name_outputs(p).removesuffix(MASK)): p for p in paths if name_outputs(p).endswith(MASK)
+    }
     if not masks:
         raise InputError(
             f"{folder}: no mask in it: put NAME_mask.png (255 where the tumour is) beside each slide NAME.tif"
         )
     annotated = {mask.parent for mask in masks.values()}
-    images = [p for p in paths if p.parent in annotated and not slide_name(p).endswith(MASK)]
-    known = {p.with_name(slide_name(p)) for p in images}
+    images = [p for p in paths if p.parent in annotated and not name_outputs(p).endswith(MASK)]
+    known = {p.with_name(name_outputs(p)) for p in images}
     problems = [f"{mask.name}: a mask without an image" for key, mask in masks.items() if key not in known]
     found: dict[str, MaskedSlide] = {}
     for image in images:
-        name = slide_name(image)
+        name = name_outputs(image)
         mask = masks.get(image.with_name(name))
         if mask is None:
             problems.append(f"{image.name}: an image without a mask ({name}{MASK}.png or .jpg)")
@@ -103,7 +105,7 @@ def _opened(
             yield (slide.height, slide.width), _strips(slide)
     else:
         with open_mask(path) as mask:
-            yield mask.shape, mask.bright()
+            yield mask.shape, mask.yield_bright()
 
 
 def _strips(slide: Slide) -> Iterator[tuple[int, Bool[np.ndarray, "rows width"]]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.evaluation.report.tables import markdown_table
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.csv_table import csv_text
 from fseg_jax.outputs.style import OKABE_ITO, drawing, list_legend_once, save_figure
 from fseg_jax.pipeline.record import made_with
@@ -54,7 +54,7 @@ def write(
 
 
 def _write(path: Path, text: str) -> None:
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         part.write_text(text, encoding="utf-8")
 
 

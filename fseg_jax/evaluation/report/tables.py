@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.evaluation.data.datasets import Dataset
-from fseg_jax.files.atomic import replacing
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.numerics.metrics import Interval
 from fseg_jax.outputs.csv_table import csv_text
-from fseg_jax.versions import versions_of
+from fseg_jax.versions import find_versions
 
 if TYPE_CHECKING:
     from fseg_jax.evaluation.protocols.experiment import Row, Setting
@@ -63,7 +63,7 @@ def write_record(
         "encoders": [vars(card) for card in cards],
         "setting": setting._asdict(),
         "versions": {"python": platform.python_version()}
-        | versions_of(("fseg-jax", "jax", "numpy", "optax")),
+        | find_versions(("fseg-jax", "jax", "numpy", "optax")),
         "device": jax.devices()[0].device_kind,
         "rows": [{key: getattr(row, key) for key in _KEYS} | {"confusion": row.confusion} for row in rows],
     }
@@ -271,5 +271,5 @@ def _bounds(name: str, interval: Interval | None) -> dict[str, str]:
 
 
 def _save(path: Path, text: str) -> None:
-    with replacing(path) as part:
+    with replace_atomically(path) as part:
         part.write_text(text, encoding="utf-8")
