@@ -1,4 +1,4 @@
-"""The exceptions that mean the user has to change something, and any other as one line."""
+"""Exceptions that tell the user what to change, and any other exception as one line."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ class InputError(Exception):
 
 
 class OutputError(InputError):
-    """Results cannot be written where they should go: whatever else goes there would fail as well."""
+    """Results cannot be written to their place; writing other results there would fail too."""
 
 
 def first_line(error: BaseException) -> str:
@@ -25,7 +25,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def note_work(what: str) -> Iterator[None]:
-    """Let whatever fails in the block, and is nobody's ``InputError``, say in which work it did."""
+    """Note on exceptions from the block what was being done; an ``InputError`` says so itself."""
     try:
         yield
     except Exception as error:
@@ -35,35 +35,43 @@ def note_work(what: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of this machine or of its accelerator, did not suffice."""
-    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-    return isinstance(error, MemoryError) or (of_jax and "RESOURCE_EXHAUSTED" in str(error))
+    """Return whether an error means that the machine, or its accelerator, has too little memory."""
+    is_from_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return isinstance(error, MemoryError) or (is_from_jax and "RESOURCE_EXHAUSTED" in str(error))
 
 
 def explain(error: BaseException, options: Iterable[str] = ("batch", "tile")) -> str:
-    """Say in one line what is wrong: an ``InputError``'s own message, what to do where memory did not
-    suffice, and of anything else what was being done and that the program is at fault.
+    """Explain an error in one line.
 
-    ``options`` are those of the command, of which the ones that save memory are advised.
+    An ``InputError`` has its own message. Where memory ran out, the line says what to do. For other errors it
+    says what was being done, and that the program is at fault.
+
+    Args:
+        error: The error.
+        options: The options of the command; those that save memory are recommended.
     """
     if isinstance(error, InputError):
         return str(error)
     text = " ".join(str(error).split())
     where = "".join(f"{note}: " for note in reversed(getattr(error, "__notes__", [])))
     if is_out_of_memory(error):
-        return f"{where}{_of_memory(error, [name for name in _SAVING if name in options])}"
+        return f"{where}{_explain_memory(error, [name for name in _SAVING if name in options])}"
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
-        named = " ".join(error.filename.split())[:300]
-        return f"{where}{named}: {error.strerror}"  # of the machine, not of the program
+        filename = " ".join(error.filename.split())[:300]
+        return f"{where}{filename}: {error.strerror}"  # the machine's fault, not the program's
     what = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
     return f"{where}{what}; this is a fault of the program: run again with -v for the traceback"
 
 
-def _of_memory(error: BaseException, options: list[str]) -> str:
-    wanted, held = getattr(error, "_total_size", None), _memory()  # numpy's error knows how much it was
-    if wanted and held and wanted > 4 * held:
+def _explain_memory(error: BaseException, options: list[str]) -> str:
+    requested, available = (
+        getattr(error, "_total_size", None),
+        _read_memory(),
+    )  # an attribute of numpy's error
+    if requested and available and requested > 4 * available:
         return (
-            f"{wanted / 2**30:,.0f} GiB of memory are asked for, and this machine has {held / 2**30:,.0f}: "
+            f"{requested / 2**30:,.0f} GiB of memory are asked for, and this machine has "
+            f"{available / 2**30:,.0f}: "
             "a file or an option states a size that cannot be meant"
         )
     advice = " or ".join(f"--{name}" for name in options[:2])
@@ -72,8 +80,8 @@ def _of_memory(error: BaseException, options: list[str]) -> str:
     )
 
 
-def _memory() -> int:
-    """How many bytes of memory this machine has; 0 where it does not say."""
+def _read_memory() -> int:
+    """Return the bytes of memory of this machine; 0 where the system does not say."""
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 0

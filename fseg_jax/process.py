@@ -1,4 +1,4 @@
-"""What a process shares with the system: signals, logs, memory."""
+"""Signals, logs and memory of this process."""
 
 import ctypes
 import logging
@@ -7,56 +7,56 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-Progress = Callable[[str, int, int], None]  # what is being done, how many of it are done, of how many
+Progress = Callable[[str, int, int], None]  # a callback: (phase, done, total)
 
-STOPPED = threading.Event()
+STOPPED = threading.Event()  # set once a signal asked the program to stop
 
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 def stop(*_: object) -> None:
-    """Interrupt, and remember it: an exception raised inside a callback of JAX is swallowed there."""
+    """Handle a signal: raise ``KeyboardInterrupt``, and set ``STOPPED``, as JAX may swallow the exception."""
     STOPPED.set()
     raise KeyboardInterrupt
 
 
 def silence_swallowed_interrupts() -> None:
-    """Have Python not print the interruptions that callbacks swallow: they are remembered, and heeded."""
-    tell = sys.unraisablehook
+    """Do not print interruptions that JAX's callbacks swallow; ``raise_if_stopped`` raises them again."""
+    report = sys.unraisablehook
 
     def hook(raised: "sys.UnraisableHookArgs") -> None:
         if not (STOPPED.is_set() and issubclass(raised.exc_type, KeyboardInterrupt)):
-            tell(raised)
+            report(raised)
 
     sys.unraisablehook = hook
 
 
 def stop_once(*_: object) -> None:
-    """Interrupt, and let nothing interrupt what is then cleared away."""
+    """Handle a signal as ``stop`` does, but once: later signals do not interrupt the removal of files."""
     if not STOPPED.is_set():
         stop()
 
 
 def raise_if_stopped() -> None:
-    """Raise ``KeyboardInterrupt`` if a signal to stop came, though a callback swallowed it."""
+    """Raise ``KeyboardInterrupt`` if a signal asked the program to stop, even if a callback swallowed it."""
     if STOPPED.is_set():
         raise KeyboardInterrupt
 
 
 def limit_heaps() -> None:
-    """Let threads share two heaps: with one each, what decoders free is kept as many times over."""
+    """Let all threads share two heaps: with a heap each, every thread keeps the memory that it freed."""
     if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # musl has no mallopt, nor the trouble
+        with suppress(OSError, AttributeError):  # musl has no mallopt, and does not need it
             ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def set_verbosity(verbose: int) -> None:
-    """Write to stderr what the program says of its work: warnings, with 1 what it does, with 2 all."""
+    """Log to stderr: warnings at 0, also what the program does at 1, everything at 2."""
     logging.basicConfig(format="fseg: %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("fseg_jax").setLevel(_LEVELS[min(verbose, 2)])
 
 
 def get_verbosity() -> int:
-    """What ``set_verbosity`` was given last, for processes that are to say as much."""
+    """Return the verbosity that was set last, for processes that this one starts."""
     level = logging.getLogger("fseg_jax").level
     return _LEVELS.index(level) if level in _LEVELS else 0

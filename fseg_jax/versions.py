@@ -1,13 +1,13 @@
-"""Versions of packages, for records; ours is unknown where a checkout is run that is not installed."""
+"""Versions of packages, for records."""
 
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-UNKNOWN = "unknown"
+UNKNOWN = "unknown"  # the version of a package that is not installed, such as ours in a bare checkout
 
 
 def find_version(package: str) -> str:
-    """A package's version, or ``"unknown"`` where it is not installed."""
+    """Return the version of an installed package, or ``"unknown"``."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -15,5 +15,5 @@ def find_version(package: str) -> str:
 
 
 def find_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of packages, by name."""
+    """Return the versions of packages, by name."""
     return {package: find_version(package) for package in packages}

@@ -11,11 +11,20 @@ from fseg_jax.errors import OutputError
 
 @contextmanager
 def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A name beside ``path`` to write a file under; it is given ``path`` when the block ends well.
+    """Yield a temporary path beside ``path``, and move its file to ``path`` when the block ends well.
 
-    Before that no reader sees anything of it, after a failure nothing of it is left, and a crash of the
-    machine leaves the old file or the new one. Two writers at once do not meet: the last one's file stays.
-    Raises ``OutputError`` where the disk is full, read-only or not there.
+    Readers see the old file or the new one, whole; so does the disk after a crash of the machine. A block
+    that fails leaves no temporary file. Where two writers work at once, the last one's file stays.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> with replace_atomically(path) as part:
+    ...     _ = part.write_text("whole")
+    >>> path.read_text()
+    'whole'
+
+    Raises:
+        OutputError: The disk is full, read-only or not there.
     """
     target = Path(path)
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")

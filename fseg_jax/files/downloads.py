@@ -1,4 +1,4 @@
-"""Where downloaded files are kept, files fetched by their address, and the one slide to try things on."""
+"""Download files into a cache: any address, and the test slide of OpenSlide."""
 
 import errno
 import logging
@@ -12,27 +12,32 @@ from fseg_jax.errors import InputError
 TEST_SLIDE_URL = "https://openslide.cs.cmu.edu/download/openslide-testdata/Aperio/CMU-1-Small-Region.svs"
 TEST_SLIDE_SHA256 = "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7"
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 def cache_folder() -> Path:
-    """The folder for downloads: ``$FSEG_CACHE``, or the system's usual place for caches."""
+    """Return the folder for downloads: ``$FSEG_CACHE``, or the system's usual place for caches."""
     return Path(os.environ.get("FSEG_CACHE") or pooch.os_cache("fseg_jax"))
 
 
 def fetch(url: str, folder: Path, *, sha256: str | None = None, otherwise: str) -> Path:
-    """The file at an address, kept in a folder under its own name, and fetched only where it is not there
-    yet.
+    """Download a file into a folder, under its own name, unless it is there already.
 
-    ``sha256`` is checked where it is known. InputError where the file cannot be fetched or kept, or is
-    another; nothing of it is left then. ``otherwise`` says, in that error, what to do without a network.
+    Args:
+        url: The address of the file.
+        folder: Where it is kept.
+        sha256: Its hash, which is checked where it is given.
+        otherwise: What to do without a network, for the error message.
+
+    Raises:
+        InputError: The file cannot be downloaded or kept, or its hash differs. No part of it is left then.
     """
     pooch.get_logger().setLevel(logging.WARNING)
     try:
         path = pooch.retrieve(
             url, known_hash=sha256 and f"sha256:{sha256}", fname=url.rpartition("/")[2], path=folder
         )
-    except ValueError as error:  # pooch's word for a wrong hash
+    except ValueError as error:  # how pooch reports a wrong hash
         raise InputError(
             f"{url}: what came is not the file that is wanted (its SHA-256 differs): try again"
         ) from error
@@ -49,8 +54,10 @@ def fetch(url: str, folder: Path, *, sha256: str | None = None, otherwise: str) 
 
 
 def fetch_test_slide(url: str = TEST_SLIDE_URL) -> Path:
-    """Fetch OpenSlide's test slide CMU-1-Small-Region.svs (CC0, 1.9 MB) unless it is here, checked by its
-    hash.
+    """Download OpenSlide's test slide, CMU-1-Small-Region.svs (CC0, 1.9 MB), unless it is in the cache.
+
+    Raises:
+        InputError: The slide cannot be downloaded or kept.
     """
     return fetch(
         url,
@@ -61,5 +68,5 @@ def fetch_test_slide(url: str = TEST_SLIDE_URL) -> Path:
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether an error says that a file could not be kept: a full disk, a folder that cannot be written."""
-    return isinstance(error, OSError) and error.errno in _DISK
+    """Return whether an error means that the disk is full, or that a folder cannot be written."""
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS

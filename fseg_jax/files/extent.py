@@ -1,6 +1,6 @@
-"""What a TIFF declares against what it holds, looked at before any library reads it.
+"""Check what a TIFF declares against what it holds, before any library reads it.
 
-Libraries differ in what they make of pixels that are not there: white, black, or all memory.
+Libraries treat missing pixels differently: as white, as black, or by taking all memory.
 """
 
 import logging
@@ -13,7 +13,7 @@ import numpy as np
 from fseg_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
-# tifffile's remarks are of no use to someone with a slide; what matters becomes an InputError.
+# tifffile's log messages do not help users; what matters becomes an InputError.
 logging.getLogger("tifffile").propagate = False
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
@@ -21,7 +21,11 @@ SEGMENT_LIMIT = 256 << 20  # bytes of one decoded tile or strip
 
 
 def check_extent(path: Path, page: Any) -> None:
-    """Fail where a page's tiles or strips are not all listed, hold too little, or lie past the file's end."""
+    """Check that a page's tiles or strips are all listed, large enough, and inside the file.
+
+    Raises:
+        InputError: The TIFF is damaged or truncated.
+    """
     keyframe = page.keyframe
     height, width = keyframe.imagelength, keyframe.imagewidth
     if keyframe.is_tiled:
@@ -53,15 +57,18 @@ def check_extent(path: Path, page: Any) -> None:
 
 
 def check_tiles(path: Path) -> None:
-    """Fail where another library would read white, or take all memory: over the tiled pages of a TIFF.
+    """Check the tiled pages of a TIFF that OpenSlide will read: it would read white, or take all memory.
 
-    What tifffile cannot make sense of is left to that library.
+    A TIFF that tifffile cannot parse is left to OpenSlide.
+
+    Raises:
+        InputError: The TIFF is damaged or truncated.
     """
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as tiff:
-            if not tiff.is_ndpi:  # whose offsets are of another kind, and whose levels are strips
+            if not tiff.is_ndpi:  # NDPI has offsets of another kind, and levels in strips
                 check_directories(path, tiff)
             pages: list[Any] = list(tiff.pages)
             for page in pages:
@@ -76,7 +83,11 @@ def check_tiles(path: Path) -> None:
 
 
 def check_first_page(path: Path) -> None:
-    """Fail where a library that reads a TIFF's first page would read black."""
+    """Check the first page of a TIFF that Pillow will read: it would read missing pixels as black.
+
+    Raises:
+        InputError: The TIFF is damaged or truncated.
+    """
     import tifffile
 
     try:
@@ -89,7 +100,7 @@ def check_first_page(path: Path) -> None:
 
 
 def check_piece(path: Path, page: Any, piece: tuple[int, int], samples: int) -> None:
-    """Fail where a page's tiles or strips are too large to be decoded one by one."""
+    """Raise ``InputError`` where a page's tiles or strips are too large to be decoded one by one."""
     if piece[0] * piece[1] * samples * page.dtype.itemsize > SEGMENT_LIMIT:
         raise InputError(
             f"{path}: its pixels are compressed in pieces of {piece[0]} × {piece[1]}, "
@@ -98,15 +109,16 @@ def check_piece(path: Path, page: Any, piece: tuple[int, int], samples: int) -> 
 
 
 def check_directories(path: Path, tiff: Any) -> None:
-    """Fail where a page is said to lie past the end of the file."""
+    """Raise ``InputError`` where a page's directory lies past the end of the file."""
     if _next_directory(tiff) >= tiff.filehandle.size:
         raise InputError(f"{path}: the TIFF is truncated (a directory lies past the end of the file)")
 
 
 def _next_directory(tiff: Any) -> int:
-    """Where the directory after the last readable one should be; 0 at a proper end."""
+    """Return where the directory after the last readable one should be; 0 if there is none."""
     layout, file = tiff.tiff, tiff.filehandle
     file.seek(tiff.pages[len(tiff.pages) - 1].offset)
     count = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))[0]
     file.seek(count * layout.tagsize, 1)
-    return struct.unpack(layout.offsetformat, file.read(layout.offsetsize))[0]
+    offset: int = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))[0]
+    return offset

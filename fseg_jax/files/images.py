@@ -1,7 +1,7 @@
-"""The one door by which image files are opened: raster formats by name, sizes bounded, errors of one line.
+"""Open image files with Pillow: raster formats only, of bounded size, with errors of one line.
 
 Pillow knows more formats than it decodes by itself: for some of them it starts an interpreter or another
-program. Only those of ``FORMATS`` are tried, whatever a file is called.
+program. Only those of ``FORMATS`` are tried, whatever a file is called. No other module opens image files.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.extent import check_first_page
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
-MOST_PIXELS = 178_000_000  # of an image that is decoded whole: 534 MB of RGB
+MOST_PIXELS = 178_000_000  # of an image that is decoded whole; 534 MB of RGB
 
 
 def load_image(
@@ -25,16 +25,26 @@ def load_image(
     formats: Sequence[str] = FORMATS,
     upright: bool = False,
 ) -> Image.Image:
-    """Decode an image whole, turned as its camera says where it is wanted ``upright``.
+    """Decode a whole image.
 
-    Raises ``InputError``, in one line that says ``what`` was wanted, for a file that cannot be read, is of
-    another format, has too many pixels, or is damaged.
+    Args:
+        source: A file, or an open one.
+        what: What is wanted, as a noun with its article, for error messages.
+        formats: The formats to accept, in Pillow's words.
+        upright: Whether to turn the image as its EXIF orientation says.
+
+    Raises:
+        InputError: The file cannot be read, is damaged, of another format, or has too many pixels.
     """
     return _open(source, what, formats, decode=True, upright=upright)
 
 
 def read_image_size(source: Path) -> tuple[int, int]:
-    """The (height, width) of an image that ``load_image`` takes, by its header alone."""
+    """Read the (height, width) of an image from its header.
+
+    Raises:
+        InputError: ``load_image`` would refuse the file by its header.
+    """
     image = _open(source, "an image", FORMATS, decode=False)
     return image.height, image.width
 
@@ -45,7 +55,7 @@ def _open(
     name = source if isinstance(source, Path) else "the picture"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which are bounded here, and of odd metadata
+            warnings.simplefilter("ignore")  # about sizes, which are bounded here, and odd metadata
             with Image.open(source, formats=list(formats)) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise Image.DecompressionBombError

@@ -1,4 +1,4 @@
-"""What kind of file a user gave where another kind was wanted, and what there is in place of a wrong name."""
+"""Help with wrong input: say what kind of file was given, and suggest names near a wrong one."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from fseg_jax.files.tensor_header import BrokenFileError, read_header
 
-CODEBOOK = "fseg-jax-codebook"  # what the metadata of our files call their format
+CODEBOOK = "fseg-jax-codebook"  # the value of "format" in the metadata of our files
 ENCODER = "fseg-jax-encoder"
 PRETRAINING = "fseg-jax-pretraining-1"
 
-_SLIDES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi"}
-_BEGINNINGS = (
+_SLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi"}
+_MAGIC = (  # first bytes of a file
     (b"II*\0", "a TIFF image"),
     (b"MM\0*", "a TIFF image"),
     (b"II+\0", "a TIFF image"),
@@ -29,7 +29,7 @@ _BEGINNINGS = (
 
 
 def describe_kind(path: str | Path) -> str:
-    """Say what a file is, as a noun with its article: ``a codebook``, ``a slide``; never raises."""
+    """Describe a file as a noun with its article, such as ``a codebook`` or ``a slide``; never raise."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -41,14 +41,14 @@ def describe_kind(path: str | Path) -> str:
         return "no file that can be read"
     if not head:
         return "an empty file"
-    if path.suffix.lower() in _SLIDES:
+    if path.suffix.lower() in _SLIDE_SUFFIXES:
         return "a slide"
     try:
         return _kind_of_tensors(read_header(path).metadata)
     except (BrokenFileError, OSError):
         pass
-    for beginning, kind in _BEGINNINGS:
-        if head.startswith(beginning):
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
             return kind
     if path.suffix == ".safetensors":
         return "a damaged file of tensors"
@@ -56,12 +56,12 @@ def describe_kind(path: str | Path) -> str:
 
 
 def _kind_of_tensors(metadata: dict[str, str]) -> str:
-    form = metadata.get("format")
-    if form == CODEBOOK:
+    file_format = metadata.get("format")
+    if file_format == CODEBOOK:
         return "a codebook"
-    if form == PRETRAINING:
+    if file_format == PRETRAINING:
         return "the checkpoint of an fseg pretrain that has not ended (run it again, and it goes on)"
-    if form == ENCODER:
+    if file_format == ENCODER:
         if "classifier" in metadata:
             return "a classifier of fseg cam train"
         name = metadata.get("name", "")[:80]
@@ -72,7 +72,7 @@ def _kind_of_tensors(metadata: dict[str, str]) -> str:
 
 
 def is_written_here(path: str | Path) -> bool:
-    """Whether a file is one of tensors that this program wrote, whichever."""
+    """Return whether this program wrote a file, of tensors of any kind."""
     try:
         return not _kind_of_tensors(read_header(path).metadata).endswith("another program")
     except (BrokenFileError, OSError):
@@ -88,12 +88,14 @@ def _is_text(head: bytes) -> bool:
 
 
 def suggest_names(name: str, known: Iterable[str]) -> str:
-    """``did you mean a or b? `` for a name that is looked up and not known; empty where nothing is near."""
-    names = [str(one) for one in known]
-    by_key = {one.lower().replace("_", "-"): one for one in names}
+    """Suggest up to three known names that are like an unknown one; return an empty text if none is.
+
+    >>> suggest_names("resnet5", ["uni", "resnet50"])
+    'did you mean resnet50? '
+    """
+    by_key = {str(candidate).lower().replace("_", "-"): str(candidate) for candidate in known}
     key = name.lower().replace("_", "-")
     near = difflib.get_close_matches(key, by_key, n=3, cutoff=0.6)
-    near = (
-        near or [one for one in by_key if len(key) > 2 and (one.startswith(key) or key.startswith(one))][:3]
-    )
-    return f"did you mean {' or '.join(by_key[one] for one in near)}? " if near else ""
+    if not near and len(key) > 2:
+        near = [other for other in by_key if other.startswith(key) or key.startswith(other)][:3]
+    return f"did you mean {' or '.join(by_key[other] for other in near)}? " if near else ""

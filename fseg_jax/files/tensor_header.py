@@ -1,69 +1,79 @@
-"""What a safetensors file says of itself, held against what it is before anything is allocated; the one door
-by which such files are read.
+"""Read safetensors files: the header is checked against the file before anything is allocated.
+
+The safetensors library is called for reading here alone.
 """
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from safetensors import safe_open
 
-MAX_HEADER_BYTES = 16 << 20  # bytes of a header: some hundred thousand tensors
-_DIMENSIONS = 32
-_BYTES = {
+MAX_HEADER_BYTES = 16 << 20  # some hundred thousand tensors
+_MAX_DIMENSIONS = 32
+_ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 
+T = TypeVar("T")
+
 
 class BrokenFileError(ValueError):
-    """A file is no safetensors file, or is damaged or cut short; the message says how."""
+    """A file that is no safetensors file, or is damaged or truncated; the message says how."""
 
 
 class TensorEntry(NamedTuple):
-    """A tensor as the header has it: its bytes are ``begin`` to ``end`` of the data."""
+    """A tensor as the header describes it."""
 
-    dtype: str
+    dtype: str  # in the words of safetensors, such as "F32"
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    begin: int  # its first byte, counted from the start of the data
+    end: int  # the byte after its last
 
 
 class TensorHeader(NamedTuple):
-    """What a file holds, in the order of the file, and where its data begin."""
+    """The header of a safetensors file."""
 
     metadata: dict[str, str]
-    entries: dict[str, TensorEntry]
-    start: int
+    entries: dict[str, TensorEntry]  # by name, in the order of the file
+    start: int  # the byte of the file where the data begin
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """An open file: what its header says, and its tensors one at a time."""
+    """An open safetensors file, whose tensors are read one at a time."""
 
     header: TensorHeader
-    _file: Any
+    _file: Any  # safetensors gives it no type
 
     def get(self, name: str) -> np.ndarray:
-        """Read a tensor; raise ``KeyError`` where there is none of the name."""
+        """Read one tensor.
+
+        Raises:
+            KeyError: The file has no tensor of this name.
+            BrokenFileError: The library cannot read it.
+        """
         if name not in self.header.entries:
             raise KeyError(name)
-        return _library(lambda: self._file.get_tensor(name))
+        tensor: np.ndarray = _call_library(lambda: self._file.get_tensor(name))
+        return tensor
 
 
 def read_header(path: str | Path) -> TensorHeader:
-    """Read what a safetensors file says of itself, and hold every size it states against the file's own.
+    """Read the header of a safetensors file, and check each size in it against the size of the file.
 
-    Raises ``BrokenFileError`` for one that is damaged or no such file, ``OSError`` for one that cannot be
-    read.
+    Raises:
+        BrokenFileError: The file is damaged, or no safetensors file.
+        OSError: The file cannot be read.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -73,47 +83,49 @@ def read_header(path: str | Path) -> TensorHeader:
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise BrokenFileError("its header is as long as that of no safetensors file")
         try:
-            said = json.loads(file.read(length))
+            content = json.loads(file.read(length))
         except (ValueError, RecursionError) as error:
             raise BrokenFileError("its header is no JSON") from error
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         raise BrokenFileError("its header is no table")
-    metadata = said.pop("__metadata__", {})
+    metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise BrokenFileError("its metadata are no text")
     start = 8 + length
-    entries = {name: _entry(name, given, size - start) for name, given in said.items()}
+    entries = {name: _parse_entry(name, fields, size - start) for name, fields in content.items()}
     return TensorHeader(metadata, entries, start)
 
 
 @contextmanager
 def open_tensors(path: str | Path) -> Iterator[Tensors]:
-    """Open a safetensors file to read arrays of it, once its header is held against it.
+    """Open a safetensors file for reading, once its header is checked.
 
-    Raises ``BrokenFileError`` or ``OSError``, as ``read_header`` does.
+    Raises:
+        BrokenFileError: The file is damaged, or no safetensors file.
+        OSError: The file cannot be read.
     """
     header = read_header(path)
-    file = _library(lambda: safe_open(str(path), framework="numpy"))
+    file = _call_library(lambda: safe_open(str(path), framework="numpy"))
     with file:
         yield Tensors(header, file)
 
 
-def _entry(name: str, given: Any, size: int) -> TensorEntry:
-    """A tensor's place, of ``size`` bytes that there are."""
+def _parse_entry(name: str, fields: Any, size: int) -> TensorEntry:
+    """Parse and check what a header says of one tensor, in a file with ``size`` bytes of data."""
     try:
-        dtype, shape, (begin, end) = given["dtype"], tuple(given["shape"]), given["data_offsets"]
+        dtype, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenFileError(f"its header does not say where {name[:80]!r} is") from error
-    whole = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
-    if not (whole and isinstance(dtype, str) and len(shape) <= _DIMENSIONS and begin <= end <= size):
+    are_counts = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
+    if not (are_counts and isinstance(dtype, str) and len(shape) <= _MAX_DIMENSIONS and begin <= end <= size):
         raise BrokenFileError(f"{name[:80]!r} does not fit into it")
-    if dtype in _BYTES and prod(shape) * _BYTES[dtype] != end - begin:
+    if dtype in _ITEM_BYTES and prod(shape) * _ITEM_BYTES[dtype] != end - begin:
         raise BrokenFileError(f"{name[:80]!r} is not as large as its shape says")
     return TensorEntry(dtype, shape, begin, end)
 
 
-def _library(call: Any) -> Any:
-    """The result of a call of the library, which fails in several ways."""
+def _call_library(call: Callable[[], T]) -> T:
+    """Call the safetensors library, and raise whatever goes wrong in it as ``BrokenFileError``."""
     try:
         return call()
     except (KeyboardInterrupt, OSError):
