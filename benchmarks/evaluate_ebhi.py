@@ -17,11 +17,12 @@ import click
 from benchmarks.examples import examples
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.load import load_encoder
-from fseg_jax.evaluation.data.datasets import open_dataset
-from fseg_jax.evaluation.protocols.experiment import evaluate
+from fseg_jax.evaluation.data.layouts import open_dataset
+from fseg_jax.evaluation.run import evaluate_fseg
+from fseg_jax.evaluation.settings import EvaluationSettings
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = {
+RESULT_NAMES = {
     "results.csv": "evaluation_ebhi.csv",
     "results.md": "evaluation_ebhi.md",
     "evaluation.json": "evaluation_ebhi.json",
@@ -37,17 +38,17 @@ NAMES = {
 def main(k: tuple[int, ...]) -> None:
     started = time.time()
 
-    def report(phase: str, done: int, total: int) -> None:
+    def progress(phase: str, done: int, total: int) -> None:
         if done == total or phase.startswith("cluster"):
             print(f"{time.time() - started:7.0f} s  {phase}: {done} of {total}", flush=True)
 
     dataset = open_dataset(examples() / "ebhi")
+    settings = EvaluationSettings(k=k or (16, 32, 64, 128, 256), same_split=True, panels=0)
     with tempfile.TemporaryDirectory() as folder:
         encoders = [load_encoder("he-small"), classical()]
-        k = k or (16, 32, 64, 128, 256)
-        evaluate(dataset, encoders, k=k, same_split=True, panels=0, out=Path(folder), report=report)
-        for name, kept in NAMES.items():
-            shutil.copyfile(Path(folder) / name, RESULTS / kept)
+        evaluate_fseg(dataset, encoders, settings, out=Path(folder), progress=progress)
+        for name, result_name in RESULT_NAMES.items():
+            shutil.copyfile(Path(folder) / name, RESULTS / result_name)
 
 
 if __name__ == "__main__":

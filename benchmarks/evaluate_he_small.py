@@ -28,9 +28,13 @@ from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.trained import calibrate_gains, load_trained, save_trained
-from fseg_jax.evaluation.data.datasets import Dataset, open_dataset
-from fseg_jax.evaluation.protocols.experiment import Row, difference, evaluate
-from fseg_jax.evaluation.report.tables import MODE_NAMES, markdown_table, with_interval
+from fseg_jax.evaluation.data.datasets import Dataset
+from fseg_jax.evaluation.data.layouts import open_dataset
+from fseg_jax.evaluation.protocols.judging import compare_f1
+from fseg_jax.evaluation.report.tables import MODE_NAMES, format_markdown_table, format_with_interval
+from fseg_jax.evaluation.results import EvaluationRow
+from fseg_jax.evaluation.run import evaluate_fseg
+from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.files.images import load_image
 from fseg_jax.numerics import metrics
 from fseg_jax.pipeline.record import made_with
@@ -102,12 +106,12 @@ def thinned(dataset: Dataset) -> Dataset:
     return replace(dataset, items=tuple(dataset.items[n] for n in kept), pixels=dataset.pixels[kept])
 
 
-def table(folds: list[list[Row]], names: list[str]) -> list[dict]:
+def table(folds: list[list[EvaluationRow]], names: list[str]) -> list[dict]:
     """Every segmentation of every encoder, its tests pooled over the folds, and how far the first encoder is
     above the others."""
 
-    def key(row: Row) -> tuple:
-        return row.encoder, row.k, MODE_NAMES[row.mode], row.centres, row.protocol
+    def key(row: EvaluationRow) -> tuple:
+        return row.encoder, row.k, MODE_NAMES[row.mode], row.centers, row.protocol
 
     pooled = {
         key(row): np.concatenate([next(r for r in rows if key(r) == key(row)).matrices for rows in folds], 1)
@@ -126,7 +130,7 @@ def table(folds: list[list[Row]], names: list[str]) -> list[dict]:
         }
         if encoder == names[0]:
             for other in names[1:]:
-                line[f"above {other}"] = difference(matrices, pooled[other, *how], seed=0)
+                line[f"above {other}"] = compare_f1(matrices, pooled[other, *how], seed=0)
         lines.append(line)
     return lines
 
@@ -137,15 +141,17 @@ def told(title: str, text: str, lines: list[dict], names: list[str]) -> str:
     def cells(line: dict) -> list[str]:
         out = [str(line[name]) for name in ("encoder", "k", "segmentation", "centres of")]
         out += ["balanced" if line["protocol"].startswith("balanced") else "plain"]
-        out += [with_interval(line["f1"], line["interval"]), f"{line['spread over starts']:.3f}"]
+        out += [format_with_interval(line["f1"], line["interval"]), f"{line['spread over starts']:.3f}"]
         for other in names[1:]:
             above = line.get(f"above {other}")
-            out.append(with_interval(above[0], above[1], "+.3f") if above else "")
+            out.append(format_with_interval(above[0], above[1], "+.3f") if above else "")
         return out
 
     head = ["encoder", "k", "segmentation", "centres of", "matching", "macro F1", "±"]
     head += [f"{names[0]} above {other}" for other in names[1:]]
-    return "\n".join([f"# {title}", "", text, "", *markdown_table(head, [cells(line) for line in lines]), ""])
+    return "\n".join(
+        [f"# {title}", "", text, "", *format_markdown_table(head, [cells(line) for line in lines]), ""]
+    )
 
 
 def main(name: str = "he-small", *chosen: str) -> None:
@@ -155,6 +161,9 @@ def main(name: str = "he-small", *chosen: str) -> None:
         ours = load_encoder(name)
         encoders = [ours, untrained(ours, folder), classical()]
         names = [encoder.card.name for encoder in encoders]
+        settings = EvaluationSettings(
+            k=K, modes=("fixed",), protocols=("matching", "balanced matching"), starts=STARTS, panels=0
+        )
         for short in chosen or ("bcss", "ebhi"):
             if short == "bcss":
                 datasets = bcss_squares(data / "bcss_tumour", folder / "bcss")
@@ -163,16 +172,12 @@ def main(name: str = "he-small", *chosen: str) -> None:
                 datasets = [thinned(open_dataset(data / "ebhi"))]
                 title = "EBHI-Seg, gland or not, held-out cases"
             folds = [
-                evaluate(
+                evaluate_fseg(
                     dataset,
                     encoders,
+                    settings,
                     out=folder / f"out-{short}-{fold}",
-                    k=K,
-                    modes=("fixed",),
-                    protocols=("matching", "balanced matching"),
-                    starts=STARTS,
-                    panels=0,
-                    report=lambda phase, done, total: (
+                    progress=lambda phase, done, total: (
                         print(f"{phase}: {done}/{total}", flush=True) if done == total else None
                     ),
                 )

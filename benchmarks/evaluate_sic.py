@@ -24,12 +24,12 @@ from fseg_jax.cli.evaluate import load_encoders
 from fseg_jax.cli.options import weights_option
 from fseg_jax.cli.parameters import ListCommand
 from fseg_jax.cli.terminal import show_progress
-from fseg_jax.evaluation.data.datasets import open_dataset
-from fseg_jax.evaluation.protocols.sic import evaluate
-from fseg_jax.evaluation.report.tables import markdown_table
+from fseg_jax.evaluation.data.layouts import open_dataset
+from fseg_jax.evaluation.report.tables import format_markdown_table
+from fseg_jax.evaluation.run import evaluate_sic
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = {
+RESULT_NAMES = {
     "results.csv": "sic_mosaics.csv",
     "results.md": "sic_mosaics.md",
     "evaluation.json": "sic_mosaics.json",
@@ -61,7 +61,7 @@ def held_out(ebhi: Path, slides: Path) -> str:
         "`he-small` was trained, without labels, on the tiles of two thirds of EBHI-Seg's cases. A slide is "
         f"one case; on the {len(names)} slides of the other cases alone:",
         "",
-        *markdown_table(head, lines),
+        *format_markdown_table(head, lines),
     ]
     return "\n".join(text) + "\n"
 
@@ -83,10 +83,10 @@ def main(encoders: tuple[str, ...], weights: tuple[str, ...], work: Path | None)
                 click.echo(path.name)
             part.rename(slides)
         with show_progress(1) as progress:
-            evaluate(slides, loaded, out=folder / "out", overwrite=True, progress=progress)
-        for name, kept in NAMES.items():
-            shutil.copyfile(folder / "out" / name, RESULTS / kept)
-        with (RESULTS / NAMES["results.md"]).open("a", encoding="utf-8") as file:
+            evaluate_sic(slides, loaded, out=folder / "out", overwrite=True, progress=progress)
+        for name, result_name in RESULT_NAMES.items():
+            shutil.copyfile(folder / "out" / name, RESULTS / result_name)
+        with (RESULTS / RESULT_NAMES["results.md"]).open("a", encoding="utf-8") as file:
             file.write(held_out(examples() / "ebhi", folder / "out" / "slides.csv"))
     click.echo(RESULTS / "sic_mosaics.md")
 

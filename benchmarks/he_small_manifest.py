@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.examples import examples
-from fseg_jax.evaluation.data.datasets import open_dataset
+from fseg_jax.evaluation.data.layouts import open_dataset
 
 # Site (what is balanced), files, µm per pixel.
 SOURCES = (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import OURS, RESULTS
-from fseg_jax.evaluation.report.tables import markdown_table
+from fseg_jax.evaluation.report.tables import format_markdown_table
 from fseg_jax.outputs.style import OKABE_ITO, drawing, save_figure
 
 HERE = Path(__file__).parent
@@ -71,7 +71,7 @@ def _where(result: dict[str, Any]) -> str:
 def _table(question: str, rows: list[dict[str, Any]]) -> list[str]:
     if question == "growth":
         head = ["against", "sizes", "seconds", "peak MB", "time grows with the power", "memory"]
-        return markdown_table(
+        return format_markdown_table(
             head,
             [
                 [
@@ -87,13 +87,13 @@ def _table(question: str, rows: list[dict[str, Any]]) -> list[str]:
         )
     if question == "startup":
         head = ["what", "seconds", "aim"]
-        return markdown_table(
+        return format_markdown_table(
             head, [[r["what"], f"{1 / r['rates'][r['ours']]:.2f}", f"{1 / r['limit']:.2g}"] for r in rows]
         )
     if question == "processors":
         sides = list(dict.fromkeys(side for row in rows for side in row["rates"]))
         head = ["what", *(side.removeprefix(f"{OURS} ") for side in sides)]
-        return markdown_table(
+        return format_markdown_table(
             head,
             [
                 [row["what"], *(f"{row['rates'][s]:.4g}" if s in row["rates"] else "" for s in sides)]
@@ -102,7 +102,7 @@ def _table(question: str, rows: list[dict[str, Any]]) -> list[str]:
         )
     head = ["what", "ours", "best peer", "ratio", "to reach", "of the limit"]
     head += ["overhead"] if question == "slide" else []
-    return markdown_table(head, [_cells(question, row) for row in rows])
+    return format_markdown_table(head, [_cells(question, row) for row in rows])
 
 
 def _cells(question: str, row: dict[str, Any]) -> list[str]:
@@ -138,7 +138,7 @@ def _click() -> list[str]:
         f"three clusterings each, of what was prepared once in {found['prepare_once_s']} s; scikit-learn "
         "once and in full, from the start of the first of the three, which ends with the same labels.",
         "",
-        *markdown_table(
+        *format_markdown_table(
             ["what", "ms", "ratio", "to reach"],
             [
                 [
@@ -170,7 +170,7 @@ def _cohort() -> list[str]:
         f"`{found['command']}`, {found['cores']} cores, from disk; all of k = {', '.join(found['k'])}. The "
         "others are quicker, and end well above our inertia: at equal inertia they were not raced.",
         "",
-        *markdown_table(["what", "seconds", "inertia over ours", "planted centres found, by k"], rows),
+        *format_markdown_table(["what", "seconds", "inertia over ours", "planted centres found, by k"], rows),
     ]
 
 

@@ -157,19 +157,24 @@ def _fseg(
     encoders: tuple[str, ...],
     weights: tuple[str, ...],
     dtype: str,
+    overwrite: bool,
     **options: Any,
 ) -> None:
     """Score encoders as the F-SEG paper does: linear probing, cluster matching, plots.
 
     DATASET is a folder laid out as BCSS, WSSS4LUAD or EBHI-Seg, or images/, masks/ and a dataset.yaml.
     """
-    from fseg_jax.evaluation.data.datasets import open_dataset
-    from fseg_jax.evaluation.protocols.experiment import evaluate
+    from fseg_jax.evaluation.data.layouts import open_dataset
+    from fseg_jax.evaluation.run import evaluate_fseg
+    from fseg_jax.evaluation.settings import EvaluationSettings
 
+    settings = EvaluationSettings(**options)
     images = open_dataset(dataset)
     loaded = load_encoders(encoders, weights, dtype)
     with show_progress(1) as progress:
-        evaluate(images, loaded, out=output, report=progress(dataset.name), **options)
+        evaluate_fseg(
+            images, loaded, settings, out=output, overwrite=overwrite, progress=progress(dataset.name)
+        )
     click.echo(output / "results.md")
 
 
@@ -220,21 +225,13 @@ def _sic(
     NAME_mask.jpg (.png, ...), 255 where the tumour is. DigestPath's JPEGs do not say their resolution:
     --mpp-override 0.5.
     """
-    from fseg_jax.evaluation.protocols.sic import evaluate
+    from fseg_jax.evaluation.run import evaluate_sic
+    from fseg_jax.evaluation.settings import SicSettings
     from fseg_jax.pipeline.embed import PatchSettings
 
-    settings = PatchSettings(tissue="all" if no_tissue else "find", **options)
+    patches = PatchSettings(tissue="all" if no_tissue else "find", **options)
+    settings = SicSettings(clicks, runs, seed, patches)
     loaded = load_encoders(encoders, weights, dtype, last=True)
     with show_progress(1) as progress:
-        evaluate(
-            dataset,
-            loaded,
-            out=output,
-            clicks=clicks,
-            runs=runs,
-            settings=settings,
-            seed=seed,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        evaluate_sic(dataset, loaded, settings, out=output, overwrite=overwrite, progress=progress)
     click.echo(output / "results.md")

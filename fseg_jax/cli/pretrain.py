@@ -210,16 +210,17 @@ def _list_fields(
 
 def _make_score(dataset: Path) -> "Callable[[Encoder], float]":
     """Return the function that scores an encoder on a dataset's test split."""
-    from fseg_jax.evaluation.data.datasets import open_dataset
-    from fseg_jax.evaluation.data.features import encode
-    from fseg_jax.evaluation.protocols.knn import knn_f1
+    from fseg_jax.evaluation.data.encoded_dataset import encode_dataset
+    from fseg_jax.evaluation.data.layouts import open_dataset
+    from fseg_jax.evaluation.protocols.knn import score_by_neighbours
 
     images = open_dataset(dataset)
 
     def score(encoder: "Encoder") -> float:
         scale = images.mpp / encoder.card.mpp if images.mpp else 1.0
         with tempfile.TemporaryDirectory() as folder:
-            return knn_f1(encode(images, encoder, Path(folder), scale=scale), len(images.categories))
+            encoded = encode_dataset(images, encoder, Path(folder), scale=scale)
+            return score_by_neighbours(encoded, len(images.categories))
 
     return score
 

@@ -1,6 +1,7 @@
 """``fseg evaluate`` and ``fseg evaluate sic`` as a user meets them."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from fseg_jax import cli
 from fseg_jax.cli.evaluate import load_encoders
 from fseg_jax.encoders import load
 from fseg_jax.errors import InputError
-from fseg_jax.evaluation.protocols import experiment
+from fseg_jax.evaluation import run
 
 
 def fseg(*arguments: object) -> int:
@@ -43,11 +44,13 @@ def test_a_folder_is_evaluated_without_naming_the_method(tiles, tmp_path, capsys
 
 @pytest.mark.parametrize("before", [(), ("fseg",), ("--seed", 3), ("--same-split",)])
 def test_options_reach_the_experiment_wherever_they_stand(tiles, tmp_path, capsys, monkeypatch, before):
-    asked = {}
-    monkeypatch.setattr(experiment, "evaluate", lambda images, encoders, **given: asked.update(given))
+    asked = []
+    monkeypatch.setattr(
+        run, "evaluate_fseg", lambda images, encoders, settings, **options: asked.append(asdict(settings))
+    )
     assert fseg("evaluate", *before, tiles, "-o", tmp_path, *OPTIONS) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "results.md")
-    given = {key: list(value) if isinstance(value, tuple) else value for key, value in asked.items()}
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in asked[0].items()}
     assert given | SETTING == given
     assert given["seed"] == (3 if "--seed" in before else 0)
     assert given["same_split"] == ("--same-split" in before)

@@ -2,4 +2,8 @@
 
 from jaxtyping import install_import_hook
 
-_HOOK = install_import_hook("fseg_jax.evaluation", "beartype.beartype")
+# Not those of ``settings``: that words and numbers are right is checked by the experiments.
+_HOOK = install_import_hook(
+    [f"fseg_jax.evaluation.{name}" for name in ("data", "protocols", "report", "results", "run")],
+    "beartype.beartype",
+)

@@ -28,7 +28,7 @@ from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.trained import load_trained
 from fseg_jax.encoders.weights.checkpoint import open_checkpoint
 from fseg_jax.errors import InputError
-from fseg_jax.evaluation.data.datasets import open_dataset
+from fseg_jax.evaluation.data.layouts import open_dataset
 from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.embeddings import open_embeddings
 from fseg_jax.outputs.labels import level_for, open_labels
@@ -144,8 +144,8 @@ def embeddings(folder: Path) -> None:
 def dataset(folder: Path) -> None:
     images = open_dataset(folder)
     for item in images.items:
-        images.image(item)
-        images.truth(item)
+        images.read_image(item)
+        images.read_truth(item)
 
 
 def labelled(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""``dataset.yaml``: what a folder of images and masks of one's own says of itself.
+"""``dataset.yaml``: the description of a folder of one's own images and masks.
 
 ::
 
@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import re2
 
 from fseg_jax.errors import InputError
+from fseg_jax.evaluation.data.mask_codes import IGNORED, MOST_CATEGORIES, MaskCodes
 
-IGNORED = 255
-UNKNOWN = 254
-MOST_CATEGORIES = 254
+Yaml = Any  # what a YAML file may hold
+Pattern = Any  # a compiled expression of RE2, which comes without types
 _KEYS = ("name", "categories", "ignore", "case", "test", "mpp")
 _MOST_BYTES = 256 << 10
 _MOST_NODES = 100_000  # with all that an alias stands for
@@ -35,60 +35,63 @@ _LONGEST_NAME = 200
 _LARGEST_VALUE = 65_535
 
 
-class Description(NamedTuple):
-    """A ``dataset.yaml`` that is right: ``meaning`` is a category's index or ``IGNORED``, by value, or by
-    0xRRGGBB if they are ``colours``; ``case`` and ``test`` are compiled.
-    """
+class DatasetDescription(NamedTuple):
+    """A ``dataset.yaml`` that is right."""
 
     name: str | None
     categories: tuple[str, ...]
-    meaning: dict[int, int]
-    colours: bool
-    case: Any
-    test: Any
-    mpp: float | None
+    codes: MaskCodes  # what the pixels of a mask mean
+    case: Pattern | None  # finds the case in a file's name
+    test: Pattern | None  # finds something in the names of the test split
+    mpp: float | None  # µm per pixel
 
-    def case_of(self, name: str) -> str:
-        """The case that a file's name belongs to."""
-        found = self.case.search(_text(name)) if self.case else None
-        group = found.group(1 if self.case.groups else 0) if found else None
-        return name if group is None else group
+    def find_case(self, name: str) -> str:
+        """Find the case that a file's name belongs to: the name itself where ``case`` finds nothing."""
+        match = None if self.case is None else self.case.search(_valid_text(name))
+        if self.case is None or match is None:
+            return name
+        case = match.group(1 if self.case.groups else 0)
+        return name if case is None else str(case)
 
     def is_test(self, name: str) -> bool:
-        """Whether a file's name is of the test split."""
-        return self.test is not None and self.test.search(_text(name)) is not None
+        """Tell whether a file's name is of the test split."""
+        return self.test is not None and self.test.search(_valid_text(name)) is not None
 
 
-def read_description(path: Path) -> Description:
-    """Read and check a ``dataset.yaml``. InputError, in one line that names the key, where it is wrong."""
-    given = _load(path)
-    if not isinstance(given, dict) or "categories" not in given or not set(given) <= set(_KEYS):
-        extra = [str(key)[:40] for key in given if key not in _KEYS] if isinstance(given, dict) else []
+def read_description(path: Path) -> DatasetDescription:
+    """Read and check a ``dataset.yaml``.
+
+    Raises:
+        InputError: The file is wrong; the message is one line that names the key.
+    """
+    content = _load(path)
+    if not isinstance(content, dict) or "categories" not in content or not set(content) <= set(_KEYS):
+        extra = [str(key)[:40] for key in content if key not in _KEYS] if isinstance(content, dict) else []
         raise InputError(
             f"{path}: needs categories, and may have name, ignore, case, test, mpp and no more"
             + (f": {', '.join(extra[:5])} is not among them" if extra else "")
         )
     try:
-        names, meaning, colours = _categories(given["categories"], given.get("ignore"))
-        name, mpp = given.get("name"), given.get("mpp")
-        return Description(
-            None if name is None else _name("name", name),
-            names,
-            meaning,
-            colours,
-            _pattern("case", given.get("case")),
-            _pattern("test", given.get("test")),
-            None if mpp is None else _mpp(mpp),
+        names, codes = _read_categories(content["categories"], content.get("ignore"))
+        name, mpp = content.get("name"), content.get("mpp")
+        return DatasetDescription(
+            name=None if name is None else _read_name("name", name),
+            categories=names,
+            codes=codes,
+            case=_compile_pattern("case", content.get("case")),
+            test=_compile_pattern("test", content.get("test")),
+            mpp=None if mpp is None else _read_mpp(mpp),
         )
     except _WrongKeyError as error:
         raise InputError(f"{path}: {error}") from None
 
 
 class _WrongKeyError(Exception):
-    """What is wrong with a key, in one line that begins with it."""
+    """A key is wrong; the message is one line that begins with the key."""
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> Yaml:
+    """Load the file's YAML; ``InputError`` where it is none."""
     import yaml
 
     with path.open("rb") as file:
@@ -109,105 +112,136 @@ def _load(path: Path) -> Any:
         raise InputError(f"{path}: not YAML ({reason}): mend it") from None
 
 
-def _check_node(node: Any, left: list[int], depth: int) -> None:
-    """Bound what a document comes to when all its aliases are written out, before anything is made of it."""
-    left[0] -= 1
-    if left[0] < 0 or depth < 0:
+def _check_node(node: Any, budget: list[int], depth: int) -> None:
+    """Bound the size of a document with all its aliases written out, before anything is built from it.
+
+    ``budget`` holds how many nodes may still come, ``depth`` how many levels.
+    """
+    budget[0] -= 1
+    if budget[0] < 0 or depth < 0:
         raise _WrongKeyError("holds too much, or is nested too deep: write its aliases out")
     if isinstance(getattr(node, "value", None), list):
         pairs = [item for item in node.value if isinstance(item, tuple)]
         keys = [key.value for key, _ in pairs if isinstance(key.value, str)]
-        if twice := [key for key, n in Counter(keys).items() if n > 1 and key != "<<"]:
-            raise _WrongKeyError(f"{twice[0][:40]}: is given twice: keep one")
+        if repeated := [key for key, n in Counter(keys).items() if n > 1 and key != "<<"]:
+            raise _WrongKeyError(f"{repeated[0][:40]}: is given twice: keep one")
         for item in node.value:
             for part in item if isinstance(item, tuple) else (item,):
-                _check_node(part, left, depth - 1)
+                _check_node(part, budget, depth - 1)
 
 
-def _categories(given: Any, ignored: Any) -> tuple[tuple[str, ...], dict[int, int], bool]:
-    """The categories' names, what each code means, and whether codes are colours."""
+class _Entry(NamedTuple):
+    """A value or colour of the file, where it stands, and the category that it means."""
+
+    key: str
+    code: Yaml
+    category: int
+
+
+def _read_categories(given: Yaml, ignored: Yaml) -> tuple[tuple[str, ...], MaskCodes]:
+    """Read the categories' names, and what each code of a mask means."""
     if not isinstance(given, list):
-        raise _WrongKeyError(f"categories: {_shown(given)} is no list of names with values")
+        raise _WrongKeyError(f"categories: {_shorten(given)} is no list of names with values")
     if not isinstance(ignored, list | None):
-        raise _WrongKeyError(f"ignore: {_shown(ignored)} is no list: write it in brackets")
+        raise _WrongKeyError(f"ignore: {_shorten(ignored)} is no list: write it in brackets")
     names: list[str] = []
-    entries: list[tuple[str, Any, int]] = [("ignore", entry, IGNORED) for entry in ignored or ()]
-    for n, category in enumerate(given):
-        if not isinstance(category, dict) or set(category) not in ({"name", "value"}, {"name", "colour"}):
-            raise _WrongKeyError(f"categories: {_shown(category)}: give a name, and a value or a colour")
-        names.append(_name("categories", category["name"]))
-        value = category.get("value", category.get("colour"))
-        if "colour" in category and not isinstance(value, list):
-            raise _WrongKeyError(f"categories: {names[-1]}: {_shown(value)} is no colour [red, green, blue]")
-        several = value if "value" in category and isinstance(value, list) else [value]
-        if not several:
-            raise _WrongKeyError(f"categories: {names[-1]}: has no value")
-        entries += [(f"categories: {names[-1]}", entry, n) for entry in several]
+    entries = [_Entry("ignore", code, IGNORED) for code in ignored or ()]
+    for index, category in enumerate(given):
+        name, codes = _read_category(category)
+        names.append(name)
+        entries += [_Entry(f"categories: {name}", code, index) for code in codes]
     if not 2 <= len(names) <= MOST_CATEGORIES or len(set(names)) < len(names):
         raise _WrongKeyError(
             f"categories: {', '.join(names[:20])}: two or more, of different names, are needed"
             f" ({MOST_CATEGORIES} at most)"
         )
+    meaning = _map_codes(entries)
+    are_colours = {isinstance(entry.code, list) for entry in entries}
+    if len(are_colours) > 1:
+        raise _WrongKeyError("categories: values and colours are mixed: a mask has one or the other")
+    return tuple(names), MaskCodes(meaning, colours=are_colours == {True})
+
+
+def _read_category(category: Yaml) -> tuple[str, list[Yaml]]:
+    """Read one category: its name, and its values or its colour, which are yet to be checked."""
+    if not isinstance(category, dict) or set(category) not in ({"name", "value"}, {"name", "colour"}):
+        raise _WrongKeyError(f"categories: {_shorten(category)}: give a name, and a value or a colour")
+    name = _read_name("categories", category["name"])
+    if "colour" in category:
+        colour = category["colour"]
+        if not isinstance(colour, list):
+            raise _WrongKeyError(f"categories: {name}: {_shorten(colour)} is no colour [red, green, blue]")
+        return name, [colour]
+    value = category["value"]
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise _WrongKeyError(f"categories: {name}: has no value")
+    return name, values
+
+
+def _map_codes(entries: list[_Entry]) -> dict[int, int]:
+    """Map each code to its category; ``_WrongKeyError`` for what is no code, or has two meanings."""
     meaning: dict[int, int] = {}
-    for where, entry, n in entries:
-        code = _code(entry)
+    for entry in entries:
+        code = _read_code(entry.code)
         if code is None:
             raise _WrongKeyError(
-                f"{where}: {_shown(entry)} is neither a value of 0 to {_LARGEST_VALUE} nor a colour "
-                "[red, green, blue]"
+                f"{entry.key}: {_shorten(entry.code)} is neither a value of 0 to {_LARGEST_VALUE} "
+                "nor a colour [red, green, blue]"
             )
-        if meaning.setdefault(code, n) != n:
-            raise _WrongKeyError(f"{where}: {_shown(entry)} is given two meanings: keep one of them")
-    kinds = {isinstance(entry, list) for _, entry, _ in entries}
-    if len(kinds) > 1:
-        raise _WrongKeyError("categories: values and colours are mixed: a mask has one or the other")
-    return tuple(names), meaning, kinds == {True}
+        if meaning.setdefault(code, entry.category) != entry.category:
+            raise _WrongKeyError(
+                f"{entry.key}: {_shorten(entry.code)} is given two meanings: keep one of them"
+            )
+    return meaning
 
 
-def _code(entry: Any) -> int | None:
-    if type(entry) is int and 0 <= entry <= _LARGEST_VALUE:
-        return entry
-    if isinstance(entry, list) and len(entry) == 3 and all(type(v) is int and 0 <= v < 256 for v in entry):
-        return entry[0] << 16 | entry[1] << 8 | entry[2]
+def _read_code(code: Yaml) -> int | None:
+    """Read a value, or a colour as 0xRRGGBB; None for anything else."""
+    if type(code) is int and 0 <= code <= _LARGEST_VALUE:
+        return code
+    if isinstance(code, list) and len(code) == 3 and all(type(v) is int and 0 <= v < 256 for v in code):
+        red, green, blue = code
+        return int(red << 16 | green << 8 | blue)
     return None
 
 
-def _name(key: str, given: Any) -> str:
+def _read_name(key: str, given: Yaml) -> str:
     if isinstance(given, bool) or not isinstance(given, str | int | float):
-        raise _WrongKeyError(f"{key}: {_shown(given)} is no name: put it in quotes")
+        raise _WrongKeyError(f"{key}: {_shorten(given)} is no name: put it in quotes")
     name = " ".join(str(given).split())
     if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
-        raise _WrongKeyError(f"{key}: {_shown(given)} is no name: give 1 to {_LONGEST_NAME} letters")
+        raise _WrongKeyError(f"{key}: {_shorten(given)} is no name: give 1 to {_LONGEST_NAME} letters")
     return name
 
 
-def _pattern(key: str, given: Any) -> Any:
+def _compile_pattern(key: str, given: Yaml) -> Pattern | None:
     if given is None:
         return None
     if not isinstance(given, str):
-        raise _WrongKeyError(f"{key}: {_shown(given)} is no regular expression: put it in quotes")
+        raise _WrongKeyError(f"{key}: {_shorten(given)} is no regular expression: put it in quotes")
     if len(given) > _LONGEST_PATTERN:
         raise _WrongKeyError(f"{key}: is longer than {_LONGEST_PATTERN} characters")
     options = re2.Options()
     options.log_errors = False
     try:
-        return re2.compile(_text(given), options)
+        return re2.compile(_valid_text(given), options)
     except re2.error as error:
         reason = error.args[0] if error.args else error
         reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
-        raise _WrongKeyError(f"{key}: {_shown(given)} is no regular expression of RE2 ({reason})") from None
+        raise _WrongKeyError(f"{key}: {_shorten(given)} is no regular expression of RE2 ({reason})") from None
 
 
-def _mpp(given: Any) -> float:
+def _read_mpp(given: Yaml) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= 1000:
-        raise _WrongKeyError(f"mpp: {_shown(given)} is not a number of µm per pixel")
+        raise _WrongKeyError(f"mpp: {_shorten(given)} is not a number of µm per pixel")
     return float(given)
 
 
-def _shown(given: Any) -> str:
+def _shorten(given: Yaml) -> str:
     return " ".join(repr(given)[:60].split())
 
 
-def _text(name: str) -> str:
-    """A name that may hold bytes of no encoding, as text."""
+def _valid_text(name: str) -> str:
+    """Replace the bytes of a file's name that are no text."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

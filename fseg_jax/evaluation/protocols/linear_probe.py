@@ -20,50 +20,55 @@ from jaxtyping import Array, Bool, Float, Int
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.axes import normalize
 
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _TOLERANCE = 1e-6  # of the largest gradient of the mean loss, float32
 _MAX_ITERATIONS = 2000
 
 
 class Pairs(NamedTuple):
-    """Concepts with their categories: ``X (p, c)`` of unit length, ``y (p,)``, and how many of each."""
+    """Concepts with their categories."""
 
-    X: Float[np.ndarray, "p c"]
-    y: Int[np.ndarray, " p"]
-    per_category: Int[np.ndarray, " n"]
+    X: Float[np.ndarray, "p c"]  # concepts, of unit length
+    y: Int[np.ndarray, " p"]  # their categories
+    per_category: Int[np.ndarray, " n"]  # how many pairs each category has
 
 
 class Probe(NamedTuple):
-    """The classifier, w_c · (x − mean) / scale + b_c; a category that had no pair is not ``trained``."""
+    """The classifier w_c · (x − mean) / scale + b_c."""
 
     w: Float[Array, "n c"]
     b: Float[Array, " n"]
     mean: Float[Array, " c"]
     scale: Float[Array, " c"]
-    trained: Bool[np.ndarray, " n"]
+    trained: Bool[np.ndarray, " n"]  # categories that had a pair
     iterations: int
     converged: bool
 
 
-def association(counts: Int[np.ndarray, "*batch m n"]) -> Float[np.ndarray, "*batch m n"]:
-    """The share of a concept's annotated pixels that fall into each category; 0 for one that has none."""
-    return counts / np.maximum(counts.sum(-1, keepdims=True), 1)
+def associate(counts: Int[np.ndarray, "*batch m n"]) -> Float[np.ndarray, "*batch m n"]:
+    """Compute the share of each concept's annotated pixels in each category; 0 for a concept without any."""
+    return np.asarray(counts / np.maximum(counts.sum(-1, keepdims=True), 1))
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise InputError unless at most one category can exceed the threshold."""
+    """Raise ``InputError`` unless at most one category can exceed the threshold."""
     if not 0.5 <= threshold < 1:
         raise InputError(f"threshold {threshold}: choose one from 0.5 up to, but not, 1")
 
 
-def pairs(H: Float[np.ndarray, "tiles m c"], counts: Int[np.ndarray, "tiles m n"], threshold: float) -> Pairs:
+def collect_pairs(
+    H: Float[np.ndarray, "tiles m c"], counts: Int[np.ndarray, "tiles m n"], threshold: float
+) -> Pairs:
     """Record (H_m, n) wherever more than ``threshold`` of concept m's pixels fall into category n.
 
-    ``H`` of every tile and the pixels ``counts`` of its concepts by category. The threshold is in [0.5, 1),
-    so that one category at most exceeds it; a share equal to it does not.
+    A share equal to the threshold is not enough.
+
+    Args:
+        H: The concepts of every tile.
+        counts: Their pixels by category.
+        threshold: A share in [0.5, 1), so that one category at most exceeds it.
     """
     check_threshold(threshold)
-    share = association(counts)
+    share = associate(counts)
     chosen = share.max(-1) > threshold
     y = share.argmax(-1)[chosen]
     return Pairs(normalize(H[chosen]), y, np.bincount(y, minlength=counts.shape[-1]))
@@ -80,8 +85,17 @@ def fit(
     """Fit a multinomial logistic regression to convergence, deterministically (scikit-learn's objective).
 
     Minimises Σ_p v_p · cross-entropy + l2/2 · ‖w‖² over w and the intercepts b, which are not penalised, on
-    standardised features; v_p is 1, or with ``balanced`` p / (categories · pairs of the category). Categories
-    without a pair are left out, and never predicted. Raises InputError where there is no pair at all.
+    standardised features. Categories without a pair are left out, and never predicted.
+
+    Args:
+        X: Concepts, of unit length.
+        y: Their categories.
+        n: How many categories there are.
+        l2: Weight of the penalty.
+        balanced: Whether v_p is p / (categories · pairs of the category), and not 1.
+
+    Raises:
+        InputError: There is no pair at all.
     """
     if len(y) == 0:
         raise InputError("linear probing: no concept exceeds the threshold: choose a lower one")
@@ -111,6 +125,26 @@ def fit(
     )
 
 
+def classify(probe: Probe, H: Float[np.ndarray, "*batch m c"]) -> Int[np.ndarray, "*batch m"]:
+    """Predict the category of each concept, argmax_c w_c · H_m."""
+    Z = (normalize(H) - np.asarray(probe.mean)) / np.asarray(probe.scale)
+    logits = Z @ np.asarray(probe.w).T + np.asarray(probe.b)
+    return np.asarray(np.where(probe.trained, logits, -np.inf).argmax(-1))
+
+
+_Parameters = tuple[Float[Array, "n c"], Float[Array, " n"]]  # w and b
+
+
+class _State(NamedTuple):
+    """The optimiser's loop."""
+
+    parameters: _Parameters
+    solver: optax.OptState
+    iteration: Int[Array, ""]
+    gradient: Float[Array, ""]  # its largest entry
+    stuck: Bool[Array, ""]  # whether the last step moved nothing
+
+
 @jax.jit
 def _minimise(
     Z: Float[Array, "q c"],
@@ -120,39 +154,39 @@ def _minimise(
     l2: Float[Array, ""],
     p: Float[Array, ""],
 ) -> tuple[Float[Array, "n c"], Float[Array, " n"], Int[Array, ""], Float[Array, ""]]:
+    """Minimise the objective by L-BFGS: w, b, iterations, and the largest entry of the gradient."""
     n = trained.shape[0]
 
-    def loss(parameters: tuple) -> Array:
+    def loss(parameters: _Parameters) -> Float[Array, ""]:
         w, b = parameters
         logits = jnp.matmul(Z, w.T, precision="highest") + jnp.where(trained, b, -jnp.inf)[None]
         entropy = jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
         return jnp.sum(v * entropy) / p + l2 / 2 * jnp.sum(w * w)
 
-    solver = optax.lbfgs()
-    both = optax.value_and_grad_from_state(loss)
+    optimiser = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(loss)
 
-    def size(gradient: tuple) -> Array:
-        return jnp.maximum(jnp.max(jnp.abs(gradient[0])), jnp.max(jnp.abs(gradient[1])))
+    def largest(parameters: _Parameters) -> Float[Array, ""]:
+        w, b = parameters
+        return jnp.maximum(jnp.max(jnp.abs(w)), jnp.max(jnp.abs(b)))
 
-    def body(state: tuple) -> tuple:
-        parameters, inner, i, _, _ = state
-        value, gradient = both(parameters, state=inner)
-        updates, inner = solver.update(gradient, inner, parameters, value=value, grad=gradient, value_fn=loss)
-        moved = optax.apply_updates(parameters, updates)
+    def step(state: _State) -> _State:
+        value, gradient = value_and_grad(state.parameters, state=state.solver)
+        updates, solver = optimiser.update(
+            gradient, state.solver, state.parameters, value=value, grad=gradient, value_fn=loss
+        )
         # At the limit of float32 the line search finds no step down any more.
-        stuck = (jnp.max(jnp.abs(updates[0])) == 0) & (jnp.max(jnp.abs(updates[1])) == 0)
-        return moved, inner, i + 1, size(gradient), stuck
+        stuck = largest(updates) == 0
+        parameters = optax.apply_updates(state.parameters, updates)
+        return _State(parameters, solver, state.iteration + 1, largest(gradient), stuck)
+
+    def goes_on(state: _State) -> Bool[Array, ""]:
+        return (state.iteration < _MAX_ITERATIONS) & (state.gradient > _TOLERANCE) & ~state.stuck
 
     start = (jnp.zeros((n, Z.shape[1]), Z.dtype), jnp.zeros(n, Z.dtype))
-    state = (start, solver.init(start), jnp.asarray(0), jnp.asarray(jnp.inf, Z.dtype), jnp.asarray(False))
-    (w, b), _, i, gradient, _ = jax.lax.while_loop(
-        lambda s: (s[2] < _MAX_ITERATIONS) & (s[3] > _TOLERANCE) & ~s[4], body, state
+    first = _State(
+        start, optimiser.init(start), jnp.asarray(0), jnp.asarray(jnp.inf, Z.dtype), jnp.asarray(False)
     )
-    return w, b, i, gradient
-
-
-def classify(probe: Probe, H: Float[np.ndarray, "*batch m c"]) -> Int[np.ndarray, "*batch m"]:
-    """The category of each concept, argmax_c w_c · H_m."""
-    Z = (normalize(H) - np.asarray(probe.mean)) / np.asarray(probe.scale)
-    logits = Z @ np.asarray(probe.w).T + np.asarray(probe.b)
-    return np.where(probe.trained, logits, -np.inf).argmax(-1)
+    last = jax.lax.while_loop(goes_on, step, first)
+    w, b = last.parameters
+    return w, b, last.iteration, last.gradient

@@ -1,6 +1,6 @@
-"""Matching clusters with categories by the frequencies of their pixels (F-SEG §3.5.2).
+"""Matching of clusters with categories by the frequencies of their pixels (F-SEG §3.5.2).
 
-All of it works on counts of pixels, ``(…, k, n)``: how many of cluster k are of category n.
+Everything works on counts of pixels, ``(…, k, n)``: how many of cluster k are of category n.
 """
 
 from typing import NamedTuple
@@ -9,27 +9,35 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from fseg_jax.errors import InputError
+from fseg_jax.evaluation.data.datasets import Split
 
 Counts = Int[np.ndarray, "*batch k n"]
 Confusion = Int[np.ndarray, "*batch n n"]
 
 
 class Matching(NamedTuple):
-    """The category of each cluster, which clusters had no pixel to learn it from, and the split learnt on."""
+    """The category of each cluster."""
 
     categories: Int[np.ndarray, " k"]
-    unseen: Bool[np.ndarray, " k"]
+    unseen: Bool[np.ndarray, " k"]  # clusters that had no pixel to learn their category from
     balanced: bool
-    learnt_on: str
+    learnt_on: Split
 
 
-def match(counts: Int[np.ndarray, "k n"], *, balanced: bool = False, learnt_on: str = "train") -> Matching:
+def match(counts: Int[np.ndarray, "k n"], *, balanced: bool = False, learnt_on: Split = "train") -> Matching:
     """Give every cluster the category of highest pixel frequency in it (§3.5.2).
 
-    ``counts (k, n)`` of the split to learn on. ``balanced``: each frequency is divided first by all pixels of
-    its category ("Handling Unbalanced Categories"). Ties go to the first category. A cluster without a pixel
-    gets the category most frequent over all, in both variants, and is marked as unseen. Raises InputError if
-    there is no annotated pixel at all.
+    Ties go to the first category. A cluster without a pixel gets the category most frequent over all, in both
+    variants, and is marked as unseen.
+
+    Args:
+        counts: Pixels of the split to learn on, (k, n).
+        balanced: Divide each frequency first by all pixels of its category ("Handling Unbalanced
+            Categories").
+        learnt_on: Which split that is.
+
+    Raises:
+        InputError: There is no annotated pixel at all.
     """
     total = counts.sum(0)
     if total.sum() == 0:
@@ -44,4 +52,4 @@ def confuse(categories: Int[np.ndarray, " k"], counts: Counts) -> Confusion:
     """Count pixels by true (rows) and predicted (columns) category, given every cluster's category."""
     n = counts.shape[-1]
     member = np.eye(n, dtype=counts.dtype)[categories]  # (k, n): cluster k is predicted as category n
-    return np.swapaxes(counts, -1, -2) @ member
+    return np.asarray(np.swapaxes(counts, -1, -2) @ member)

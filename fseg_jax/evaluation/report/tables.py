@@ -1,23 +1,24 @@
-"""The table of an evaluation: results.csv for programs, results.md for people, evaluation.json the record."""
+"""F-SEG's table: results.csv for programs, results.md for people, and evaluation.json, the record."""
 
 import json
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.evaluation.data.datasets import Dataset
+from fseg_jax.evaluation.data.datasets import Dataset, Split
+from fseg_jax.evaluation.results import EvaluationRow, RowMode
+from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.numerics.metrics import Interval
 from fseg_jax.outputs.csv_table import csv_text
 from fseg_jax.versions import find_versions
 
-if TYPE_CHECKING:
-    from fseg_jax.evaluation.protocols.experiment import Row, Setting
-
-ABSENT = "absent"
-MODE_NAMES = {
+_SPLITS: tuple[Split, ...] = ("train", "test")
+ABSENT = "absent"  # where a category has no pixel
+MODE_NAMES: dict[RowMode, str] = {
     "fixed": "F-SEG, H fixed",
     "assign": "F-SEG, W and H",
     "nearest": "no factorization",
@@ -25,9 +26,9 @@ MODE_NAMES = {
 }
 
 
-def write(out: Path, dataset: Dataset, rows: "list[Row]") -> None:
+def write_tables(out: Path, dataset: Dataset, rows: list[EvaluationRow]) -> None:
     """Write results.csv, a line a row and every number, and results.md, the same for people."""
-    lines = [_line(dataset, row) for row in rows]
+    lines = [_csv_line(dataset, row) for row in rows]
     _save(out / "results.csv", csv_text(list(lines[0]), lines))
     _save(out / "results.md", _markdown(dataset, rows))
 
@@ -36,19 +37,14 @@ def write_record(
     out: Path,
     dataset: Dataset,
     cards: list[EncoderCard],
-    setting: "Setting",
-    rows: "list[Row]",
+    settings: EvaluationSettings,
+    rows: list[EvaluationRow],
     *,
     seconds: float,
 ) -> None:
-    """Write evaluation.json: what was run, on what, with which versions; last, as the completion record."""
+    """Write evaluation.json: data, settings, versions and scores. It is written last: then all is there."""
     import jax
 
-    splits = {}
-    for split in ("train", "test"):
-        items = [item for item in dataset.items if item.split == split]
-        pixels = dict(zip(dataset.categories, dataset.held(split).tolist(), strict=True))
-        splits[split] = {"images": len(items), "cases": len({i.case for i in items}), "pixels": pixels}
     record: dict[str, Any] = {
         "format": "fseg-jax-evaluation",
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -57,64 +53,102 @@ def write_record(
             "name": dataset.name,
             "categories": list(dataset.categories),
             "mpp": dataset.mpp,
-            "splits": splits,
+            "splits": {split: _describe_split(dataset, split) for split in _SPLITS},
             "test_cases": sorted({item.case for item in dataset.items if item.split == "test"}),
         },
         "encoders": [vars(card) for card in cards],
-        "setting": setting._asdict(),
+        "setting": asdict(settings),
         "versions": {"python": platform.python_version()}
         | find_versions(("fseg-jax", "jax", "numpy", "optax")),
         "device": jax.devices()[0].device_kind,
-        "rows": [{key: getattr(row, key) for key in _KEYS} | {"confusion": row.confusion} for row in rows],
+        "rows": [_row_to_json(row) for row in rows],
     }
     _save(out / "evaluation.json", json.dumps(record, indent=1) + "\n")
 
 
-_KEYS = ("encoder", "mode", "centres", "k", "protocol", "learnt_on", "threshold", "chosen", "starts", "f1")
+def _describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
+    items = [item for item in dataset.items if item.split == split]
+    pixels = dict(zip(dataset.categories, dataset.count_pixels(split).tolist(), strict=True))
+    return {"images": len(items), "cases": len({item.case for item in items}), "pixels": pixels}
 
 
-def _line(dataset: Dataset, row: "Row") -> dict[str, str]:
+def _row_to_json(row: EvaluationRow) -> dict[str, Any]:
+    return {
+        "encoder": row.encoder,
+        "mode": row.mode,
+        "centres": row.centers,
+        "k": row.k,
+        "protocol": row.protocol,
+        "learnt_on": row.learnt_on,
+        "threshold": row.threshold,
+        "chosen": row.chosen,
+        "starts": row.starts,
+        "f1": row.f1,
+        "confusion": row.confusion,
+    }
+
+
+# ------------------------------------------------------------------------------------------ results.csv
+
+
+def _csv_line(dataset: Dataset, row: EvaluationRow) -> dict[str, str]:
     line = {
         "encoder": row.encoder,
         "mode": row.mode,
-        "centres": row.centres,
+        "centres": row.centers,
         "k": str(row.k),
         "protocol": row.protocol,
         "learnt_on": row.learnt_on,
         "threshold": "" if row.threshold is None else f"{row.threshold:g}",
         "chosen": "yes" if row.chosen else "no",
         "starts": str(row.starts),
-        "f1": _number(row.f1),
-        **_bounds("f1", row.f1_interval),
-        "f1_spread": _number(row.f1_spread),
-        "f1_train": _number(row.f1_train),
-        "f1_per_image": _number(row.image_f1),
-        "iou": _number(row.iou),
-        **_bounds("iou", row.iou_interval),
-        "precision": _number(row.scores.precision),
-        "recall": _number(row.scores.recall),
-        "accuracy": _number(row.scores.accuracy),
-        "ari": _number(row.ari),
-        **_bounds("ari", row.ari_interval),
-        "mutual_information": _number(row.mutual_information),
-        "gain_over_nearest": _number(row.gain),
-        **_bounds("gain", row.gain_interval),
-        "f1_above_colour_only": _number(row.above_colour),
-        **_bounds("f1_above_colour_only", row.above_colour_interval),
-        "unseen_clusters": _number(row.unseen_clusters),
-        "unseen_pixels": _number(row.unseen_pixels),
+        "f1": _format_number(row.f1),
+        **_interval_cells("f1", row.f1_interval),
+        "f1_spread": _format_number(row.f1_spread),
+        "f1_train": _format_number(row.f1_train),
+        "f1_per_image": _format_number(row.image_f1),
+        "iou": _format_number(row.iou),
+        **_interval_cells("iou", row.iou_interval),
+        "precision": _format_number(row.scores.precision),
+        "recall": _format_number(row.scores.recall),
+        "accuracy": _format_number(row.scores.accuracy),
+        "ari": _format_number(row.ari),
+        **_interval_cells("ari", row.ari_interval),
+        "mutual_information": _format_number(row.mutual_information),
+        "gain_over_nearest": _format_number(row.gain),
+        **_interval_cells("gain", row.gain_interval),
+        "f1_above_colour_only": _format_number(row.above_colour),
+        **_interval_cells("f1_above_colour_only", row.above_colour_interval),
+        "unseen_clusters": _format_number(row.unseen_clusters),
+        "unseen_pixels": _format_number(row.unseen_pixels),
     }
     pairs = row.pairs or [None] * len(dataset.categories)
-    for name, own, count in zip(dataset.categories, row.scores.categories, pairs, strict=True):
-        for what in ("f1", "iou", "precision", "recall"):
-            line[f"{what} {name}"] = ABSENT if own is None else _number(getattr(own, what))
+    for name, scores, count in zip(dataset.categories, row.scores.categories, pairs, strict=True):
+        for score in ("f1", "iou", "precision", "recall"):
+            line[f"{score} {name}"] = ABSENT if scores is None else _format_number(getattr(scores, score))
         line[f"pairs {name}"] = "" if count is None else str(count)
     return line
 
 
-def _markdown(dataset: Dataset, rows: "list[Row]") -> str:
-    cases = {split: len({i.case for i in dataset.items if i.split == split}) for split in ("train", "test")}
-    images = {split: sum(i.split == split for i in dataset.items) for split in ("train", "test")}
+# ------------------------------------------------------------------------------------------- results.md
+
+
+def _markdown(dataset: Dataset, rows: list[EvaluationRow]) -> str:
+    matched = [row for row in rows if row.protocol.endswith("matching")]
+    probed = [row for row in rows if row.protocol.endswith("probing")]
+    text = _introduction(dataset)
+    if matched:
+        text += ["", "## What the factorization buys", "", *_verdict(matched)]
+        text += ["", "## Matching (§3.5.2)", "", *_matching_table(dataset, matched)]
+    if probed:
+        text += ["", "## Linear probing (§3.5.1)", "", *_probing_table(dataset, probed)]
+    return "\n".join(text) + "\n"
+
+
+def _introduction(dataset: Dataset) -> list[str]:
+    """Write which images and cases there are, and what each split has of each category."""
+    images = {split: sum(item.split == split for item in dataset.items) for split in _SPLITS}
+    cases = {split: len({i.case for i in dataset.items if i.split == split}) for split in _SPLITS}
     text = [
         f"# {dataset.name}",
         "",
@@ -127,105 +161,98 @@ def _markdown(dataset: Dataset, rows: "list[Row]") -> str:
         "| category | " + " | ".join(dataset.categories) + " |",
         "|---|" + "---:|" * len(dataset.categories),
     ]
-    for split in ("train", "test"):
-        held = dataset.held(split)
-        shares = [f"{100 * p / held.sum():.1f} %" if p else ABSENT for p in held.tolist()]
+    for split in _SPLITS:
+        pixels = dataset.count_pixels(split)
+        shares = [f"{100 * p / pixels.sum():.1f} %" if p else ABSENT for p in pixels.tolist()]
         text.append(f"| share of {split} pixels | " + " | ".join(shares) + " |")
-    matched = [row for row in rows if row.protocol.endswith("matching")]
-    probed = [row for row in rows if row.protocol.endswith("probing")]
-    names = [f"F1 {name}" for name in dataset.categories]
-    if matched:
-        text += ["", "## What the factorization buys", "", *_verdict(matched), "", "## Matching (§3.5.2)", ""]
-        head = [
-            "encoder",
-            "k",
-            "segmentation",
-            "centres of",
-            "matching",
-            "learnt on",
-            "F1",
-            "±",
-            "IoU",
-            "ARI",
-        ]
-        text += markdown_table(
-            [*head, "MI", "F1 above no factorization", "F1 above colour only", *names],
-            [_matched_cells(r) for r in matched],
-        )
-    if probed:
-        text += [
-            "",
-            "## Linear probing (§3.5.1)",
-            "",
-            "A concept is a training pair where more than the threshold of its pixels are of one category. "
-            "The threshold that is best on the training split is marked; only it is drawn.",
-            "",
-        ]
-        head = ["encoder", "concepts a tile", "class weights", "threshold", "pairs", "F1", "IoU", "ARI", "MI"]
-        text += markdown_table(
-            [*head, "F1 above colour only", *names], [_probed_cells(dataset, r) for r in probed]
-        )
-    return "\n".join(text) + "\n"
+    return text
 
 
-def _verdict(rows: "list[Row]") -> list[str]:
-    """In which rows F-SEG is better than the nearest centre: said whatever the answer is."""
-    told, lines = [], []
+def _matching_table(dataset: Dataset, rows: list[EvaluationRow]) -> list[str]:
+    head = ["encoder", "k", "segmentation", "centres of", "matching", "learnt on", "F1", "±", "IoU", "ARI"]
+    head += ["MI", "F1 above no factorization", "F1 above colour only"]
+    head += [f"F1 {name}" for name in dataset.categories]
+    return format_markdown_table(head, [_matched_cells(row) for row in rows])
+
+
+def _probing_table(dataset: Dataset, rows: list[EvaluationRow]) -> list[str]:
+    head = ["encoder", "concepts a tile", "class weights", "threshold", "pairs", "F1", "IoU", "ARI", "MI"]
+    head += ["F1 above colour only", *(f"F1 {name}" for name in dataset.categories)]
+    return [
+        "A concept is a training pair where more than the threshold of its pixels are of one category. "
+        "The threshold that is best on the training split is marked; only it is drawn.",
+        "",
+        *format_markdown_table(head, [_probed_cells(dataset, row) for row in rows]),
+    ]
+
+
+def _verdict(rows: list[EvaluationRow]) -> list[str]:
+    """Write in which rows F-SEG is better than the nearest centre, and in which it is worse."""
+    sentences, lines = [], []
     ks = sorted({row.k for row in rows})
-    for mode in ("fixed", "assign"):
-        own = [row for row in rows if row.mode == mode and row.gain is not None]
-        if not own:
+    modes: tuple[RowMode, ...] = ("fixed", "assign")
+    for mode in modes:
+        of_mode = [row for row in rows if row.mode == mode and row.gain is not None]
+        if not of_mode:
             continue
-        better, worse = (sum(_sign(row) == word for row in own) for word in ("better", "worse"))
-        told.append(
-            f"- **{MODE_NAMES[mode]}** has the higher F1 in {sum((row.gain or 0) > 0 for row in own)} of "
-            f"{len(own)} rows; with the 95 % interval of the difference beyond 0 it is better in {better}, "
-            f"worse in {worse}."
+        higher = sum((row.gain or 0) > 0 for row in of_mode)
+        better, worse = (sum(_sign(row) == word for row in of_mode) for word in ("better", "worse"))
+        sentences.append(
+            f"- **{MODE_NAMES[mode]}** has the higher F1 in {higher} of {len(of_mode)} rows; with the 95 % "
+            f"interval of the difference beyond 0 it is better in {better}, worse in {worse}."
         )
-        for group in dict.fromkeys((r.encoder, r.centres, r.protocol, r.learnt_on) for r in own):
-            encoder, centres, protocol, learnt_on = group
-            at = {r.k: r for r in own if (r.encoder, r.centres, r.protocol, r.learnt_on) == group}
-            kind = "balanced" if protocol.startswith("balanced") else "plain"
-            cells = [f"{at[k].gain:+.3f} {_sign(at[k])}".strip() for k in ks]
-            lines.append([encoder, MODE_NAMES[mode], centres, kind, learnt_on, *cells])
+        for group in dict.fromkeys(_group_of(row) for row in of_mode):
+            encoder, centers, protocol, learnt_on = group
+            row_of = {row.k: row for row in of_mode if _group_of(row) == group}
+            cells = [f"{row_of[k].gain:+.3f} {_sign(row_of[k])}".strip() for k in ks]
+            lines.append([encoder, MODE_NAMES[mode], centers, _weighting(protocol), learnt_on, *cells])
     head = ["encoder", "segmentation", "centres of", "matching", "learnt on", *(f"k = {k}" for k in ks)]
     return [
         "Against the same centres without factorization, each token to its nearest by cosine:",
         "",
-        *told,
+        *sentences,
         "",
         "F1 above that of no factorization; *better* and *worse* where the 95 % interval leaves out 0:",
         "",
-        *markdown_table(head, lines),
+        *format_markdown_table(head, lines),
     ]
 
 
-def _sign(row: "Row") -> str:
+def _group_of(row: EvaluationRow) -> tuple[str, str, str, str]:
+    """Return what a line of the verdict is of: all k together."""
+    return row.encoder, row.centers, row.protocol, row.learnt_on
+
+
+def _weighting(protocol: str) -> str:
+    return "balanced" if protocol.startswith("balanced") else "plain"
+
+
+def _sign(row: EvaluationRow) -> str:
     if row.gain_interval and row.gain_interval.low > 0:
         return "better"
     return "worse" if row.gain_interval and row.gain_interval.high < 0 else ""
 
 
-def _matched_cells(row: "Row") -> list[str]:
+def _matched_cells(row: EvaluationRow) -> list[str]:
     return [
         row.encoder,
         str(row.k),
         MODE_NAMES[row.mode],
-        row.centres,
-        "balanced" if row.protocol.startswith("balanced") else "plain",
+        row.centers,
+        _weighting(row.protocol),
         row.learnt_on,
-        with_interval(row.f1, row.f1_interval),
+        format_with_interval(row.f1, row.f1_interval),
         "" if row.f1_spread is None else f"{row.f1_spread:.3f}",
-        with_interval(row.iou, row.iou_interval),
-        with_interval(row.ari, row.ari_interval),
+        format_with_interval(row.iou, row.iou_interval),
+        format_with_interval(row.ari, row.ari_interval),
         f"{row.mutual_information:.3f}",
-        "" if row.gain is None else with_interval(row.gain, row.gain_interval, "+.3f"),
-        _above_colour(row),
+        _difference(row.gain, row.gain_interval),
+        _difference(row.above_colour, row.above_colour_interval),
         *_each_f1(row),
     ]
 
 
-def _probed_cells(dataset: Dataset, row: "Row") -> list[str]:
+def _probed_cells(dataset: Dataset, row: EvaluationRow) -> list[str]:
     pairs = zip(dataset.categories, row.pairs or (), strict=True)
     return [
         row.encoder,
@@ -233,41 +260,48 @@ def _probed_cells(dataset: Dataset, row: "Row") -> list[str]:
         "balanced" if row.protocol.startswith("balanced") else "none",
         f"{row.threshold:g}" + (" (chosen)" if row.chosen else ""),
         ", ".join(f"{name} {count}" for name, count in pairs),
-        with_interval(row.f1, row.f1_interval),
-        with_interval(row.iou, row.iou_interval),
-        with_interval(row.ari, row.ari_interval),
+        format_with_interval(row.f1, row.f1_interval),
+        format_with_interval(row.iou, row.iou_interval),
+        format_with_interval(row.ari, row.ari_interval),
         f"{row.mutual_information:.3f}",
-        _above_colour(row),
+        _difference(row.above_colour, row.above_colour_interval),
         *_each_f1(row),
     ]
 
 
-def _above_colour(row: "Row") -> str:
-    return (
-        "" if row.above_colour is None else with_interval(row.above_colour, row.above_colour_interval, "+.3f")
-    )
+def _difference(value: float | None, interval: Interval | None) -> str:
+    return "" if value is None else format_with_interval(value, interval, "+.3f")
 
 
-def _each_f1(row: "Row") -> list[str]:
-    return [ABSENT if own is None else f"{own.f1:.3f}" for own in row.scores.categories]
+def _each_f1(row: EvaluationRow) -> list[str]:
+    return [ABSENT if scores is None else f"{scores.f1:.3f}" for scores in row.scores.categories]
 
 
-def markdown_table(head: list[str], lines: list[list[str]]) -> list[str]:
+def format_markdown_table(head: list[str], lines: list[list[str]]) -> list[str]:
+    """Format a table in Markdown, a line of text a row.
+
+    >>> format_markdown_table(["k", "F1"], [["16", "0.71"]])
+    ['| k | F1 |', '| --- | --- |', '| 16 | 0.71 |']
+    """
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines)]
 
 
-def with_interval(value: float, interval: Interval | None, form: str = ".3f") -> str:
-    """A value, and in brackets where its bootstrap lies: ``0.706 [0.681, 0.733]``."""
+def format_with_interval(value: float, interval: Interval | None, form: str = ".3f") -> str:
+    """Format a value with its bootstrap interval in brackets.
+
+    >>> format_with_interval(0.706, Interval(0.681, 0.733))
+    '0.706 [0.681, 0.733]'
+    """
     return f"{value:{form}}" + (f" [{interval.low:{form}}, {interval.high:{form}}]" if interval else "")
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.5f}"
 
 
-def _bounds(name: str, interval: Interval | None) -> dict[str, str]:
+def _interval_cells(name: str, interval: Interval | None) -> dict[str, str]:
     low, high = interval or (None, None)
-    return {f"{name}_low": _number(low), f"{name}_high": _number(high)}
+    return {f"{name}_low": _format_number(low), f"{name}_high": _format_number(high)}
 
 
 def _save(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image
 
 from fseg_jax.errors import InputError
-from fseg_jax.evaluation.data.masked_slides import find_slides, tumour_share
+from fseg_jax.evaluation.data.masked_slides import find_slides, measure_tumour
 
 
 def save(path: Path, values: np.ndarray, **options: object) -> Path:
@@ -42,10 +42,10 @@ def test_a_patch_is_as_much_tumour_as_is_counted_by_hand(tmp_path):
     path = save(tmp_path / "m.png", mask)
     centers = np.array([[16, 16], [16, 40], [48, 40.0], [32, 48], [60, 10], [16, 80]])
     # The second and third begin at x = 24: 16 of their 32 columns; the last but one reaches past two edges.
-    shares = tumour_share(path, centers, 32.0)
+    shares = measure_tumour(path, centers, 32.0)
     np.testing.assert_allclose(shares, [1, 0.5, 0.5, 0.25, 1, 0], atol=1e-12)
     # Columns 30.5 to 50.5, of which 9.5 are tumour.
-    np.testing.assert_allclose(tumour_share(path, np.array([[20, 40.5]]), 20.0), [9.5 / 20])
+    np.testing.assert_allclose(measure_tumour(path, np.array([[20, 40.5]]), 20.0), [9.5 / 20])
 
 
 def test_a_share_is_what_finer_pixels_say(tmp_path):
@@ -56,7 +56,9 @@ def test_a_share_is_what_finer_pixels_say(tmp_path):
     corners = rng.integers(-80, 400, (40, 2))
     side = 123
     expected = [fine[max(y, 0) : y + side, max(x, 0) : x + side].mean() for y, x in corners.tolist()]
-    np.testing.assert_allclose(tumour_share(path, (corners + side / 2) / 10, side / 10), expected, atol=1e-9)
+    np.testing.assert_allclose(
+        measure_tumour(path, (corners + side / 2) / 10, side / 10), expected, atol=1e-9
+    )
 
 
 def test_the_noise_of_jpeg_is_not_tumour(tmp_path):
@@ -64,7 +66,7 @@ def test_the_noise_of_jpeg_is_not_tumour(tmp_path):
     mask[:, 29:] = 255
     path = save(tmp_path / "m.jpg", mask, quality=60)
     assert len(np.unique(np.asarray(Image.open(path)))) > 2
-    np.testing.assert_allclose(tumour_share(path, np.array([[32.0, 32.0]]), 64.0), [35 / 64], atol=1e-6)
+    np.testing.assert_allclose(measure_tumour(path, np.array([[32.0, 32.0]]), 64.0), [35 / 64], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_a_mask_that_is_min_is_white_is_read_by_its_values(tmp_path, options):
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 48:] = 255
     tifffile.imwrite(tmp_path / "m.tif", mask, photometric="miniswhite", **options)
-    np.testing.assert_allclose(tumour_share(tmp_path / "m.tif", np.array([[32.0, 32.0]]), 64.0), [0.25])
+    np.testing.assert_allclose(measure_tumour(tmp_path / "m.tif", np.array([[32.0, 32.0]]), 64.0), [0.25])
 
 
 @pytest.mark.parametrize("strip", [1, 7 * 96, 1 << 24])
@@ -84,7 +86,7 @@ def test_a_mask_is_read_in_strips(tmp_path, monkeypatch, strip):
     path = save(tmp_path / "m.png", mask)
     expected = [(mask[y : y + 32, x : x + 32] > 0).mean() for y, x in ((0, 0), (17, 40))]
     centers = np.array([[16.0, 16.0], [33.0, 56.0]])
-    np.testing.assert_allclose(tumour_share(path, centers, 32.0), expected)
+    np.testing.assert_allclose(measure_tumour(path, centers, 32.0), expected)
 
 
 def _no_masks(folder: Path) -> None:

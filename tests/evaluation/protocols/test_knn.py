@@ -5,14 +5,14 @@ import pytest
 
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
-from fseg_jax.evaluation.data.datasets import IGNORED
-from fseg_jax.evaluation.data.features import Encoded, Tile
-from fseg_jax.evaluation.protocols.knn import knn_f1
+from fseg_jax.evaluation.data.encoded_dataset import EncodedDataset, Tile
+from fseg_jax.evaluation.data.mask_codes import IGNORED
+from fseg_jax.evaluation.protocols.knn import score_by_neighbours
 
 STRIDE = classical().card.stride
 
 
-def encoded(knows: bool, ignored: bool = False) -> Encoded:
+def encode(knows: bool, ignored: bool = False) -> EncodedDataset:
     """Twenty tiles of 4 × 4 tokens, of two categories; every fourth token is of both and should not count."""
     rng = np.random.default_rng(0)
     channels, area = classical().card.channels, STRIDE * STRIDE
@@ -26,7 +26,7 @@ def encoded(knows: bool, ignored: bool = False) -> Encoded:
     truth[:, :, : STRIDE // 2, 3] = 1 - truth[:, :, : STRIDE // 2, 3]
     if ignored:
         truth[:] = IGNORED
-    return Encoded(
+    return EncodedDataset(
         classical().card,
         tiles,
         features,
@@ -39,10 +39,10 @@ def encoded(knows: bool, ignored: bool = False) -> Encoded:
 
 
 def test_known_and_unknown():
-    assert knn_f1(encoded(True), 2) == 1
-    assert 0.3 < knn_f1(encoded(False), 2) < 0.7
+    assert score_by_neighbours(encode(True), 2) == 1
+    assert 0.3 < score_by_neighbours(encode(False), 2) < 0.7
 
 
 def test_nothing_to_score():
     with pytest.raises(InputError, match="no token"):
-        knn_f1(encoded(True, ignored=True), 2)
+        score_by_neighbours(encode(True, ignored=True), 2)

@@ -13,22 +13,22 @@ H = np.array([[[2, 0], [0, 4], [3, 4], [1, 1]]], np.float32)
 
 
 def test_association_by_hand() -> None:
-    share = linear_probe.association(COUNTS)[0]
+    share = linear_probe.associate(COUNTS)[0]
     assert share.tolist() == [[1, 0, 0], [0, 1, 0], [0.6, 0, 0.4], [0, 0, 0]]
 
 
 def test_a_share_must_exceed_the_threshold() -> None:
-    below = linear_probe.pairs(H, COUNTS, 0.59)
+    below = linear_probe.collect_pairs(H, COUNTS, 0.59)
     assert below.y.tolist() == [0, 1, 0] and below.per_category.tolist() == [2, 1, 0]
     assert pytest.approx(np.array([[1, 0], [0, 1], [0.6, 0.8]])) == below.X  # at unit length
-    equal = linear_probe.pairs(H, COUNTS, 0.6)  # concept 2 has exactly 60 %
+    equal = linear_probe.collect_pairs(H, COUNTS, 0.6)  # concept 2 has exactly 60 %
     assert equal.y.tolist() == [0, 1] and equal.per_category.tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize("threshold", [0.3, 1.0])
 def test_thresholds_that_several_or_no_categories_exceed_are_refused(threshold: float) -> None:
     with pytest.raises(InputError, match=r"from 0\.5 up to"):
-        linear_probe.pairs(H, COUNTS, threshold)
+        linear_probe.collect_pairs(H, COUNTS, threshold)
 
 
 @pytest.mark.parametrize("balanced", [False, True])

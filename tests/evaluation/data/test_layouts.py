@@ -9,9 +9,10 @@ import tifffile
 from PIL import Image
 
 from fseg_jax.errors import InputError
-from fseg_jax.evaluation.data import datasets
 from fseg_jax.evaluation.data.dataset_file import read_description
-from fseg_jax.evaluation.data.datasets import IGNORED, open_dataset
+from fseg_jax.evaluation.data.datasets import split_by_case
+from fseg_jax.evaluation.data.layouts import open_dataset
+from fseg_jax.evaluation.data.mask_codes import IGNORED
 
 YAML = """
 name: mine
@@ -48,13 +49,15 @@ def folder_of(tmp_path: Path, values: dict[str, int], yaml: str = YAML) -> Path:
 
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:
-    found = open_dataset(folder_of(tmp_path, {"c1-a": 1, "c1-b": 2, "c2-a": 7, "c3-a": 0}))
-    assert found.name == "mine" and found.categories == ("one", "two") and found.mpp is None
-    assert [item.case for item in found.items] == ["c1", "c1", "c2", "c3"]
-    assert found.pixels.tolist() == [[24, 0], [0, 24], [0, 24], [0, 0]]
-    assert found.items[0].split == found.items[1].split
-    assert found.items[0].size == (6, 4) and found.image(found.items[0]).shape == (6, 4, 3)
-    assert (found.truth(found.items[2]) == 1).all() and (found.truth(found.items[3]) == IGNORED).all()
+    dataset = open_dataset(folder_of(tmp_path, {"c1-a": 1, "c1-b": 2, "c2-a": 7, "c3-a": 0}))
+    assert dataset.name == "mine" and dataset.categories == ("one", "two") and dataset.mpp is None
+    assert [item.case for item in dataset.items] == ["c1", "c1", "c2", "c3"]
+    assert dataset.pixels.tolist() == [[24, 0], [0, 24], [0, 24], [0, 0]]
+    assert dataset.items[0].split == dataset.items[1].split
+    assert dataset.items[0].size == (6, 4) and dataset.read_image(dataset.items[0]).shape == (6, 4, 3)
+    assert (dataset.read_truth(dataset.items[2]) == 1).all() and (
+        dataset.read_truth(dataset.items[3]) == IGNORED
+    ).all()
 
 
 def test_masks_of_colours(tmp_path: Path) -> None:
@@ -63,8 +66,8 @@ def test_masks_of_colours(tmp_path: Path) -> None:
         picture(tmp_path / "images" / f"{name}.png", (1, 3))
         mask(tmp_path / "masks" / f"{name}.png", [[[255, 0, 0], [0, 0, 9], [0, 0, 0]]])
     (tmp_path / "dataset.yaml").write_text(yaml)
-    found = open_dataset(tmp_path)
-    assert found.truth(found.items[0]).tolist() == [[0, 1, IGNORED]]
+    dataset = open_dataset(tmp_path)
+    assert dataset.read_truth(dataset.items[0]).tolist() == [[0, 1, IGNORED]]
     mask(tmp_path / "masks/q.png", [[[255, 0, 1], [0, 0, 9], [0, 0, 0]]])
     with pytest.raises(InputError, match=r"q: unknown code #ff0001 \(1 pixels\)"):
         open_dataset(tmp_path)
@@ -110,8 +113,8 @@ def test_every_pair_that_does_not_fit_is_named_in_one_line(tmp_path: Path) -> No
 
 def test_split_by_pattern_and_empty_splits(tmp_path: Path) -> None:
     values = {"c1": 1, "c2": 2, "c3": 2}
-    found = open_dataset(folder_of(tmp_path, values, YAML + "test: '3$'\n"))
-    assert [item.split for item in found.items] == ["train", "train", "test"]
+    dataset = open_dataset(folder_of(tmp_path, values, YAML + "test: '3$'\n"))
+    assert [item.split for item in dataset.items] == ["train", "train", "test"]
     with pytest.raises(InputError, match="the test split is empty"):
         open_dataset(folder_of(tmp_path, values, YAML + "test: nothing\n"))
     with pytest.raises(InputError, match="the training split is empty"):
@@ -212,16 +215,16 @@ def test_what_aliases_stand_for_is_bounded_before_anything_is_made_of_it(tmp_pat
 def test_patterns_are_of_an_engine_whose_time_is_linear(tmp_path: Path) -> None:
     path = tmp_path / "dataset.yaml"
     path.write_text(YAML + "test: '^TCGA-(OL|LL)'")
-    found = read_description(path)
-    assert {type(found.case).__module__, type(found.test).__module__} == {"re2"}
-    assert found.case_of("c7-x") == "c7" and found.case_of("x") == "x"
-    assert [found.is_test(name) for name in ("TCGA-OL-1", "TCGA-LL", "x-TCGA-OL", "TCGA-A1")] == [
+    description = read_description(path)
+    assert {type(description.case).__module__, type(description.test).__module__} == {"re2"}
+    assert description.find_case("c7-x") == "c7" and description.find_case("x") == "x"
+    assert [description.is_test(name) for name in ("TCGA-OL-1", "TCGA-LL", "x-TCGA-OL", "TCGA-A1")] == [
         True,
         True,
         False,
         False,
     ]
-    assert found.case_of("c8\udce9") == "c8"  # a file's name that is no text
+    assert description.find_case("c8\udce9") == "c8"  # a file's name that is no text
 
 
 def test_a_case_whose_group_matches_nothing_is_the_name(tmp_path: Path) -> None:
@@ -260,15 +263,15 @@ def test_bcss_groups_its_codes_and_keeps_the_published_test_institutes(tmp_path:
     for name in ("TCGA-A1-A0SK-DX1_xmin1", "TCGA-A1-A0SK-DX1_xmin2", "TCGA-OL-A5D6-DX1_xmin3"):
         picture(tmp_path / "rgbs_colorNormalized" / f"{name}.png", (2, 11))
         mask(tmp_path / "masks" / f"{name}.png", codes)
-    found = open_dataset(tmp_path)
-    assert found.name == "BCSS" and found.mpp == 0.25
-    assert found.categories == ("tumour", "stroma", "inflammatory", "necrosis", "other")
-    assert found.pixels[0].tolist() == [3, 1, 3, 1, 13]
-    truth = found.truth(found.items[0]).reshape(-1)
+    dataset = open_dataset(tmp_path)
+    assert dataset.name == "BCSS" and dataset.mpp == 0.25
+    assert dataset.categories == ("tumour", "stroma", "inflammatory", "necrosis", "other")
+    assert dataset.pixels[0].tolist() == [3, 1, 3, 1, 13]
+    truth = dataset.read_truth(dataset.items[0]).reshape(-1)
     assert truth[0] == IGNORED
     assert truth[[1, 19, 20]].tolist() == [0, 0, 0] and truth[[3, 10, 11]].tolist() == [2, 2, 2]
-    assert [item.split for item in found.items] == ["train", "train", "test"]
-    assert found.items[0].case == "TCGA-A1-A0SK"
+    assert [item.split for item in dataset.items] == ["train", "train", "test"]
+    assert dataset.items[0].case == "TCGA-A1-A0SK"
     mask(tmp_path / "masks/TCGA-OL-A5D6-DX1_xmin3.png", codes + 1)
     with pytest.raises(InputError, match="unknown code 22"):
         open_dataset(tmp_path)
@@ -279,29 +282,29 @@ def test_wsss4luad_reads_palette_indices(tmp_path: Path) -> None:
     for split in ("2.validation", "3.testing"):
         picture(tmp_path / split / "img" / "00.png", (2, 2))
         mask(tmp_path / split / "mask" / "00.png", [[0, 1], [2, 3]], palette)
-    found = open_dataset(tmp_path)
-    assert found.name == "WSSS4LUAD"
-    assert found.categories == ("tumour", "stroma", "normal", "background")
-    assert found.truth(found.items[0]).tolist() == [[0, 1], [2, 3]]
-    assert [item.split for item in found.items] == ["train", "test"]
+    dataset = open_dataset(tmp_path)
+    assert dataset.name == "WSSS4LUAD"
+    assert dataset.categories == ("tumour", "stroma", "normal", "background")
+    assert dataset.read_truth(dataset.items[0]).tolist() == [[0, 1], [2, 3]]
+    assert [item.split for item in dataset.items] == ["train", "test"]
 
 
 def test_ebhi_takes_the_number_for_the_case(tmp_path: Path) -> None:
     for name in ("Polyp/{}/GT2012467-1-400-001", "Normal/{}/GTxc2012467-2-400-003", "Polyp/{}/GT1-1-400-001"):
         picture(tmp_path / (name.format("image") + ".png"))
         mask(tmp_path / (name.format("label") + ".png"), np.repeat([[0, 100, 128, 255]], 6, 0))
-    found = open_dataset(tmp_path)
-    assert found.name == "EBHI-Seg" and {item.case for item in found.items} == {"2012467", "1"}
-    assert found.pixels[0].tolist() == [12, 12]
-    same = [item.split for item in found.items if item.case == "2012467"]
+    dataset = open_dataset(tmp_path)
+    assert dataset.name == "EBHI-Seg" and {item.case for item in dataset.items} == {"2012467", "1"}
+    assert dataset.pixels[0].tolist() == [12, 12]
+    same = [item.split for item in dataset.items if item.case == "2012467"]
     assert len(same) == 2 and len(set(same)) == 1
 
 
 def test_a_third_of_the_cases_whatever_their_order() -> None:
     cases = [f"case {n // 3}" for n in range(90)]
-    tests = datasets.by_case(cases)
+    tests = split_by_case(cases)
     assert sum(tests) == 30
-    assert datasets.by_case(cases[::-1]) == tests[::-1]
+    assert split_by_case(cases[::-1]) == tests[::-1]
     assert not {c for c, t in zip(cases, tests, strict=True) if t} & {
         c for c, t in zip(cases, tests, strict=True) if not t
     }
@@ -315,11 +318,11 @@ def test_a_folder_of_no_known_layout(tmp_path: Path) -> None:
 
 
 def test_real_ebhi(data: Path) -> None:
-    found = open_dataset(data / "ebhi")
-    assert len(found.items) == 2226 and len({item.case for item in found.items}) == 340
-    train, test = ({i.case for i in found.items if i.split == split} for split in ("train", "test"))
+    dataset = open_dataset(data / "ebhi")
+    assert len(dataset.items) == 2226 and len({item.case for item in dataset.items}) == 340
+    train, test = ({i.case for i in dataset.items if i.split == split} for split in ("train", "test"))
     assert not train & test and len(test) == 113
-    share = found.pixels.sum(0) / found.pixels.sum()
+    share = dataset.pixels.sum(0) / dataset.pixels.sum()
     assert share[1] == pytest.approx(0.636, abs=0.005)
 
 
@@ -329,5 +332,7 @@ def test_real_regions_of_bcss(data: Path, tmp_path: Path) -> None:
     (tmp_path / "dataset.yaml").write_text(
         "categories: [{name: other, value: 0}, {name: tumour, value: 255}]\nmpp: 0.25\n"
     )
-    found = open_dataset(tmp_path)
-    assert len(found.items) == 3 and found.held("train").all() and found.held("test").all()
+    dataset = open_dataset(tmp_path)
+    assert (
+        len(dataset.items) == 3 and dataset.count_pixels("train").all() and dataset.count_pixels("test").all()
+    )

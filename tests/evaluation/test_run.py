@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,16 +18,21 @@ from PIL import Image
 from fseg_jax.encoders import encoder
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
-from fseg_jax.evaluation.data import features
-from fseg_jax.evaluation.data.datasets import IGNORED, open_dataset
-from fseg_jax.evaluation.protocols import counts, experiment
+from fseg_jax.evaluation import run
+from fseg_jax.evaluation.data.encoded_dataset import encode_dataset
+from fseg_jax.evaluation.data.layouts import open_dataset
+from fseg_jax.evaluation.data.mask_codes import IGNORED
+from fseg_jax.evaluation.protocols import counts
 from fseg_jax.evaluation.report import plots
+from fseg_jax.evaluation.results import EvaluationRow
+from fseg_jax.evaluation.run import evaluate_fseg
+from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import nmf
 
 # Under this name no other encoder is added to it.
 ALONE = [planted.encoder("classical")]
-QUICK = {"k": (3,), "starts": 1, "concepts": 3, "panels": 0, "thresholds": (0.5,)}
+QUICK = EvaluationSettings(k=(3,), starts=1, concepts=3, panels=0, thresholds=(0.5,))
 
 
 @pytest.fixture
@@ -37,31 +43,28 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[experiment.Row]]:
+def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[EvaluationRow]]:
     folder = tmp_path_factory.mktemp("planted")
     dataset = open_dataset(planted.write(folder / "data"))
-    said: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     with pytest.MonkeyPatch.context() as patch:
         # What is added under this name is of the same shapes here, so that nothing compiles for it.
-        patch.setattr(experiment, "classical", lambda: planted.encoder("classical"))
-        rows = experiment.evaluate(
+        patch.setattr(run, "classical", lambda: planted.encoder("classical"))
+        rows = evaluate_fseg(
             dataset,
             [planted.encoder()],
+            EvaluationSettings(
+                k=(3,), starts=2, concepts=3, thresholds=(0.5, 0.9), same_split=True, panels=2
+            ),
             out=folder / "out",
-            k=(3,),
-            starts=2,
-            concepts=3,
-            thresholds=(0.5, 0.9),
-            same_split=True,
-            panels=2,
-            report=lambda *each: said.append(each),
+            progress=lambda *each: reports.append(each),
         )
-    assert said[-1][1] == said[-1][2]
+    assert reports[-1][1] == reports[-1][2]
     return folder / "out", rows
 
 
 def test_planted_categories_are_found_by_matching_and_probing(
-    result: tuple[Path, list[experiment.Row]],
+    result: tuple[Path, list[EvaluationRow]],
 ) -> None:
     own = [row for row in result[1] if row.encoder == "colours"]
     best = [row for row in own if row.protocol.endswith("matching")]
@@ -79,26 +82,33 @@ def test_planted_categories_are_found_by_matching_and_probing(
 @pytest.mark.usefixtures("undrawn")
 def test_shuffled_labels_fall_to_chance(tmp_path: Path) -> None:
     dataset = open_dataset(planted.write(tmp_path / "data", images=30, shuffled=True))
-    rows = experiment.evaluate(dataset, ALONE, out=tmp_path / "out", k=(3,), starts=1, concepts=3, panels=0)
+    settings = EvaluationSettings(k=(3,), starts=1, concepts=3, panels=0)
+    rows = evaluate_fseg(dataset, ALONE, settings, out=tmp_path / "out")
     assert max(row.f1 for row in rows) < 0.45
     assert all(abs(row.ari) < 0.1 for row in rows)
 
 
-def test_rows_beside_f_seg(result: tuple[Path, list[experiment.Row]]) -> None:
+def test_rows_beside_f_seg(result: tuple[Path, list[EvaluationRow]]) -> None:
     rows = result[1]
     assert {row.encoder for row in rows} == {"colours", "classical"}  # colour only is added
-    kinds = {(row.mode, row.centres) for row in rows if row.protocol == "matching"}
+    kinds = {(row.mode, row.centers) for row in rows if row.protocol == "matching"}
     assert kinds == {(m, c) for m in ("fixed", "assign", "nearest") for c in ("tiles", "tokens")}
     for row in rows:
         gains = row.mode in ("fixed", "assign")
         assert (row.gain is not None) == gains and (row.gain_interval is not None) == gains
         assert (row.f1_spread is not None) == row.protocol.endswith("matching")
-    same = {r[:6]: r for r in rows if r.threshold is None}
-    row = next(r for r in rows if r.mode == "fixed")
-    assert row.gain == pytest.approx(row.f1 - same[("colours", "nearest", *row[2:6])].f1)
+    row = next(row for row in rows if row.mode == "fixed")
+    (nearest,) = (
+        other
+        for other in rows
+        if (other.encoder, other.mode) == ("colours", "nearest")
+        and (other.centers, other.k, other.protocol, other.learnt_on)
+        == (row.centers, row.k, row.protocol, row.learnt_on)
+    )
+    assert row.gain == pytest.approx(row.f1 - nearest.f1)
 
 
-def test_what_is_written(result: tuple[Path, list[experiment.Row]]) -> None:
+def test_what_is_written(result: tuple[Path, list[EvaluationRow]]) -> None:
     out, rows = result
     files = {"results.csv", "results.md", "evaluation.json", "panels"}
     files |= {f"figure_{name}.{kind}" for name in ("matching", "probing") for kind in ("png", "svg")}
@@ -125,15 +135,15 @@ def test_what_is_written(result: tuple[Path, list[experiment.Row]]) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_results_repeat_themselves(tmp_path: Path) -> None:
     dataset = open_dataset(planted.write(tmp_path / "data", images=30))
-    settings = {**QUICK, "modes": ("assign",), "k": (3,)}
-    first = experiment.evaluate(dataset, ALONE, out=tmp_path / "1", **settings)
-    second = experiment.evaluate(dataset, ALONE, out=tmp_path / "2", **settings)
-    for one, other in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one.matrices, other.matrices)
-        assert one._replace(matrices=other.matrices) == other
+    settings = replace(QUICK, modes=("assign",))
+    first = evaluate_fseg(dataset, ALONE, settings, out=tmp_path / "1")
+    second = evaluate_fseg(dataset, ALONE, settings, out=tmp_path / "2")
+    for row, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(row.matrices, other.matrices)
+        assert row == other
     assert (tmp_path / "1/results.csv").read_bytes() == (tmp_path / "2/results.csv").read_bytes()
     with pytest.raises(InputError, match=r"evaluation\.json exists"):
-        experiment.evaluate(dataset, ALONE, out=tmp_path / "1", **settings)
+        evaluate_fseg(dataset, ALONE, settings, out=tmp_path / "1")
 
 
 def test_every_pixel_of_a_large_image_counts_once_and_truth_lies_under_its_labels(tmp_path: Path) -> None:
@@ -144,13 +154,13 @@ def test_every_pixel_of_a_large_image_counts_once_and_truth_lies_under_its_label
     Image.fromarray(planted.COLOURS[pixels]).save(folder / "images" / "test-large.png")
     Image.fromarray((pixels + 1).astype(np.uint8)).save(folder / "masks" / "test-large.png")
     dataset = open_dataset(folder)
-    encoded = features.encode(dataset, planted.encoder(), tmp_path)
+    encoded = encode_dataset(dataset, planted.encoder(), tmp_path)
     large = next(i for i, item in enumerate(dataset.items) if item.name == "test-large")
-    members = np.flatnonzero(encoded.of == large)
+    members = np.flatnonzero(encoded.item_of == large)
     assert len(members) == 3 * 4
     assert sum((encoded.categories(int(t)) != IGNORED).sum() for t in members) == 165 * 230
     centres = jnp.eye(3)
-    found = counts.clusters(encoded, counts.nearest, centres, len(dataset.items), 3)
+    found = counts.count_clusters(encoded, counts.score_nearest, centres, len(dataset.items), 3)
     assert (found.sum((1, 2)) == dataset.pixels.sum(1)).all()
     # Tokens of the tiles that were moved back straddle two colours of the plan; all others are right.
     assert np.trace(found[large]) / found[large].sum() > 0.75
@@ -171,13 +181,13 @@ def test_tiles_of_many_sizes_share_programs_and_count_as_they_do_alone(tmp_path:
         Image.fromarray(planted.COLOURS[pixels]).save(folder / "images" / name)
         Image.fromarray((pixels + 1).astype(np.uint8)).save(folder / "masks" / name)
     dataset = open_dataset(folder)
-    jitted = (encoder._encode, nmf._solve, nmf._draw_start, nmf._factorize, counts._labels)
+    jitted = (encoder._encode, nmf._solve, nmf._draw_start, nmf._factorize, counts._label_frames)
     before = [function._cache_size() for function in jitted]
     colours = encoder.JaxEncoder(planted.encoder().card, mean_colours, None)
-    encoded = features.encode(dataset, colours, tmp_path)
+    encoded = encode_dataset(dataset, colours, tmp_path)
     key, centres = jax.random.key(0), jnp.asarray(planted.COLOURS / 255, jnp.float32)
-    found = counts.clusters(encoded, counts.fixed, centres, len(dataset.items), 3)
-    concepts = counts.concepts(encoded, 3, 3, key)
+    found = counts.count_clusters(encoded, counts.score_fixed, centres, len(dataset.items), 3)
+    concepts = counts.find_concepts(encoded, 3, 3, key)
     assert len({batch.frame for batch in encoded.batches()}) == 2
     made = [function._cache_size() - n for function, n in zip(jitted, before, strict=True)]
     assert max(made) <= 2, made  # of the whole tiles and of the smaller ones
@@ -191,17 +201,17 @@ def test_tiles_of_many_sizes_share_programs_and_count_as_they_do_alone(tmp_path:
         np.testing.assert_allclose(concepts.H[t], alone.H[0], rtol=1e-3, atol=1e-4)
         W = nmf.solve_weights(A, centres).reshape(*grid.shape[:3], 3)
         labels = fseg.label_pixels(jnp.pad(W, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge"), 8)[0]
-        own = counts._count(np.asarray(labels), encoded.categories(t), 3, 3)
-        np.testing.assert_array_equal(found[encoded.of[t]], own)
+        own = counts._count_pixels(np.asarray(labels), encoded.categories(t), 3, 3)
+        np.testing.assert_array_equal(found[encoded.item_of[t]], own)
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_images_are_worked_on_at_the_encoders_resolution(tmp_path: Path) -> None:
     yaml = planted.YAML + "mpp: 0.5"
     dataset = open_dataset(planted.write(tmp_path / "data", images=30, side=128, yaml=yaml))
-    encoded = features.encode(dataset, planted.encoder(), tmp_path, scale=0.5)
+    encoded = encode_dataset(dataset, planted.encoder(), tmp_path, scale=0.5)
     assert set(encoded.sizes) == {(64, 64)}
-    rows = experiment.evaluate(dataset, ALONE, out=tmp_path / "out", **QUICK)
+    rows = evaluate_fseg(dataset, ALONE, QUICK, out=tmp_path / "out")
     assert max(row.f1 for row in rows) > 0.9
     assert rows[0].scores.categories[0] is not None
     assert sum(c.pixels for c in rows[0].scores.categories if c) == 30 * 63 * 64  # two rows are ignored
@@ -211,8 +221,8 @@ def test_images_are_worked_on_at_the_encoders_resolution(tmp_path: Path) -> None
 def test_a_category_without_pixels_is_reported_as_absent(tmp_path: Path) -> None:
     yaml = planted.YAML.replace("ignore", "  - {name: violet, value: 4}\nignore")
     dataset = open_dataset(planted.write(tmp_path / "data", images=30, yaml=yaml))
-    assert dataset.held("train")[3] == dataset.held("test")[3] == 0
-    rows = experiment.evaluate(dataset, ALONE, out=tmp_path / "out", **QUICK)
+    assert dataset.count_pixels("train")[3] == dataset.count_pixels("test")[3] == 0
+    rows = evaluate_fseg(dataset, ALONE, QUICK, out=tmp_path / "out")
     assert all(row.scores.categories[3] is None for row in rows)
     assert max(row.f1 for row in rows) > 0.98  # averaged over the three that there are
     text = (tmp_path / "out/results.md").read_text() + (tmp_path / "out/results.csv").read_text()
@@ -226,7 +236,7 @@ def test_a_category_of_the_training_split_alone_is_absent_too(tmp_path: Path) ->
         mask = np.asarray(Image.open(path)).copy()
         mask[mask == 3] = 0
         Image.fromarray(mask).save(path)
-    rows = experiment.evaluate(open_dataset(folder), ALONE, out=tmp_path / "out", **QUICK)
+    rows = evaluate_fseg(open_dataset(folder), ALONE, QUICK, out=tmp_path / "out")
     assert all(row.scores.categories[2] is None and row.scores.categories[0] for row in rows)
     assert max(row.f1 for row in rows) > 0.98
 
@@ -248,9 +258,9 @@ def test_a_category_of_the_training_split_alone_is_absent_too(tmp_path: Path) ->
 )
 def test_settings_that_cannot_be(tmp_path: Path, wrong: dict, message: str) -> None:
     dataset = open_dataset(planted.write(tmp_path / "data", images=4))
-    settings = {"k": (2,), "starts": 1, "concepts": 3, "panels": 0} | wrong
+    settings = replace(EvaluationSettings(k=(2,), starts=1, concepts=3, panels=0), **wrong)
     with pytest.raises(InputError, match=message) as caught:
-        experiment.evaluate(dataset, ALONE, out=tmp_path / "out", **settings)
+        evaluate_fseg(dataset, ALONE, settings, out=tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
@@ -259,30 +269,22 @@ def test_no_encoder_or_one_twice(tmp_path: Path) -> None:
     dataset = open_dataset(planted.write(tmp_path / "data", images=4))
     for encoders in ([], [planted.encoder(), planted.encoder()]):
         with pytest.raises(InputError, match="name each of those to evaluate, once"):
-            experiment.evaluate(dataset, encoders, out=tmp_path / "out")
+            evaluate_fseg(dataset, encoders, out=tmp_path / "out")
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_ebhi_by_the_classical_encoder(data: Path, tmp_path: Path) -> None:
     """Real tiles, a few: more than all-gland is found, and the pooled counts are the masks'."""
-    from dataclasses import replace
-
     dataset = open_dataset(data / "ebhi")
     few = list(range(0, len(dataset.items), 60))
     dataset = replace(
         dataset, items=tuple(dataset.items[i] for i in few), pixels=dataset.pixels[few], name="few"
     )
-    rows = experiment.evaluate(
-        dataset,
-        [classical()],
-        out=tmp_path,
-        k=(4,),
-        starts=1,
-        modes=("fixed",),
-        protocols=("balanced matching",),
-        panels=0,
+    settings = EvaluationSettings(
+        k=(4,), starts=1, modes=("fixed",), protocols=("balanced matching",), panels=0
     )
-    assert all(np.sum(row.confusion) == dataset.held("test").sum() for row in rows)
+    rows = evaluate_fseg(dataset, [classical()], settings, out=tmp_path)
+    assert all(np.sum(row.confusion) == dataset.count_pixels("test").sum() for row in rows)
     assert max(row.f1 for row in rows) > 0.5
 
 
@@ -301,10 +303,12 @@ def test_a_patch_of_5000_pixels_a_side_evaluates_within_2_gb(tmp_path: Path) -> 
     program = (
         "import resource, sys; from pathlib import Path;"
         "from fseg_jax.encoders.classical import classical;"
-        "from fseg_jax.evaluation.data.datasets import open_dataset;"
-        "from fseg_jax.evaluation.protocols.experiment import evaluate;"
+        "from fseg_jax.evaluation.data.layouts import open_dataset;"
+        "from fseg_jax.evaluation.run import evaluate_fseg;"
+        "from fseg_jax.evaluation.settings import EvaluationSettings;"
         "d = Path(sys.argv[1]);"
-        "evaluate(open_dataset(d / 'data'), [classical()], out=d / 'out', k=(16, 64), starts=1);"
+        "settings = EvaluationSettings(k=(16, 64), starts=1);"
+        "evaluate_fseg(open_dataset(d / 'data'), [classical()], settings, out=d / 'out');"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
