@@ -57,7 +57,7 @@ def in_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bucket]:
 
 def there(bucket: Bucket) -> dict[str, str]:
     """Everything that a bucket holds, what is hidden too."""
-    return {key: data.decode() for key, data in bucket.read_all(bucket._listed("", "")).items()}
+    return {key: data.decode() for key, data in bucket.read_all(bucket._list_range("", "")).items()}
 
 
 @pytest.mark.parametrize("decided_before", [False, True], ids=["once", "twice"])

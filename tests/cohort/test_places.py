@@ -117,7 +117,7 @@ def test_a_record_is_the_last_to_come_and_the_first_to_go(bucket, tmp_path, monk
     assert shown[0] == ("a.json", False) and [key for key, there in shown if there] == first
     decided = [key for key, there in asked if there].index(".a.json.whole")
     assert decided < asked.index(("a.json", False))
-    assert sorted(place._listed("", "")) == sorted(first)
+    assert sorted(place._list_range("", "")) == sorted(first)
 
 
 def test_a_bucket_that_refuses_is_one_line(manifest, codebook, bucket, monkeypatch, capsys):
