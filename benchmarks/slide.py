@@ -40,7 +40,7 @@ OVERHEAD = 1.10
 
 def parts(slide: Any, plan: Plan, encoder: Encoder, H: jax.Array, settings: Settings) -> dict[str, float]:
     """Seconds of decoding, encoding and solving all tiles, each alone."""
-    boxes = [plan.grid.box(*tile) for tile in plan.tiles()]
+    boxes = [plan.grid.locate_tile(*tile) for tile in plan.tiles()]
     batch, threads = settings.batch, settings.threads
 
     def decode() -> list[np.ndarray]:
@@ -62,7 +62,7 @@ def ours(path: Path, out: Path, encoder: Encoder, k: int) -> dict[str, Any]:
     settings = Settings(tile=TILE, mpp=MPP)
     with open_slide(path) as slide:
         plan = lay_out(slide, encoder.card, settings, None)
-        boxes = [plan.grid.box(*tile) for tile in plan.tiles()]
+        boxes = [plan.grid.locate_tile(*tile) for tile in plan.tiles()]
         _, images = next(iter(read_batches(slide, boxes, plan.mpp, batch=8, threads=2)))
         A = np.asarray(encoder(jnp.asarray(images))).reshape(-1, encoder.card.channels)
         # Any tokens are centres that the others mix; enough of them lie on glass to be told apart.
@@ -88,7 +88,7 @@ def theirs(path: Path, network: Any, plan: Plan, H: np.ndarray, count: int) -> T
     model = fseg.FSeg(*network)
     slide = openslide.OpenSlide(str(path))
     own = float(slide.properties["openslide.mpp-x"])
-    boxes = [plan.grid.box(*tile) for tile in plan.tiles()]
+    boxes = [plan.grid.locate_tile(*tile) for tile in plan.tiles()]
     boxes = boxes[:: max(len(boxes) // (count + 1), 1)][: count + 1]
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     times = []

@@ -39,7 +39,7 @@ from fseg_jax.errors import InputError, OutputError
 from fseg_jax.pipeline.embed import tissue_share
 from fseg_jax.pipeline.record import made_with, slide_facts
 from fseg_jax.slides.identity import is_same_slide
-from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
+from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches
 from fseg_jax.slides.tissue import choose_tissue
 
 _log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def draw_tiles(
     The slide's id is the seed: tiles depend on no other slide. Raises ``InputError`` where no tile has
     enough tissue.
     """
-    height, width = shape_at(slide, settings.mpp)
+    height, width = compute_shape(slide, settings.mpp)
     rows, columns = max(1, height // side), max(1, width // side)
     microns = side * settings.mpp
     share = tissue_share(choose_tissue(slide, tissue), rows, columns, microns, microns)

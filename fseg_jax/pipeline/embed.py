@@ -23,7 +23,7 @@ from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_emb
 from fseg_jax.pipeline.plan import FIGURE_SIDE
 from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with, slide_facts
 from fseg_jax.process import Progress
-from fseg_jax.slides.reader import Slide, open_slide, read_batches, read_thumbnail, shape_at
+from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches, read_thumbnail
 from fseg_jax.slides.tissue import Tissue, choose_tissue
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
@@ -94,7 +94,7 @@ def embed_slide(
     paths = embedding_paths(slide.name, out)
     check_outputs(paths, out, overwrite)
     clock = Clock()
-    height, width = shape_at(slide, mpp)
+    height, width = compute_shape(slide, mpp)
     step = max(1, round(patch * (1 - settings.overlap)))
     rows, columns = (1 + max(0, -(-(size - patch) // step)) for size in (height, width))
     tissue = choose_tissue(slide, settings.tissue)

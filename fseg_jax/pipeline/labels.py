@@ -110,7 +110,7 @@ def _label_row(
     """Label one row of tiles: blended, upsampled, and background where there is no tissue."""
     grid = plan.grid
     stride = grid.stride
-    top, _, height, _ = grid.core(row, 0)
+    top, _, height, _ = grid.locate_core(row, 0)
     labels = np.zeros((height, grid.width), label_dtype(k))
     columns = np.flatnonzero(plan.tissue_tiles[row])
     shape = (-(-grid.height // stride), -(-grid.width // stride))
@@ -128,7 +128,7 @@ def _label_row(
 
     for part, blocks in prefetch(label_blocks()):
         for column, block in zip(part, np.asarray(blocks), strict=False):
-            _, x, h, w = grid.core(row, int(column))
+            _, x, h, w = grid.locate_core(row, int(column))
             tissue = plan.tissue.crop(top, x, h, w, plan.mpp)
             inside = block[:h, :w]
             if not inside.all():

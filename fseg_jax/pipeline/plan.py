@@ -12,7 +12,7 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
 from fseg_jax.pipeline.record import SlideFacts, slide_facts
-from fseg_jax.slides.reader import Slide, read_thumbnail, shape_at
+from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
 from fseg_jax.slides.tiles import TileGrid, find_tissue_tiles, make_grid
 from fseg_jax.slides.tissue import Tissue, choose_tissue
 
@@ -92,7 +92,7 @@ class Plan:
         grid = self.grid
         stride = grid.stride
         side = grid.tile // stride
-        y, x, height, width = grid.core(row, column)
+        y, x, height, width = grid.locate_core(row, column)
         mask = np.zeros((side, side), bool)
         h, w, begin = -(-height // stride), -(-width // stride), grid.halo // stride
         mask[begin : begin + h, begin : begin + w] = self.tissue.crop(
@@ -109,7 +109,7 @@ def lay_out(slide: Slide, card: EncoderCard, settings: Settings, codebook: Codeb
     """
     mpp = choose_mpp(card, settings, codebook)
     warn_if_mpp_differs(slide.path.name, mpp, codebook)
-    height, width = shape_at(slide, mpp)
+    height, width = compute_shape(slide, mpp)
     if mpp < slide.mpp / _MAX_ENLARGEMENT:
         raise InputError(
             f"--mpp {mpp:g}: {slide.path.name} has {slide.mpp:.4g} µm per pixel, and there is nothing to see "

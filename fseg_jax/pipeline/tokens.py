@@ -25,7 +25,7 @@ from fseg_jax.files.storage import Storage
 from fseg_jax.outputs.rows import RowsWriter, open_rows
 from fseg_jax.pipeline.plan import Plan, Settings, Tile
 from fseg_jax.pipeline.record import SlideFacts
-from fseg_jax.slides.reader import Slide, open_slide, read_batches, shape_at
+from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches
 from fseg_jax.slides.tiles import TileGrid, make_grid
 from fseg_jax.slides.tissue import Tissue
 
@@ -42,7 +42,7 @@ def encode_tiles(slide: Slide, plan: Plan, encoder: Encoder, settings: Settings)
     """Give features by reading a slide's tiles and encoding them."""
 
     def encode(tiles: list[Tile]) -> Iterator[tuple[list[Tile], Float[jax.Array, "b t t c"]]]:
-        boxes = [plan.grid.box(*tile) for tile in tiles]
+        boxes = [plan.grid.locate_tile(*tile) for tile in tiles]
         for batch, images in read_batches(
             slide, boxes, plan.mpp, batch=settings.batch, threads=settings.threads
         ):
@@ -63,7 +63,7 @@ def _round_and_clear(
 
 def not_finite_error(plan: Plan, card: EncoderCard, tile: Tile) -> InputError:
     """Make the error for features of a tile that hold a NaN or an infinity."""
-    y, x, *_ = plan.grid.core(*tile)
+    y, x, *_ = plan.grid.locate_core(*tile)
     return InputError(
         f"{plan.slide.path}: the features of the encoder {card.name!r} hold a NaN or an infinity in "
         f"the tile at y = {y}, x = {x} (at {plan.mpp:g} µm per pixel): its weights are damaged, or its dtype "
@@ -176,7 +176,7 @@ def bound_kept_bytes(
     def bound(slide: tuple[Path, float | None]) -> int:
         try:
             with open_slide(*slide) as opened:
-                height, width = shape_at(opened, settings.mpp or card.mpp)
+                height, width = compute_shape(opened, settings.mpp or card.mpp)
         except InputError:
             return 0
         grid = make_grid(height, width, card.stride, tile, settings.halo)

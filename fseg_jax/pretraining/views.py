@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError
-from fseg_jax.slides.reader import Slide, shape_at
+from fseg_jax.slides.reader import Slide, compute_shape
 from fseg_jax.slides.tiles import find_tissue_tiles, make_grid
 from fseg_jax.slides.tissue import find_tissue
 
@@ -64,7 +64,7 @@ def fields_of(slide: Slide, site: str, geometry: Geometry, most: int, seed: int)
     for one too small to cut a view of.
     """
     mpp = max(slide.mpp, geometry.finest)
-    height, width = shape_at(slide, mpp)
+    height, width = compute_shape(slide, mpp)
     if min(height, width) * ENLARGED < geometry.side:
         raise InputError(
             f"{slide.path}: {height} × {width} pixels at {mpp:.3g} µm are too few for views of "

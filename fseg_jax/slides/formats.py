@@ -1,4 +1,4 @@
-"""Which reader takes which slide file."""
+"""The choice of a reader for a slide file."""
 
 from pathlib import Path
 
@@ -17,10 +17,13 @@ _TIFF_SUFFIXES = (".tif", ".tiff", ".tf2", ".tf8", ".btf")
 
 
 def open_pixels(path: Path) -> Pixels:
-    """Open a file or an OME-Zarr folder with the reader that fits it.
+    """Open a slide with the reader of its format.
 
-    OpenSlide takes what it knows; tifffile OME-TIFF, and the TIFFs that OpenSlide refuses; tensorstore
-    OME-Zarr; Pillow ordinary images. Raises ``InputError`` where none fits, or the file is damaged.
+    Folders are read as OME-Zarr by tensorstore, OME-TIFFs by tifffile, all that OpenSlide recognises by
+    OpenSlide, other TIFFs by tifffile, and ordinary images by Pillow.
+
+    Raises:
+        InputError: No reader takes the file, or it is damaged.
     """
     if is_folder(path):
         return ZarrPixels(path)
@@ -39,7 +42,7 @@ def open_pixels(path: Path) -> Pixels:
         return TiffPixels(path)
     if path.suffix.lower() == ".mrxs":
         check_counts(path)
-    if OpenSlidePixels.knows(path):
+    if OpenSlidePixels.is_readable(path):
         if is_tiff:
             check_tiles(path)
         try:
@@ -47,8 +50,8 @@ def open_pixels(path: Path) -> Pixels:
         except InputError:
             if not (is_tiff and name.endswith(_TIFF_SUFFIXES)):
                 raise
-    # A scanner's own suffix that OpenSlide refuses is a damaged file: half of it must not be read as a plain
-    # TIFF.
+    # A TIFF with a scanner's suffix, such as .svs, that OpenSlide does not recognise is damaged: what is left
+    # of it must not be read as a plain TIFF.
     if is_tiff and name.endswith(_TIFF_SUFFIXES):
         return TiffPixels(path)
     return ImagePixels(path)

@@ -1,4 +1,4 @@
-"""Which slide a file is, wherever it lies and whatever it is called: a hash of its content, read in part."""
+"""The identity of a slide, whatever its path: a hash of its content, of which a part is read."""
 
 import hashlib
 import os
@@ -10,22 +10,24 @@ from typing import Any, TypeVar
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.paths import format_path
 
-PIECES, PIECE_BYTES = 16, 16 << 10  # of a file; a smaller one is read whole
-ENTRIES_READ = 4  # files and folders of each folder that are looked into
+PIECES, PIECE_BYTES = 16, 16 << 10  # what is hashed of a file; a smaller file is hashed whole
+SAMPLED_ENTRIES = 4  # files, and folders, of each folder that are hashed
 MAX_DEPTH = 8  # folders in folders
-_INDEX_BYTES = 1 << 20  # of a file that lists others
-_LABELS = "labels"  # of an OME-Zarr image: what is made of it
+_INDEX_BYTES = 1 << 20  # read of a .vms or .vmu file, which lists the slide's other files
+_LABELS = "labels"  # the folder of an OME-Zarr image for labels, which are not part of the slide
 
 T = TypeVar("T")
 
 
 def identify(path: str | Path) -> str:
-    """Hash a slide: SHA-256 of the size of each of its files and of sixteen pieces of each, from first byte
-    to last, 256 KiB in all.
+    """Hash a slide: SHA-256 of the size of its file and of sixteen pieces of 16 KiB, spread evenly over it.
 
-    A slide of several files is all of them: an ``.mrxs`` and its folder, a ``.vms`` or ``.vmu`` and what it
-    lists, an OME-Zarr folder (the names in it, and of each folder four files and four folders, evenly
-    chosen; not its labels). Raises ``InputError`` where it cannot be read.
+    All files of a slide are hashed: an ``.mrxs`` and its folder, a ``.vms`` or ``.vmu`` and the files that it
+    lists. In a folder, an OME-Zarr's too, all names are hashed, but only four files and four folders, evenly
+    chosen; labels are left out.
+
+    Raises:
+        InputError: The slide cannot be read.
     """
     path = Path(path)
     digest = hashlib.sha256()
@@ -34,7 +36,7 @@ def identify(path: str | Path) -> str:
             _add_folder(digest, path, MAX_DEPTH)
         else:
             _add_file(digest, path)
-            for companion in _companions(path):
+            for companion in _list_companions(path):
                 if companion.is_dir():
                     _add_folder(digest, companion, MAX_DEPTH)
                 else:
@@ -45,56 +47,59 @@ def identify(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def is_same_slide(held: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two slides, as ``publish.slide_facts`` states them, are one; by the names of their files where
-    one of them was stated before slides had an identity, or could not be read.
+def is_same_slide(slide: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether two slides are the same by their identity, or by file name where one has no identity.
+
+    A slide is described as records do it, by ``path`` and ``identity``. Old records lack the identity, and so
+    do slides that could not be read.
     """
-    ours, theirs = held.get("identity"), now.get("identity")
-    if ours and theirs:
-        return ours == theirs
-    return Path(held["path"]).name == Path(now["path"]).name
+    if slide.get("identity") and other.get("identity"):
+        return bool(slide["identity"] == other["identity"])
+    return Path(slide["path"]).name == Path(other["path"]).name
 
 
-def _companions(path: Path) -> Iterator[Path]:
-    """The other files and folders of a slide whose formats have several."""
+def _list_companions(path: Path) -> Iterator[Path]:
+    """List the other files and folders of a slide whose format has several."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs" and path.with_suffix("").is_dir():
         yield path.with_suffix("")
     elif suffix in (".vms", ".vmu"):
         with path.open("rb") as file:
-            listed = re.findall(rb"=([^\r\n/\\\0]+)", file.read(_INDEX_BYTES))
-        for name in sorted(set(listed)):
-            beside = path.parent / os.fsdecode(name.strip())
-            if beside.is_file():
-                yield beside
+            names = re.findall(rb"=([^\r\n/\\\0]+)", file.read(_INDEX_BYTES))
+        for name in sorted(set(names)):
+            companion = path.parent / os.fsdecode(name.strip())
+            if companion.is_file():
+                yield companion
 
 
 def _add_folder(digest: Any, folder: Path, depth: int) -> None:
-    with os.scandir(folder) as found:
-        inside = sorted((entry for entry in found if _counts(entry.name)), key=lambda entry: entry.name)
-    folders = [entry for entry in inside if entry.is_dir()]
-    files = [entry for entry in inside if entry.is_file()]
+    """Add the names in a folder to a hash, and some of its files and folders."""
+    with os.scandir(folder) as scan:
+        entries = sorted((entry for entry in scan if _is_hashed(entry.name)), key=lambda entry: entry.name)
+    folders = [entry for entry in entries if entry.is_dir()]
+    files = [entry for entry in entries if entry.is_file()]
     for kind in (folders, files):
         digest.update(b"\0".join([b"%d" % len(kind), *(os.fsencode(entry.name) for entry in kind)]))
-    for entry in _evenly(files):
+    for entry in _sample_evenly(files):
         _add_file(digest, Path(entry.path))
     if depth:
-        for entry in _evenly(folders):
+        for entry in _sample_evenly(folders):
             _add_folder(digest, Path(entry.path), depth - 1)
 
 
-def _counts(name: str) -> bool:
-    """Whether something in a folder belongs to the slide, not to whoever looked at it."""
+def _is_hashed(name: str) -> bool:
+    """Return whether an entry of a folder is part of the slide: not its labels, nor files like .DS_Store."""
     return name != _LABELS and (not name.startswith(".") or name.startswith(".z"))
 
 
-def _evenly(items: Sequence[T]) -> list[T]:
-    if len(items) <= ENTRIES_READ:
+def _sample_evenly(items: Sequence[T]) -> list[T]:
+    if len(items) <= SAMPLED_ENTRIES:
         return list(items)
-    return [items[i * (len(items) - 1) // (ENTRIES_READ - 1)] for i in range(ENTRIES_READ)]
+    return [items[i * (len(items) - 1) // (SAMPLED_ENTRIES - 1)] for i in range(SAMPLED_ENTRIES)]
 
 
 def _add_file(digest: Any, path: Path) -> None:
+    """Add a file's size and pieces of it to a hash."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest.update(b"%d:" % size)

@@ -1,8 +1,9 @@
-"""Ordinary images as slides of one level, through Pillow."""
+"""Ordinary images as slides of one level, read by Pillow."""
 
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.images import load_image
@@ -15,9 +16,9 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 class ImagePixels:
     """An ordinary image (PNG, JPEG, BMP, WebP), decoded whole when it is opened; grey becomes RGB."""
 
-    mpp: tuple[float, float] | None = None  # the dots per inch of a picture are its print size
+    mpp: tuple[float, float] | None = None  # an image's dots per inch say how it is printed
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         image = load_image(path, "a slide or image", formats=_FORMATS)
         if image.mode not in _MODES:
             raise InputError(
@@ -28,11 +29,15 @@ class ImagePixels:
             self._pixels = flatten(image.convert("RGBA"))
         else:
             self._pixels = np.asarray(image.convert("RGB"))
-        self._pixels.flags.writeable = False  # boxes are views of it
+        self._pixels.flags.writeable = False  # the boxes that are read are views of it
         self.shapes = [self._pixels.shape[:2]]
 
-    def read(self, level: int, y: int, x: int, height: int, width: int) -> np.ndarray:
+    def read(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Return a box of the image."""
         return self._pixels[y : y + height, x : x + width]
 
     def close(self) -> None:
+        """Release the memory of the image."""
         self._pixels = self._pixels[:0, :0]

@@ -1,18 +1,16 @@
-"""Masks from image files: the one reader of them, whatever they mean.
+"""Masks, read from image files by the values that are stored, block by block.
 
-A mask is taken by the values that its file stores:
+- TIFFs are read by tifffile: 1 to 64 bits, in strips or tiles, with any compression. Whether 0 is shown as
+  black or as white (min-is-black, min-is-white) is ignored. Tiles that were never written are 0. Pages after
+  the first must be smaller than it, as a pyramid's are.
+- PNG, BMP, WebP and JPEG are read by Pillow: the indices of a palette, grey of 1 to 16 bits, or RGB.
 
-- TIFF, by tifffile: 1 to 64 bits, striped or tiled, with any compression. Whether 0 is shown as black or as
-  white is ignored: masks that are min-is-white and min-is-black mean the same. Tiles that were never written
-  are 0. Other pages must be smaller than the first, as a pyramid's are.
-- PNG, BMP, WebP and JPEG, by Pillow: a palette's indices, grey of 1 to 16 bits, or RGB.
+Transparency is ignored. A lossy mask, such as a JPEG, holds noise about its true values, so it marks the
+pixels above half, where others mark those that are not 0.
 
-Transparency is ignored. What may have lost values by its compression, as a JPEG has, holds noise about the
-true ones: no codes or colours are read from it, and it marks what is above half.
-
-Half is 127, or 32767 where a value is above 255, or 0.5 of 1 bit and of fractions; of colours, and of the
-colours of a palette, the strongest channel counts. A mask that holds something, and nothing above half, is an
-error: its values are labels.
+Half is 0.5 for masks of 1 bit and of fractions, 127 for larger values, and 32767 where a value is above 255.
+The strongest channel of a colour counts, also of a palette's. A mask that is not empty but has nothing above
+half is an error: its values are labels.
 """
 
 import threading
@@ -23,59 +21,61 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from jaxtyping import Bool, Shaped, UInt8
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.images import FORMATS, MOST_PIXELS, load_image
 from fseg_jax.slides.pixels import is_tiff
-from fseg_jax.slides.tiff import Pieces
+from fseg_jax.slides.tiff_tiles import TiffTiles
 
-_BLOCK = 1 << 24  # pixels that are looked at together
+_BLOCK = 1 << 24  # pixels of a block
 _MODES = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "I", "F")
-_LOSSLESS = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    8,
-    32773,
-    32946,
-    34661,
-    34925,
-    34926,
-    34933,
-    50000,
-)  # TIFF's compressions that never lose a value
-_IMAGE_BYTES = 3 * MOST_PIXELS
+# TIFF's compressions that never change a value, by their numbers.
+_LOSSLESS = (1, 2, 3, 4, 5, 8, 32773, 32946, 34661, 34925, 34926, 34933, 50000)
+_MAX_BYTES = 3 * MOST_PIXELS  # of a mask that is read whole
+
+Values = Shaped[np.ndarray, "rows width *channels"]
 
 
 class Mask:
-    """An open mask: ``shape`` (height, width), its values block by block, and what they can be taken for."""
+    """An open mask, read in blocks of rows from top to bottom.
+
+    Attributes:
+        path: Its file.
+        shape: Its (height, width).
+        channels: 1, or 3 for colours.
+        dtype: The type of its values.
+        palette: The colour of each value; None where the file has no palette.
+        lossy: Whether compression may have changed values.
+    """
 
     shape: tuple[int, int]
-    channels: int  # 1, or 3 for colours
+    channels: int
     dtype: np.dtype
-    palette: np.ndarray | None = None  # uint8 (n, 3): the colours of its values, where it says so
-    lossy: bool  # whether values may have changed when it was compressed
+    palette: UInt8[np.ndarray, "values 3"] | None = None
+    lossy: bool
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def yield_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the first row of each block from top to bottom, and its values, (rows, width) or with 3
-        channels. ``InputError`` where the file is damaged there.
+    def yield_blocks(self) -> Iterator[tuple[int, Values]]:
+        """Yield the first row of each block, and its values, (rows, width) or (rows, width, 3).
+
+        Raises:
+            InputError: The file is damaged.
         """
         raise NotImplementedError
 
-    def yield_bright(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the first row of each block, and where it is above half: bool (rows, width).
+    def yield_bright(self) -> Iterator[tuple[int, Bool[np.ndarray, "rows width"]]]:
+        """Yield the first row of each block, and where its values are above half.
 
-        ``InputError`` after the last one where there are values, and none of them is.
+        Raises:
+            InputError: The file is damaged, or, after the last block, all values are below half but not 0.
         """
         half = 127.0 if self.dtype == np.uint8 else self._find_half()
         largest = 0.0
         for y, values in self.yield_blocks():
-            strongest = self._take_strongest(values)
+            strongest = self._reduce_channels(values)
             largest = max(largest, float(strongest.max()))
             yield y, strongest > half
         if 0 < largest <= half:
@@ -84,19 +84,21 @@ class Mask:
                 "write 255 there and 0 elsewhere"
             )
 
-    def yield_marked(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the first row of each block, and where anything but 0 is stored, or where it is above half if
-        values may have changed: bool (rows, width).
-        """
+    def yield_marked(self) -> Iterator[tuple[int, Bool[np.ndarray, "rows width"]]]:
+        """Yield the first row of each block, and where its values are not 0; of a lossy mask, above half."""
         if self.lossy:
             yield from self.yield_bright()
             return
         for y, values in self.yield_blocks():
-            found = (values != 0) & (values == values)  # not a number marks nothing
-            yield y, found if found.ndim == 2 else found.any(axis=-1)
+            marked = (values != 0) & (values == values)  # NaN marks nothing
+            yield y, marked if marked.ndim == 2 else marked.any(axis=-1)
 
-    def yield_codes(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the first row of each block, and its whole numbers, (rows, width); 1 bit as 0 and 255."""
+    def yield_codes(self) -> Iterator[tuple[int, Shaped[np.ndarray, "rows width"]]]:
+        """Yield the first row of each block, and its values as integers; 1 bit becomes 0 and 255.
+
+        Raises:
+            InputError: The mask has colours or fractions, or the file is damaged.
+        """
         if self.channels != 1 or self.dtype.kind not in "bui":
             channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
             raise InputError(
@@ -105,30 +107,36 @@ class Mask:
         for y, values in self.yield_blocks():
             yield y, values * np.uint8(255) if values.dtype == bool else values
 
-    def yield_colours(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the first row of each block, and its colours: uint8 (rows, width, 3); grey is repeated."""
+    def yield_colours(self) -> Iterator[tuple[int, UInt8[np.ndarray, "rows width 3"]]]:
+        """Yield the first row of each block, and its colours; grey becomes RGB.
+
+        Raises:
+            InputError: The mask's values cannot be colours, or the file is damaged.
+        """
         if self.dtype not in (np.bool_, np.uint8, np.uint16):
             raise InputError(f"{self.path}: a mask of {self.dtype}, where one of colours is needed")
         for y, values in self.yield_blocks():
-            yield y, self._to_colours(values)
+            yield y, self._convert_to_colours(values)
 
-    def _to_colours(self, values: np.ndarray) -> np.ndarray:
+    def _convert_to_colours(self, values: Values) -> UInt8[np.ndarray, "rows width 3"]:
         if self.palette is not None:
-            return self.palette[np.minimum(values, len(self.palette) - 1)]
+            return np.asarray(self.palette[np.minimum(values, len(self.palette) - 1)])
         if values.dtype == bool:
             values = values * np.uint8(255)
         elif values.dtype == np.uint16:
             values = (values >> 8).astype(np.uint8)
         return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=-1)
 
-    def _take_strongest(self, values: np.ndarray) -> np.ndarray:
+    def _reduce_channels(self, values: Values) -> Shaped[np.ndarray, "rows width"]:
+        """Take each pixel's strongest channel."""
         if self.palette is not None:
-            values = self._to_colours(values)
+            values = self._convert_to_colours(values)
         return values if values.ndim == 2 else values.max(axis=-1)
 
     def _find_half(self) -> float:
+        """Find the value that a mark must exceed, from the type and the largest value of the mask."""
         largest = max(
-            float(np.nan_to_num(self._take_strongest(values)).max()) for _, values in self.yield_blocks()
+            float(np.nan_to_num(self._reduce_channels(values)).max()) for _, values in self.yield_blocks()
         )
         if self.dtype == np.bool_ or (self.dtype.kind == "f" and largest <= 1):
             return 0.5
@@ -138,9 +146,9 @@ class Mask:
 
 
 class _ImageMask(Mask):
-    """A mask that Pillow decodes."""
+    """A mask that Pillow decodes, whole."""
 
-    def __init__(self, path: Path, what: str):
+    def __init__(self, path: Path, what: str) -> None:
         super().__init__(path)
         image = load_image(path, what, formats=[f for f in FORMATS if f != "TIFF"])
         if image.mode in ("CMYK", "YCbCr"):
@@ -159,7 +167,7 @@ class _ImageMask(Mask):
         self.dtype = self._values.dtype
         self.lossy = image.format in ("JPEG", "MPO") or (image.format == "WEBP" and _is_lossy_webp(path))
 
-    def yield_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+    def yield_blocks(self) -> Iterator[tuple[int, Values]]:
         rows = max(1, _BLOCK // self.shape[1])
         for y in range(0, self.shape[0], rows):
             yield y, self._values[y : y + rows]
@@ -168,38 +176,40 @@ class _ImageMask(Mask):
 class _TiffMask(Mask):
     """A mask that tifffile decodes, a row of tiles or strips at a time."""
 
-    def __init__(self, path: Path, tiff: Any):
+    def __init__(self, path: Path, tiff: Any) -> None:
         super().__init__(path)
         pages: list[Any] = list(tiff.pages)
         page, *others = pages
-        if any(p.imagelength >= page.imagelength and p.imagewidth >= page.imagewidth for p in others):
+        if any(
+            other.imagelength >= page.imagelength and other.imagewidth >= page.imagewidth for other in others
+        ):
             raise InputError(f"{path}: has {len(tiff.pages)} pages: give a mask of one page")
         if page.imagedepth > 1:
             raise InputError(f"{path}: has {page.imagedepth} planes: give a mask of one plane")
-        self._pieces = Pieces(path, [page], blank=0)
-        self._pieces.check_extent()
-        self.shape, samples, self.dtype = self._pieces.shape, self._pieces.samples, page.dtype
+        self._tiles = TiffTiles(path, [page], blank=0)
+        self._tiles.check_extent()
+        self.shape, samples, self.dtype = self._tiles.shape, self._tiles.samples, page.dtype
         self.channels = 3 if samples >= 3 else 1
-        coloured = self.channels == 3 and page.photometric in (2, 6) and samples <= 4
-        if self.dtype.kind not in "buif" or not (coloured or samples <= 2):
+        has_colours = self.channels == 3 and page.photometric in (2, 6) and samples <= 4  # RGB or YCbCr
+        if self.dtype.kind not in "buif" or not (has_colours or samples <= 2):
             raise InputError(
                 f"{path}: its pixels are {page.dtype} with {samples} channel(s): "
                 "give a mask of grey, a palette or RGB"
             )
-        if page.photometric == 3 and page.colormap is not None:
+        if page.photometric == 3 and page.colormap is not None:  # a palette, of 16 bits
             table = np.asarray(page.colormap).T
             self.palette = (table >> 8 if table.dtype.itemsize > 1 else table).astype(np.uint8)
         self.lossy = page.compression not in _LOSSLESS
 
-    def yield_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        pieces, lock = self._pieces, threading.Lock()
-        height = max(1, _BLOCK // self.shape[1]) if pieces.mapped is not None else pieces.tile[0]
+    def yield_blocks(self) -> Iterator[tuple[int, Values]]:
+        tiles, lock = self._tiles, threading.Lock()
+        height = max(1, _BLOCK // self.shape[1]) if tiles.mapped is not None else tiles.tile[0]
         for y in range(0, self.shape[0], height):
-            if pieces.mapped is not None:
-                values = np.array(pieces.mapped[y : y + height])
+            if tiles.mapped is not None:
+                values = np.array(tiles.mapped[y : y + height])
             else:
                 try:
-                    row = [pieces.piece(y // height, column, lock) for column in range(pieces.columns)]
+                    row = [tiles.decode(y // height, column, lock) for column in range(tiles.columns)]
                     rows = min(height, self.shape[0] - y)
                     values = np.concatenate([tile[:rows] for tile in row], axis=1)[:, : self.shape[1]]
                 except Exception as error:  # decoders raise anything at all
@@ -213,12 +223,20 @@ class _TiffMask(Mask):
 
 @contextmanager
 def open_mask(path: Path, what: str = "a mask image") -> Iterator[Mask]:
-    """Open a mask of any size. Raises ``InputError``, in one line, for a file that is none or is damaged."""
+    """Open a mask of any size.
+
+    Args:
+        path: Its file.
+        what: What is wanted, as a noun with its article, for error messages.
+
+    Raises:
+        InputError: The file is no mask, or is damaged.
+    """
     try:
-        tiff = is_tiff(path)
+        needs_tifffile = is_tiff(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}): give a mask image") from None
-    if not tiff:
+    if not needs_tifffile:
         yield _ImageMask(path, what)
         return
     try:
@@ -235,31 +253,32 @@ def open_mask(path: Path, what: str = "a mask image") -> Iterator[Mask]:
         yield mask
 
 
-def read_bright(path: Path) -> np.ndarray:
-    """Read what a mask marks by being above half: bool (height, width)."""
+def read_bright(path: Path) -> Bool[np.ndarray, "height width"]:
+    """Read where a mask's values are above half."""
     with open_mask(path) as mask:
-        return _gather(mask, mask.yield_bright(), np.dtype(bool))
+        return _join_blocks(mask, mask.yield_bright())
 
 
-def read_marked(path: Path, what: str = "a mask image") -> np.ndarray:
-    """Read what a mask marks by anything but 0: bool (height, width). Half is the limit in a JPEG."""
+def read_marked(path: Path, what: str = "a mask image") -> Bool[np.ndarray, "height width"]:
+    """Read where a mask's values are not 0; of a lossy mask, above half."""
     with open_mask(path, what) as mask:
-        return _gather(mask, mask.yield_marked(), np.dtype(bool))
+        return _join_blocks(mask, mask.yield_marked())
 
 
-def _gather(mask: Mask, blocks: Iterator[tuple[int, np.ndarray]], dtype: np.dtype) -> np.ndarray:
-    """All blocks in one array, (height, width)."""
+def _join_blocks(
+    mask: Mask, blocks: Iterator[tuple[int, Bool[np.ndarray, "rows width"]]]
+) -> Bool[np.ndarray, "height width"]:
     check_size(mask)
-    out = np.empty(mask.shape, dtype)
+    out = np.empty(mask.shape, bool)
     for y, block in blocks:
         out[y : y + len(block)] = block
     return out
 
 
 def check_size(mask: Mask) -> None:
-    """Fail where a mask that is to be held whole is too large for it."""
+    """Raise ``InputError`` where a mask is too large to be read whole."""
     size = mask.shape[0] * mask.shape[1]
-    if size > MOST_PIXELS or size * mask.channels * mask.dtype.itemsize > _IMAGE_BYTES:
+    if size > MOST_PIXELS or size * mask.channels * mask.dtype.itemsize > _MAX_BYTES:
         raise InputError(
             f"{mask.path}: the mask is too large, {mask.shape[1]} × {mask.shape[0]} pixels; a coarser one of "
             "up to 12,000 pixels a side will do"
@@ -267,7 +286,7 @@ def check_size(mask: Mask) -> None:
 
 
 def _is_lossy_webp(path: Path) -> bool:
-    """Whether a WebP file holds a lossy picture, by the names of its chunks."""
+    """Return whether a WebP file holds a lossy image, by the name of its first image chunk."""
     with path.open("rb") as file:
         file.seek(12)
         while len(head := file.read(8)) == 8:

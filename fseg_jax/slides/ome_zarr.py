@@ -1,4 +1,4 @@
-"""OME-Zarr images (0.4 on Zarr v2, 0.5 on Zarr v3) through tensorstore."""
+"""OME-Zarr images (0.4 on Zarr v2, 0.5 on Zarr v3), read by tensorstore."""
 
 import json
 import math
@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
+from jaxtyping import UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.pixels import flatten
 
 _CACHE = 128 << 20  # bytes of decoded chunks
-_CHUNK_LIMIT = 512 << 20  # bytes of one decoded chunk
-_CHUNKS_LIMIT = 16 << 20  # chunks of a shard, whose index is read whole
-_LEVELS_LIMIT = 64
+_MAX_CHUNK = 512 << 20  # bytes of one decoded chunk
+_MAX_CHUNKS = 16 << 20  # chunks of a shard, whose index is read whole
+_MAX_LEVELS = 64
 _UNIT_UM = {
     "meter": 1e6, "centimeter": 1e4, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3,
     "angstrom": 1e-4, "inch": 25400.0,
@@ -23,11 +24,11 @@ _UNIT_UM = {
 
 
 class ZarrPixels:
-    """A multiscale 8-bit RGB image in a folder, with one time and one plane; the axes may be in any order."""
+    """A multiscale 8-bit RGB image in a folder, of one time and one plane, with its axes in any order."""
 
     format = "ome-zarr"
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         try:
             self._open(path)
         except InputError:
@@ -36,10 +37,10 @@ class ZarrPixels:
             raise InputError(f"{path}: the OME-Zarr is damaged: {first_line(error)}") from None
 
     def _open(self, path: Path) -> None:
-        attributes = _attributes(path)
+        attributes = _read_attributes(path)
         if "bioformats2raw.layout" in attributes and "multiscales" not in attributes:
             path = path / "0"
-            attributes = _attributes(path)
+            attributes = _read_attributes(path)
         if not attributes.get("multiscales"):
             raise InputError(f"{path}: the folder is no OME-Zarr image (no multiscales in its metadata)")
         multiscale = attributes["multiscales"][0]
@@ -48,7 +49,7 @@ class ZarrPixels:
             raise InputError(
                 f"{path}: 8-bit RGB is required, and the OME-Zarr has the axes {', '.join(axes)}"
             )
-        if len(multiscale["datasets"]) > _LEVELS_LIMIT:
+        if len(multiscale["datasets"]) > _MAX_LEVELS:
             raise InputError(
                 f"{path}: the OME-Zarr is damaged (it names {len(multiscale['datasets'])} levels)"
             )
@@ -58,22 +59,26 @@ class ZarrPixels:
         self.shapes = [(int(level.shape[0]), int(level.shape[1])) for level in self._levels]
         if self.shapes != sorted(self.shapes, reverse=True):
             raise InputError(f"{path}: the OME-Zarr's levels are not ordered from fine to coarse")
-        self.mpp = _mpp(multiscale, axes)
+        self.mpp = _parse_mpp(multiscale, axes)
 
-    def read(self, level: int, y: int, x: int, height: int, width: int) -> np.ndarray:
+    def read(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Decode a box of a level; transparent pixels become white."""
         out = np.ascontiguousarray(self._levels[level][y : y + height, x : x + width].read().result())
         return flatten(Image.fromarray(out)) if self._samples == 4 else out
 
     def close(self) -> None:
+        """Release the arrays."""
         self._levels = []
 
 
-def _attributes(path: Path) -> dict[str, Any]:
-    """The OME metadata of a Zarr group: 0.5 keeps it under "ome" in zarr.json, 0.4 at the top of .zattrs."""
+def _read_attributes(path: Path) -> dict[str, Any]:
+    """Read the OME metadata of a Zarr group: "ome" in zarr.json (0.5), or all of .zattrs (0.4)."""
     for name in ("zarr.json", ".zattrs"):
         file = path / name
         if file.is_file():
-            content = json.loads(file.read_text("utf-8"))
+            content: dict[str, Any] = json.loads(file.read_text("utf-8"))
             if name == "zarr.json":
                 content = content.get("attributes", {})
                 content = content.get("ome", content)
@@ -85,7 +90,7 @@ def _attributes(path: Path) -> dict[str, Any]:
 
 
 def _open_level(root: Path, name: str, axes: list[str], context: ts.Context) -> ts.TensorStore:
-    """Open one level as (y, x, c)."""
+    """Open one level as an array of axes (y, x, c)."""
     folder = (root / name).resolve()
     if not folder.is_relative_to(root.resolve()):
         raise InputError(f"{root}: the OME-Zarr names a level outside its folder ({name})")
@@ -109,43 +114,46 @@ def _open_level(root: Path, name: str, axes: list[str], context: ts.Context) -> 
         )
     for i in reversed([i for i, axis in enumerate(axes) if axis not in "yxc"]):
         array = array[(slice(None),) * i + (0,)]
-    kept = [axis for axis in axes if axis in "yxc"]
-    return array.transpose([kept.index("y"), kept.index("x"), kept.index("c")])
+    order = [axis for axis in axes if axis in "yxc"]
+    return array.transpose([order.index("y"), order.index("x"), order.index("c")])
 
 
 def check_array(name: str, array: Any) -> None:
-    """Fail where an array's header states sizes that no reading of it would survive; nothing is read.
+    """Check that the chunks and shards that an array's header states are small enough to be decoded.
 
-    A chunk is decoded whole, and a process that lacks the memory for one is ended, not told.
+    A chunk is decoded whole, and where memory lacks for it the system ends the process without an error.
+
+    Raises:
+        InputError: The array is empty, or its chunks or shards are too large.
     """
     if min(array.shape, default=0) < 1:
         raise InputError(f"{name}: its array is empty: {' × '.join(map(str, array.shape))}")
     chunk, shard = array.chunk_layout.read_chunk.shape, array.chunk_layout.write_chunk.shape
     size = math.prod(chunk) * array.dtype.numpy_dtype.itemsize
-    if size > _CHUNK_LIMIT:
+    if size > _MAX_CHUNK:
         raise InputError(
             f"{name}: its chunks of {' × '.join(map(str, chunk))} are too large to decode one by one; "
-            f"write it again with chunks of up to {_CHUNK_LIMIT >> 20} MB"
+            f"write it again with chunks of up to {_MAX_CHUNK >> 20} MB"
         )
-    if math.prod(-(-s // c) for s, c in zip(shard, chunk, strict=True)) > _CHUNKS_LIMIT:
+    if math.prod(-(-s // c) for s, c in zip(shard, chunk, strict=True)) > _MAX_CHUNKS:
         raise InputError(f"{name}: its shards hold too many chunks; write it again with smaller shards")
 
 
-def _mpp(multiscale: dict[str, Any], axes: list[str]) -> tuple[float, float] | None:
-    """µm per pixel of the finest level, where scale and unit are both given."""
+def _parse_mpp(multiscale: dict[str, Any], axes: list[str]) -> tuple[float, float] | None:
+    """Parse the µm per pixel of the finest level along y and x; return None without a scale and a unit."""
     values = []
     for axis in "yx":
         i = axes.index(axis)
-        described = multiscale["axes"][i]
-        unit = _UNIT_UM.get(described.get("unit", "")) if isinstance(described, dict) else None
+        axis_entry = multiscale["axes"][i]
+        unit = _UNIT_UM.get(axis_entry.get("unit", "")) if isinstance(axis_entry, dict) else None
         if unit is None:
             return None
-        value, scaled = unit, False
-        for holder in (multiscale["datasets"][0], multiscale):
-            for transform in holder.get("coordinateTransformations", ()):
+        value, has_scale = unit, False
+        for entry in (multiscale["datasets"][0], multiscale):
+            for transform in entry.get("coordinateTransformations", ()):
                 if transform["type"] == "scale":
-                    value, scaled = value * float(transform["scale"][i]), True
-        if not scaled:
+                    value, has_scale = value * float(transform["scale"][i]), True
+        if not has_scale:
             return None
         values.append(value)
     return values[0], values[1]

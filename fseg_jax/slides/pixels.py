@@ -1,30 +1,41 @@
-"""What every reader of slide files offers, and what several of them need."""
+"""The interface of the readers of slide files, and functions that several of them use."""
 
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class Pixels(Protocol):
-    """A pyramid of 8-bit RGB levels. ``read`` is safe to call from several threads."""
+    """An open pyramid of 8-bit RGB levels. Several threads may call ``read`` at once.
+
+    Attributes:
+        format: ``openslide/VENDOR``, ``tiff``, ``ome-tiff``, ``ome-zarr`` or ``image``.
+        shapes: (height, width) of each level, finest first.
+        mpp: µm per level-0 pixel along y and x; None where the file states none.
+    """
 
     format: str
-    shapes: list[tuple[int, int]]  # (height, width) of each level, finest first
-    mpp: tuple[float, float] | None  # µm per level-0 pixel along y and x, where the file says so
+    shapes: list[tuple[int, int]]
+    mpp: tuple[float, float] | None
 
-    def read(self, level: int, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """Decode a box that lies inside the level: uint8 (height, width, 3). Any exception means damage."""
+    def read(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Decode a box that is inside the level. Any exception means that the file is damaged."""
 
     def close(self) -> None:
         """Release the file."""
 
 
-def flatten(rgba: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
-    """Lay an RGBA picture over a background colour: uint8 (height, width, 3)."""
+def flatten(
+    rgba: Image.Image, background: tuple[int, int, int] = (255, 255, 255)
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Lay an RGBA picture over a background colour."""
     alpha = rgba.getchannel("A")
     if alpha.getextrema()[0] == 255:
         return np.asarray(rgba.convert("RGB"))
@@ -34,11 +45,15 @@ def flatten(rgba: Image.Image, background: tuple[int, int, int] = (255, 255, 255
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does; OSError where it cannot be read."""
+    """Return whether a file begins as a TIFF does.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     with path.open("rb") as file:
         return file.read(4) in TIFF_MAGIC
 
 
 def is_plausible(mpp: float) -> bool:
-    """Whether µm per pixel can be a microscope's: 0.05 to 20."""
+    """Return whether a number of µm per pixel can be a slide scanner's: 0.05 to 20."""
     return 0.05 <= mpp <= 20

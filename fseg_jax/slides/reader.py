@@ -1,6 +1,6 @@
-"""Slides, read by resolution: any box at any µm per pixel, from whichever level of the file fits.
+"""Slides that are read by resolution: any box at any µm per pixel, from the level of the file that fits.
 
-Coordinates are (y, x), sizes (height, width), in pixels of the slide as resampled at the requested mpp; pixel
+Coordinates are (y, x), sizes (height, width), in pixels of the slide as resampled at the requested mpp. Pixel
 (i, j) covers the slide from (i, j) × mpp to (i + 1, j + 1) × mpp µm from its top left corner.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 from scipy import sparse
 
@@ -24,78 +25,96 @@ from fseg_jax.slides.pixels import Pixels, is_plausible
 
 _log = logging.getLogger(__name__)
 
-_SLACK = (
-    1.01  # a level up to 1 % coarser than asked counts as fine enough: 0.4990 serves for 0.5 and for 0.495
-)
-_REGION_LIMIT = 2 << 20  # level pixels decoded at once; larger boxes are read in parts
-# Pixels of a slide: a metre at 0.25 µm a side, and 250 × 250 mm.
-_MOST_SIDE, _MOST_PIXELS = 4_000_000, 1_000_000_000_000
-_AHEAD_BYTES = 64 << 20  # decoded tiles that may wait for the consumer
+# A level that is up to 1 % coarser than asked counts as fine enough: 0.499 µm serves for 0.5 and for 0.495.
+_SLACK = 1.01
+_MAX_REGION = 2 << 20  # level pixels that are decoded at once; larger boxes are read in parts
+_MAX_SIDE = 4_000_000  # pixels of a slide's side: a metre at 0.25 µm
+_MAX_PIXELS = 1_000_000_000_000  # pixels of a slide: 250 × 250 mm at 0.25 µm
+_MAX_AHEAD = 64 << 20  # bytes of decoded boxes that may wait for the consumer
+_BLOCK = 256  # pixels of the side of the blocks of which a thumbnail is read
 
 
 class Slide:
-    """An open slide. Reads are thread-safe; close it, or use it as a context manager."""
+    """An open slide. Reads are thread-safe; close it, or use it as a context manager.
+
+    Attributes:
+        path: The slide's file or folder.
+        name: What its outputs are called: ``slide`` for slide.svs, slide.ome.tif and slide.ome.zarr.
+        height: Level-0 pixels along y.
+        width: Level-0 pixels along x.
+        mpp: µm per level-0 pixel.
+        format: ``openslide/VENDOR``, ``tiff``, ``ome-tiff``, ``ome-zarr`` or ``image``.
+    """
 
     path: Path
-    name: str  # output stem: "slide" for slide.svs, slide.ome.tif, slide.ome.zarr and slide.png
-    height: int  # level-0 pixels
+    name: str
+    height: int
     width: int
-    mpp: float  # µm per level-0 pixel
-    format: str  # "openslide/aperio", "tiff", "ome-tiff", "ome-zarr" or "image"
+    mpp: float
+    format: str
 
-    def __init__(self, path: Path, pixels: Pixels, mpp: float):
+    def __init__(self, path: Path, pixels: Pixels, mpp: float) -> None:
         self.path = path
         self.name = name_outputs(path)
         self.height, self.width = pixels.shapes[0]
         self.mpp = mpp
         self.format = pixels.format
         self._pixels = pixels
-        self._down = [_downsamples(pixels.shapes[0], shape) for shape in pixels.shapes]
+        self._downsamples = [_compute_downsamples(pixels.shapes[0], shape) for shape in pixels.shapes]
         self._warn_lock = threading.Lock()
         self._warned = False
 
-    def read(self, y: int, x: int, height: int, width: int, mpp: float) -> np.ndarray:
-        """Read a box at a resolution: uint8 (height, width, 3), RGB, not to be written to.
+    def read(
+        self, y: int, x: int, height: int, width: int, mpp: float
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Read a box at a resolution, as RGB that must not be written to.
 
-        The nearest level that is as fine as ``mpp`` is averaged down to it; where the slide itself is
-        coarser, it is interpolated up and a warning is logged once. A pixel's value does not depend on the
-        box it is read in. Boxes may reach past the slide, which is continued there by its edge pixels.
-        InputError where the file is damaged at that place.
+        The coarsest level that is as fine as ``mpp`` is averaged down to it; where the slide itself is
+        coarser, it is interpolated linearly and a warning is logged once. A pixel's value does not depend on
+        the box it is read in. Pixels past the slide repeat its edge.
+
+        Raises:
+            InputError: The file is damaged there.
         """
-        full_height, full_width = shape_at(self, mpp)
+        full_height, full_width = compute_shape(self, mpp)
         if height < 1 or width < 1:
             raise ValueError(f"an empty box: {height} × {width}")
         y0, y1 = min(max(y, 0), full_height - 1), max(min(y + height, full_height), 1)
         x0, x1 = min(max(x, 0), full_width - 1), max(min(x + width, full_width), 1)
-        inside = self._resample(y0, x0, y1 - y0, x1 - x0, mpp)
-        return _pad_edges(inside, y - y0, x - x0, height, width)
+        pixels = self._resample(y0, x0, y1 - y0, x1 - x0, mpp)
+        return _pad_edges(pixels, y - y0, x - x0, height, width)
 
-    def _resample(self, y: int, x: int, height: int, width: int, mpp: float) -> np.ndarray:
+    def _resample(
+        self, y: int, x: int, height: int, width: int, mpp: float
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Read a box that is inside the slide, in halves if it is large."""
         level, (scale_y, scale_x) = self._choose_level(mpp)
-        if height * width > 1 and height * scale_y * width * scale_x > _REGION_LIMIT:
+        if height * width > 1 and height * scale_y * width * scale_x > _MAX_REGION:
             if width == 1 or (height > 1 and height * scale_y >= width * scale_x):
                 half = height // 2
-                upper = self._resample(y, x, half, width, mpp)
-                return np.concatenate([upper, self._resample(y + half, x, height - half, width, mpp)])
+                top = self._resample(y, x, half, width, mpp)
+                bottom = self._resample(y + half, x, height - half, width, mpp)
+                return np.concatenate([top, bottom])
             half = width // 2
-            former = self._resample(y, x, height, half, mpp)
-            return np.concatenate([former, self._resample(y, x + half, height, width - half, mpp)], axis=1)
+            left = self._resample(y, x, height, half, mpp)
+            right = self._resample(y, x + half, height, width - half, mpp)
+            return np.concatenate([left, right], axis=1)
         if scale_y == scale_x == 1:
             return self._read_level(level, y, x, height, width)
         if scale_y == round(scale_y) and scale_x == round(scale_x):
-            fy, fx = int(scale_y), int(scale_x)
-            whole = self._read_level(level, y * fy, x * fx, height * fy, width * fx)
-            return np.asarray(Image.fromarray(whole).reduce((fx, fy)))
-        down, top = _weights(y, height, scale_y, self._pixels.shapes[level][0])
-        along, left = _weights(x, width, scale_x, self._pixels.shapes[level][1])
-        part = self._read_level(level, top, left, down.shape[1], along.shape[1]).astype(np.float32)
-        part = (down @ part.reshape(part.shape[0], -1)).reshape(height, -1, 3).swapaxes(0, 1)
-        part = (along @ part.reshape(part.shape[0], -1)).reshape(width, height, 3).swapaxes(0, 1)
-        return np.rint(part).astype(np.uint8, order="C")
+            factor_y, factor_x = int(scale_y), int(scale_x)
+            region = self._read_level(level, y * factor_y, x * factor_x, height * factor_y, width * factor_x)
+            return np.asarray(Image.fromarray(region).reduce((factor_x, factor_y)))
+        weights_y, y0 = _make_weights(y, height, scale_y, self._pixels.shapes[level][0])
+        weights_x, x0 = _make_weights(x, width, scale_x, self._pixels.shapes[level][1])
+        part = self._read_level(level, y0, x0, weights_y.shape[1], weights_x.shape[1]).astype(np.float32)
+        part = (weights_y @ part.reshape(part.shape[0], -1)).reshape(height, -1, 3).swapaxes(0, 1)
+        part = (weights_x @ part.reshape(part.shape[0], -1)).reshape(width, height, 3).swapaxes(0, 1)
+        return np.asarray(np.rint(part).astype(np.uint8, order="C"))
 
     def _choose_level(self, mpp: float) -> tuple[int, tuple[float, float]]:
-        """The level to read for a resolution, and its pixels per output pixel along y and x."""
-        fine = [i for i, down in enumerate(self._down) if self.mpp * max(down) <= mpp * _SLACK]
+        """Choose the level to read for a resolution; return it, and its pixels per output pixel (y, x)."""
+        fine = [i for i, down in enumerate(self._downsamples) if self.mpp * max(down) <= mpp * _SLACK]
         if not fine:
             with self._warn_lock:
                 if not self._warned:
@@ -107,11 +126,13 @@ class Slide:
                     )
                 self._warned = True
         level = fine[-1] if fine else 0
-        down_y, down_x = self._down[level]
-        return level, (_snap(mpp / (self.mpp * down_y)), _snap(mpp / (self.mpp * down_x)))
+        down_y, down_x = self._downsamples[level]
+        return level, (_snap_scale(mpp / (self.mpp * down_y)), _snap_scale(mpp / (self.mpp * down_x)))
 
-    def _read_level(self, level: int, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """A box of a level's own pixels, which may reach past it."""
+    def _read_level(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Read a box of a level's own pixels; those past the level repeat its edge."""
         full_height, full_width = self._pixels.shapes[level]
         y0, y1 = min(max(y, 0), full_height - 1), max(min(y + height, full_height), 1)
         x0, x1 = min(max(x, 0), full_width - 1), max(min(x + width, full_width), 1)
@@ -140,9 +161,13 @@ class Slide:
 def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
     """Open a slide file, a TIFF, an OME-Zarr folder or an ordinary image.
 
-    ``mpp_override``, µm per level-0 pixel, is used instead of what the file says. Without it the mean of the
-    file's x and y is taken; InputError where they differ by more than 1 %, where there is none or an
-    implausible one, and where the file is missing, damaged or of no readable kind.
+    Args:
+        path: The file or folder.
+        mpp_override: µm per level-0 pixel, instead of the file's own, which is the mean of its x and y.
+
+    Raises:
+        InputError: The file is missing, damaged or of no readable format; or, without ``mpp_override``, its
+            resolution is missing, implausible, or differs by more than 1 % between x and y.
     """
     path = Path(path)
     if mpp_override is not None and not (math.isfinite(mpp_override) and mpp_override > 0):
@@ -156,28 +181,28 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
         raise
 
 
-def shape_at(slide: Slide, mpp: float) -> tuple[int, int]:
-    """The slide's (height, width) in pixels of ``mpp`` µm; the last ones may be covered in part."""
+def compute_shape(slide: Slide, mpp: float) -> tuple[int, int]:
+    """Compute a slide's (height, width) in pixels of ``mpp`` µm; the last ones may be covered in part."""
     if not (math.isfinite(mpp) and mpp > 0):
         raise InputError(f"mpp {mpp}: must be a positive number of µm per pixel")
-    # Without the tolerance the rounding of 2220 · 0.499 / 0.499 could add a column.
+    # Without the tolerance, the rounding of 2220 · 0.499 / 0.499 could add a column.
     scale = slide.mpp / mpp
     return max(1, math.ceil(slide.height * scale - 1e-6)), max(1, math.ceil(slide.width * scale - 1e-6))
 
 
-def read_thumbnail(slide: Slide, max_side: int) -> tuple[np.ndarray, float]:
-    """The whole slide as uint8 (h, w, 3) with no side longer than ``max_side``, and its mpp.
+def read_thumbnail(slide: Slide, max_side: int) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
+    """Read the whole slide with no side longer than ``max_side`` pixels, and return its mpp too.
 
-    Slides smaller than that come at their own resolution. Read block by block, so that memory stays bounded.
+    Slides smaller than that are read at their own resolution. The slide is read block by block, so that
+    memory stays bounded.
     """
     mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / max_side)
-    height, width = shape_at(slide, mpp)
+    height, width = compute_shape(slide, mpp)
     out = np.empty((height, width, 3), np.uint8)
-    side = 256
     boxes = [
-        (y, x, min(side, height - y), min(side, width - x))
-        for y in range(0, height, side)
-        for x in range(0, width, side)
+        (y, x, min(_BLOCK, height - y), min(_BLOCK, width - x))
+        for y in range(0, height, _BLOCK)
+        for x in range(0, width, _BLOCK)
     ]
     threads = min(4, os.cpu_count() or 1)
     for (y, x, h, w), block in zip(boxes, prefetch_boxes(slide, boxes, mpp, threads), strict=True):
@@ -190,8 +215,8 @@ def prefetch_boxes(
 ) -> Iterator[np.ndarray]:
     """Yield ``slide.read(*box, mpp)`` for each (y, x, height, width), in order, decoded ahead in threads.
 
-    At least two boxes per thread and at most 64 MiB of pixels wait for the consumer. Closing the generator,
-    or an exception, cancels what has not begun and joins the threads.
+    At least two boxes per thread are decoded ahead, and more as long as they hold at most 64 MiB. When the
+    generator is closed or raises, reads that have not begun are cancelled and the threads joined.
     """
     pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="fseg-read")
     waiting: deque[tuple[Future[np.ndarray], int]] = deque()
@@ -199,10 +224,10 @@ def prefetch_boxes(
     try:
         for y, x, height, width in boxes:
             size = 3 * height * width
-            while waiting and len(waiting) >= 2 * threads and ahead + size > _AHEAD_BYTES:
-                future, done = waiting.popleft()
+            while waiting and len(waiting) >= 2 * threads and ahead + size > _MAX_AHEAD:
+                future, consumed = waiting.popleft()
                 yield future.result()
-                ahead -= done
+                ahead -= consumed
             waiting.append((pool.submit(slide.read, y, x, height, width, mpp), size))
             ahead += size
         while waiting:
@@ -213,20 +238,19 @@ def prefetch_boxes(
 
 def read_batches(
     slide: Slide, boxes: Sequence[tuple[int, int, int, int]], mpp: float, *, batch: int, threads: int
-) -> Iterator[tuple[slice, np.ndarray]]:
+) -> Iterator[tuple[slice, UInt8[np.ndarray, "batch height width 3"]]]:
     """Yield boxes of one size, decoded ahead, as batches of one shape, so that nothing recompiles.
 
-    A batch is uint8 (batch, height, width, 3), the last one padded with blank boxes, and comes with the slice
-    of ``boxes`` that it holds.
+    Each batch comes with the slice of ``boxes`` that it holds. The last one is padded with white boxes.
     """
     images = prefetch_boxes(slide, boxes, mpp, threads)
     try:
         for start in range(0, len(boxes), batch):
-            here = slice(start, min(start + batch, len(boxes)))
+            end = min(start + batch, len(boxes))
             out = np.full((batch, *boxes[start][2:], 3), 255, np.uint8)
-            for i in range(here.stop - start):
+            for i in range(end - start):
                 out[i] = next(images)
-            yield here, out
+            yield slice(start, end), out
     finally:
         images.close()  # type: ignore[attr-defined]
 
@@ -235,7 +259,7 @@ def _check_sizes(path: Path, shapes: Sequence[tuple[int, int]]) -> None:
     for height, width in shapes:
         if min(height, width) < 1:
             raise InputError(f"{path}: has a level of {width} × {height} pixels: it is damaged or empty")
-        if max(height, width) > _MOST_SIDE or height * width > _MOST_PIXELS:
+        if max(height, width) > _MAX_SIDE or height * width > _MAX_PIXELS:
             raise InputError(
                 f"{path}: says that it has {width} × {height} pixels, which is no slide's: it is damaged"
             )
@@ -246,6 +270,7 @@ def _check_sizes(path: Path, shapes: Sequence[tuple[int, int]]) -> None:
 
 
 def _check_mpp(path: Path, pixels: Pixels) -> float:
+    """Return the mean of a file's µm per pixel along y and x; raise ``InputError`` if it is implausible."""
     if pixels.mpp is None:
         raise InputError(
             f"{path}: no resolution (mpp) in the file; give it with --mpp-override, "
@@ -265,7 +290,7 @@ def _check_mpp(path: Path, pixels: Pixels) -> float:
 
 
 def name_outputs(path: Path) -> str:
-    """What a slide's outputs are called: the file's name without its suffixes."""
+    """Name a slide's outputs: the file's name without its suffixes."""
     name = path.name
     for suffix in (*OME_TIFF_SUFFIXES, ".ome.zarr"):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
@@ -273,23 +298,30 @@ def name_outputs(path: Path) -> str:
     return path.stem
 
 
-def _downsamples(first: tuple[int, int], level: tuple[int, int]) -> tuple[float, float]:
-    """Level-0 pixels per pixel of a level along y and x."""
-    down = []
+def _compute_downsamples(first: tuple[int, int], level: tuple[int, int]) -> tuple[float, float]:
+    """Compute the level-0 pixels per pixel of a level, along y and x."""
+    downsamples = []
     for full, part in zip(first, level, strict=True):
         ratio = full / part
         whole = round(ratio)
         # 4443 / 2221 is a halving that dropped the odd column, not a scale of 2.00045.
-        down.append(float(whole) if full // whole <= part <= -(-full // whole) else ratio)
-    return down[0], down[1]
+        downsamples.append(float(whole) if full // whole <= part <= -(-full // whole) else ratio)
+    return downsamples[0], downsamples[1]
 
 
-def _weights(start: int, count: int, scale: float, size: int) -> tuple[sparse.csr_array, int]:
-    """Weights of ``count`` output pixels on a level's pixels along one axis, and the first of those.
+def _make_weights(start: int, count: int, scale: float, size: int) -> tuple[sparse.csr_array, int]:
+    """Make the matrix that resamples a level along one axis, and the first level pixel that it takes.
 
-    Averages over exactly the area that an output pixel covers, or interpolates linearly where that is less
-    than a pixel. Each row depends on its own index only and is summed in order, so that a pixel's value is
-    the same to the last bit in any box; Pillow's filters depend on where the box begins.
+    Its shape is (output pixels, level pixels). An output pixel is the mean of exactly the area that it
+    covers, or is interpolated linearly where that is less than a level pixel. Each row depends on its own
+    index only and is summed in order, so that a pixel's value is the same to the last bit in any box;
+    Pillow's filters depend on where the box begins.
+
+    Args:
+        start: Index of the first output pixel.
+        count: Number of output pixels.
+        scale: Level pixels per output pixel.
+        size: Number of level pixels.
     """
     index = np.arange(start, start + count)[:, None]
     if scale > 1:
@@ -307,13 +339,13 @@ def _weights(start: int, count: int, scale: float, size: int) -> tuple[sparse.cs
     return sparse.csr_array((weight.astype(np.float32).ravel(), pixel.ravel(), rows), shape=shape), first
 
 
-def _snap(scale: float) -> float:
-    """Take a scale that differs from a whole number only by rounding as that number."""
+def _snap_scale(scale: float) -> float:
+    """Round a scale that differs from a whole number by rounding errors only."""
     return float(round(scale)) if abs(scale - round(scale)) < 1e-6 * scale else scale
 
 
 def _pad_edges(pixels: np.ndarray, y: int, x: int, height: int, width: int) -> np.ndarray:
-    """Cut the box at (y, x) from an array whose edge pixels go on without end."""
+    """Cut the box at (y, x) from an image whose edge pixels repeat without end."""
     if y == x == 0 and pixels.shape[:2] == (height, width):
         return pixels
     rows = np.clip(np.arange(y, y + height), 0, pixels.shape[0] - 1)

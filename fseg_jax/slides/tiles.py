@@ -1,4 +1,4 @@
-"""The grid of tiles over a slide: where each tile lies, what it overlaps, and which tiles hold tissue."""
+"""The grid of overlapping tiles over a slide, and which of them hold tissue."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,17 @@ MAX_TILE = 8192  # pixels of a tile's side: a batch of them must fit into memory
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Square tiles over a slide of ``height × width`` pixels (at the working mpp), each overlapping its
-    neighbours.
+    """Square tiles over a slide, each overlapping its neighbours.
 
-    A tile of ``tile`` pixels carries ``halo`` pixels on each side; what is left in the middle, its core of
-    ``pitch`` pixels, belongs to it alone, and the cores cover the slide. Tile, halo and pitch are whole
-    tokens of ``stride`` pixels; the outermost tiles reach past the slide.
+    A tile is a core and a halo around it. The cores cover the slide and do not overlap. The outermost tiles
+    reach past the slide. All sizes are in pixels at the working mpp.
+
+    Attributes:
+        height: Pixels of the slide along y.
+        width: Pixels of the slide along x.
+        tile: Pixels of a tile's side, halo included; a multiple of ``stride``.
+        halo: Pixels of the halo on each side; a multiple of ``stride``.
+        stride: Pixels of a token's side.
     """
 
     height: int
@@ -41,29 +46,41 @@ class TileGrid:
 
     @property
     def pitch(self) -> int:
+        """Pixels of a core's side, which is the distance between two tiles."""
         return self.tile - 2 * self.halo
 
     @property
     def rows(self) -> int:
+        """Number of tiles along y."""
         return -(-self.height // self.pitch)
 
     @property
     def columns(self) -> int:
+        """Number of tiles along x."""
         return -(-self.width // self.pitch)
 
-    def box(self, row: int, column: int) -> tuple[int, int, int, int]:
-        """``(y, x, height, width)`` of a whole tile, halo included; y and x may be negative."""
+    def locate_tile(self, row: int, column: int) -> tuple[int, int, int, int]:
+        """Locate a whole tile, halo included: (y, x, height, width); y and x may be negative."""
         return row * self.pitch - self.halo, column * self.pitch - self.halo, self.tile, self.tile
 
-    def core(self, row: int, column: int) -> tuple[int, int, int, int]:
-        """``(y, x, height, width)`` of what belongs to the tile alone, clipped to the slide."""
+    def locate_core(self, row: int, column: int) -> tuple[int, int, int, int]:
+        """Locate a tile's core, clipped to the slide: (y, x, height, width)."""
         y, x = row * self.pitch, column * self.pitch
         return y, x, min(self.pitch, self.height - y), min(self.pitch, self.width - x)
 
 
 def make_grid(height: int, width: int, stride: int, tile: int, halo: float = 1 / 16) -> TileGrid:
-    """Lay tiles of ``tile`` pixels over a slide, with a halo that is a fraction of the tile and one token at
-    least.
+    """Lay a grid of tiles over a slide.
+
+    Args:
+        height: Pixels of the slide along y.
+        width: Pixels of the slide along x.
+        stride: Pixels of a token's side.
+        tile: Pixels of a tile's side.
+        halo: Fraction of the tile that is halo on each side, rounded to tokens; at least one token.
+
+    Raises:
+        InputError: Tile and halo do not fit each other or the stride.
     """
     if not 0 <= halo <= 0.25:
         raise InputError(f"a halo of {halo:g} of the tile: choose a fraction between 0 and 0.25")
@@ -78,17 +95,24 @@ def make_grid(height: int, width: int, stride: int, tile: int, halo: float = 1 /
 def find_tissue_tiles(
     grid: TileGrid, mask: Bool[np.ndarray, "h w"], mask_mpp: float, mpp: float
 ) -> Bool[np.ndarray, "rows columns"]:
-    """Say which tiles hold any tissue in their core, given a mask of the whole slide at its own
-    resolution.
+    """Find the tiles whose core holds any tissue.
+
+    Args:
+        grid: The tiles.
+        mask: The tissue of the whole slide.
+        mask_mpp: µm per mask pixel.
+        mpp: µm per pixel of the grid.
     """
     table = summed_area_table(mask)
 
-    def edges(n: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    def find_edges(n: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the first mask pixel of each of ``n`` cores, and the one after the last."""
         scale = grid.pitch * mpp / mask_mpp
         low = np.floor(np.arange(n) * scale).astype(int).clip(0, limit - 1)
         high = np.ceil(np.arange(1, n + 1) * scale).astype(int).clip(1, limit)
         return low, np.maximum(high, low + 1)
 
-    (top, bottom), (left, right) = edges(grid.rows, mask.shape[0]), edges(grid.columns, mask.shape[1])
+    top, bottom = find_edges(grid.rows, mask.shape[0])
+    left, right = find_edges(grid.columns, mask.shape[1])
     count = table[bottom][:, right] - table[top][:, right] - table[bottom][:, left] + table[top][:, left]
-    return count > 0
+    return np.asarray(count > 0)

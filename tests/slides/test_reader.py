@@ -25,7 +25,7 @@ from scipy import ndimage
 from benchmarks import make_slide
 from fseg_jax.errors import InputError
 from fseg_jax.slides import pixels, reader
-from fseg_jax.slides.reader import open_slide, prefetch_boxes, read_thumbnail, shape_at
+from fseg_jax.slides.reader import compute_shape, open_slide, prefetch_boxes, read_thumbnail
 
 DATA = os.environ.get("FSEG_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FSEG_DATA is not set to a folder with slides/")
@@ -219,7 +219,7 @@ def test_a_pixel_is_the_same_in_every_box(
     y: int, x: int, height: int, width: int, mpp: float, name: str, exact: dict[str, Path]
 ) -> None:
     with open_slide(exact[name], 0.5) as slide:
-        full_height, full_width = shape_at(slide, mpp)
+        full_height, full_width = compute_shape(slide, mpp)
         whole = slide.read(0, 0, full_height, full_width, mpp)
         padded = whole[
             np.clip(np.arange(y, y + height), 0, full_height - 1)[:, None],
@@ -234,7 +234,7 @@ def test_a_pixel_is_the_same_in_every_box(
 def test_averaging_down_keeps_the_mean_of_the_area(mpp: float, exact: dict[str, Path]) -> None:
     """Against an exact area average, from an integral of the picture along both axes."""
     with open_slide(exact["a.png"], 0.5) as slide:
-        height, width = (side - 1 for side in shape_at(slide, mpp))
+        height, width = (side - 1 for side in compute_shape(slide, mpp))
         ours = slide.read(0, 0, height, width, mpp).astype(float)
     total = np.pad(PICTURE.astype(float).cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0)))
     edges_y, edges_x = np.arange(height + 1) * mpp / 0.5, np.arange(width + 1) * mpp / 0.5
@@ -277,13 +277,13 @@ def test_boxes_past_the_slide_repeat_its_edge(exact: dict[str, Path]) -> None:
 
 def test_shape_at_rounds_up_but_not_on_float_noise(exact: dict[str, Path]) -> None:
     with open_slide(exact["a.png"], 0.499) as slide:
-        assert shape_at(slide, 0.499) == (331, 467)
-        assert shape_at(slide, 0.998) == (166, 234)
-        assert shape_at(slide, 0.499 * 3) == (111, 156)
-        assert shape_at(slide, 1e4) == (1, 1)
+        assert compute_shape(slide, 0.499) == (331, 467)
+        assert compute_shape(slide, 0.998) == (166, 234)
+        assert compute_shape(slide, 0.499 * 3) == (111, 156)
+        assert compute_shape(slide, 1e4) == (1, 1)
         for bad in (0, -1, float("nan"), float("inf")):
             with pytest.raises(InputError, match="positive"):
-                shape_at(slide, bad)
+                compute_shape(slide, bad)
 
 
 def test_large_boxes_are_read_in_parts_with_the_same_result(
@@ -292,7 +292,7 @@ def test_large_boxes_are_read_in_parts_with_the_same_result(
     sizes = []
     with open_slide(exact["zlib.ome.tiff"]) as slide:
         whole = {mpp: slide.read(-5, -5, 150, 150, mpp) for mpp in (0.5, 1.0, 1.3)}
-        monkeypatch.setattr(reader, "_REGION_LIMIT", 64 * 64)
+        monkeypatch.setattr(reader, "_MAX_REGION", 64 * 64)
         read = slide._pixels.read
         monkeypatch.setattr(
             slide._pixels, "read", lambda level, y, x, h, w: sizes.append(h * w) or read(level, y, x, h, w)
@@ -331,7 +331,7 @@ def test_read_ahead_keeps_order_and_joins_its_threads(exact: dict[str, Path]) ->
 def test_read_ahead_is_bounded_and_closing_it_cancels_the_rest(
     exact: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "_AHEAD_BYTES", 8 * 64 * 64 * 3)
+    monkeypatch.setattr(reader, "_MAX_AHEAD", 8 * 64 * 64 * 3)
     before = threading.active_count()
     taken, started = [], []
     with open_slide(exact["a.png"], 0.5) as slide:

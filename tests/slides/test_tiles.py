@@ -22,10 +22,10 @@ def test_cores_cover_the_slide_once(height, width, stride, tokens, halo):
     covered = np.zeros((height, width), int)
     for row in range(grid.rows):
         for column in range(grid.columns):
-            y, x, h, w = grid.core(row, column)
+            y, x, h, w = grid.locate_core(row, column)
             assert h > 0 and w > 0
             covered[y : y + h, x : x + w] += 1
-            assert grid.box(row, column) == (y - grid.halo, x - grid.halo, grid.tile, grid.tile)
+            assert grid.locate_tile(row, column) == (y - grid.halo, x - grid.halo, grid.tile, grid.tile)
     assert (covered == 1).all()
     assert grid.halo >= stride and grid.pitch >= 2 * grid.halo
 

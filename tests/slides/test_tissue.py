@@ -12,8 +12,9 @@ from scipy import ndimage
 from skimage import data, draw
 
 from fseg_jax.errors import InputError
-from fseg_jax.slides.reader import Slide, open_slide, read_thumbnail, shape_at
-from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, segment_tissue, take_whole_slide
+from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_thumbnail
+from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, take_whole_slide
+from fseg_jax.slides.tissue_segmentation import segment_tissue
 
 DATA = os.environ.get("FSEG_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FSEG_DATA is not set to a folder with slides/")
@@ -223,7 +224,7 @@ def test_whole_slide(slide: Slide) -> None:
     tissue = take_whole_slide(slide)
     assert tissue.fraction == 1 and tissue.mask.size < 600 * 800
     assert tissue.crop(0, 0, 600, 800, 0.5).all()
-    assert tissue.mask.shape == shape_at(slide, tissue.mpp)
+    assert tissue.mask.shape == compute_shape(slide, tissue.mpp)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "I;16"])
