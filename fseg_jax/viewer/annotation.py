@@ -1,8 +1,8 @@
-"""What somebody has placed on a slide: classes and seeds, what can be undone of them, and their file.
+"""The classes and seeds placed on a slide, their undo history, and their file.
 
-``NAME.seeds.geojson`` is what ``fseg seed`` reads and QuPath opens: a Point for each seed, in level-0 pixels,
-in the order they were placed. The classes' names, those too that have no seed yet, are beside them under
-``fseg``. It is replaced whole at every change, so that it is always the one before or the one after.
+``NAME.seeds.geojson`` is a file that ``fseg seed`` reads and QuPath opens: a Point for each seed, in level-0
+pixels, in the order of placement. All class names, with or without seeds, are stored under ``fseg``. Every
+change replaces the whole file atomically.
 """
 
 import json
@@ -16,70 +16,103 @@ from fseg_jax.pipeline.seed_file import CLASSES, check_class_names, number_seeds
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 9
 _LONGEST_NAME = 40
-_STEPS = 500  # that can be undone
+_UNDO_STEPS = 500
 
 
 class Seed(NamedTuple):
-    """A point in level-0 pixels, x to the right and y down, and the index of its class."""
+    """A point that marks a class.
+
+    Attributes:
+        x: Level-0 pixels, to the right.
+        y: Level-0 pixels, downwards.
+        class_index: Index of its class in ``Annotation.classes``.
+    """
 
     x: float
     y: float
-    of: int
+    class_index: int
 
 
 class Annotation(NamedTuple):
-    """Classes by name, the negative one first, and seeds of them in the order they were placed."""
+    """The classes and seeds of a slide; every change returns a new annotation.
+
+    Attributes:
+        classes: Names, the negative class first.
+        seeds: Seeds in the order of placement.
+    """
 
     classes: tuple[str, ...] = CLASSES
     seeds: tuple[Seed, ...] = ()
 
-    def counts(self) -> list[int]:
-        """How many seeds each class has."""
-        return [sum(seed.of == j for seed in self.seeds) for j in range(len(self.classes))]
+    def count_seeds(self) -> list[int]:
+        """Count the seeds of each class."""
+        return [sum(seed.class_index == j for seed in self.seeds) for j in range(len(self.classes))]
 
-    def renamed(self, j: int, name: str) -> "Annotation":
-        """With class j called something else. Raises ``InputError`` for a name that is taken, or none, and
-        where there is no such class.
-        """
-        self._check(j)
-        return self._replace(classes=checked((*self.classes[:j], name, *self.classes[j + 1 :])))
-
-    def with_seeds(self, seeds: tuple[Seed, ...]) -> "Annotation":
-        """With more seeds. Raises ``InputError`` for one of a class that there is not."""
-        for of in {seed.of for seed in seeds}:
-            self._check(of)
-        return self._replace(seeds=self.seeds + seeds)
-
-    def place_of(self, j: int, before: "Annotation") -> int | None:
-        """The number that class j of ``before`` has now, by its name; None where it is gone."""
+    def find_class(self, j: int, before: "Annotation") -> int | None:
+        """Find the present index of class j of an earlier annotation, by its name; None if it is gone."""
         name = before.classes[j]
         if name in self.classes:
             return self.classes.index(name)
         return j if len(self.classes) == len(before.classes) else None  # it was renamed
 
-    def _check(self, j: int) -> None:
-        if j not in range(len(self.classes)):
-            raise InputError("that class was removed just now; choose another")
+    def add_seeds(self, seeds: tuple[Seed, ...]) -> "Annotation":
+        """Append seeds.
 
-    def with_class(self) -> "Annotation":
-        """With one class more, without seeds. Raises ``InputError`` where there are nine."""
+        Raises:
+            InputError: There is no such class.
+        """
+        for j in {seed.class_index for seed in seeds}:
+            self._check_class(j)
+        return self._replace(seeds=self.seeds + seeds)
+
+    def add_class(self) -> "Annotation":
+        """Append a class without seeds, called "class N".
+
+        Raises:
+            InputError: There are ``MOST_CLASSES`` already.
+        """
         if len(self.classes) == MOST_CLASSES:
             raise InputError(f"there are {MOST_CLASSES} classes, the most there can be")
         taken = {name.lower() for name in self.classes}
         name = next(n for i in range(len(taken) + 1, 99) if (n := f"class {i}") not in taken)
         return self._replace(classes=(*self.classes, name))
 
-    def without_class(self, j: int) -> "Annotation":
-        """Without class j and its seeds. Raises ``InputError`` where there are two, or no such class."""
-        self._check(j)
+    def rename_class(self, j: int, name: str) -> "Annotation":
+        """Rename class j.
+
+        Raises:
+            InputError: The name is empty, invalid or taken, or there is no such class.
+        """
+        self._check_class(j)
+        return self._replace(classes=check_classes((*self.classes[:j], name, *self.classes[j + 1 :])))
+
+    def remove_class(self, j: int) -> "Annotation":
+        """Remove class j and its seeds.
+
+        Raises:
+            InputError: Only ``FEWEST_CLASSES`` are left, or there is no such class.
+        """
+        self._check_class(j)
         if len(self.classes) == FEWEST_CLASSES:
             raise InputError("two classes are the fewest there can be; rename them as you like")
-        seeds = tuple(s._replace(of=s.of - (s.of > j)) for s in self.seeds if s.of != j)
+        seeds = tuple(
+            seed._replace(class_index=seed.class_index - (seed.class_index > j))
+            for seed in self.seeds
+            if seed.class_index != j
+        )
         return Annotation((*self.classes[:j], *self.classes[j + 1 :]), seeds)
 
+    def _check_class(self, j: int) -> None:
+        if j not in range(len(self.classes)):
+            raise InputError("that class was removed just now; choose another")
 
-def checked(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes' names without space around them; ``InputError`` where they cannot be names of classes."""
+
+def check_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Check the number and names of classes; return the names stripped of blanks.
+
+    Raises:
+        InputError: There are too few or too many, or a name is invalid or taken.
+    """
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
         raise InputError(f"{len(classes)} classes: choose {FEWEST_CLASSES} to {MOST_CLASSES}")
     names = check_class_names(classes)
@@ -90,40 +123,50 @@ def checked(classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class History(NamedTuple):
-    """An annotation, ``now``, those before it, and those that were undone, the next one first.
+    """The undo history of an annotation; every step returns a new history.
 
-    Every step gives another history, so that one which cannot be kept is left by forgetting what it gave.
+    A step that cannot be saved is dropped by discarding the history it returned.
+
+    Attributes:
+        present: The current annotation.
+        past: Earlier annotations, the oldest first.
+        future: Undone annotations, the next to redo first.
     """
 
-    now: Annotation
+    present: Annotation
     past: tuple[Annotation, ...] = ()
-    undone: tuple[Annotation, ...] = ()
+    future: tuple[Annotation, ...] = ()
 
-    def do(self, new: Annotation) -> "History":
-        """With ``new`` as the present; what had been undone is gone."""
-        return History(new, (*self.past, self.now)[-_STEPS:])
+    def do(self, annotation: Annotation) -> "History":
+        """Make an annotation the present; drop the future."""
+        return History(annotation, (*self.past, self.present)[-_UNDO_STEPS:])
 
     def undo(self) -> "History":
-        """With the annotation before as the present; as it is where there is none."""
+        """Go back one step; return the same history if there is none."""
         if not self.past:
             return self
-        return History(self.past[-1], self.past[:-1], (self.now, *self.undone))
+        return History(self.past[-1], self.past[:-1], (self.present, *self.future))
 
     def redo(self) -> "History":
-        """With what was undone last as the present; as it is where nothing was."""
-        if not self.undone:
+        """Take the step that was undone last; return the same history if there is none."""
+        if not self.future:
             return self
-        return History(self.undone[0], (*self.past, self.now), self.undone[1:])
+        return History(self.future[0], (*self.past, self.present), self.future[1:])
 
 
-def annotation_path(folder: Path, name: str) -> Path:
+def locate_annotation(folder: Path, name: str) -> Path:
+    """Return the path of a slide's seeds file."""
     return folder / f"{name}.seeds.geojson"
 
 
-def save(path: Path, annotation: Annotation) -> None:
-    """Replace the file by what is given, and have it on the disk before returning."""
+def write_annotation(path: Path, annotation: Annotation) -> None:
+    """Replace the seeds file, durably.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     colours = palette(len(annotation.classes)).tolist()
-    classified = [
+    classifications = [
         {"name": name, "color": colour} for name, colour in zip(annotation.classes, colours, strict=True)
     ]
     content = {
@@ -132,33 +175,46 @@ def save(path: Path, annotation: Annotation) -> None:
         "features": [
             {
                 "type": "Feature",
-                "geometry": {"type": "Point", "coordinates": [round(s.x, 2), round(s.y, 2)]},
-                "properties": {"objectType": "annotation", "classification": classified[s.of]},
+                "geometry": {"type": "Point", "coordinates": [round(seed.x, 2), round(seed.y, 2)]},
+                "properties": {
+                    "objectType": "annotation",
+                    "classification": classifications[seed.class_index],
+                },
             }
-            for s in annotation.seeds
+            for seed in annotation.seeds
         ],
     }
-    write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    replace_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it, and whenever we are killed, it is the old one or the new one."""
+def replace_text(path: Path, text: str) -> None:
+    """Replace a text file atomically.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     with replace_atomically(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def load(path: Path, otherwise: tuple[str, ...] = CLASSES) -> Annotation:
-    """Read a file of seeds: one that ``save`` wrote, or any that ``fseg seed`` reads.
+def read_annotation(path: Path, default: tuple[str, ...] = CLASSES) -> Annotation:
+    """Read a seeds file: one that ``write_annotation`` wrote, or any that ``fseg seed`` reads.
 
-    The classes are those that the file states; where it states none, ``infer_classes(…, otherwise)``. Raises
-    ``InputError`` as ``read_seeds`` does; but no seeds at all are fine where classes are stated.
+    Args:
+        path: The file.
+        default: The classes to infer from (``infer_classes``) if the file states none.
+
+    Raises:
+        InputError: The file is damaged, or has neither classes nor seeds.
     """
     file = read_seed_file(path)
     try:
         if file.classes and not file.names:
-            return Annotation(checked(file.classes))
-        given, names = number_seeds(file, default=otherwise)
-        seeds = (Seed(float(x), float(y), int(j)) for (x, y), j in zip(file.points, given, strict=True))
-        return Annotation(checked(names), tuple(seeds))
+            return Annotation(check_classes(file.classes))
+        class_indices, names = number_seeds(file, default=default)
+        seeds = (
+            Seed(float(x), float(y), int(j)) for (x, y), j in zip(file.points, class_indices, strict=True)
+        )
+        return Annotation(check_classes(names), tuple(seeds))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

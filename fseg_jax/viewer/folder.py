@@ -1,4 +1,4 @@
-"""A folder of outputs whose slides are looked at, each session when a page asks for it."""
+"""A folder of outputs, whose slides are opened when a page asks for them."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ class Folder:
 
     Attributes:
         path: The folder of outputs.
-        names: The slides that can be looked at.
+        names: Names of the slides that can be looked at.
     """
 
     def __init__(self, path: Path, slides: Path | None, settings: SeedSettings) -> None:
@@ -21,8 +21,8 @@ class Folder:
 
         Args:
             path: The folder of outputs.
-            slides: Where the slides' files are now, if they were moved.
-            settings: How slides are segmented by clicks.
+            slides: The folder of the slide files, if they were moved.
+            settings: Settings of SIC.
 
         Raises:
             InputError: The folder holds no slide to look at.
@@ -33,21 +33,21 @@ class Folder:
         self._sessions: dict[str, SlideSession] = {}
 
     def open(self, name: str) -> SlideSession:
-        """Open a slide, or get it where it is open already.
+        """Open a slide, or return it if it is open already.
 
         Raises:
-            InputError: There is no such slide, or it cannot be session.
+            InputError: There is no such slide, or it cannot be opened.
         """
         if name not in self.names:
-            near = suggest_names(name, self.names)
-            raise InputError(f"{self.path}: holds no slide {name!r}; {near}it holds {', '.join(self.names)}")
+            hint = suggest_names(name, self.names)
+            raise InputError(f"{self.path}: holds no slide {name!r}; {hint}it holds {', '.join(self.names)}")
         if name not in self._sessions:
             self._sessions[name] = SlideSession(self.path, name, self._slides, self._settings)
             self._sessions[name].start()
         return self._sessions[name]
 
     def get(self, name: str) -> SlideSession | None:
-        """Get a slide that is open; None where it is not."""
+        """Return a slide if it is open."""
         return self._sessions.get(name)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""What the page says in words and small pictures, as HTML. Every name is somebody's, and is escaped.
+"""HTML of the page's texts and small pictures. Names come from users and are escaped.
 
-What is clicked has in ``data-send`` the message that ``page.js`` sends, or in ``data-to`` where it goes, as
-JSON: the page's policy lets no script stand in its elements.
+The page's security policy allows no script in elements. So an element that reacts to clicks has a JSON
+attribute, which ``page.js`` reads: ``data-send``, a message to the server, or ``data-to``, a viewpoint.
 """
 
 import json
@@ -9,115 +9,130 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 import numpy as np
+from jaxtyping import Float
 
 from fseg_jax.outputs.colours import palette
 from fseg_jax.outputs.labels import LabelPyramid
 from fseg_jax.viewer.annotation import Annotation
-from fseg_jax.viewer.seeding import Result, Seeding
+from fseg_jax.viewer.clustering import Result
+from fseg_jax.viewer.seeding import Seeding
 
-_LINE = (120, 26)  # pixels of the scores' line
-_CLOSE_UP = 220  # pixels that a patch fills when its picture is clicked
+_CHART = (120, 26)  # pixels of the chart of scores
+_CLOSE_UP = 220  # screen pixels of a patch after a click on its picture
 
 
-def hexed(colour: Iterable[int]) -> str:
+def format_colour(colour: Iterable[int]) -> str:
+    """Format an RGB colour as ``#rrggbb``."""
     return "#" + "".join(f"{int(v):02x}" for v in colour)
 
 
-def title(name: str, encoder: str, width: int, height: int) -> str:
-    said = escape(f"{encoder} · {width} × {height} px")
-    return f"<div class='name'><h1>{escape(name)}</h1> &nbsp;<small>{said}</small></div>"
+def render_title(name: str, encoder: str, width: int, height: int) -> str:
+    """Render the slide's name, encoder and size in level-0 pixels."""
+    details = escape(f"{encoder} · {width} × {height} px")
+    return f"<div class='name'><h1>{escape(name)}</h1> &nbsp;<small>{details}</small></div>"
 
 
-def status(text: str, problem: str, hint: str) -> str:
+def render_status(text: str, problem: str, hint: str) -> str:
+    """Render a problem, or else a text with a hint as its tooltip."""
     kind = "status bad" if problem else "status"
-    text, problem = _sayable(text), _sayable(problem)
+    text, problem = _replace_surrogates(text), _replace_surrogates(problem)
     return f"<div class='{kind}' title='{escape(problem or hint)}'>{escape(problem or text)}</div>"
 
 
-def clusters(labels: LabelPyramid, shares: np.ndarray, hidden: set[int]) -> str:
-    """A switch for each cluster of a label pyramid."""
+def render_clusters(labels: LabelPyramid, shares: Float[np.ndarray, " k"], hidden: set[int]) -> str:
+    """Render a switch for each cluster of a label pyramid. ``hidden`` are labels, from 1 on."""
     rows = []
     for j, (name, colour, share) in enumerate(zip(labels.names, labels.colours, shares, strict=True), 1):
         off = " off" if j in hidden else ""
         rows.append(
-            f"<div class='cluster{off}'{_sends('cluster', j)}>"
-            f"<i style='background:{hexed(colour)}'></i>"
+            f"<div class='cluster{off}'{_format_message('cluster', j)}>"
+            f"<i style='background:{format_colour(colour)}'></i>"
             f"<span>{escape(name)}</span><span>{share:.1%}</span></div>"
         )
-    both = " · ".join(f"<a{_sends(what)}>{what}</a>" for what in ("all", "none"))
-    return f"<div class='clusters'>{''.join(rows)}</div><div class='all'>show {both}</div>"
+    links = " · ".join(f"<a{_format_message(which)}>{which}</a>" for which in ("all", "none"))
+    return f"<div class='clusters'>{''.join(rows)}</div><div class='all'>show {links}</div>"
 
 
-def classes(now: Annotation, result: Result | None, active: int, unseen: set[int]) -> str:
-    """A row for each class: its key, colour (which shows and hides it), name, seeds, share of the result."""
-    shares = result.shares if result is not None and len(result.shares) == len(now.classes) else None
-    colours = palette(len(now.classes))
+def render_classes(annotation: Annotation, result: Result | None, active: int, hidden: set[int]) -> str:
+    """Render a row for each class: key, colour (which shows and hides it), name, seeds, share of the mask."""
+    classes = annotation.classes
+    shares = result.shares if result is not None and len(result.shares) == len(classes) else None
+    colours = palette(len(classes))
     rows = []
-    for j, (name, count) in enumerate(zip(now.classes, now.counts(), strict=True)):
+    for j, (name, count) in enumerate(zip(classes, annotation.count_seeds(), strict=True)):
         share = "–" if shares is None else f"{shares[j]:.1%}"
-        on = (" on" if j == active else "") + (" off" if j in unseen else "")
+        state = (" on" if j == active else "") + (" off" if j in hidden else "")
         rows.append(
-            f"<div class='row{on}'{_sends('class', j)}><kbd>{j + 1}</kbd>"
-            f"<i style='background:{hexed(colours[j])}' title='show or hide it in the result'"
-            f"{_sends('see', j)}></i><span>{escape(name)}</span>"
-            f"<span>{_count(count)}</span><span>{share}</span></div>"
+            f"<div class='row{state}'{_format_message('class', j)}><kbd>{j + 1}</kbd>"
+            f"<i style='background:{format_colour(colours[j])}' title='show or hide it in the result'"
+            f"{_format_message('see', j)}></i><span>{escape(name)}</span>"
+            f"<span>{_format_count(count)}</span><span>{share}</span></div>"
         )
     return "".join(rows)
 
 
-def score(result: Result | None, seeds: int, scores: Sequence[float]) -> str:
+def render_score(result: Result | None, seeds: int, scores: Sequence[float]) -> str:
+    """Render the F1 of the seeds and a chart of its course."""
     if result is None:
         return (
             "<div class='score'><b class='none'>F1</b><small>of the seeds, when some are placed</small></div>"
         )
-    said = f"<b>{result.score:.2f}</b><small>F1 of {_count(seeds)}</small>"
-    return f"<div class='score'>{said}{_line(scores)}</div>"
+    text = f"<b>{result.score:.2f}</b><small>F1 of {_format_count(seeds)}</small>"
+    return f"<div class='score'>{text}{_draw_scores(scores)}</div>"
 
 
-def strips(seeding: Seeding, url: Callable[[int], str], active: int, count: int) -> str:
-    """Pictures, by their ``url``, of the patches most certainly of a class, and of the least certain."""
-    shown = (
-        (f"Most certain: {seeding.now.classes[active]}", seeding.certain(active, count)),
-        ("Least certain", seeding.uncertain(count)),
+def render_strips(seeding: Seeding, format_url: Callable[[int], str], active: int, count: int) -> str:
+    """Render pictures of the patches most certainly of the active class, and of the least certain.
+
+    Args:
+        seeding: The slide's seeding.
+        format_url: Formats the address of a patch's picture.
+        active: Index of the class.
+        count: Number of patches of each kind.
+    """
+    strips = (
+        (f"Most certain: {seeding.annotation.classes[active]}", seeding.select_certain(active, count)),
+        ("Least certain", seeding.select_uncertain(count)),
     )
-    out = []
-    for said, chosen in shown:
-        images = "".join(_image(seeding, url(i), i) for i in chosen)
+    html = []
+    for heading, patches in strips:
+        images = "".join(_render_patch(seeding, format_url(i), i) for i in patches)
         images = images or "<p>place seeds to see patches here</p>"
-        out.append(f"<div class='strip'><h3>{escape(said)}</h3><div>{images}</div></div>")
-    return f"<div class='strips'>{''.join(out)}</div>"
+        html.append(f"<div class='strip'><h3>{escape(heading)}</h3><div>{images}</div></div>")
+    return f"<div class='strips'>{''.join(html)}</div>"
 
 
-def _image(seeding: Seeding, url: str, i: int) -> str:
-    assert seeding.result is not None
-    y, x = seeding.embedded.centers[i] * seeding.mpp
-    j = int(seeding.result.labels[i])
-    said = f"{seeding.result.annotation.classes[j]}, {seeding.result.soft[i, j]:.0%}: show it"
-    scale = seeding.side * seeding.mpp / _CLOSE_UP
+def _render_patch(seeding: Seeding, url: str, i: int) -> str:
+    result, patches = seeding.result, seeding.patches
+    assert result is not None
+    y, x = patches.embedded.centers[i] * patches.mpp
+    j = int(result.labels[i])
+    hint = f"{result.annotation.classes[j]}, {result.soft[i, j]:.0%}: show it"
+    scale = patches.side * patches.mpp / _CLOSE_UP
     return (
-        f"<img src='{url}' title='{escape(said)}' "
-        f"style='border-color:{hexed(palette(9)[j])}' data-to='[{x:.2f},{y:.2f},{scale:.4f}]'>"
+        f"<img src='{url}' title='{escape(hint)}' "
+        f"style='border-color:{format_colour(palette(9)[j])}' data-to='[{x:.2f},{y:.2f},{scale:.4f}]'>"
     )
 
 
-def _sends(*message: str | int) -> str:
+def _format_message(*message: str | int) -> str:
     return f" data-send='{escape(json.dumps(message))}'"
 
 
-def _sayable(text: str) -> str:
-    """The text without what is none, as paths may hold, and browsers are not told."""
+def _replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which paths may contain and browsers reject."""
     return text.encode("utf-8", "replace").decode()
 
 
-def _count(seeds: int) -> str:
+def _format_count(seeds: int) -> str:
     return f"{seeds} seed{'' if seeds == 1 else 's'}"
 
 
-def _line(scores: Sequence[float]) -> str:
-    """The scores so far, as a line from 0 to 1."""
+def _draw_scores(scores: Sequence[float]) -> str:
+    """Draw scores from 0 to 1 as an SVG line."""
     if len(scores) < 2:
         return ""
-    width, height = _LINE
+    width, height = _CHART
     across = np.linspace(2, width - 2, len(scores))
     points = " ".join(
         f"{x:.1f},{2 + (height - 4) * (1 - s):.1f}" for x, s in zip(across, scores, strict=True)

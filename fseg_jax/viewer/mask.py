@@ -1,7 +1,6 @@
-"""The mask that patches vote for, at the resolution of a screen.
+"""The mask that patches vote for, at screen resolution, so that a click repaints it in milliseconds.
 
-A click repaints a slide of 100,000 patches in milliseconds. At the centre of each of its pixels the picture
-equals the mask that ``fseg seed`` writes.
+At the centre of each of its pixels it equals the mask that ``fseg seed`` writes.
 """
 
 import numpy as np
@@ -11,34 +10,44 @@ from fseg_jax.outputs.embeddings import Embeddings
 from fseg_jax.pipeline.voting import PatchVoter
 from fseg_jax.slides.tissue import Tissue
 
-_SIDE = 1536  # pixels of the picture's longer side, at most
+_LONGEST_SIDE = 1536  # pixels of the mask
 
 
 class MaskPainter:
-    """Paints labels of patches as a picture (height, width) of the slide, with pixels of ``mpp`` µm."""
+    """Paints labels of patches as a mask of the slide.
+
+    Attributes:
+        mpp: Micrometres per pixel of the mask.
+        height: Pixels of the mask.
+        width: Pixels of the mask.
+    """
 
     def __init__(self, embedded: Embeddings) -> None:
-        """Lay out the picture of an embedded slide."""
-        made = embedded.provenance
-        parameters = made["parameters"]
-        fine = parameters["mpp"]
-        self.mpp = max(fine, fine * max(made["height"], made["width"]) / _SIDE)
-        self.height, self.width = (max(1, round(made[s] * fine / self.mpp)) for s in ("height", "width"))
+        """Lay out the mask of an embedded slide."""
+        provenance = embedded.provenance
+        parameters = provenance["parameters"]
+        patch_mpp = parameters["mpp"]
+        longest = max(provenance["height"], provenance["width"])
+        self.mpp: float = max(patch_mpp, patch_mpp * longest / _LONGEST_SIDE)
+        self.height, self.width = (
+            max(1, round(provenance[side] * patch_mpp / self.mpp)) for side in ("height", "width")
+        )
         self._voter = PatchVoter(embedded.grid, parameters["step"], parameters["patch"])
+        # The voter's cell under the centre of each row and column of the mask.
         self._rows, self._columns = (
-            np.searchsorted(lines, (np.arange(size) + 0.5) * self.mpp / fine, side="right")
+            np.searchsorted(lines, (np.arange(size) + 0.5) * self.mpp / patch_mpp, side="right")
             for lines, size in ((self._voter.lines_y, self.height), (self._voter.lines_x, self.width))
         )
-        tissue = Tissue(embedded.tissue, made["tissue_mpp"])
+        tissue = Tissue(embedded.tissue, provenance["tissue_mpp"])
         self._tissue = tissue.crop(0, 0, self.height, self.width, self.mpp)
 
     def paint(
         self, labels: Int[np.ndarray, " n"], soft: Float[np.ndarray, "n k"]
     ) -> UInt8[np.ndarray, "h w"]:
         """Paint class j as j + 1, by most votes (``PatchVoter.count``); 0 without patch or tissue."""
-        picture = np.zeros((self.height, self.width), np.uint8)
+        mask = np.zeros((self.height, self.width), np.uint8)
         for first, block in self._voter.count(labels, soft):
             inside = (self._rows >= first) & (self._rows < first + len(block))
-            picture[inside] = block[self._rows[inside] - first][:, self._columns]
-        picture[~self._tissue] = 0
-        return picture
+            mask[inside] = block[self._rows[inside] - first][:, self._columns]
+        mask[~self._tissue] = 0
+        return mask

@@ -1,16 +1,15 @@
-"""Embeddings as colours: UMAP (McInnes, Healy & Melville 2018) to three dimensions, and those as RGB.
+"""Projection of embeddings to three dimensions by UMAP (McInnes, Healy & Melville 2018), and to colours.
 
-Patches that look alike to the encoder get colours that look alike. The axes of UMAP mean nothing, so they
-are turned onto those of largest variance: the first two are the scatter plot, all three are red, green and
-blue. One fit serves both, and a point's colour says where it lies in depth.
+Patches with similar embeddings get similar colours. The axes of UMAP are arbitrary, so the points are rotated
+to their principal axes: the first two are the scatter plot, all three are red, green and blue.
 
-The fit takes the principal coordinates that clicks are clustered in too (``pca.reduce_channels``), of 20,000
-patches at most; the others are placed among them. With the seed fixed it runs on one thread and repeats to
-the last bit on one machine with one set of packages; other versions of umap-learn or numba, or another
-processor, give a map that is as good, and not the same.
+UMAP is fitted on the principal components that clicks are clustered in (``pca.reduce_channels``), of 20,000
+patches at most, and places the other patches among those. The seed is fixed, so it runs on one thread and
+repeats exactly on one machine with one set of packages; other versions of umap-learn or numba, or another
+processor, give an equally good but different projection.
 
-Computing it takes a program of its own, ``python -m fseg_jax.viewer.projection FOLDER NAME``, because numba
-holds Python's lock while it works, and a server that waits for it would answer nobody.
+It is computed by a separate process, ``python -m fseg_jax.viewer.projection FOLDER NAME``, because numba
+holds Python's global lock while it works, which would block the server.
 """
 
 import hashlib
@@ -25,6 +24,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -35,23 +35,28 @@ from fseg_jax.numerics.pca import reduce_channels
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.versions import find_versions
 
-SAMPLE = 20_000  # patches that UMAP is fitted on
+SAMPLE = 20_000  # patches that UMAP is fitted on, at most
 NEIGHBOURS = 15
 SEED = 0
-FEWEST = 16  # patches; fewer are drawn by their principal coordinates
-_PART = 10_000  # patches placed at once: fixed, as the result depends on it
-_TAILS = (1.0, 99.0)  # percentiles that become 0 and 255
+FEWEST = 16  # patches for UMAP; fewer are drawn by their principal components
+_BATCH = 10_000  # patches placed at once: fixed, as the result depends on it
+_PERCENTILES = (1.0, 99.0)  # that become the colour values 0 and 255
 
 
 def load_umap() -> ModuleType:
-    """Import umap-learn, or say how to get it."""
+    """Import umap-learn.
+
+    Raises:
+        InputError: It is not installed.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TensorFlow is not here
+            warnings.simplefilter("ignore")  # it warns if TensorFlow is not installed
             import umap
     except ImportError:
         raise InputError("UMAP needs the package umap-learn: pip install 'fseg-jax[view]'") from None
-    return umap
+    module: ModuleType = umap
+    return module
 
 
 def project(
@@ -59,19 +64,24 @@ def project(
     *,
     sample: int = SAMPLE,
     seed: int = SEED,
-    report: Callable[[str, float], None] = lambda phase, done: None,
+    report: Callable[[str, float], None] = lambda phase, fraction: None,
 ) -> Float[np.ndarray, "n 3"]:
-    """Lay patches out in three dimensions, axes in order of variance.
+    """Project embeddings to three dimensions: float32, centred, axes in order of variance.
 
-    ``X (n, q)`` float, best ``reduce_channels``'s → float32 ``(n, 3)``, centred. Beyond ``sample`` patches
-    UMAP is fitted on that many, drawn by ``seed``, and places the rest. Raises ``InputError`` without
-    umap-learn.
+    Args:
+        X: Embeddings, best those of ``reduce_channels``.
+        sample: Patches to fit UMAP on, at most; it places the others.
+        seed: Seed of UMAP and of the sample.
+        report: Called with each phase and its fraction done.
+
+    Raises:
+        InputError: umap-learn is not installed.
     """
     n = len(X)
     if n < FEWEST:
         Y = np.zeros((n, 3), np.float32)
         Y[:, : min(3, X.shape[1])] = X[:, :3]
-        return _turned(Y)
+        return _rotate(Y)
     umap = load_umap()
     chosen = np.arange(n)
     if n > sample:
@@ -90,37 +100,39 @@ def project(
         warnings.simplefilter("ignore")
         Y[chosen] = model.fit_transform(X[chosen])
         rest = np.setdiff1d(np.arange(n), chosen, assume_unique=True)
-        for start in range(0, len(rest), _PART):
+        for start in range(0, len(rest), _BATCH):
             report(f"placing the other {len(rest):,} patches", 0.5 + 0.5 * start / len(rest))
-            part = rest[start : start + _PART]
+            part = rest[start : start + _BATCH]
             Y[part] = model.transform(X[part])
-    return _turned(Y)
+    return _rotate(Y)
 
 
-def _turned(Y: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """The same points, centred, on their principal axes; each axis points to its longer tail."""
+def _rotate(Y: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    """Centre points and rotate them to their principal axes; each axis points to its longer tail."""
     Y = Y.astype(np.float64) - Y.mean(0, dtype=np.float64)
     _, axes = np.linalg.eigh(Y.T @ Y)
     Y = Y @ axes[:, ::-1]
-    return (Y * np.where((Y**3).sum(0) < 0, -1, 1)).astype(np.float32)
+    return np.asarray(Y * np.where((Y**3).sum(0) < 0, -1, 1), np.float32)
 
 
-def colours(Y: Float[np.ndarray, "n 3"]) -> UInt8[np.ndarray, "n 3"]:
+def colour_points(Y: Float[np.ndarray, "n 3"]) -> UInt8[np.ndarray, "n 3"]:
     """Turn coordinates into RGB: each axis from its 1st to its 99th percentile becomes 0…255."""
-    low, high = np.percentile(Y, _TAILS, axis=0)
-    return (255 * np.clip((Y - low) / np.maximum(high - low, 1e-12), 0, 1)).round().astype(np.uint8)
+    low, high = np.percentile(Y, _PERCENTILES, axis=0)
+    fractions = np.clip((Y - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return np.asarray((255 * fractions).round().astype(np.uint8))
 
 
-def projection_path(folder: Path, name: str) -> Path:
+def locate_projection(folder: Path, name: str) -> Path:
+    """Return the path of a slide's projection."""
     return folder / f"{name}.umap.npz"
 
 
-def _made_with(embedded: Embeddings) -> str:
-    """What the map depends on but for the packages' versions, as JSON."""
-    made = json.dumps(embedded.provenance, sort_keys=True).encode()
+def _describe_inputs(embedded: Embeddings) -> str:
+    """Describe all that the projection depends on, except versions of packages, as JSON."""
+    provenance = json.dumps(embedded.provenance, sort_keys=True).encode()
     return json.dumps(
         {
-            "embeddings": hashlib.sha256(made).hexdigest(),
+            "embeddings": hashlib.sha256(provenance).hexdigest(),
             "sample": SAMPLE,
             "neighbours": NEIGHBOURS,
             "seed": SEED,
@@ -129,55 +141,61 @@ def _made_with(embedded: Embeddings) -> str:
 
 
 def read_projection(folder: Path, name: str, embedded: Embeddings) -> Float[np.ndarray, "n 3"] | None:
-    """The map that lies beside the embeddings; None where there is none, or it is another's, or damaged."""
+    """Read the projection of embeddings; None if it is missing, damaged, or of other embeddings."""
     n = len(embedded.centers)
     try:
-        with zipfile.ZipFile(projection_path(folder, name)) as file:
-            made = str(_stored_array(file, "made_with", 1 << 16))
-            Y = _stored_array(file, "coordinates", 12 * n + 1024)
+        with zipfile.ZipFile(locate_projection(folder, name)) as file:
+            inputs = str(_read_array(file, "made_with", 1 << 16))
+            Y = _read_array(file, "coordinates", 12 * n + 1024)
     except (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
-    fits = made == _made_with(embedded) and Y.shape == (n, 3) and Y.dtype == np.float32
+    fits = inputs == _describe_inputs(embedded) and Y.shape == (n, 3) and Y.dtype == np.float32
     return Y if fits and np.isfinite(Y).all() else None
 
 
-def _stored_array(file: zipfile.ZipFile, name: str, most: int) -> np.ndarray:
-    """An array of a .npz file; ValueError where it has, or states, more bytes than ``most``."""
-    with file.open(f"{name}.npy") as stored:
-        data = BytesIO(stored.read(most + 1))
+def _read_array(file: zipfile.ZipFile, name: str, max_bytes: int) -> np.ndarray[Any, Any]:
+    """Read an array of a .npz file.
+
+    Raises:
+        ValueError: It has, or its header states, more than ``max_bytes``.
+    """
+    with file.open(f"{name}.npy") as member:
+        data = BytesIO(member.read(max_bytes + 1))
     np.lib.format.read_magic(data)
     shape, _, dtype = np.lib.format.read_array_header_1_0(data)
-    if max(data.getbuffer().nbytes, math.prod(shape) * dtype.itemsize) > most:
+    if max(data.getbuffer().nbytes, math.prod(shape) * dtype.itemsize) > max_bytes:
         raise ValueError(f"{name} is too large")
     data.seek(0)
-    return np.lib.format.read_array(data, allow_pickle=False)
+    return np.asarray(np.lib.format.read_array(data, allow_pickle=False))
 
 
 def write_projection(folder: Path, name: str, embedded: Embeddings, Y: Float[np.ndarray, "n 3"]) -> None:
-    """Keep a map beside its embeddings, as ``NAME.umap.npz``.
+    """Write a projection beside its embeddings, as ``NAME.umap.npz``.
 
-    It holds ``coordinates`` float32 (n, 3), ``colours`` uint8 (n, 3), and as JSON ``made_with`` and
-    ``versions``. Raises ``OutputError`` where it cannot be written.
+    Arrays: ``coordinates`` float32 (n, 3), ``colours`` uint8 (n, 3), ``made_with`` and ``versions`` as JSON.
+
+    Raises:
+        OutputError: The file cannot be written.
     """
-    packages = find_versions(("fseg-jax", "umap-learn", "numba", "numpy"))
-    with replace_atomically(projection_path(folder, name)) as part, part.open("wb") as file:
+    versions = find_versions(("fseg-jax", "umap-learn", "numba", "numpy"))
+    with replace_atomically(locate_projection(folder, name)) as part, part.open("wb") as file:
         np.savez_compressed(
             file,
             coordinates=Y,
-            colours=colours(Y),
-            made_with=np.array(_made_with(embedded)),
-            versions=np.array(json.dumps(packages)),
+            colours=colour_points(Y),
+            made_with=np.array(_describe_inputs(embedded)),
+            versions=np.array(json.dumps(versions)),
         )
 
 
 def _main() -> int:
-    """Print a JSON line [what is done, how much of it] for every step; an error as one line on stderr."""
+    """Compute a projection; print a JSON line [phase, fraction done] for each step, an error on stderr."""
     if hasattr(os, "nice"):
-        os.nice(10)  # clicks go first
+        os.nice(10)  # the server's clicks have priority
     folder, name = sys.argv[1:]
 
-    def report(phase: str, done: float) -> None:
-        print(json.dumps([phase, done]), flush=True)
+    def report(phase: str, fraction: float) -> None:
+        print(json.dumps([phase, fraction]), flush=True)
 
     try:
         embedded = open_embeddings(Path(folder) / f"{name}.embeddings.zarr")

@@ -1,424 +1,364 @@
-"""Live seeding: what has been placed on a slide, and how Algorithm 1 labels the slide from it.
+"""Live seeding of a slide: its seeds, saved at every change, and the segmentation that follows them.
 
-One for a slide, shared by every tab that shows it: a change in one is a change in all, in the order in which
-they arrive, so that tabs cannot contradict each other. A change is on the disk before anybody is told of it.
-Everything but :meth:`Seeding.load` and the clustering runs on the server's one thread and needs no locks;
-the clustering runs beside it, always on the newest seeds, and what changes meanwhile is clustered next.
-
-Embeddings stay on JAX's device between clicks, in one shape; a click compiles nothing, a class added or
-removed compiles once.
+A slide has one ``Seeding``, shared by all tabs that show it, so changes apply to every tab in order of
+arrival. A change is on the disk before any tab hears of it. All methods run on the server's one thread and
+need no locks; only loading, clustering and exporting run in a second thread. Clustering always takes the
+newest seeds, and runs again if they change meanwhile.
 """
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.spatial import cKDTree
 
 from fseg_jax.errors import InputError, explain
-from fseg_jax.methods import sic
-from fseg_jax.numerics.pca import reduce_channels
 from fseg_jax.outputs.embeddings import open_embeddings
-from fseg_jax.pipeline.clicks import SeedSettings, assign_seeds, seed_slide
+from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
+from fseg_jax.pipeline.seed_file import CLASSES
 from fseg_jax.viewer.annotation import (
     Annotation,
     History,
     Seed,
-    annotation_path,
-    checked,
-    load,
-    save,
+    check_classes,
+    locate_annotation,
+    read_annotation,
+    write_annotation,
 )
-from fseg_jax.viewer.mask import MaskPainter
+from fseg_jax.viewer.clustering import Clusterer, Result, rank_certain, rank_uncertain
+from fseg_jax.viewer.patch_index import PatchIndex, interpolate_line
 
 _log = logging.getLogger(__name__)
 
-_CANDIDATES = 2000  # patches of which the most or least certain are chosen
-
-
-class Result(NamedTuple):
-    """The slide as labelled from ``annotation``: ``labels (n,)`` and ``soft (n, k)`` of the patches.
-
-    ``mask`` is theirs, (h, w), class j as j + 1; ``shares (k,)`` how much of it each class has; ``score`` the
-    F1 of the seeds; ``seconds`` what it took.
-    """
-
-    annotation: Annotation
-    labels: Int[np.ndarray, " n"]
-    soft: Float[np.ndarray, "n k"]
-    score: float
-    mask: np.ndarray
-    shares: Float[np.ndarray, " k"]
-    seconds: float
+_SCORES_KEPT = 60
 
 
 class Seeding:
-    """An embedded slide under somebody's hands; ``tell`` is called after everything that changes.
+    """The seeds of an embedded slide and its current segmentation. Points are (x, y) in level-0 pixels.
 
-    Raises ``InputError`` where the embeddings or the seeds of before are damaged, or the latter are of other
-    classes than ``settings`` name.
+    Attributes:
+        folder: The folder of outputs.
+        name: The slide's name.
+        path: The seeds file.
+        patches: The patches, indexed by position.
+        settings: Settings of SIC.
+        result: The newest result, if enough classes have seeds.
+        scores: Scores of the last results, the newest last.
+        ready: Whether the embeddings are loaded.
+        busy: Whether clustering runs.
+        exporting: Whether an export runs.
     """
 
-    def __init__(self, folder: Path, name: str, settings: SeedSettings, tell: Callable[[], None]) -> None:
-        self.folder, self.name = folder, name
-        self.embedded = open_embeddings(folder / f"{name}.embeddings.zarr")
-        made = self.embedded.provenance
-        self.size = (made["slide"]["height"], made["slide"]["width"])
-        self.mpp = made["slide"]["mpp"]
-        self.side = made["parameters"]["side_level0"]
-        self.step = made["parameters"]["step"] * self.side / made["parameters"]["patch"]
-        self._tell = tell
-        self.result: Result | None = None
-        self.scores: list[float] = []  # of the results so far
-        self._refused, self._unlabelled = "", ""  # why the last step was not taken, why there is no result
-        self.ready = self.busy = self.exporting = False
-        self.settings = settings
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fseg-sic")
-        self._tree = cKDTree(self.embedded.centers)
-        self._stale = False
-        self._compiled: set[int] = set()
-        self._task: asyncio.Task[None] | None = None
-        self._history = History(self._saved(settings.classes))
+    def __init__(self, folder: Path, name: str, settings: SeedSettings, notify: Callable[[], None]) -> None:
+        """Open the embeddings and the seeds file of a slide.
 
-    # ------------------------------------------------------------------------------------ what is placed
+        Args:
+            folder: The folder of outputs.
+            name: The slide's name.
+            settings: Settings of SIC.
+            notify: Called after every change.
+
+        Raises:
+            InputError: The embeddings or the seeds file is damaged, or the seeds have other classes than the
+                settings.
+        """
+        self.folder, self.name = folder, name
+        self.path = locate_annotation(folder, name)
+        self.patches = PatchIndex(open_embeddings(folder / f"{name}.embeddings.zarr"))
+        self.settings = settings
+        self.result: Result | None = None
+        self.scores: list[float] = []
+        self.ready = self.busy = self.exporting = False
+        self._notify = notify
+        self._refusal = ""  # why the last action was refused
+        self._no_result = ""  # why there is no result
+        self._clusterer = Clusterer(self.patches)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fseg-sic")
+        self._stale = False
+        self._task: asyncio.Task[None] | None = None
+        self._history = History(self._read_saved(settings.classes))
 
     @property
-    def now(self) -> Annotation:
-        return self._history.now
+    def annotation(self) -> Annotation:
+        """The current classes and seeds."""
+        return self._history.present
 
     @property
     def can_undo(self) -> bool:
+        """Whether there is a step to undo."""
         return bool(self._history.past)
 
     @property
     def can_redo(self) -> bool:
-        return bool(self._history.undone)
+        """Whether there is a step to redo."""
+        return bool(self._history.future)
 
     @property
     def problem(self) -> str:
-        """Why the last action was refused, or why there is no result, in a line; "" where all is well."""
-        return self._refused or self._unlabelled
+        """Why the last action was refused, or why there is no result, in one line; "" if all is well."""
+        return self._refusal or self._no_result
 
-    def place(self, points: Float[np.ndarray, "m 2"], of: int) -> int:
-        """Place seeds of a class at points (x, y), level-0 pixels, as one step; how many there were.
+    # ------------------------------------------------------------------------------------ seeds and classes
 
-        Points on no patch are left out; where all are, that is the problem.
-        """
-        covered = self._covered(points)
+    def place(self, points: Float[np.ndarray, "m 2"], j: int) -> int:
+        """Place seeds of class j on the points that are on a patch, as one step; return their number."""
+        covered = self.patches.find_covered(points)
         if not covered.any():
             self.refuse("no seed there: too little tissue for a patch")
             return 0
-        seeds = tuple(Seed(round(float(x), 2), round(float(y), 2), of) for x, y in points[covered])
-        return len(seeds) if self._attempt(lambda: self.now.with_seeds(seeds)) else 0
+        seeds = tuple(Seed(round(float(x), 2), round(float(y), 2), j) for x, y in points[covered])
+        return len(seeds) if self._change(lambda: self.annotation.add_seeds(seeds)) else 0
 
-    def stroke(self, path: Float[np.ndarray, "m 2"], of: int) -> int:
-        """Place a seed of a class in every patch that a line (x, y) leads through; how many."""
-        points = _along(path, self.step / 4)
-        points = points[self._covered(points)]
-        if len(points):
-            _, nearest = self._tree.query(points[:, ::-1])
-            points = points[np.sort(np.unique(nearest, return_index=True)[1])]
-        return self.place(points, of)
+    def place_stroke(self, path: Float[np.ndarray, "m 2"], j: int) -> int:
+        """Place a seed of class j on every patch that a line crosses, as one step; return their number."""
+        return self.place(self.patches.sample_stroke(path), j)
 
     def erase(self, path: Float[np.ndarray, "m 2"], radius: float) -> int:
-        """Take away the seeds within ``radius`` of a line or point; how many."""
-        seeds = self.now.seeds
+        """Remove the seeds within ``radius`` pixels of a line or point, as one step; return their number."""
+        seeds = self.annotation.seeds
         if not seeds:
             return 0
-        xy = np.array([(s.x, s.y) for s in seeds])
-        away, _ = cKDTree(_along(path, max(radius / 4, 1))).query(xy)
-        kept = tuple(s for s, d in zip(seeds, away, strict=True) if d > radius)
-        return len(seeds) - len(kept) if self._attempt(lambda: self.now._replace(seeds=kept)) else 0
+        xy = np.array([(seed.x, seed.y) for seed in seeds])
+        distances, _ = cKDTree(interpolate_line(path, max(radius / 4, 1))).query(xy)
+        remaining = tuple(seed for seed, d in zip(seeds, distances, strict=True) if d > radius)
+        changed = self._change(lambda: self.annotation._replace(seeds=remaining))
+        return len(seeds) - len(remaining) if changed else 0
 
-    def rename(self, j: int, name: str) -> None:
-        self._attempt(lambda: self.now.renamed(j, name))
+    def clear(self) -> None:
+        """Remove all seeds."""
+        self._change(lambda: self.annotation._replace(seeds=()))
 
     def add_class(self) -> int | None:
-        """Add a class; its number, or None where it cannot be added."""
-        return len(self.now.classes) - 1 if self._attempt(self.now.with_class) else None
+        """Add a class; return its index, or None if it is refused."""
+        return len(self.annotation.classes) - 1 if self._change(self.annotation.add_class) else None
+
+    def rename_class(self, j: int, name: str) -> None:
+        """Rename class j."""
+        self._change(lambda: self.annotation.rename_class(j, name))
 
     def remove_class(self, j: int) -> None:
-        self._attempt(lambda: self.now.without_class(j))
+        """Remove class j and its seeds."""
+        self._change(lambda: self.annotation.remove_class(j))
 
-    def load_file(self, path: Path, called: str = "") -> None:
-        """Take classes and seeds from a file instead, as one step; ``called`` is what to call it in words."""
+    def load_file(self, path: Path, label: str = "") -> None:
+        """Replace classes and seeds by those of a file, as one step.
+
+        Args:
+            path: The file.
+            label: Its name in messages, if not its path.
+        """
 
         def read() -> Annotation:
             try:
-                return self._checked(load(path, self.now.classes), path)
+                return self._read_valid(path, self.annotation.classes)
             except InputError as error:
-                raise InputError(str(error).replace(str(path), called or str(path))) from None
+                raise InputError(str(error).replace(str(path), label or str(path))) from None
 
-        self._attempt(read)
+        self._change(read)
 
-    def begin_with(self, path: Path) -> None:
-        """Take classes and seeds from a file, where there are none yet; ``InputError`` if there are some."""
-        kept = annotation_path(self.folder, self.name)
-        if self.now.seeds:
-            raise InputError(f"{kept}: has seeds already; load {path.name} on the page, or remove that file")
-        new = self._checked(load(path, self.now.classes), path)
-        if self.settings.classes and new.classes != self.now.classes:
-            raise InputError(f"{path}: has the classes {', '.join(new.classes)}: leave --classes out")
-        save(kept, new)
-        self._history = History(new)
+    def load_first_file(self, path: Path) -> None:
+        """Take the classes and seeds of a file before any are placed.
 
-    def clear(self) -> None:
-        self._attempt(lambda: self.now._replace(seeds=()))
+        Raises:
+            InputError: There are seeds already, the file is damaged, or its classes are not the settings'.
+        """
+        if self.annotation.seeds:
+            raise InputError(
+                f"{self.path}: has seeds already; load {path.name} on the page, or remove that file"
+            )
+        annotation = self._read_valid(path, self.annotation.classes)
+        if self.settings.classes and annotation.classes != self.annotation.classes:
+            raise InputError(f"{path}: has the classes {', '.join(annotation.classes)}: leave --classes out")
+        write_annotation(self.path, annotation)
+        self._history = History(annotation)
 
     def undo(self) -> None:
-        self._step(self._history.undo())
+        """Undo the last step."""
+        self._commit(self._history.undo())
 
     def redo(self) -> None:
-        self._step(self._history.redo())
+        """Redo the step that was undone last."""
+        self._commit(self._history.redo())
 
-    def choose(self, *, hard: bool, smooth: bool) -> None:
+    def set_options(self, *, hard: bool, smooth: bool) -> None:
         """Set whether seeds keep their class, and whether neighbouring patches agree."""
-        self.settings = SeedSettings(**{**vars(self.settings), "hard": hard, "smooth": smooth})
-        self._refused = ""
+        self.settings = replace(self.settings, hard=hard, smooth=smooth)
+        self._refusal = ""
         self._recluster()
 
-    def _attempt(self, make: Callable[[], Annotation]) -> bool:
-        """Take the step to what is made; whether it was taken. What it makes to be refused is the problem."""
-        try:
-            new = make()
-        except Exception as error:
-            self.refuse(self._said(error))
-            return False
-        return new != self.now and self._step(self._history.do(new))
+    def refuse(self, problem: str) -> None:
+        """Show why an action was refused, until the next one succeeds."""
+        self._refusal = problem
+        self._notify()
 
-    def _step(self, history: History) -> bool:
-        """Make this the history once its present is on the disk. If it cannot be, nothing has changed but the
-        problem, whatever was the reason.
-        """
+    def _change(self, make: Callable[[], Annotation]) -> bool:
+        """Take the step to a new annotation; return whether it was taken. An error is shown as a refusal."""
+        try:
+            annotation = make()
+        except Exception as error:
+            self.refuse(self._explain(error))
+            return False
+        return annotation != self.annotation and self._commit(self._history.do(annotation))
+
+    def _commit(self, history: History) -> bool:
+        """Save a history's present, then make it current; if saving fails in any way, change nothing."""
         if self.exporting:
             self.refuse("wait: an export is being written")
             return False
         if history is self._history:
             return False
         try:
-            save(annotation_path(self.folder, self.name), history.now)
+            write_annotation(self.path, history.present)
         except Exception as error:
-            self.refuse(f"not done, as it cannot be saved: {self._said(error)}")
+            self.refuse(f"not done, as it cannot be saved: {self._explain(error)}")
             return False
         self._history = history
-        self._refused = ""
+        self._refusal = ""
         self._recluster()
         return True
 
-    def _said(self, error: Exception) -> str:
-        """What went wrong, in a line; of what nobody foresaw the traceback is logged."""
+    def _explain(self, error: Exception) -> str:
+        """Explain an error in one line; log the traceback of an unexpected one."""
         if not isinstance(error, InputError):
             _log.info("%s: the traceback:", self.name, exc_info=error)
         return explain(error, ())
 
-    def refuse(self, problem: str) -> None:
-        """Say why something was not done, until something is."""
-        self._refused = problem
-        self._tell()
+    def _read_saved(self, classes: tuple[str, ...] | None) -> Annotation:
+        """Read the seeds file, or begin without seeds of these classes.
 
-    def _covered(self, points: Float[np.ndarray, "m 2"]) -> np.ndarray:
-        """Which points (x, y) lie on the slide and on a patch."""
-        xy = np.asarray(points, np.float64).reshape(-1, 2)
-        height, width = self.size
-        inside = (xy >= 0).all(1) & (xy[:, 0] < width) & (xy[:, 1] < height)
-        away, _ = self._tree.query(np.where(inside[:, None], xy[:, ::-1], 0), p=np.inf)
-        return inside & (away <= self.side / 2)
-
-    def _saved(self, classes: tuple[str, ...] | None) -> Annotation:
-        """What was placed before; ``InputError`` where the file is damaged, or names other classes."""
-        path = annotation_path(self.folder, self.name)
-        if not path.exists():
-            return Annotation(checked(classes)) if classes else Annotation()
-        saved = self._checked(load(path), path)
-        if classes and checked(classes) != saved.classes:
-            if saved.seeds:
-                raise InputError(f"{path}: has seeds of {', '.join(saved.classes)}; rename those on the page")
-            saved = Annotation(checked(classes))
-        return saved
-
-    def _checked(self, annotation: Annotation, path: Path) -> Annotation:
-        self._on_patches(annotation, path)
+        Raises:
+            InputError: The file is damaged, or has seeds of other classes.
+        """
+        if not self.path.exists():
+            return Annotation(check_classes(classes)) if classes else Annotation()
+        annotation = self._read_valid(self.path, CLASSES)
+        if classes and check_classes(classes) != annotation.classes:
+            if annotation.seeds:
+                raise InputError(
+                    f"{self.path}: has seeds of {', '.join(annotation.classes)}; rename those on the page"
+                )
+            annotation = Annotation(check_classes(classes))
         return annotation
 
-    def _on_patches(self, annotation: Annotation, path: Path) -> Int[np.ndarray, " n"]:
-        """The class of each patch, −1 for none: ``assign_seeds``, given only the patches near seeds."""
-        y = np.full(len(self.embedded.centers), -1, np.int32)
-        if annotation.seeds:
-            xy = np.array([(s.x, s.y) for s in annotation.seeds])
-            given = np.array([s.of for s in annotation.seeds])
-            near = self._tree.query_ball_point(xy[:, ::-1], self.side / 2 * 1.001, p=np.inf)
-            rows = np.unique([i for some in near for i in some] or [0]).astype(int)
-            part = self.embedded._replace(centers=self.embedded.centers[rows])
-            y[rows], _ = assign_seeds(xy, given, part, self.size, path)
-        return y
+    def _read_valid(self, path: Path, default: tuple[str, ...]) -> Annotation:
+        """Read a seeds file and check that every seed is on a patch.
 
-    # ---------------------------------------------------------------------------------------- clustering
+        Raises:
+            InputError: The file is damaged, or a seed is on no patch.
+        """
+        annotation = read_annotation(path, default)
+        self.patches.assign_classes(annotation, path)
+        return annotation
+
+    # ------------------------------------------------------------------------------------------- clustering
 
     async def load(self) -> None:
-        """Read the embeddings, and label the slide from what was placed before."""
+        """Load the embeddings, then cluster the saved seeds."""
+        arguments = self.settings.distance, len(self.annotation.classes)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._pool, self._load)
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._clusterer.load, *arguments)
         except Exception as error:
-            self._unlabelled = f"cannot be segmented: {self._said(error)}"
-            self._tell()
+            self._no_result = f"cannot be segmented: {self._explain(error)}"
+            self._notify()
             return
         self.ready = True
         self._recluster()
 
-    def _load(self) -> None:
-        self._X = reduce_channels(self.embedded.read(), distance=self.settings.distance).X
-        self._neighbours = jax.numpy.asarray(sic.find_neighbours(self.embedded.grid))
-        self._painter = MaskPainter(self.embedded)
-        self.mask_mpp = self._painter.mpp
-        self._compile(len(self.now.classes))
-
-    def _compile(self, classes: int) -> None:
-        """Compile, once for so many classes, what clicks will run: by seeds that nobody placed."""
-        if classes in self._compiled:
-            return
-        self._compiled.add(classes)
-        n = len(self._X)
-        for seeds in ((0, 1), (1,)) if classes == 2 else ((0, 1),):
-            y = np.full(n, -1, np.int32)
-            y[np.linspace(0, n - 1, len(seeds)).astype(int)] = seeds
-            sic.fit(self._X, y, classes=classes, soft=True)
-
     def _recluster(self) -> None:
+        """Cluster the current seeds soon, and tell of the change."""
         self._stale = True
         if self.ready and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._cluster())
-        self._tell()
+        self._notify()
 
     async def _cluster(self) -> None:
+        """Cluster until the result is that of the current seeds."""
         loop = asyncio.get_running_loop()
         while self._stale:
             self._stale = False
-            annotation, settings = self.now, self.settings
+            annotation, settings = self.annotation, self.settings
             self.busy = True
             try:
-                self.result = await loop.run_in_executor(self._pool, self._fit, annotation, settings)
+                self.result = await loop.run_in_executor(
+                    self._pool, self._clusterer.fit, annotation, settings, self.path
+                )
                 if self.result:
-                    self.scores = [*self.scores, self.result.score][-60:]
-                seeded = self.result is None and annotation.seeds
-                self._unlabelled = "place seeds of another class too" if seeded else ""
+                    self.scores = [*self.scores, self.result.score][-_SCORES_KEPT:]
+                lacks_class = self.result is None and annotation.seeds
+                self._no_result = "place seeds of another class too" if lacks_class else ""
             except Exception as error:
-                self.result = None  # what is shown would be of other seeds
-                self._unlabelled = f"cannot be segmented: {self._said(error)}"
+                self.result = None  # the last result belongs to other seeds
+                self._no_result = f"cannot be segmented: {self._explain(error)}"
             finally:
                 self.busy = False
-            self._tell()
+            self._notify()
 
-    def _fit(self, annotation: Annotation, settings: SeedSettings) -> Result | None:
-        k = len(annotation.classes)
-        self._compile(k)
-        start = time.perf_counter()
-        y = self._on_patches(annotation, annotation_path(self.folder, self.name))
-        if len(np.unique(y[y >= 0])) < (1 if k == 2 else 2):
-            return None
-        fitted = sic.fit(
-            self._X,
-            y,
-            classes=k,
-            key=jax.random.key(settings.seed),
-            metric=sic.METRICS[settings.metric],
-            hard=settings.hard,
-            soft=True,
-            neighbours=self._neighbours if settings.smooth else None,
-        )
-        labels, soft = np.asarray(fitted.labels), np.asarray(fitted.soft)
-        mask = self._painter.paint(labels, soft)
-        pixels = np.bincount(mask.ravel(), minlength=k + 1)[1:]
-        seconds = time.perf_counter() - start
-        shares = pixels / max(1, pixels.sum())
-        return Result(annotation, labels, soft, fitted.score, mask, shares, seconds)
-
-    def certain(self, j: int, count: int) -> list[int]:
-        """The patches that are most certainly of class j, none on another, by the margin of ``soft``."""
+    def select_certain(self, j: int, count: int) -> list[int]:
+        """Select the patches most certainly of class j, without overlaps."""
         if self.result is None or j >= self.result.soft.shape[1]:
             return []
-        order = np.argsort(-np.where(self.result.labels == j, self._margin(), -1), kind="stable")
-        return self._apart(order[: int((self.result.labels == j).sum())], count)
+        return self.patches.select_disjoint(rank_certain(self.result, j), count)
 
-    def uncertain(self, count: int) -> list[int]:
-        """The patches whose class is least certain, none on another."""
+    def select_uncertain(self, count: int) -> list[int]:
+        """Select the patches whose class is least certain, without overlaps."""
         if self.result is None:
             return []
-        return self._apart(np.argsort(self._margin(), kind="stable"), count)
+        return self.patches.select_disjoint(rank_uncertain(self.result), count)
 
-    def _margin(self) -> Float[np.ndarray, " n"]:
-        assert self.result is not None
-        two = np.sort(self.result.soft, axis=1)[:, -2:]
-        return two[:, 1] - two[:, 0]
-
-    def _apart(self, order: Int[np.ndarray, " m"], count: int) -> list[int]:
-        chosen: list[int] = []
-        centers = self.embedded.centers
-        for i in order[:_CANDIDATES]:
-            if all(np.abs(centers[i] - centers[c]).max() >= self.side for c in chosen):
-                chosen.append(int(i))
-                if len(chosen) == count:
-                    break
-        return chosen
-
-    # -------------------------------------------------------------------------------------------- export
+    # ----------------------------------------------------------------------------------------------- export
 
     async def export(self, anndata: bool) -> dict[str, Any] | None:
-        """Write all that ``fseg seed`` writes, from the seeds as they are; None, and a problem, if it
-        cannot.
+        """Write all that ``fseg seed`` writes, from the current seeds.
+
+        Args:
+            anndata: Whether to write the ``.h5ad`` file too.
+
+        Returns:
+            The record, or None if it is refused or fails; ``problem`` then says why.
         """
-        if not self.now.seeds:
+        if not self.annotation.seeds:
             self.refuse("nothing to export: place seeds first")
             return None
         if self.exporting:
             self.refuse("wait: an export is being written")
             return None
-        settings = SeedSettings(**{**vars(self.settings), "classes": self.now.classes})
+        settings = replace(self.settings, classes=self.annotation.classes)
         self.exporting = True
-        self._refused = ""
-        self._tell()
+        self._refusal = ""
+        self._notify()
 
         def write() -> dict[str, Any]:
-            path = self.kept()
-            return seed_slide(self.folder, path, settings, slide=self.name, anndata=anndata, overwrite=True)
+            self.restore_file()
+            return seed_slide(
+                self.folder, self.path, settings, slide=self.name, anndata=anndata, overwrite=True
+            )
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, write)
         except Exception as error:
-            self._refused = f"not written: {self._said(error)}"
+            self._refusal = f"not written: {self._explain(error)}"
             return None
         finally:
             self.exporting = False
-            self._tell()
+            self._notify()
 
-    def kept(self) -> Path:
-        """The file of the seeds, written again where somebody removed it. Raises ``OutputError``."""
-        path = annotation_path(self.folder, self.name)
-        if not path.exists():
-            save(path, self.now)
-        return path
+    def restore_file(self) -> None:
+        """Write the seeds file again if it was removed.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        if not self.path.exists():
+            write_annotation(self.path, self.annotation)
 
     def close(self) -> None:
+        """Stop clustering."""
         if self._task:
             self._task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _along(path: Float[np.ndarray, "m 2"], step: float) -> Float[np.ndarray, "p 2"]:
-    """Points on a line of corners, no farther from each other than ``step``."""
-    path = np.asarray(path, np.float64).reshape(-1, 2)
-
-    def parts() -> Iterator[np.ndarray]:
-        yield path[:1]
-        for a, b in pairwise(path):
-            n = max(1, int(np.ceil(np.hypot(*(b - a)) / step)))
-            yield a + (b - a) * (np.arange(1, n + 1) / n)[:, None]
-
-    return np.concatenate(list(parts())) if len(path) else path

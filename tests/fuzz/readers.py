@@ -83,7 +83,7 @@ def tissue(path: Path) -> None:
 
 def seeds(path: Path) -> None:
     read_seed_file(path)
-    annotation.load(path)
+    annotation.read_annotation(path)
 
 
 def published(path: Path) -> None:

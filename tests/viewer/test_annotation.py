@@ -8,16 +8,23 @@ from hypothesis import strategies as st
 
 from fseg_jax.errors import InputError
 from fseg_jax.pipeline.seed_file import read_seeds
-from fseg_jax.viewer.annotation import Annotation, History, Seed, checked, load, save
+from fseg_jax.viewer.annotation import (
+    Annotation,
+    History,
+    Seed,
+    check_classes,
+    read_annotation,
+    write_annotation,
+)
 
 TWO = Annotation(("stroma", "Crypt"), (Seed(10.5, 20.25, 1), Seed(300.0, 60.0, 0), Seed(1.0, 2.0, 1)))
 
 
 def test_what_is_saved_is_what_fseg_seed_and_qupath_read(tmp_path):
-    save(tmp_path / "a.geojson", TWO)
+    write_annotation(tmp_path / "a.geojson", TWO)
     points, given_, names, _ = read_seeds(tmp_path / "a.geojson")
     assert points.tolist() == [[10.5, 20.25], [300, 60], [1, 2]] and given_.tolist() == [1, 0, 1]
-    assert names == TWO.classes and load(tmp_path / "a.geojson") == TWO
+    assert names == TWO.classes and read_annotation(tmp_path / "a.geojson") == TWO
     for feature in json.loads((tmp_path / "a.geojson").read_text())["features"]:  # QuPath's GsonTools
         assert feature["type"] == "Feature" and feature["geometry"]["type"] == "Point"
         assert feature["properties"]["objectType"] == "annotation"
@@ -26,15 +33,15 @@ def test_what_is_saved_is_what_fseg_seed_and_qupath_read(tmp_path):
 
 
 def test_classes_without_seeds_are_kept(tmp_path):
-    save(tmp_path / "a.geojson", Annotation(("a", "b", "c")))
-    assert load(tmp_path / "a.geojson") == Annotation(("a", "b", "c"))
+    write_annotation(tmp_path / "a.geojson", Annotation(("a", "b", "c")))
+    assert read_annotation(tmp_path / "a.geojson") == Annotation(("a", "b", "c"))
 
 
 def test_a_file_that_states_no_classes_is_of_those_expected(tmp_path):
     point = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}}
     (tmp_path / "a.geojson").write_text(json.dumps([point | {"properties": {"class": "B"}}]))
-    assert load(tmp_path / "a.geojson", ("a", "b")) == Annotation(("a", "b"), (Seed(1.0, 2.0, 1),))
-    assert load(tmp_path / "a.geojson", ("c", "d")).classes == ("negative", "B")  # its own
+    assert read_annotation(tmp_path / "a.geojson", ("a", "b")) == Annotation(("a", "b"), (Seed(1.0, 2.0, 1),))
+    assert read_annotation(tmp_path / "a.geojson", ("c", "d")).classes == ("negative", "B")  # its own
 
 
 @pytest.mark.parametrize(
@@ -50,43 +57,43 @@ def test_a_file_that_states_no_classes_is_of_those_expected(tmp_path):
 def test_a_damaged_file_is_one_line(tmp_path, text):
     (tmp_path / "a.geojson").write_text(text)
     with pytest.raises(InputError, match=r"a\.geojson") as caught:
-        load(tmp_path / "a.geojson")
+        read_annotation(tmp_path / "a.geojson")
     assert "\n" not in str(caught.value)
 
 
 def test_classes_are_renamed_added_and_removed():
-    three = TWO.with_class().renamed(2, "  glass \n slide ")
+    three = TWO.add_class().rename_class(2, "  glass \n slide ")
     assert three.classes == ("stroma", "Crypt", "glass slide")
-    assert three.without_class(0) == Annotation(
+    assert three.remove_class(0) == Annotation(
         ("Crypt", "glass slide"), (Seed(10.5, 20.25, 0), Seed(1.0, 2.0, 0))
     )
     for act, says in (
-        (lambda: TWO.without_class(0), "fewest"),
-        (lambda: TWO.renamed(0, "crypt"), "two classes are called"),
-        (lambda: TWO.renamed(0, " "), "no class's name"),
-        (lambda: TWO.renamed(0, "a,b"), "no comma"),
-        (lambda: TWO.renamed(0, "a\ud800"), "no class's name"),
-        (lambda: TWO.renamed(0, "a\0"), "no class's name"),
-        (lambda: TWO.renamed(0, "a" * 41), "1 to 40 letters"),
-        (lambda: TWO.renamed(2, "a"), "removed just now"),
-        (lambda: TWO.with_seeds((Seed(1.0, 1.0, 2),)), "removed just now"),
-        (lambda: checked(tuple("abcdefghij")), "10 classes: choose 2 to 9"),
+        (lambda: TWO.remove_class(0), "fewest"),
+        (lambda: TWO.rename_class(0, "crypt"), "two classes are called"),
+        (lambda: TWO.rename_class(0, " "), "no class's name"),
+        (lambda: TWO.rename_class(0, "a,b"), "no comma"),
+        (lambda: TWO.rename_class(0, "a\ud800"), "no class's name"),
+        (lambda: TWO.rename_class(0, "a\0"), "no class's name"),
+        (lambda: TWO.rename_class(0, "a" * 41), "1 to 40 letters"),
+        (lambda: TWO.rename_class(2, "a"), "removed just now"),
+        (lambda: TWO.add_seeds((Seed(1.0, 1.0, 2),)), "removed just now"),
+        (lambda: check_classes(tuple("abcdefghij")), "10 classes: choose 2 to 9"),
     ):
         with pytest.raises(InputError, match=says):
             act()
     nine = TWO
     for _ in range(7):
-        nine = nine.with_class()
-    assert checked(nine.classes) == nine.classes
+        nine = nine.add_class()
+    assert check_classes(nine.classes) == nine.classes
     with pytest.raises(InputError, match="the most"):
-        nine.with_class()
+        nine.add_class()
 
 
 def test_a_class_is_found_again_by_its_name():
     three = Annotation(("a", "b", "c"))
-    assert [three.without_class(0).place_of(j, three) for j in range(3)] == [None, 0, 1]
-    assert [three.renamed(1, "d").place_of(j, three) for j in range(3)] == [0, 1, 2]
-    assert [three.with_class().place_of(j, three) for j in range(3)] == [0, 1, 2]
+    assert [three.remove_class(0).find_class(j, three) for j in range(3)] == [None, 0, 1]
+    assert [three.rename_class(1, "d").find_class(j, three) for j in range(3)] == [0, 1, 2]
+    assert [three.add_class().find_class(j, three) for j in range(3)] == [0, 1, 2]
 
 
 @settings(max_examples=50, deadline=None)
@@ -107,6 +114,6 @@ def test_undo_and_redo_are_an_editors(steps):
             history = history.redo()
             if future:
                 past, present, future = [*past, present], future[0], future[1:]
-        assert (history.now, list(history.past), list(history.undone)) == (present, past, future)
+        assert (history.present, list(history.past), list(history.future)) == (present, past, future)
         all_there_were.append(history)
     assert all_there_were[0] == History(0)  # a step changes no history, it gives another

@@ -9,7 +9,7 @@ from bokeh.document import Document
 from bokeh.events import ButtonClick, Tap
 
 from fseg_jax.pipeline.clicks import SeedSettings
-from fseg_jax.viewer.annotation import load
+from fseg_jax.viewer.annotation import read_annotation
 from fseg_jax.viewer.page import Page
 from fseg_jax.viewer.session import SlideSession
 
@@ -60,12 +60,12 @@ def test_a_new_class_is_the_chosen_one(out):
         assert tab.seen() == 2 and tab.model("class_name").value == "class 3"
         tab.model("class_name").value = "glass"
         tab.click(300, 60)
-        assert slide.seeding.now.classes == ("negative", "positive", "glass")
-        assert slide.seeding.now.counts() == [0, 0, 1] and slide.view["class"] == 2
+        assert slide.seeding.annotation.classes == ("negative", "positive", "glass")
+        assert slide.seeding.annotation.count_seeds() == [0, 0, 1] and slide.page_state["class"] == 2
         for _ in range(7):
             tab.press("more")
         assert tab.seen() == 8 and "the most there can be" in tab.model("status").text
-        assert len(slide.seeding.now.classes) == 9
+        assert len(slide.seeding.annotation.classes) == 9
 
     run_tabs(out, script)
 
@@ -95,11 +95,14 @@ def test_a_click_for_a_class_that_another_tab_has_just_removed_is_refused(out):
         one.send("class", 3)
         two.press("fewer")
         one.click(300, 60)
-        assert slide.seeding.now.seeds == () and len(slide.seeding.now.classes) == 3
+        assert slide.seeding.annotation.seeds == () and len(slide.seeding.annotation.classes) == 3
         one.seen()
         assert "the class class 4 was removed just now" in one.model("status").text
         one.click(300, 60)
-        assert slide.seeding.now.counts() == [0, 0, 1] and load(out / "tissue.seeds.geojson").seeds
+        assert (
+            slide.seeding.annotation.count_seeds() == [0, 0, 1]
+            and read_annotation(out / "tissue.seeds.geojson").seeds
+        )
 
     run_tabs(out, script, tabs=2)
 
@@ -110,9 +113,9 @@ def test_a_name_that_no_file_can_hold_is_refused_on_the_page(out):
         tab.seen()
         assert "is no class&#x27;s name" in tab.model("status").text
         tab.model("status").text.encode()
-        assert tab.model("class_name").value == "positive" == slide.seeding.now.classes[1]
+        assert tab.model("class_name").value == "positive" == slide.seeding.annotation.classes[1]
         tab.click(300, 60)
-        assert load(out / "tissue.seeds.geojson") == slide.seeding.now
+        assert read_annotation(out / "tissue.seeds.geojson") == slide.seeding.annotation
 
     run_tabs(out, script)
 
@@ -134,13 +137,13 @@ def test_a_name_that_no_file_can_hold_is_refused_on_the_page(out):
 )
 def test_messages_that_make_no_sense_change_nothing(out, message):
     def script(slide, tab):
-        before = dict(slide.view), tab.seen(), slide.seeding.now
+        before = dict(slide.page_state), tab.seen(), slide.seeding.annotation
         tab.model("command").value = message
-        assert (dict(slide.view) | {"hidden": []}, tab.seen(), slide.seeding.now) == (
+        assert (dict(slide.page_state) | {"hidden": []}, tab.seen(), slide.seeding.annotation) == (
             before[0] | {"hidden": []},
             *before[1:],
         )
-        assert slide.view.get("hidden", []) == []
+        assert slide.page_state.get("hidden", []) == []
 
     run_tabs(out, script)
 
@@ -159,7 +162,7 @@ def test_how_the_page_was_left_is_believed_only_where_it_can_be(out, text):
     (out / "tissue.view.json").write_bytes(text.encode("latin-1"))
 
     def script(slide, tab):
-        assert slide.view == {} and tab.seen() == 1
+        assert slide.page_state == {} and tab.seen() == 1
         tab.document.to_json()
 
     run_tabs(out, script)
@@ -178,7 +181,7 @@ def test_exporting_seeds_before_there_are_any_is_refused_and_writes_nothing(out)
         (out / "tissue.seeds.geojson").unlink()  # somebody removed it
         tab.press("seeds")
         await asyncio.sleep(0)
-        assert load(out / "tissue.seeds.geojson") == slide.seeding.now
+        assert read_annotation(out / "tissue.seeds.geojson") == slide.seeding.annotation
         slide.close()
 
     asyncio.run(run())

@@ -33,11 +33,11 @@ def picture(made):
 
 def test_the_finest_tiles_are_the_slides_pixels(made, picture):
     image = np.asarray(Image.open(made / "tissue.png")).astype(int)
-    assert picture.deepest == 0 and picture.span == TILE
-    tile = decoded(picture.tile(0, 0, 0))
+    assert picture.max_zoom == 0 and picture.span == TILE
+    tile = decoded(picture.render_tile(0, 0, 0))
     assert tile.shape == (TILE, TILE, 3)
     assert abs(tile[:384] - image).mean() < 3 and abs(tile[390:] - CANVAS).max() < 8
-    quarter = decoded(picture.tile(1, 1, 0))  # columns 256…512, enlarged twice
+    quarter = decoded(picture.render_tile(1, 1, 0))  # columns 256…512, enlarged twice
     smaller = quarter.reshape(256, 2, 256, 2, 3).mean((1, 3))
     assert abs(smaller - image[:256, 256:]).mean() < 4
 
@@ -46,13 +46,13 @@ def test_coarse_tiles_come_from_the_thumbnail(made):
     thumbnail = np.zeros((48, 64, 3), np.uint8)
     thumbnail[:, 32:] = 200
     with open_slide(made / "tissue.png", 1.0) as slide:
-        box = Picture(slide, (384, 512), 1.0, thumbnail).box(0, 0, 24, 32, 16.0)
+        box = Picture(slide, (384, 512), 1.0, thumbnail).read_box(0, 0, 24, 32, 16.0)
     assert (box[:, :14] == 0).all() and (box[:, 18:] == 200).all()
 
 
 def test_a_patch_is_where_it_lies(made, picture):
     image = np.asarray(Image.open(made / "tissue.png")).astype(int)
-    assert abs(decoded(picture.patch(96, 160, 64, 64)) - image[64:128, 128:192]).mean() < 4
+    assert abs(decoded(picture.render_patch(96, 160, 64, 64)) - image[64:128, 128:192]).mean() < 4
 
 
 def test_a_slide_that_was_moved(made, tmp_path):
@@ -62,7 +62,7 @@ def test_a_slide_that_was_moved(made, tmp_path):
     away.mkdir()
     fallen = open_picture(record, away, None, stored)
     assert fallen.slide is None and "--slides FOLDER" in fallen.notice and "\n" not in fallen.notice
-    assert abs(decoded(fallen.tile(0, 0, 0))[:384] - stored.astype(int)).mean() < 3
+    assert abs(decoded(fallen.render_tile(0, 0, 0))[:384] - stored.astype(int)).mean() < 3
     with pytest.raises(InputError, match=r"not where it was .*--slides"):
         open_picture(record, away, None, None)
     with pytest.raises(InputError, match=r"holds no tissue\.png"):
@@ -98,16 +98,16 @@ def test_label_tiles_are_the_pyramids_labels(made):
     labels = open_labels(made / "out" / "tissue.ome.zarr")
     whole = labels.levels[0].read().result()
     layer = LabelLayer(labels, TILE * 1.0)
-    tile = decoded(layer.tile(0, 0, 0, frozenset()))
+    tile = decoded(layer.render_tile(0, 0, 0, frozenset()))
     table = np.concatenate([np.zeros((1, 3), int), labels.colours])
     assert (tile[:384, ..., 3] == np.where(whole > 0, 255, 0)).all() and (tile[384:, :, 3] == 0).all()
     assert (tile[:384][whole > 0][:, :3] == table[whole[whole > 0]]).all()
-    hidden = decoded(layer.tile(0, 0, 0, frozenset({2})))
+    hidden = decoded(layer.render_tile(0, 0, 0, frozenset({2})))
     assert (hidden[:384, ..., 3] > 0).sum() == ((whole > 0) & (whole != 2)).sum()
-    quarter = decoded(layer.tile(1, 1, 0, frozenset()))  # each pixel four times
+    quarter = decoded(layer.render_tile(1, 1, 0, frozenset()))  # each pixel four times
     assert (quarter[::2, ::2, 3][:256] == tile[:256, 256:, 3]).all()
-    assert decoded(layer.tile(3, 7, 7, frozenset())).max() == 0
-    assert layer.shares().sum() == pytest.approx(1)
+    assert decoded(layer.render_tile(3, 7, 7, frozenset())).max() == 0
+    assert layer.compute_shares().sum() == pytest.approx(1)
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,16 +10,22 @@ import pytest
 
 from fseg_jax.outputs.embeddings import open_embeddings
 from fseg_jax.viewer import projection
-from fseg_jax.viewer.projection import colours, project, projection_path, read_projection, write_projection
+from fseg_jax.viewer.projection import (
+    colour_points,
+    locate_projection,
+    project,
+    read_projection,
+    write_projection,
+)
 
 
 def test_colours_span_each_axis():
     Y = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
-    rgb = colours(Y)
+    rgb = colour_points(Y)
     assert rgb.dtype == np.uint8 and (rgb.min(0) == 0).all() and (rgb.max(0) == 255).all()
     order = np.argsort(Y[:, 1])
     assert (np.diff(rgb[order, 1].astype(int)) >= 0).all()
-    assert (colours(np.zeros((5, 3), np.float32)) == 0).all()
+    assert (colour_points(np.zeros((5, 3), np.float32)) == 0).all()
 
 
 def test_few_patches_are_laid_out_by_their_coordinates():
@@ -38,9 +44,9 @@ def test_a_map_is_kept_beside_its_embeddings_and_no_others(out):
     assert (read_projection(out, "tissue", embedded) == Y).all()
     other = embedded._replace(provenance=embedded.provenance | {"height": 1})
     assert read_projection(out, "tissue", other) is None
-    projection_path(out, "tissue").write_bytes(b"PK no more")
+    locate_projection(out, "tissue").write_bytes(b"PK no more")
     assert read_projection(out, "tissue", embedded) is None
-    projection_path(out, "tissue").unlink()
+    locate_projection(out, "tissue").unlink()
     assert read_projection(out, "tissue", embedded) is None
 
 
@@ -61,7 +67,7 @@ def test_a_map_is_kept_beside_its_embeddings_and_no_others(out):
 def test_a_map_that_is_damaged_is_none(out, change):
     """Among them one whose header states a hundred terabytes."""
     embedded = open_embeddings(out / "tissue.embeddings.zarr")
-    path = projection_path(out, "tissue")
+    path = locate_projection(out, "tissue")
     with np.load(path) as file:
         arrays = {**file} | change
     if isinstance(change.get("coordinates"), str) and change["coordinates"] == "nan":
@@ -98,13 +104,13 @@ def test_umap_keeps_neighbours_repeats_and_places_the_rest():
 @pytest.mark.long
 def test_the_program_computes_it_and_says_what_it_does(out):
     pytest.importorskip("umap")
-    projection_path(out, "tissue").unlink()
+    locate_projection(out, "tissue").unlink()
     program = [sys.executable, "-m", "fseg_jax.viewer.projection", str(out), "tissue"]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     assert "fitting UMAP on" in done.stdout
     embedded = open_embeddings(out / "tissue.embeddings.zarr")
     assert read_projection(out, "tissue", embedded) is not None
-    with np.load(projection_path(out, "tissue")) as file:
+    with np.load(locate_projection(out, "tissue")) as file:
         assert "umap-learn" in str(file["versions"]) and file["colours"].shape == (len(embedded.centers), 3)
     failed = subprocess.run([*program[:-1], "none"], capture_output=True, text=True)
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1

@@ -16,8 +16,9 @@ from fseg_jax.methods import sic
 from fseg_jax.numerics.kmeans.seeded import average_classes, fit_members
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
+from fseg_jax.viewer import clustering
 from fseg_jax.viewer import seeding as module
-from fseg_jax.viewer.annotation import Annotation, Seed, load
+from fseg_jax.viewer.annotation import Annotation, Seed, read_annotation
 from fseg_jax.viewer.seeding import Seeding
 from fseg_jax.viewer.session import SlideSession, list_slides
 
@@ -49,31 +50,33 @@ def test_clicks_are_clustered_kept_and_undone(out):
 
     async def script(seeding):
         seeding.place(STROMA, 0)
-        assert load(kept).seeds == (Seed(300.0, 60.0, 0),)  # at once
+        assert read_annotation(kept).seeds == (Seed(300.0, 60.0, 0),)  # at once
         seeding.place(CRYPT, 1)
         await settled(seeding)
         first = seeding.result
         assert (
-            first.annotation == seeding.now and first.score == 1 and set(np.unique(first.mask)) == {0, 1, 2}
+            first.annotation == seeding.annotation
+            and first.score == 1
+            and set(np.unique(first.mask)) == {0, 1, 2}
         )
         assert first.mask[60, 300] == 1 and first.mask[150, 100] == 2 and (first.mask[270:310] == 0).all()
         seeding.undo()
-        assert load(kept).seeds == seeding.now.seeds and len(seeding.now.seeds) == 1
+        assert read_annotation(kept).seeds == seeding.annotation.seeds and len(seeding.annotation.seeds) == 1
         seeding.redo()
         await settled(seeding)
         assert (seeding.result.mask == first.mask).all()
-        seeding.rename(1, "crypt")
-        assert load(kept).classes == ("negative", "crypt")
+        seeding.rename_class(1, "crypt")
+        assert read_annotation(kept).classes == ("negative", "crypt")
         assert seeding.erase(STROMA + 3, 10) == 1 and seeding.erase(STROMA, 10) == 0
         await settled(seeding)
-        assert load(kept).counts() == [0, 1]
+        assert read_annotation(kept).count_seeds() == [0, 1]
 
     seeded(out, script)
 
 
 def test_the_page_labels_as_the_file_does(out):
     async def script(seeding):
-        seeding.choose(hard=True, smooth=True)
+        seeding.set_options(hard=True, smooth=True)
         seeding.place(np.concatenate([STROMA, STROMA + 40]), 0)
         seeding.place(CRYPT, 1)
         await settled(seeding)
@@ -99,11 +102,11 @@ def test_a_file_of_the_pages_is_used_by_fseg_seed_with_its_classes(out, tmp_path
         seeding.add_class()
         seeding.add_class()
         for j, name in enumerate(("stroma", "Crypt", "glass", "none of them")):
-            seeding.rename(j, name)
+            seeding.rename_class(j, name)
         seeding.place(STROMA, 0)
         seeding.place(CRYPT, 1)
         seeding.place(np.array([[400.0, 20.0]]), 2)
-        return seeding.now
+        return seeding.annotation
 
     now = seeded(out, script)
     sent = tmp_path / "from a colleague.geojson"  # downloaded, and sent on
@@ -117,8 +120,8 @@ def test_a_file_of_the_pages_is_used_by_fseg_seed_with_its_classes(out, tmp_path
     (out / "tissue.seeds.geojson").unlink()
 
     async def begin(seeding):
-        seeding.begin_with(sent)
-        return seeding.now
+        seeding.load_first_file(sent)
+        return seeding.annotation
 
     assert seeded(out, begin) == now
     # Who names other classes is told of the first seed that is of none of them.
@@ -134,21 +137,21 @@ def test_three_classes_and_strokes(out):
         seeding.place(STROMA, 0)
         await settled(seeding)
         assert seeding.result is None and "another class" in seeding.problem
-        n = seeding.stroke(np.array([[60.0, 150.0], [200.0, 150.0]]), 1)
+        n = seeding.place_stroke(np.array([[60.0, 150.0], [200.0, 150.0]]), 1)
         assert 4 <= n <= 6  # patches every 32 pixels
-        seeding.stroke(np.array([[400.0, 20.0], [400.0, 20.0]]), 2)
+        seeding.place_stroke(np.array([[400.0, 20.0], [400.0, 20.0]]), 2)
         await settled(seeding)
         assert seeding.result.soft.shape[1] == 3 and set(np.unique(seeding.result.mask)) == {0, 1, 2, 3}
-        certain, least = seeding.certain(1, 4), seeding.uncertain(4)
+        certain, least = seeding.select_certain(1, 4), seeding.select_uncertain(4)
         assert (seeding.result.labels[certain] == 1).all() and set(certain).isdisjoint(least)
-        centers = seeding.embedded.centers[least]
+        centers = seeding.patches.embedded.centers[least]
         away = np.abs(centers[:, None] - centers[None]).max(-1) + 1e9 * np.eye(len(least))
         assert away.min() >= 64  # none on another
         seeding.undo()
         seeding.undo()
-        assert len(seeding.now.seeds) == 1  # a stroke is one step
+        assert len(seeding.annotation.seeds) == 1  # a stroke is one step
         seeding.remove_class(2)
-        assert seeding.now.classes == ("negative", "positive")
+        assert seeding.annotation.classes == ("negative", "positive")
 
     seeded(out, script)
 
@@ -179,7 +182,7 @@ def test_clicks_compile_nothing(out):
 def test_seeds_where_no_patch_is_are_refused(out, point, says):
     async def script(seeding):
         assert seeding.place(np.array([point], float), 0) == 0
-        assert says in seeding.problem and seeding.now == Annotation()
+        assert says in seeding.problem and seeding.annotation == Annotation()
         assert not (out / "tissue.seeds.geojson").exists()
 
     seeded(out, script)
@@ -199,16 +202,16 @@ def test_a_bad_file_is_one_line_and_changes_nothing(out, tmp_path, text, says):
 
     async def script(seeding):
         seeding.place(STROMA, 0)
-        before = seeding.now
+        before = seeding.annotation
         seeding.load_file(tmp_path / "bad.json")
-        assert says in seeding.problem and "\n" not in seeding.problem and seeding.now == before
+        assert says in seeding.problem and "\n" not in seeding.problem and seeding.annotation == before
 
     seeded(out, script)
     (out / "tissue.seeds.geojson").unlink()
 
     async def begin(seeding):
         with pytest.raises(InputError, match=says):
-            seeding.begin_with(tmp_path / "bad.json")
+            seeding.load_first_file(tmp_path / "bad.json")
         assert not (out / "tissue.seeds.geojson").exists()
 
     seeded(out, begin)
@@ -248,30 +251,36 @@ def test_a_step_that_cannot_be_saved_is_not_taken_whatever_the_reason(out, monke
         seeding.place(STROMA, 0)
         seeding.place(CRYPT, 1)
         seeding.undo()
-        before, undone = seeding.now, seeding._history.undone
+        before, undone = seeding.annotation, seeding._history.future
 
         def fail(*_):
             raise failure
 
         for step in (
             lambda: seeding.place(CRYPT + 40, 1),
-            lambda: seeding.stroke(CRYPT, 1),
+            lambda: seeding.place_stroke(CRYPT, 1),
             lambda: seeding.erase(STROMA, 10),
             seeding.add_class,
-            lambda: seeding.rename(0, "stroma"),
+            lambda: seeding.rename_class(0, "stroma"),
             seeding.undo,
             seeding.redo,
             seeding.clear,
         ):
             with monkeypatch.context() as broken:
-                broken.setattr(module, "save", fail)
+                broken.setattr(module, "write_annotation", fail)
                 assert not step()
             assert seeding.problem.startswith("not done, as it cannot be saved: ")
             assert "\n" not in seeding.problem
-            assert (seeding.now, seeding._history.undone) == (before, undone) and load(kept) == before
+            assert (seeding.annotation, seeding._history.future) == (before, undone) and read_annotation(
+                kept
+            ) == before
         seeding.place(CRYPT + 40, 1)
         await settled(seeding)
-        assert seeding.problem == "" and load(kept) == seeding.now and len(seeding.now.seeds) == 2
+        assert (
+            seeding.problem == ""
+            and read_annotation(kept) == seeding.annotation
+            and len(seeding.annotation.seeds) == 2
+        )
 
     seeded(out, script)
 
@@ -281,11 +290,11 @@ def test_what_another_tab_took_away_is_refused_and_said(out):
         seeding.add_class()
         seeding.remove_class(2)  # in another tab
         assert seeding.place(STROMA, 2) == 0 and "removed just now" in seeding.problem
-        seeding.rename(2, "stroma")
+        seeding.rename_class(2, "stroma")
         seeding.remove_class(2)
         assert "fewest" in seeding.problem or "removed just now" in seeding.problem
         assert seeding.place(STROMA, 1) == 1 and seeding.problem == ""
-        assert load(out / "tissue.seeds.geojson") == seeding.now
+        assert read_annotation(out / "tissue.seeds.geojson") == seeding.annotation
 
     seeded(out, script)
 
@@ -297,10 +306,10 @@ def test_a_file_of_seeds_that_was_removed_is_written_again(out):
         seeding.place(STROMA, 0)
         kept.unlink()
         seeding.place(CRYPT, 1)
-        assert load(kept) == seeding.now
+        assert read_annotation(kept) == seeding.annotation
         kept.unlink()
         assert (await seeding.export(anndata=False))["seeds"]["points"] == {"negative": 1, "positive": 1}
-        assert load(kept) == seeding.now
+        assert read_annotation(kept) == seeding.annotation
 
     seeded(out, script)
 
@@ -321,8 +330,8 @@ def test_clustering_and_loading_that_fail_are_said_and_gone_on_from(out, monkeyp
             assert seeding.result is None and not seeding.busy
         seeding.place(CRYPT - 40, 1)
         await settled(seeding)
-        assert seeding.problem == "" and seeding.result.annotation == seeding.now
-        monkeypatch.setattr(module, "reduce_channels", fail)
+        assert seeding.problem == "" and seeding.result.annotation == seeding.annotation
+        monkeypatch.setattr(clustering, "reduce_channels", fail)
         await seeding.load()
         assert seeding.problem.startswith("cannot be segmented: SurpriseError")
 
@@ -355,7 +364,7 @@ def test_saved_classes_are_not_renamed_by_accident(out):
 
 
 async def _classes(seeding):
-    return seeding.now.classes
+    return seeding.annotation.classes
 
 
 def test_folders_without_slides(tmp_path, out):
@@ -416,7 +425,7 @@ async def main():
     seeding = Seeding(Path({str(out)!r}), "tissue", SeedSettings(), lambda: None)
     for i in range(100000):
         seeding.place(np.array([[20.0 + i % 400, 60.0]]), i % 2)
-        print(len(seeding.now.seeds), flush=True)
+        print(len(seeding.annotation.seeds), flush=True)
 asyncio.run(main())
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
@@ -432,4 +441,4 @@ asyncio.run(main())
             told = int(line)
     kept = json.loads((out / "tissue.seeds.geojson").read_text())["features"]
     assert told <= len(kept) <= told + 1
-    assert len(load(out / "tissue.seeds.geojson").seeds) == len(kept)
+    assert len(read_annotation(out / "tissue.seeds.geojson").seeds) == len(kept)

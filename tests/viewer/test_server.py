@@ -29,7 +29,7 @@ from fseg_jax import cli
 from fseg_jax.cli.view import check_packages
 from fseg_jax.errors import InputError
 from fseg_jax.process import STOPPED, set_verbosity, stop
-from fseg_jax.viewer.server import _on_this_loop
+from fseg_jax.viewer.server import run_in_this_loop
 
 PATCH = '{"msgid": "1", "msgtype": "PATCH-DOC"}'
 EVENT = '{"events": [{"kind": "ModelChanged", "model": {"id": "none"}, "attr": "x", "new": 1}]}'
@@ -220,7 +220,7 @@ def test_a_page_is_filled_by_the_loop_whatever_thread_bokeh_asks_in(in_loop):
     seen = []
 
     async def ask() -> None:
-        fill = _on_this_loop(lambda document: seen.append((document, threading.current_thread())))
+        fill = run_in_this_loop(lambda document: seen.append((document, threading.current_thread())))
         fill("here")
         await asyncio.to_thread(fill, "there")
         seen.append(("loop", threading.current_thread()))
@@ -273,13 +273,13 @@ def test_what_is_being_rendered_when_it_stops_is_waited_for(start, in_loop, monk
     picture, begun = folder.open("tissue").picture, threading.Event()
     close = picture.close
 
-    def tile(*_: int) -> bytes:
+    def render_tile(*_: int) -> bytes:
         begun.set()
         time.sleep(0.5)
         happened.append("read")
         return b""
 
-    monkeypatch.setattr(picture, "tile", tile)
+    monkeypatch.setattr(picture, "render_tile", render_tile)
     monkeypatch.setattr(picture, "close", lambda: (happened.append("closed"), close()))
     me = admitted(server.url)
 
@@ -447,16 +447,16 @@ def test_how_the_page_was_left_is_kept(out):
 
     async def change():
         session = SlideSession(out, "tissue", None, SeedSettings())
-        session.keep_view(view={"x": 1, "y": 2, "scale": 3}, mode=1)
+        session.update_page_state(view={"x": 1, "y": 2, "scale": 3}, mode=1)
         session.close()
 
     asyncio.run(change())
     again = SlideSession(out, "tissue", None, SeedSettings())
-    assert again.view == {"view": {"x": 1, "y": 2, "scale": 3}, "mode": 1}
+    assert again.page_state == {"view": {"x": 1, "y": 2, "scale": 3}, "mode": 1}
     again.close()
     (out / "tissue.view.json").write_text(json.dumps([1]))
     damaged = SlideSession(out, "tissue", None, SeedSettings())
-    assert damaged.view == {}
+    assert damaged.page_state == {}
     damaged.close()
 
 
