@@ -276,7 +276,7 @@ def speed(dataset: Path) -> None:
         (SMALL, CLASSIFIER.size, (("blocks.14", 2), ("blocks.22", 2))),
     ):
         network = EfficientNet(configure_network(name, 2), rngs=nnx.Rngs(0))
-        network.eval()
+        network.eval()  # type: ignore[no-untyped-call]
         card = ClassifierCard(("non-polyp", "polyp"), ClassifierSettings(name, size), epoch=0)
         classifier = Classifier(network, card.classes, size, card, weights_sha256="")
         for layer, tiles in layers:

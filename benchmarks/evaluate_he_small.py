@@ -15,6 +15,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +39,8 @@ from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.files.images import load_image
 from fseg_jax.numerics import metrics
 from fseg_jax.pipeline.record import made_with
-from fseg_jax.pretraining.simclr import TRUNK, Settings, trainer
-from fseg_jax.pretraining.views import Geometry, chances, draw, fields_of
+from fseg_jax.pretraining.simclr import TRUNK, Settings, make_trainer
+from fseg_jax.pretraining.views import Geometry, compute_probabilities, draw_fields, draw_views
 from fseg_jax.slides.masks import read_bright
 from fseg_jax.slides.reader import open_slide
 
@@ -57,14 +58,16 @@ def untrained(like: Encoder, folder: Path) -> Encoder:
     fields = []
     for row in load_manifest(folder / "manifest.csv")[::10]:
         with open_slide(row.path, row.mpp) as slide:
-            fields += fields_of(slide, row.site, geometry, 10, 0)
-    made, chance = trainer(settings), chances(fields)
-    state = made.begin
+            fields += draw_fields(slide, row.site, geometry, 10, 0)
+    trainer, probabilities = make_trainer(settings), compute_probabilities(fields)
+    state = trainer.begin
     for step in range(CALIBRATION):
-        state, _ = made.step(state, draw(fields, chance, geometry, settings.pairs, seed=0, step=step))
+        state, _ = trainer.step(
+            state, draw_views(fields, probabilities, geometry, settings.pairs, seed=0, step=step)
+        )
     path = folder / "untrained.safetensors"
-    trunk, card = made.trunk(state), replace(like.card, name="untrained")
-    images = draw(fields, chance, geometry, 128, seed=0, step=CALIBRATION).images[0]
+    trunk, card = trainer.build_trunk(state), replace(like.card, name="untrained")
+    images = draw_views(fields, probabilities, geometry, 128, seed=0, step=CALIBRATION).images[0]
     stains = STAINS if like.card.channels > TRUNK.channels[-1] else 0
     save_trained(path, trunk, card, calibrate_gains(trunk, card, jnp.asarray(images), stains))
     return load_trained(path)
@@ -106,11 +109,11 @@ def thinned(dataset: Dataset) -> Dataset:
     return replace(dataset, items=tuple(dataset.items[n] for n in kept), pixels=dataset.pixels[kept])
 
 
-def table(folds: list[list[EvaluationRow]], names: list[str]) -> list[dict]:
+def table(folds: list[list[EvaluationRow]], names: list[str]) -> list[dict[str, Any]]:
     """Every segmentation of every encoder, its tests pooled over the folds, and how far the first encoder is
     above the others."""
 
-    def key(row: EvaluationRow) -> tuple:
+    def key(row: EvaluationRow) -> tuple[Any, ...]:
         return row.encoder, row.k, MODE_NAMES[row.mode], row.centers, row.protocol
 
     pooled = {
@@ -135,10 +138,10 @@ def table(folds: list[list[EvaluationRow]], names: list[str]) -> list[dict]:
     return lines
 
 
-def told(title: str, text: str, lines: list[dict], names: list[str]) -> str:
+def told(title: str, text: str, lines: list[dict[str, Any]], names: list[str]) -> str:
     """The table for people."""
 
-    def cells(line: dict) -> list[str]:
+    def cells(line: dict[str, Any]) -> list[str]:
         out = [str(line[name]) for name in ("encoder", "k", "segmentation", "centres of")]
         out += ["balanced" if line["protocol"].startswith("balanced") else "plain"]
         out += [format_with_interval(line["f1"], line["interval"]), f"{line['spread over starts']:.3f}"]

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -41,7 +42,9 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def line(what: str, unit: str, sizes: Sequence[float], found: Sequence[tuple[float, float]]) -> dict:
+def line(
+    what: str, unit: str, sizes: Sequence[float], found: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
     times, memory = zip(*found, strict=True)
     return row(
         what,

@@ -92,7 +92,7 @@ def _depth(mask: np.ndarray, mpp: float) -> np.ndarray:
     """How deep in a mask each pixel's centre lies, µm; the frame of the picture is no end of it."""
     if mask.all():
         return np.full(mask.shape, np.inf)
-    return (ndimage.distance_transform_edt(mask) - 0.5) * mpp
+    return np.asarray((ndimage.distance_transform_edt(mask) - 0.5) * mpp)
 
 
 def _thin(mask: np.ndarray, mpp: float) -> int:

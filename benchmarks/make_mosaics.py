@@ -117,7 +117,7 @@ def _distance(
         height * np.sin(n * angle + rng.uniform(0, 2 * np.pi))
         for n, height in ((2, 0.08), (3, 0.06), (5, 0.04), (9, 0.02))
     )
-    return np.hypot(dy, dx) * (1 + wave)
+    return np.asarray(np.hypot(dy, dx) * (1 + wave))
 
 
 def _fill(tiles: tuple[Path, ...], size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

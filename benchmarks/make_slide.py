@@ -41,7 +41,7 @@ class _Island(NamedTuple):
             return np.ones((dy.size, dx.size), bool)
         angle = np.arctan2(dy[:, None], dx)
         wave = 0.06 * np.sin(3 * angle + self.phases[0]) + 0.04 * np.sin(5 * angle + self.phases[1])
-        return np.hypot(dy[:, None], dx) < 1 + wave
+        return np.asarray(np.hypot(dy[:, None], dx) < 1 + wave)
 
 
 class Islands:
@@ -91,7 +91,7 @@ class Islands:
                     window = window.swapaxes(0, 1)
                 i = _mirrored(rows + island.shift[0] // scale, window.shape[0], island.turn[1])
                 j = _mirrored(columns + island.shift[1] // scale, window.shape[1], island.turn[2])
-                pasted = window[i].take(j, axis=1)
+                pasted: np.ndarray = window[i].take(j, axis=1)
                 if inside.all():
                     return pasted  # islands do not overlap
                 out[inside] = pasted[inside]

@@ -1,4 +1,4 @@
-"""Codebooks: cluster centres and where they came from, which give F-SEG's concepts their names (§3.2)."""
+"""Read, check and write codebooks: cluster centres that name F-SEG's concepts (§3.2), and their origin."""
 
 import hashlib
 import io
@@ -30,7 +30,15 @@ SHIPPED = "he-small"  # the codebook that comes with the encoder of that name
 class Provenance:
     """Where centres came from; an empty string or None is unknown, and matches anything.
 
-    ``fingerprint`` is the encoder's (``encoders/fingerprint.py``), where its weights have no hash to go by.
+    Attributes:
+        encoder: Name of the encoder.
+        weights_hash: SHA-256 of the encoder's weights.
+        layer: Layer of the encoder.
+        mpp: µm per pixel of the tiles.
+        tiles: Number of tiles that the centres were fitted on.
+        seed: Random seed.
+        source: Where the tiles came from, in words.
+        fingerprint: The encoder's fingerprint (``encoders/fingerprint.py``), where its weights have no hash.
     """
 
     encoder: str = ""
@@ -49,35 +57,42 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """Centres ``(k, c)``, float32 and non-negative, with their provenance: cluster j + 1 is row j."""
+    """Cluster centres and where they came from.
+
+    Attributes:
+        centers: The centres, float32 and non-negative; cluster j + 1 is row j.
+        provenance: Where they came from.
+    """
 
     centers: Float[np.ndarray, "k c"]
     provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
-        given = np.asarray(self.centers)
+        values = np.asarray(self.centers)
         with np.errstate(over="ignore", under="ignore"):
-            centers = given.astype(np.float32)
+            centers = values.astype(np.float32)
         if centers.ndim != 2 or 0 in centers.shape:
             raise InputError(f"codebook: centres have the shape {centers.shape}; (k, channels) is needed")
-        if not np.isfinite(given).all():
+        if not np.isfinite(values).all():
             raise InputError("codebook: the centres hold a NaN or an infinity")
-        vanished = (centers.max(1) < np.finfo(np.float32).tiny) & (given.max(1) > 0)
+        vanished = (centers.max(1) < np.finfo(np.float32).tiny) & (values.max(1) > 0)
         if not np.isfinite(centers).all() or vanished.any():
-            size = np.abs(given).max()
+            size = np.abs(values).max()
             raise InputError(
                 f"codebook: float32 does not hold centres of such a size ({size:.3g}): scale them"
             )
-        # As the authors' code does: averages of non-negative features are negative only by rounding.
+        # Averages of non-negative features are negative only by rounding. The authors' code does the same.
         object.__setattr__(self, "centers", np.maximum(centers, 0))
 
     @property
     def k(self) -> int:
-        return self.centers.shape[0]
+        """The number of centres."""
+        return int(self.centers.shape[0])
 
     @property
     def channels(self) -> int:
-        return self.centers.shape[1]
+        """The width of a centre."""
+        return int(self.centers.shape[1])
 
     @property
     def hash(self) -> str:
@@ -86,44 +101,55 @@ class Codebook:
 
     @classmethod
     def load(cls, path: str | Path, k: int | None = None) -> "Codebook":
-        """Read the codebook of k clusters from a file of ours, or from the authors' joblib file; ``he-small``
-        is the one that comes with that encoder.
+        """Read one codebook of a file (``load_all``); ``k`` may be left out where the file holds only one.
 
-        ``k`` may be left out where the file holds one. Raises ``InputError`` that names what the file holds.
+        Raises:
+            InputError: The file holds no codebook, none of k clusters, or several to choose from.
         """
         books = load_all(path)
-        held = ", ".join(str(n) for n in sorted(books))
+        listed = ", ".join(str(n) for n in sorted(books))
         if k is None:
             if len(books) > 1:
-                raise InputError(f"{path}: holds codebooks of k = {held}; choose one with --k")
+                raise InputError(f"{path}: holds codebooks of k = {listed}; choose one with --k")
             return next(iter(books.values()))
         if k not in books:
-            raise InputError(f"{path}: no codebook of k = {k} in it; it holds k = {held}")
+            raise InputError(f"{path}: no codebook of k = {k} in it; it holds k = {listed}")
         return books[k]
 
     def check(self, encoder: str, channels: int, weights_hash: str = "") -> None:
-        """Raise ``InputError`` unless the codebook was made with this encoder, width and weights."""
-        theirs = self.provenance
-        if theirs.encoder and theirs.encoder != encoder:
+        """Check that the codebook fits an encoder.
+
+        Raises:
+            InputError: It was made with another encoder, another number of channels or other weights.
+        """
+        origin = self.provenance
+        if origin.encoder and origin.encoder != encoder:
             raise InputError(
-                f"the codebook was made with the encoder {theirs.encoder!r}, not with {encoder!r}: "
-                f"use --encoder {theirs.encoder} or another codebook"
+                f"the codebook was made with the encoder {origin.encoder!r}, not with {encoder!r}: "
+                f"use --encoder {origin.encoder} or another codebook"
             )
         if self.channels != channels:
             raise InputError(
                 f"the codebook's centres are {self.channels} wide, the features of the encoder {encoder!r} "
                 f"{channels}: it was made with another encoder"
             )
-        if theirs.weights_hash and weights_hash and theirs.weights_hash != weights_hash:
+        if origin.weights_hash and weights_hash and origin.weights_hash != weights_hash:
             raise InputError(
                 f"the codebook was made with other weights of {encoder!r} "
-                f"({theirs.weights_hash[:12]}…, here {weights_hash[:12]}…)"
+                f"({origin.weights_hash[:12]}…, here {weights_hash[:12]}…)"
             )
 
 
 def load_all(path: str | Path) -> dict[int, Codebook]:
-    """Read every codebook of a file, by k: ours (safetensors), or the authors' (joblib, ``{k: (k, c)}``)."""
-    path = shipped() if str(path) == SHIPPED else Path(path)
+    """Read all codebooks of a file, by k.
+
+    The file is safetensors as ``save_all`` writes it, or joblib as the authors publish it (``{k: (k, c)}``).
+    ``he-small`` stands for the codebook that comes with that encoder.
+
+    Raises:
+        InputError: The file cannot be read, is damaged, or holds no codebook.
+    """
+    path = find_shipped_codebook() if str(path) == SHIPPED else Path(path)
     if not is_file(path):
         near = suggest_names(str(path), [SHIPPED])
         raise InputError(
@@ -137,11 +163,13 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
                 raise InputError(f"{path}: {describe_kind(path)}, not a codebook")
             provenance = Provenance(**json.loads(file.header.metadata["provenance"]))
             _check_provenance(provenance)
-            books = {int(name): Codebook(_floats(file, name), provenance) for name in file.header.entries}
+            books = {
+                int(name): Codebook(_read_floats(file, name), provenance) for name in file.header.entries
+            }
     except BrokenFileError as error:
         kind = describe_kind(path)
-        said = f"damaged ({error})" if kind.startswith("a damaged") else f"{kind}, not a codebook"
-        raise InputError(f"{path}: {said}: give one from fseg fit or fseg codebook import") from error
+        fault = f"damaged ({error})" if kind.startswith("a damaged") else f"{kind}, not a codebook"
+        raise InputError(f"{path}: {fault}: give one from fseg fit or fseg codebook import") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -153,30 +181,36 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
     return books
 
 
-def shipped() -> Path:
-    """Where the codebook of ``he-small`` lies, which comes with the program."""
+def find_shipped_codebook() -> Path:
+    """Find the file of the codebook ``he-small``, which comes with the program."""
     return Path(str(resources.files("fseg_jax.encoders") / "he_small_codebook.safetensors"))
 
 
 def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:
-    """Write codebooks of one provenance and several k to one safetensors file, atomically."""
+    """Write codebooks of one provenance and several k to one safetensors file, atomically.
+
+    Raises:
+        InputError: The codebooks differ in provenance.
+    """
     path = Path(path)
     origins = {book.provenance for book in books.values()}
     if len(origins) != 1:
         raise InputError(f"{path}: the codebooks of one file must have one provenance")
     origin = vars(origins.pop())
-    if not origin["fingerprint"]:  # earlier versions know of none
+    if not origin["fingerprint"]:  # as earlier versions, which know no fingerprints, wrote it
         origin = {name: value for name, value in origin.items() if name != "fingerprint"}
     metadata = {"format": FORMAT, "version": "1", "provenance": json.dumps(origin)}
     write_tensors(path, {str(k): book.centers for k, book in sorted(books.items())}, metadata)
 
 
 def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dict[int, Codebook]:
-    """Read the authors' published centres, a joblib file of ``{k: float (k, c)}``, without running anything
-    in it.
+    """Read the authors' published centres, a joblib file of ``{k: float (k, c)}``, without running its code.
 
-    The reader can construct numpy arrays and plain containers and nothing else: a pickle that names anything
-    else is refused with an ``InputError`` before it runs.
+    The reader constructs numpy arrays and plain containers only. A pickle that names anything else is refused
+    before it runs.
+
+    Raises:
+        InputError: The file cannot be read, is damaged, or holds anything else.
     """
     path = Path(path)
     try:
@@ -203,37 +237,42 @@ def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dic
     return books
 
 
-def _check_provenance(said: Provenance) -> None:
-    """Raise ``ValueError`` unless each fact is of its kind."""
-    texts = (said.encoder, said.weights_hash, said.layer, said.source)
-    numbers = [number for number in (said.mpp, said.tiles, said.seed) if number is not None]
+def _check_provenance(origin: Provenance) -> None:
+    """Check that each fact is of its type and possible.
+
+    Raises:
+        ValueError: One is not.
+    """
+    texts = (origin.encoder, origin.weights_hash, origin.layer, origin.source)
+    numbers = [number for number in (origin.mpp, origin.tiles, origin.seed) if number is not None]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("where it came from is no text")
     if not all(isinstance(number, int | float) and 0 <= number < 2**63 for number in numbers):
         raise ValueError("where it came from holds a number that cannot be")
-    if said.mpp is not None and not 1e-6 < said.mpp < 1e6:
-        raise ValueError(f"made at {said.mpp} µm per pixel")
+    if origin.mpp is not None and not 1e-6 < origin.mpp < 1e6:
+        raise ValueError(f"made at {origin.mpp} µm per pixel")
 
 
-def _floats(file: Tensors, name: str) -> np.ndarray:
+def _read_floats(file: Tensors, name: str) -> np.ndarray:
+    """Read an array. Raises ``ValueError`` where it is not of floats."""
     if file.header.entries[name].dtype not in ("F16", "F32", "F64"):
         raise ValueError(f"the centres {name[:40]} are no floats")
     return file.get(name)
 
 
 class _ArrayWrapper:
-    """Stands in for ``joblib.numpy_pickle.NumpyArrayWrapper``: the array's bytes follow it in the stream."""
+    """A stand-in for ``joblib.numpy_pickle.NumpyArrayWrapper``: the array's bytes follow it in the stream."""
 
 
 class _ArrayType:
-    """Stands in for ``numpy.ndarray``, of which a file names nothing but the name: calling it allocates."""
+    """A stand-in for ``numpy.ndarray``, which a file may name but not call: a call would allocate."""
 
     def __new__(cls, *_: Any) -> "_ArrayType":
         raise InputError("makes an array of its own: refused, nothing was run")
 
 
-class _Numbers:
-    """Stands in for ``numpy.dtype``: the kind and size of the numbers, and their order of bytes."""
+class _DtypeState:
+    """A stand-in for ``numpy.dtype``: the kind and size of the numbers, and their byte order."""
 
     def __init__(self, name: str, *_: Any) -> None:
         self.name, self.order = name, "="
@@ -241,21 +280,25 @@ class _Numbers:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = state[1] if state[1] in ("<", ">") else "="
 
-    def dtype(self) -> np.dtype:
+    def make_dtype(self) -> np.dtype[Any]:
+        """Make the dtype. Raises ``InputError`` where it is not one of numbers."""
         if not (isinstance(self.name, str) and re.fullmatch("[biuf][1248]", self.name)):
             raise InputError("holds an array that is not of numbers: refused, nothing was run")
         return np.dtype(self.order + self.name)
 
 
-def _with_plain_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
-    """Entries of a dictionary, taken only where keys are plain: hashing deep ones overflows the stack."""
+def _require_plain_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """Wrap an opcode that fills a dictionary to accept only text and whole numbers as keys.
 
-    def checked(self: Any) -> None:
+    Hashing a deeply nested key would overflow the stack.
+    """
+
+    def check_and_load(self: Any) -> None:
         if not all(isinstance(key, str | int) for key in self.stack[keys]):
             raise InputError("has keys that are no names or numbers: refused, nothing was run")
         load(self)
 
-    return checked
+    return check_and_load
 
 
 _LOAD: dict[int, Any] = pickle._Unpickler.dispatch
@@ -269,21 +312,24 @@ class _ArrayUnpickler(pickle._Unpickler):
         super().__init__(self._stream)
 
     def find_class(self, module: str, name: str) -> Any:
+        """Look up a name of the pickle. Raises ``InputError`` for all but numpy's arrays and dtypes."""
         if (module, name) == ("joblib.numpy_pickle", "NumpyArrayWrapper"):
             return _ArrayWrapper
         if module == "numpy" and name in ("ndarray", "dtype"):
-            return _ArrayType if name == "ndarray" else _Numbers
+            return _ArrayType if name == "ndarray" else _DtypeState
         raise InputError(
             f"names {module}.{name}, which a file of centres has no need of: refused, nothing was run"
         )
 
     def load_build(self) -> None:
+        """Run the opcode BUILD; an array's wrapper is replaced by the array."""
         super().load_build()  # type: ignore[misc]
         if isinstance(self.stack[-1], _ArrayWrapper):  # type: ignore[attr-defined]
-            self.stack[-1] = self._array(vars(self.stack[-1]))  # type: ignore[attr-defined]
+            self.stack[-1] = self._read_array(vars(self.stack[-1]))  # type: ignore[attr-defined]
 
-    def _array(self, wrapper: dict[str, Any]) -> np.ndarray:
-        dtype, shape = wrapper["dtype"].dtype(), tuple(wrapper["shape"])
+    def _read_array(self, wrapper: dict[str, Any]) -> np.ndarray:
+        """Read the bytes of an array from the stream."""
+        dtype, shape = wrapper["dtype"].make_dtype(), tuple(wrapper["shape"])
         if not all(type(n) is int and n >= 0 for n in shape):
             raise InputError("holds an array of no shape: refused, nothing was run")
         read = self._file_read  # type: ignore[attr-defined]
@@ -291,22 +337,24 @@ class _ArrayUnpickler(pickle._Unpickler):
             (padding,) = struct.unpack("B", read(1))
             read(padding)
         size = dtype.itemsize * prod(shape)
-        if size > self._left():
+        if size > self._count_left():
             raise InputError("the file is truncated")
         data = read(size)
         if wrapper.get("order") == "F":
             return np.frombuffer(data, dtype).reshape(shape[::-1]).T
         return np.frombuffer(data, dtype).reshape(shape)
 
-    def _left(self) -> int:
-        """How many bytes of the file are still to be read."""
+    def _count_left(self) -> int:
+        """Count the bytes of the file that are still to be read."""
         stream = self._stream
         return stream.getbuffer().nbytes - stream.tell()
 
     dispatch: ClassVar[dict[int, Any]] = dict(_LOAD)
     dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.SETITEM[0]] = _with_plain_keys(_LOAD[pickle.SETITEM[0]], slice(-2, -1))
-    dispatch[pickle.SETITEMS[0]] = _with_plain_keys(_LOAD[pickle.SETITEMS[0]], slice(None, None, 2))
-    dispatch[pickle.DICT[0]] = _with_plain_keys(_LOAD[pickle.DICT[0]], slice(None, None, 2))
+    dispatch[pickle.SETITEM[0]] = _require_plain_keys(_LOAD[pickle.SETITEM[0]], slice(-2, -1))
+    dispatch[pickle.SETITEMS[0]] = _require_plain_keys(_LOAD[pickle.SETITEMS[0]], slice(None, None, 2))
+    dispatch[pickle.DICT[0]] = _require_plain_keys(_LOAD[pickle.DICT[0]], slice(None, None, 2))
     for _opcode in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
-        del dispatch[_opcode[0]]  # a file of centres has none; the first would allocate what it states
+        del dispatch[
+            _opcode[0]
+        ]  # a file of centres has none of these; BYTEARRAY8 would allocate any size it states

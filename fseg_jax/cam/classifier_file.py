@@ -130,7 +130,7 @@ def load_classifier(path: Path) -> Classifier:
         card = None
     if card is None or not isinstance(network, EfficientNet) or not _fits(card, network):
         raise InputError(f"{path}: its card is damaged: train the classifier again with fseg cam train")
-    network.eval()
+    network.eval()  # type: ignore[no-untyped-call]
     return Classifier(network, card.classes, card.training.size, card, loaded.metadata["sha256"])
 
 

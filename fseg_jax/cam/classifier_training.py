@@ -105,7 +105,7 @@ class Trainer(NamedTuple):
     def build_network(self, state: TrainingState) -> EfficientNet:
         """Build the network as trained so far, set to evaluate."""
         built = nnx.merge(self.graphdef, state.parameters, state.statistics, copy=True)
-        built.eval()
+        built.eval()  # type: ignore[no-untyped-call]
         return built
 
 
@@ -118,7 +118,7 @@ def make_trainer(settings: ClassifierSettings, classes: int) -> Trainer:
     built = EfficientNet(config, rngs=nnx.Rngs(settings.seed))
     if settings.start == "imagenet":
         built = _load_imagenet_trunk(settings.network, built)
-    built.train()
+    built.train()  # type: ignore[no-untyped-call]
     graphdef, *(parameters, statistics) = nnx.split(built, nnx.Param, nnx.BatchStat)
     key = jax.random.key(settings.seed)
 
@@ -238,7 +238,7 @@ def _measure_batch_statistics(
     graphdef: nnx.GraphDef[EfficientNet], parameters: NetworkState, statistics: NetworkState, images: Images
 ) -> NetworkState:
     model = nnx.merge(graphdef, parameters, statistics, copy=True)
-    model.eval()  # no dropout
+    model.eval()  # type: ignore[no-untyped-call]  # without dropout
     for _, module in nnx.iter_graph(model):
         if isinstance(module, nnx.BatchNorm):
             module.use_running_average, module.momentum = False, 0.0

@@ -197,14 +197,14 @@ def _list_fields(
     sources: tuple[str, ...], geometry: "Geometry", mpp_override: float | None, most: int, seed: int
 ) -> "list[Field]":
     from fseg_jax.cohort.manifest import load_manifest
-    from fseg_jax.pretraining.views import fields_of
+    from fseg_jax.pretraining.views import draw_fields
     from fseg_jax.slides.reader import open_slide
 
     fields: list[Field] = []
     for source in sources:
         for row in load_manifest(source):
             with open_slide(row.path, row.mpp or mpp_override) as slide:
-                fields += fields_of(slide, row.site or source, geometry, most, seed)
+                fields += draw_fields(slide, row.site or source, geometry, most, seed)
     return fields
 
 

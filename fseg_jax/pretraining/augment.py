@@ -1,8 +1,8 @@
-"""What staining, scanners and focus change between two views of the same tissue, in JAX.
+"""Vary images as staining, scanners and focus do, in JAX.
 
-Stain is varied in optical density, where Beer and Lambert make it linear: the amounts of haematoxylin, eosin
-and the rest are scaled and shifted (Tellez et al. 2019, HED jitter), the stains' own colours are bent a
-little, and each colour channel is shifted, as a white balance does. Colours that no stain makes do not occur.
+Stain is varied in optical density, in which it is linear (Beer–Lambert). The amounts of haematoxylin, eosin
+and the rest are scaled and shifted (Tellez et al. 2019, HED jitter), the stains' colours are changed a
+little, and each colour channel is shifted, as a white balance does. No colours arise that stains do not make.
 """
 
 from typing import NamedTuple
@@ -17,12 +17,21 @@ from fseg_jax.numerics.arrays import Array, Images
 
 
 class Strength(NamedTuple):
-    """How much varies: standard deviations of logarithms and of optical density, and probabilities."""
+    """How much images are varied.
 
-    amount: float = 0.25  # of each stain, as a factor
-    shift: float = 0.03  # of each stain, in optical density
-    colour: float = 0.05  # of each stain's colour
-    balance: float = 0.03  # of each colour channel, in optical density
+    Attributes:
+        amount: Standard deviation of the logarithm of each stain's factor.
+        shift: Standard deviation of each stain's shift in optical density.
+        colour: Standard deviation of the components of each stain's colour.
+        balance: Standard deviation of each colour channel's shift in optical density.
+        blur: Probability that an image is blurred.
+        grey: Probability that an image is made grey.
+    """
+
+    amount: float = 0.25
+    shift: float = 0.03
+    colour: float = 0.05
+    balance: float = 0.03
     blur: float = 0.3
     grey: float = 0.05
 
@@ -32,28 +41,28 @@ _UNMIX = np.linalg.inv(BASIS).astype(np.float32)
 
 
 def augment(images: Images, key: Key[Array, ""], strength: Strength = Strength()) -> Float[Array, "b H W 3"]:  # noqa: B008
-    """Vary images, each by draws of its own: float32 in 0 … 1."""
+    """Vary each image independently; returns float32 in 0…1."""
     b = images.shape[0]
-    amount, shift, colour, balance, soft, blurred, grey = jax.random.split(key, 7)
+    amount, shift, colour, balance, softness, blur, grey = jax.random.split(key, 7)
     density = -jnp.log((images.astype(jnp.float32) + 1) / 256)
     factors = jnp.exp(strength.amount * jax.random.normal(amount, (b, 1, 3)))
-    bent = BASIS[None] + strength.colour * jax.random.normal(colour, (b, 3, 3))
-    bent = bent / jnp.linalg.norm(bent, axis=-1, keepdims=True)
-    # density · UNMIX are the amounts; scaled, shifted and mixed again by the bent colours: one affine map.
-    mix = (_UNMIX[None] * factors) @ bent
-    offset = strength.shift * jax.random.normal(shift, (b, 1, 3)) @ bent
+    basis = BASIS[None] + strength.colour * jax.random.normal(colour, (b, 3, 3))
+    basis = basis / jnp.linalg.norm(basis, axis=-1, keepdims=True)
+    # One affine map: density · _UNMIX are the amounts; they are scaled, mixed by the new colours and shifted.
+    mix = (_UNMIX[None] * factors) @ basis
+    offset = strength.shift * jax.random.normal(shift, (b, 1, 3)) @ basis
     offset = offset + strength.balance * jax.random.normal(balance, (b, 1, 3))
     density = jnp.einsum("bhwc,bcd->bhwd", density, mix) + offset[:, None]
     is_grey = (jax.random.uniform(grey, (b, 1, 1, 1)) < strength.grey).astype(jnp.float32)
     density = density + is_grey * (density.mean(-1, keepdims=True) - density)
     x = jnp.clip(jnp.exp(-density), 0, 1)
-    wanted = jax.random.uniform(blurred, (b, 1, 1, 1)) < strength.blur
-    weight = wanted * jax.random.uniform(soft, (b, 1, 1, 1))
+    is_blurred = jax.random.uniform(blur, (b, 1, 1, 1)) < strength.blur
+    weight = is_blurred * jax.random.uniform(softness, (b, 1, 1, 1))
     return x + weight * (_blur(x) - x)
 
 
 def _blur(x: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
-    """The binomial window (1 4 6 4 1) / 16 along both sides, edges replicated: σ = 1 pixel."""
+    """Blur by the binomial window (1 4 6 4 1) / 16 along both sides (σ = 1 pixel), edges replicated."""
     for axis in (1, 2):
         padding = [(0, 0)] * 4
         padding[axis] = (2, 2)

@@ -1,11 +1,16 @@
-"""SimCLR (Chen et al. 2020, arXiv 2002.05709) on tissue, with regions contrasted as well as whole views.
+"""Train by SimCLR (Chen et al. 2020, arXiv 2002.05709), contrasting regions as well as whole views.
 
-Two views of the same tissue, cut and stained differently, should be told from all other tissue by a trunk
-``f`` and a projection ``g`` (§2.1). F-SEG reads the trunk's grid rather than its average, so the averages of
-regions that both views see are contrasted too (Xiao et al. 2021, ReSim, arXiv 2103.12902, has the idea): the
-loss is ``(1 − d) · L(views) + d · L(regions)``, with ``d`` the ``dense`` of the settings. Where this differs
-from the paper: the trunk ends at stride 16; stain varies instead of colours; regions of one pair of views are
-not each other's negatives, for neighbours are often the same tissue; AdamW instead of LARS.
+A trunk ``f`` and a projection ``g`` learn to tell two views of the same tissue, cut and stained differently,
+from views of all other tissue (§2.1). F-SEG reads the trunk's grid rather than its average. So the averages
+of regions that both views show are contrasted too, after ReSim (Xiao et al. 2021, arXiv 2103.12902). The loss
+is ``(1 − d) · L(views) + d · L(regions)``, with ``d`` the settings' ``dense``.
+
+Where this differs from the paper:
+
+- The trunk ends at stride 16.
+- Stain is varied instead of colour.
+- Regions of one pair of views are not each other's negatives: neighbours are often the same tissue.
+- The optimiser is AdamW instead of LARS.
 """
 
 from collections.abc import Callable
@@ -29,17 +34,26 @@ from fseg_jax.pretraining.views import Views
 # ResNet-18's trunk to stride 16, 256 non-negative channels, with a cheaper stem and a block less at stride 4.
 TRUNK = ResNetConfig("basic", (1, 2, 2), (64, 128, 256), norms=True, patches=True)
 LAYER, STRIDE = "layer3", 16
-MEAN, STD = (0.70, 0.56, 0.70), (0.22, 0.26, 0.20)  # of H&E, RGB in 0 … 1
-PROJECTED = 128
+MEAN, STD = (0.70, 0.56, 0.70), (0.22, 0.26, 0.20)  # of H&E, RGB in 0…1
+PROJECTION_CHANNELS = 128
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train: whatever here affects the weights.
+    """How to train. All of it affects the weights.
 
-    ``pairs`` of views a step, whose loss contrasts them all, are put through the network ``chunk`` images at
-    a time where that is given: memory is then a chunk's, for a third more time, and a batch norm's statistics
-    are a chunk's. The learning rate rises over ``warmup`` of the steps and falls as a cosine.
+    Attributes:
+        steps: Number of training steps.
+        pairs: Pairs of views in a step, all contrasted with each other.
+        temperature: Temperature τ of the loss.
+        dense: Weight of the regions in the loss; that of the whole views is 1 − ``dense``.
+        learning_rate: Largest learning rate.
+        warmup: Fraction of the steps over which the learning rate rises; then it falls as a cosine.
+        weight_decay: Weight decay of AdamW.
+        chunk: Images that go through the network at once, which bounds memory and takes a third more time;
+            batch norms then take their statistics over a chunk. None: all.
+        dtype: Dtype of the operands of products.
+        seed: Random seed.
     """
 
     steps: int = 2000
@@ -54,15 +68,26 @@ class Settings:
     seed: int = 0
 
 
-class Projected(NamedTuple):
-    """The projections ``z`` of whole views and of their regions."""
+class Projections(NamedTuple):
+    """The projections ``z`` of images.
+
+    Attributes:
+        views: Of the whole views.
+        regions: Of their regions.
+    """
 
     views: Float[Array, "b 1 d"]
     regions: Float[Array, "b r d"]
 
 
 class Losses(NamedTuple):
-    """Of a step: the loss, and its two parts."""
+    """The loss of a step.
+
+    Attributes:
+        loss: The weighted sum of the two parts.
+        views: The part of the whole views.
+        regions: The part of the regions.
+    """
 
     loss: Float[Array, ""]
     views: Float[Array, ""]
@@ -70,7 +95,14 @@ class Losses(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a step changes: ``step`` is how many are done."""
+    """Everything that a step changes.
+
+    Attributes:
+        step: Number of steps done.
+        parameters: The network's weights.
+        statistics: The batch norms' running statistics.
+        optimiser: The optimiser's state.
+    """
 
     step: Array
     parameters: Any
@@ -84,9 +116,10 @@ class Projection(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.hidden = Linear(channels, channels, bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, rngs=rngs)
-        self.out = Linear(channels, PROJECTED, rngs=rngs)
+        self.out = Linear(channels, PROJECTION_CHANNELS, rngs=rngs)
 
     def __call__(self, h: Float[Array, "n c"]) -> Float[Array, "n d"]:
+        """Project averages of the trunk's grid."""
         return self.out(jax.nn.relu(self.norm(self.hidden(h))))
 
 
@@ -99,18 +132,19 @@ class SimCLR(nnx.Module):
         self.views = Projection(channels, rngs=rngs)
         self.regions = Projection(channels, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b H W 3"], boxes: Float[Array, "b r 4"]) -> "Projected":
-        """The projections of whole views and of their regions."""
+    def __call__(self, x: Float[Array, "b H W 3"], boxes: Float[Array, "b r 4"]) -> Projections:
+        """Project whole views and their regions; ``boxes`` are as in ``pool_regions``."""
         grid = self.trunk.features(x)
         b, r = boxes.shape[:2]
         pooled = pool_regions(grid, boxes)
         regions = self.regions(pooled.reshape(b * r, -1)).reshape(b, r, -1)
-        return Projected(self.views(global_average(grid))[:, None], regions)
+        return Projections(self.views(global_average(grid))[:, None], regions)
 
 
 def pool_regions(grid: Float[Array, "b h w c"], boxes: Float[Array, "b r 4"]) -> Float[Array, "b r c"]:
-    """The mean of a grid over boxes (top, left, bottom, right; 0 … 1): tokens count by how much of them is
-    inside.
+    """Average a grid over boxes (top, left, bottom, right), fractions 0…1 of the grid.
+
+    A token counts by how much of it is inside the box.
     """
 
     def inside(begin: Float[Array, "b r"], end: Float[Array, "b r"], n: int) -> Float[Array, "b r n"]:
@@ -125,9 +159,9 @@ def pool_regions(grid: Float[Array, "b h w c"], boxes: Float[Array, "b r 4"]) ->
 
 
 def nt_xent(z: Float[Array, "2 n r d"], temperature: float) -> Float[Array, ""]:
-    """NT-Xent (§2.1, equation 1), the mean of ``ℓ(i, j)`` over all positive pairs, in float32.
+    """Compute NT-Xent (§2.1, equation 1): the mean of ``ℓ(i, j)`` over all positive pairs, in float32.
 
-    ``z[0, k, m]`` and ``z[1, k, m]`` are a positive pair; negatives are all of other ``k``.
+    ``z[0, k, m]`` and ``z[1, k, m]`` are a positive pair; their negatives are those of every other ``k``.
     """
     n, r = z.shape[1:3]
     z = z.reshape(2 * n * r, -1).astype(jnp.float32)
@@ -135,37 +169,44 @@ def nt_xent(z: Float[Array, "2 n r d"], temperature: float) -> Float[Array, ""]:
     s = z @ z.T / temperature
     i = jnp.arange(2 * n * r)
     partner = (i + n * r) % (2 * n * r)
-    owner = i // r % n
-    own = owner[:, None] == owner[None, :]
-    positive = partner[:, None] == i[None, :]
-    s = jnp.where(own & ~positive, -jnp.inf, s)
-    return jnp.mean(jax.nn.logsumexp(s, axis=1) - jnp.sum(jnp.where(positive, s, 0), axis=1))
+    pair = i // r % n
+    is_same_pair = pair[:, None] == pair[None, :]
+    is_positive = partner[:, None] == i[None, :]
+    s = jnp.where(is_same_pair & ~is_positive, -jnp.inf, s)
+    return jnp.mean(jax.nn.logsumexp(s, axis=1) - jnp.sum(jnp.where(is_positive, s, 0), axis=1))
 
 
 class Trainer(NamedTuple):
-    """A compiled step for settings: ``step(state, views) -> (state, losses)``, and where to begin."""
+    """A training that is set up for settings.
+
+    Attributes:
+        step: The compiled step, from a state and views to the next state and the losses.
+        begin: The state to begin with.
+        graphdef: The network's definition.
+    """
 
     step: Callable[[State, Views], tuple[State, Losses]]
     begin: State
-    graphdef: Any
+    graphdef: nnx.GraphDef[SimCLR]
 
-    def trunk(self, state: State) -> ResNet:
-        """The trunk as trained so far, its batch norms folded."""
+    def build_trunk(self, state: State) -> ResNet:
+        """Build the trunk as trained so far, its batch norms folded."""
         model = nnx.merge(self.graphdef, state.parameters, state.statistics, copy=True)
-        model.eval()
+        model.eval()  # type: ignore[no-untyped-call]
         return fold_norms(model.trunk)
 
 
-def schedule(settings: Settings) -> optax.Schedule:
-    """The learning rate by step: a linear rise, then a cosine to zero."""
+def make_schedule(settings: Settings) -> optax.Schedule:
+    """Make the function from a step to its learning rate: a linear rise, then a cosine to zero."""
     warm = max(1, round(settings.warmup * settings.steps))
     return optax.warmup_cosine_decay_schedule(0, settings.learning_rate, warm, max(settings.steps, warm + 1))
 
 
-def trainer(settings: Settings, config: ResNetConfig = TRUNK) -> Trainer:
+def make_trainer(settings: Settings, config: ResNetConfig = TRUNK) -> Trainer:
     """Set up the network, the optimiser and the step, over all local devices.
 
-    Raises ``InputError`` for a chunk that does not divide a step's views.
+    Raises:
+        InputError: The chunk does not divide a step's views.
     """
     devices = jax.local_device_count()
     images = 2 * settings.pairs
@@ -178,11 +219,11 @@ def trainer(settings: Settings, config: ResNetConfig = TRUNK) -> Trainer:
     mesh = jax.make_mesh((devices,), ("views",), axis_types=(AxisType.Auto,))
     shared, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("views"))
     model = SimCLR(config, rngs=nnx.Rngs(settings.seed), dtype=jnp.dtype(settings.dtype))
-    model.train()
+    model.train()  # type: ignore[no-untyped-call]
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
     parameters, statistics = states
     optimiser = optax.adamw(
-        schedule(settings),
+        make_schedule(settings),
         weight_decay=settings.weight_decay,
         mask=lambda p: jax.tree.map(lambda leaf: leaf.ndim > 1, p),
     )
@@ -192,56 +233,62 @@ def trainer(settings: Settings, config: ResNetConfig = TRUNK) -> Trainer:
         x = augment(images, jax.random.fold_in(key, step))
         return (x - jnp.asarray(MEAN).reshape(1, 1, 1, 3)) / jnp.asarray(STD).reshape(1, 1, 1, 3)
 
-    def embed(parameters: Any, statistics: Any, x: Array, boxes: Array) -> tuple[Projected, Any]:
+    def embed(parameters: Any, statistics: Any, x: Array, boxes: Array) -> tuple[Projections, Any]:
         model = nnx.merge(graphdef, parameters, statistics, copy=True)
         return model(x, boxes), nnx.state(model, nnx.BatchStat)
 
-    def contrast(z: Projected) -> tuple[Array, Losses]:
-        of_views, of_regions = (
+    def contrast(z: Projections) -> tuple[Array, Losses]:
+        views, regions = (
             nt_xent(part.reshape(2, settings.pairs, *part.shape[1:]), settings.temperature) for part in z
         )
-        total = (1 - settings.dense) * of_views + settings.dense * of_regions
-        return total, Losses(total, of_views, of_regions)
+        loss = (1 - settings.dense) * views + settings.dense * regions
+        return loss, Losses(loss, views, regions)
 
-    def move(state: State, gradient: Any, statistics: Any) -> State:
+    def update(state: State, gradient: Any, statistics: Any) -> State:
         updates, moments = optimiser.update(gradient, state.optimiser, state.parameters)
         return State(state.step + 1, optax.apply_updates(state.parameters, updates), statistics, moments)
 
     @jax.jit
-    def whole(state: State, images: Array, boxes: Array) -> tuple[State, Losses]:
-        def loss(parameters: Any) -> tuple[Array, tuple[Losses, Any]]:
+    def step_whole(state: State, images: Array, boxes: Array) -> tuple[State, Losses]:
+        def compute_loss(parameters: Any) -> tuple[Array, tuple[Losses, Any]]:
             z, statistics = embed(parameters, state.statistics, prepare(state.step, images), boxes)
-            total, losses = contrast(z)
-            return total, (losses, statistics)
+            loss, losses = contrast(z)
+            return loss, (losses, statistics)
 
-        gradient, (losses, statistics) = jax.grad(loss, has_aux=True)(state.parameters)
-        return move(state, gradient, statistics), losses
+        gradient, (losses, statistics) = jax.grad(compute_loss, has_aux=True)(state.parameters)
+        return update(state, gradient, statistics), losses
 
     # In chunks (Gao et al. 2021, arXiv 2101.06983): project all, differentiate the loss by the projections,
-    # then go back through the network a chunk at a time. The programs are called from the host, for in a
-    # compiled loop XLA's CPU convolutions run on one core.
-    prepared, forward, moved = jax.jit(prepare), jax.jit(embed), jax.jit(move)
-    contrasted = jax.jit(jax.grad(contrast, has_aux=True))
+    # then go back through the network a chunk at a time. The host calls these programs: in a compiled loop,
+    # XLA's CPU convolutions run on one core.
+    compiled_prepare, compiled_embed, compiled_update = jax.jit(prepare), jax.jit(embed), jax.jit(update)
+    differentiate = jax.jit(jax.grad(contrast, has_aux=True))
 
     @jax.jit
-    def backward(parameters: Any, statistics: Any, x: Array, boxes: Array, dz: Projected, total: Any) -> Any:
-        _, back = jax.vjp(lambda p: embed(p, statistics, x, boxes)[0], parameters)
-        return jax.tree.map(jnp.add, total, back(dz)[0])
+    def add_gradient(
+        gradient: Any, parameters: Any, statistics: Any, x: Array, boxes: Array, dz: Projections
+    ) -> Any:
+        _, pull_back = jax.vjp(lambda p: embed(p, statistics, x, boxes)[0], parameters)
+        return jax.tree.map(jnp.add, gradient, pull_back(dz)[0])
 
-    def in_chunks(state: State, images: Array, boxes: Array) -> tuple[State, Losses]:
-        x = prepared(state.step, images)
+    def step_in_chunks(state: State, images: Array, boxes: Array) -> tuple[State, Losses]:
+        x = compiled_prepare(state.step, images)
         parts = [slice(begin, begin + chunk) for begin in range(0, len(images), chunk)]
-        done = [forward(state.parameters, state.statistics, x[part], boxes[part]) for part in parts]
-        z = jax.tree.map(lambda *chunks: jnp.concatenate(chunks), *(z for z, _ in done))
-        dz, losses = contrasted(z)
+        results = [compiled_embed(state.parameters, state.statistics, x[part], boxes[part]) for part in parts]
+        z = jax.tree.map(lambda *chunks: jnp.concatenate(chunks), *(z for z, _ in results))
+        dz, losses = differentiate(z)
         gradient = jax.tree.map(jnp.zeros_like, state.parameters)
         for part in parts:
-            of_part = jax.tree.map(lambda a, part=part: a[part], dz)
-            gradient = backward(state.parameters, state.statistics, x[part], boxes[part], of_part, gradient)
-        statistics = jax.tree.map(lambda *chunks: sum(chunks) / len(chunks), *(after for _, after in done))
-        return moved(state, gradient, statistics), losses
+            dz_part = jax.tree.map(lambda a, part=part: a[part], dz)
+            gradient = add_gradient(
+                gradient, state.parameters, state.statistics, x[part], boxes[part], dz_part
+            )
+        statistics = jax.tree.map(
+            lambda *chunks: sum(chunks) / len(chunks), *(statistics for _, statistics in results)
+        )
+        return compiled_update(state, gradient, statistics), losses
 
-    run = whole if chunk == images else in_chunks
+    run = step_whole if chunk == images else step_in_chunks
 
     def step(state: State, views: Views) -> tuple[State, Losses]:
         images, boxes = (jax.device_put(a.reshape(-1, *a.shape[2:]), split) for a in views)

@@ -35,7 +35,7 @@ from fseg_jax.outputs.labels import level_for, open_labels
 from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.pipeline.seed_file import read_seed_file
 from fseg_jax.pipeline.tokens import open_kept
-from fseg_jax.pretraining import pretrain, simclr
+from fseg_jax.pretraining import checkpoint, simclr
 from fseg_jax.slides.reader import Slide, open_slide, read_thumbnail
 from fseg_jax.slides.tissue import load_tissue
 from fseg_jax.viewer import annotation
@@ -98,11 +98,11 @@ def _learner() -> Any:
 
 @cache
 def _begin() -> Any:
-    return simclr.trainer(samples.TRAINED, samples.TRUNK).begin
+    return simclr.make_trainer(samples.TRAINED, samples.TRUNK).begin
 
 
 def unfinished_encoder(path: Path) -> None:
-    pretrain.load_checkpoint(path, _begin(), {"settings": {"steps": 2}})
+    checkpoint.load_checkpoint(path, _begin(), {"settings": {"steps": 2}})
 
 
 def cohort(folder: Path) -> None:

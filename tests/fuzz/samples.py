@@ -26,7 +26,7 @@ from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
 from fseg_jax.encoders.trained import Gains, save_trained
 from fseg_jax.pipeline.embed import PatchSettings, embed_slide
 from fseg_jax.pipeline.plan import Settings
-from fseg_jax.pretraining import pretrain, simclr
+from fseg_jax.pretraining import checkpoint, simclr
 from fseg_jax.slides.reader import open_slide
 
 SIDE = 128
@@ -170,8 +170,9 @@ def _training(path: Path) -> None:
 
 
 def _pretraining(path: Path) -> None:
-    history = pretrain.History(np.zeros((2, 3), np.float32), np.zeros((1, 2), np.float32))
-    pretrain.save_checkpoint(path, simclr.trainer(TRAINED, TRUNK).begin, history, {"settings": {"steps": 2}})
+    history = checkpoint.History(np.zeros((2, 3), np.float32), np.zeros((1, 2), np.float32))
+    begin = simclr.make_trainer(TRAINED, TRUNK).begin
+    checkpoint.save_checkpoint(path, begin, history, {"settings": {"steps": 2}})
 
 
 def _cohort(folder: Path) -> None:

@@ -23,7 +23,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.partial_folders import recover_folder
 from fseg_jax.pretraining import pretrain as pretraining
 from fseg_jax.pretraining.pretrain import pretrain
-from fseg_jax.pretraining.simclr import Settings, Trainer, trainer
+from fseg_jax.pretraining.simclr import Settings, Trainer, make_trainer
 from fseg_jax.pretraining.views import Field, Geometry
 
 TINY = ResNetConfig("basic", (1, 1, 1), (8, 8, 16), stem_channels=8, norms=True, patches=True)
@@ -148,14 +148,14 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path):
 @pytest.fixture
 def trained_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which a run was interrupted after its last step; steps and curves take no time."""
-    made = trainer(Settings(steps=2, pairs=4), TINY)
-    trunk = made.trunk(made.begin)
+    trainer = make_trainer(Settings(steps=2, pairs=4), TINY)
+    trunk = trainer.build_trunk(trainer.begin)
 
     def step(state, drawn):
         return state._replace(step=state.step + 1), (1.0, 0.5, 0.5)
 
-    monkeypatch.setattr(pretraining, "trainer", lambda settings, config: made._replace(step=step))
-    monkeypatch.setattr(Trainer, "trunk", lambda self, state: trunk)
+    monkeypatch.setattr(pretraining, "make_trainer", lambda settings, config: trainer._replace(step=step))
+    monkeypatch.setattr(Trainer, "build_trunk", lambda self, state: trunk)
 
     def stop(at):
         if at.step == 2:

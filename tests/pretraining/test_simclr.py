@@ -9,7 +9,16 @@ from flax import nnx
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig, fold_norms
 from fseg_jax.errors import InputError
 from fseg_jax.pretraining.augment import augment
-from fseg_jax.pretraining.simclr import MEAN, STD, Settings, SimCLR, nt_xent, pool_regions, schedule, trainer
+from fseg_jax.pretraining.simclr import (
+    MEAN,
+    STD,
+    Settings,
+    SimCLR,
+    make_schedule,
+    make_trainer,
+    nt_xent,
+    pool_regions,
+)
 from fseg_jax.pretraining.views import Views
 
 TINY = ResNetConfig("basic", (1, 1, 1), (8, 8, 16), stem_channels=8, norms=True, patches=True)
@@ -63,7 +72,7 @@ def test_folding_changes_nothing():
 
 
 def test_a_step_learns_and_compiles_once():
-    made = trainer(Settings(steps=30, pairs=6, learning_rate=3e-3), TINY)
+    made = make_trainer(Settings(steps=30, pairs=6, learning_rate=3e-3), TINY)
     state, losses = made.begin, []
     with jax.log_compiles(False):
         for _ in range(25):
@@ -73,12 +82,12 @@ def test_a_step_learns_and_compiles_once():
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     parts = 0.5 * float(measured.views) + 0.5 * float(measured.regions)
     np.testing.assert_allclose(float(measured.loss), parts, rtol=1e-5)
-    assert made.trunk(state).features(jnp.zeros((1, 32, 32, 3))).shape == (1, 2, 2, 16)
+    assert made.build_trunk(state).features(jnp.zeros((1, 32, 32, 3))).shape == (1, 2, 2, 16)
 
 
 def test_chunks_differentiate_the_same_loss():
     settings = Settings(steps=10, pairs=6, chunk=4, warmup=0)
-    made = trainer(settings, TINY)
+    made = make_trainer(settings, TINY)
     drawn = views()
     # Plain SGD of the loss over chunks, by autodiff through all of them at once; Adam's first step is its
     # sign.
@@ -104,11 +113,11 @@ def test_chunks_differentiate_the_same_loss():
 
 
 def test_the_learning_rate_rises_and_falls():
-    rate = schedule(Settings(steps=100, warmup=0.1, learning_rate=1.0))
+    rate = make_schedule(Settings(steps=100, warmup=0.1, learning_rate=1.0))
     assert float(rate(0)) == 0 and float(rate(10)) == 1 and abs(float(rate(55)) - 0.5) < 1e-6
     assert float(rate(100)) < 1e-6
 
 
 def test_a_chunk_that_does_not_divide():
     with pytest.raises(InputError, match="--chunk 5: must divide the 12 views"):
-        trainer(Settings(pairs=6, chunk=5), TINY)
+        make_trainer(Settings(pairs=6, chunk=5), TINY)
