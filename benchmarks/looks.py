@@ -36,7 +36,7 @@ from benchmarks.measure import RESULTS, machine
 from fseg_jax.cli.segment import DEMO_MPP
 from fseg_jax.codebook import SHIPPED, Codebook
 from fseg_jax.encoders.load import load_encoder
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.figures import tint
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.plan import Settings
@@ -144,7 +144,9 @@ def _panel(image: np.ndarray, labels: np.ndarray | None, caption: str) -> Image.
             ((np.arange(n) + 0.5) * m / n).astype(int)
             for n, m in zip(image.shape[:2], labels.shape, strict=True)
         )
-        image = tint(image, labels[rows[:, None], columns[None]], palette(int(max(labels.max(), 1))), 0.55)
+        image = tint(
+            image, labels[rows[:, None], columns[None]], make_palette(int(max(labels.max(), 1))), 0.55
+        )
     panel = Image.new("RGB", (PANEL, PANEL + 24), "white")
     panel.paste(Image.fromarray(image), (0, 24))
     ImageDraw.Draw(panel).text((2, 2), caption, "black", font_size=16)

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.measure import OURS, RESULTS
 from fseg_jax.evaluation.report.tables import format_markdown_table
-from fseg_jax.outputs.style import OKABE_ITO, drawing, save_figure
+from fseg_jax.outputs.style import OKABE_ITO, save_figure, use_style
 
 HERE = Path(__file__).parent
 QUESTIONS = {
@@ -181,7 +181,7 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
     rows = [row for result in found.values() for row in result["rows"] if row["ratio"]]
     if not rows:
         return
-    with drawing():
+    with use_style():
         figure = Figure(figsize=(7.2, 0.28 * len(rows) + 0.9), layout="constrained")
         axis = figure.add_subplot()
         for y, row in enumerate(rows):

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int
 from fseg_jax.cam.image_folder import find_images
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import suggest_names
-from fseg_jax.outputs.csv_table import plain
+from fseg_jax.outputs.csv_table import unguard_cell
 
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 _YES = ("yes", "true", "1")
@@ -140,8 +140,8 @@ def _read_rows(table: Path) -> list[tuple[str, str, bool]]:
         raise InputError(f"{table}: has no columns image and label: name them in its first line")
     return [
         (
-            plain((row["image"] or "").strip()),
-            plain((row["label"] or "").strip()),
+            unguard_cell((row["image"] or "").strip()),
+            unguard_cell((row["label"] or "").strip()),
             (row.get("held_out") or "").strip().lower() in _YES,
         )
         for row in rows

@@ -288,7 +288,7 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
         }
         books = {
             record_key(name): encode_json(record),
-            thumbnail_key(name): report.thumbnail(plan.image, folder / f"{name}.ome.zarr"),
+            thumbnail_key(name): report.encode_thumbnail(plan.image, folder / f"{name}.ome.zarr"),
             # When and how fast is kept apart: records of two runs are the same bytes.
             timing_key(name): encode_json(result.timing.to_json()),
         }

@@ -31,7 +31,7 @@ from fseg_jax.files.futures import wait_for_writes
 from fseg_jax.files.partial_folders import partial_folder
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.zarr import create_array
-from fseg_jax.outputs.csv_table import csv_text
+from fseg_jax.outputs.csv_table import format_csv
 
 FORMAT = 1  # of the folder: raised when what it holds changes
 MIN_TISSUE = 0.25  # smallest fraction of tissue in a tile that is sampled
@@ -343,4 +343,4 @@ def write_failures(folder: Path, failures: dict[str, str], share: str = "") -> N
         return
     rows = [{"slide_id": name, "reason": reason} for name, reason in failures.items()]
     with replace_atomically(path) as part:
-        part.write_text(csv_text(("slide_id", "reason"), rows), encoding="utf-8")
+        part.write_text(format_csv(("slide_id", "reason"), rows), encoding="utf-8")

@@ -18,7 +18,7 @@ from fseg_jax.cohort.records import (
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.files.storage import Storage
 from fseg_jax.outputs import report
-from fseg_jax.outputs.csv_table import csv_text
+from fseg_jax.outputs.csv_table import format_csv
 from fseg_jax.outputs.report import SlideTotals
 
 _FAILURE_COLUMNS = ("slide_id", "path", "reason")
@@ -97,7 +97,7 @@ def _render_report(
             pictures.get(thumbnail_key(slide.slide_id)),
         )
 
-    return report.render(
+    return report.render_report(
         slides=[show(slide) for slide in slides],
         failures=failures,
         settings=asdict(list_shared_dependencies(job, card)),
@@ -131,4 +131,4 @@ def _encode_areas(
 
 
 def _encode_table(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> bytes:
-    return csv_text(columns, rows).encode()
+    return format_csv(columns, rows).encode()

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fseg_jax.errors import OutputError
-from fseg_jax.outputs.colours import hex_colour, palette
+from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.lettering import Lettering
-from fseg_jax.outputs.style import FAINT, OKABE_ITO, drawing, save_figure
+from fseg_jax.outputs.style import FAINT, OKABE_ITO, save_figure, use_style
 
 # A cluster is called collapsed below this share of an even one, or this near to another (of the median
 # distance between centres and their nearest ones).
@@ -130,7 +130,7 @@ def _write_curve(path: Path, card: Card) -> None:
     from matplotlib.figure import Figure
 
     k = [of_k.k for of_k in card.of_k]
-    with drawing():
+    with use_style():
         figure = Figure(figsize=(4.8, 2.7), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(k, [of_k.inertia / card.rows for of_k in card.of_k], "o-", color=OKABE_ITO[0])
@@ -161,17 +161,17 @@ def _write_contact_sheet(path: Path, of_k: KCard, unit: str) -> None:
             sheet[y : y + _TILE, left : left + _TILE] = tile
     total = max(1, int(of_k.counts.sum()))
     kinds = {warning.cluster: warning.kind for warning in of_k.warnings}
-    with drawing():
+    with use_style():
         lettering = Lettering(sheet)
-        lettering.text(_MARGIN, _MARGIN + 18, f"k = {of_k.k}: the {unit} nearest to each centre", 20)
+        lettering.write_text(_MARGIN, _MARGIN + 18, f"k = {of_k.k}: the {unit} nearest to each centre", 20)
         for j, (x, y) in enumerate(corners):
-            colour = hex_colour(palette(of_k.k)[j])
-            lettering.box(x, y + 6, 16, _TILE - 12, colour, rounding=5)
-            lettering.text(x + 26, y + 34, f"cluster {j + 1}", 15)
-            lettering.text(x + 26, y + 58, f"{100 * of_k.counts[j] / total:.2f} %", 15, FAINT)
+            colour = format_hex(make_palette(of_k.k)[j])
+            lettering.fill_box(x, y + 6, 16, _TILE - 12, colour, rounding=5)
+            lettering.write_text(x + 26, y + 34, f"cluster {j + 1}", 15)
+            lettering.write_text(x + 26, y + 58, f"{100 * of_k.counts[j] / total:.2f} %", 15, FAINT)
             if kind := kinds.get(j + 1):
                 label = {"site": "one site", "slide": "one slide"}.get(kind, kind)
-                lettering.text(x + 26, y + 81, label, 13, _WARN)
+                lettering.write_text(x + 26, y + 81, label, 13, _WARN)
         lettering.save(path)
 
 
@@ -259,7 +259,7 @@ def _section(of_k: KCard, card: Card) -> str:
         f'background: rgb({", ".join(map(str, colour))})"></span> cluster {j} '
         f'<span class="faint">{count:,} · {count / card.rows:.2%}</span></div>'
         for j, (colour, count) in enumerate(
-            zip(palette(of_k.k).tolist(), of_k.counts.tolist(), strict=True), 1
+            zip(make_palette(of_k.k).tolist(), of_k.counts.tolist(), strict=True), 1
         )
     )
     return f"""<h2 id="k{of_k.k}">k = {of_k.k}</h2>{warnings}

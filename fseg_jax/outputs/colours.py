@@ -1,12 +1,13 @@
-"""How clusters are named and coloured wherever people meet them: pictures, tables, QuPath, label viewers."""
+"""The names and colours of clusters, which are the same in all outputs."""
 
 from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
+from jaxtyping import Float64, UInt8
 
-# Okabe and Ito's colours, but for their pink, and three that keep away from them for the colour-blind too.
-# First comes what stands out over eosin's pink and haematoxylin's purple.
+# Okabe and Ito's colours without their pink, and three that colour-blind readers tell from them. The ones
+# that come first stand out over eosin's pink and haematoxylin's purple.
 _FIRST = (
     (0, 158, 115),
     (230, 159, 0),
@@ -18,9 +19,10 @@ _FIRST = (
     (120, 40, 20),
     (0, 240, 220),
 )
-# Taken already: glass and stained tissue. No cluster may look like the slide under it.
+# Glass and stained tissue, from which all colours keep their distance.
 _SLIDE = ((255, 255, 255), (243, 214, 230), (226, 160, 196), (170, 120, 180), (110, 70, 140))
 
+# OKLab (Ottosson 2020): linear RGB to the cones' responses, and their cube roots to lightness, a and b.
 _TO_LMS = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -35,14 +37,17 @@ _TO_LAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
+# Deuteranopia on linear RGB: Machado, Oliveira and Fernandes 2009, severity 1.
 _DEUTERANOPIA = np.array(
     [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
 )
 
 
-def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """OKLab coordinates, (n, 3) for normal sight beside (n, 3) for deuteranopia, of uint8 (n, 3)."""
+def _convert_to_oklab(rgb: UInt8[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 6"]:
+    """Convert colours to OKLab, as seen with normal sight (3 columns) and with deuteranopia (3 columns).
+
+    The columns for deuteranopia are multiplied by 0.6, so that they count less in distances.
+    """
     value = np.asarray(rgb, np.float64) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     seen = [linear, np.clip(linear @ _DEUTERANOPIA.T, 0, 1)]
@@ -52,16 +57,16 @@ def _oklab(rgb: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _ordered() -> np.ndarray:
-    """Every colour the palette gives, in order: the first ones, then always the farthest from all before."""
+def _order_colours() -> UInt8[np.ndarray, "1024 3"]:
+    """Make the palette's colours: the nine first ones, then always the one farthest from all before it."""
     steps = np.linspace(0, 255, 16).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    lightness, *chroma = _oklab(grid)[:, :3].T
-    # Greys are the tissue's own, once its stain is taken away under the clusters.
+    lightness, *chroma = _convert_to_oklab(grid)[:, :3].T
+    # Greys are left out: outputs show tissue in grey under the clusters' colours.
     grid = grid[(lightness > 0.3) & (lightness < 0.92) & (np.hypot(*chroma) > 0.04)]
-    points = _oklab(grid)
+    points = _convert_to_oklab(grid)
     chosen = [np.array(colour, np.uint8) for colour in _FIRST]
-    taken = _oklab(np.array(_SLIDE + _FIRST))
+    taken = _convert_to_oklab(np.array(_SLIDE + _FIRST))
     distance = ((points[:, None] - taken[None]) ** 2).sum(-1).min(1)
     for _ in range(1024 - len(chosen)):
         best = int(distance.argmax())
@@ -70,25 +75,25 @@ def _ordered() -> np.ndarray:
     return np.stack(chosen)
 
 
-def palette(k: int) -> np.ndarray:
-    """Colours for clusters 1…k that stay apart from each other and from the stained tissue under them.
+def make_palette(k: int) -> UInt8[np.ndarray, "k 3"]:
+    """Make RGB colours for clusters 1…k that differ from each other and from stained tissue.
 
-    Returns uint8 (k, 3), RGB, row i for cluster i + 1. The same for every call, and ``palette(a)`` opens
-    ``palette(b)`` for a ≤ b. The first nine are told apart by colour-blind readers; after 1024 they repeat.
+    A smaller palette is the beginning of a larger one. Colour-blind readers can tell the first nine apart.
+    After 1024 the colours repeat.
     """
-    ordered = _ordered()
+    ordered = _order_colours()
     return ordered[np.arange(k) % len(ordered)].copy()
 
 
-def default_names(k: int) -> tuple[str, ...]:
-    """Names for clusters 1…k that nobody has named yet: ``("cluster 1", …)``."""
+def make_default_names(k: int) -> tuple[str, ...]:
+    """Make the names of clusters 1…k: ``("cluster 1", …)``."""
     return tuple(f"cluster {label}" for label in range(1, k + 1))
 
 
-def hex_colour(colour: Iterable[int]) -> str:
-    """Write a colour, three values of 0…255, as pages and tables do.
+def format_hex(colour: Iterable[int]) -> str:
+    """Format a colour, three values of 0…255, in hexadecimal digits.
 
-    >>> hex_colour((0, 158, 115))
+    >>> format_hex((0, 158, 115))
     '#009e73'
     """
     return "#" + "".join(f"{int(value):02x}" for value in colour)

@@ -1,9 +1,8 @@
-"""Tables as CSV, which are opened in spreadsheets: a name of a slide or a class is never run as a formula.
+"""Tables as CSV in which no spreadsheet takes a text for a formula.
 
-A spreadsheet takes a cell that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line's end for something to
-work out. Such text gets an apostrophe before it, ``'=A1``; text that has apostrophes and then such a
-character gets one more, so that ``plain``, which takes one away, gives back every text. Numbers stay as they
-are.
+A spreadsheet takes a cell that begins with ``=``, ``+``, ``-``, ``@``, a tab or the end of a line for a
+formula. Such text is guarded by an apostrophe before it, ``'=A1``. Text that begins with apostrophes and then
+such a character gets one more, so that removing one gives back the text. Numbers are not guarded.
 """
 
 import csv
@@ -12,31 +11,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
-# Full-width forms too: some spreadsheets take them for the plain ones.
+# With the full-width forms, which some spreadsheets accept too.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write rows below their columns' names; a cell that a row lacks is empty."""
+def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format rows as CSV, below a header; a cell that a row lacks is empty."""
     lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
-    return "".join(map(_line, lines))
+    return "".join(map(_format_line, lines))
 
 
-def _line(cells: Sequence[Any]) -> str:
+def _format_line(cells: Sequence[Any]) -> str:
     text = StringIO()
-    # Told that lines end in "\n" alone, the writer would leave a carriage return in a cell unquoted.
-    csv.writer(text, lineterminator="\r\n").writerow([guarded(cell) for cell in cells])
+    # With lineterminator="\n" the writer would not quote a cell with a carriage return.
+    csv.writer(text, lineterminator="\r\n").writerow([guard_cell(cell) for cell in cells])
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-def guarded(cell: Any) -> Any:
-    """A cell as no spreadsheet runs it."""
+def guard_cell(cell: Any) -> Any:
+    """Put an apostrophe before text that a spreadsheet would take for a formula."""
     if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
         return f"'{cell}"
     return cell
 
 
-def plain(cell: str) -> str:
-    """What a cell said before it was guarded."""
+def unguard_cell(cell: str) -> str:
+    """Remove the apostrophe that guards a cell's text."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from fseg_jax.outputs.colours import hex_colour
-from fseg_jax.outputs.lettering import Lettering, fit_text, text_width
-from fseg_jax.outputs.style import FAINT, RULE, drawing
+from fseg_jax.outputs.colours import format_hex
+from fseg_jax.outputs.lettering import Lettering, fit_text, measure_text
+from fseg_jax.outputs.style import FAINT, RULE, use_style
 
 _LONGEST = 2400
 _MOST_ENLARGED = 8
@@ -49,7 +49,7 @@ def write_overlay(
     1…k; ``alpha`` is how strongly they cover the slide. The picture's longer side has 900 to 2400 pixels.
     Raises InputError where the file cannot be written.
     """
-    with drawing():
+    with use_style():
         legend = _Legend.of(names, colours, np.asarray(areas_mm2, float))
         layout = _Layout.of(image.shape[:2], legend)
         height, width = layout.panel
@@ -66,10 +66,10 @@ def write_overlay(
             canvas[y : y + height, x : x + width] = panel
         lettering = Lettering(canvas)
         title = fit_text(title, _TITLE, layout.canvas[1] - 2 * _MARGIN)
-        lettering.text(_MARGIN, _MARGIN + 24, title, _TITLE)
+        lettering.write_text(_MARGIN, _MARGIN + 24, title, _TITLE)
         for (y, x), caption in zip(layout.corners, ("Slide", "Segmentation"), strict=True):
-            lettering.text(x, y - 11, caption, _TEXT, FAINT)
-            lettering.scale_bar(x, y, width, height, mpp * image.shape[1] / width, _TEXT)
+            lettering.write_text(x, y - 11, caption, _TEXT, FAINT)
+            lettering.draw_scale_bar(x, y, width, height, mpp * image.shape[1] / width, _TEXT)
         _draw_legend(lettering, legend, layout)
         lettering.save(Path(path))
 
@@ -124,14 +124,14 @@ class _Legend(NamedTuple):
                 shown = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
                 number = _number(area, decimals)
                 rows.append(
-                    _Row(hex_colour(colour), shown, area, number, _number(100 * area / total, 1) + " %")
+                    _Row(format_hex(colour), shown, area, number, _number(100 * area / total, 1) + " %")
                 )
         widest = max(
-            [text_width(row.name, _TEXT) for row in rows]
-            + [text_width("999 not on this slide", _TEXT) - _SWATCH]
+            [measure_text(row.name, _TEXT) for row in rows]
+            + [measure_text("999 not on this slide", _TEXT) - _SWATCH]
         )
-        area_width = round(max(text_width("<0.000", _TEXT), text_width(_number(total, decimals), _TEXT)))
-        share_width = round(text_width("100.0 %", _TEXT))
+        area_width = round(max(measure_text("<0.000", _TEXT), measure_text(_number(total, decimals), _TEXT)))
+        share_width = round(measure_text("100.0 %", _TEXT))
         column = round(_SWATCH + 12 + widest + 14) + area_width + 18 + share_width
         return cls(rows, len(names) - len(rows), decimals, share_width, column)
 
@@ -187,28 +187,28 @@ def _draw_legend(lettering: Lettering, legend: _Legend, layout: _Layout) -> None
         x = left + column * (legend.column + _MARGIN)
         share_right = x + legend.column
         area_right = share_right - legend.share_width - 18
-        lettering.text(x, top - 11, "Cluster", _TEXT, FAINT)
-        lettering.text(area_right, top - 11, "mm²", _TEXT, FAINT, "right")
-        lettering.text(share_right, top - 11, "share", _TEXT, FAINT, "right")
-        lettering.box(x, top, legend.column, 2, RULE)
+        lettering.write_text(x, top - 11, "Cluster", _TEXT, FAINT)
+        lettering.write_text(area_right, top - 11, "mm²", _TEXT, FAINT, "right")
+        lettering.write_text(share_right, top - 11, "share", _TEXT, FAINT, "right")
+        lettering.fill_box(x, top, legend.column, 2, RULE)
         y = top + 8
         for row in shown[: len(shown) - more][column * layout.lines : (column + 1) * layout.lines]:
-            lettering.box(x, y + 5, _SWATCH, _SWATCH, row.colour, rounding=5)
-            lettering.text(x + _SWATCH + 12, y + 22, row.name, _TEXT)
-            lettering.text(area_right, y + 22, row.shown_area, _TEXT, align="right")
-            lettering.text(share_right, y + 22, row.share, _TEXT, FAINT, "right")
+            lettering.fill_box(x, y + 5, _SWATCH, _SWATCH, row.colour, rounding=5)
+            lettering.write_text(x + _SWATCH + 12, y + 22, row.name, _TEXT)
+            lettering.write_text(area_right, y + 22, row.shown_area, _TEXT, align="right")
+            lettering.write_text(share_right, y + 22, row.share, _TEXT, FAINT, "right")
             y += _ROW
     if more:
         area = _number(sum(row.area for row in shown[-more:]), legend.decimals)
-        lettering.text(x + _SWATCH + 12, y + 22, f"and {more} more", _TEXT, FAINT)
-        lettering.text(area_right, y + 22, area, _TEXT, FAINT, "right")
+        lettering.write_text(x + _SWATCH + 12, y + 22, f"and {more} more", _TEXT, FAINT)
+        lettering.write_text(area_right, y + 22, area, _TEXT, FAINT, "right")
         y += _ROW
-    lettering.box(x, y + 6, legend.column, 2, RULE)
+    lettering.fill_box(x, y + 6, legend.column, 2, RULE)
     tissue = _number(sum(row.area for row in shown), legend.decimals)
-    lettering.text(x, y + 32, "Tissue", _TEXT)
-    lettering.text(area_right, y + 32, tissue, _TEXT, align="right")
+    lettering.write_text(x, y + 32, "Tissue", _TEXT)
+    lettering.write_text(area_right, y + 32, tissue, _TEXT, align="right")
     if legend.absent:
-        lettering.text(x, y + 32 + _ROW, f"{legend.absent} not on this slide", _TEXT, FAINT)
+        lettering.write_text(x, y + 32 + _ROW, f"{legend.absent} not on this slide", _TEXT, FAINT)
 
 
 def _number(value: float, decimals: int) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.futures import wait_for_writes
 from fseg_jax.files.zarr import create_array, make_folder_spec, open_array, write_group
-from fseg_jax.outputs.colours import default_names
+from fseg_jax.outputs.colours import make_default_names
 
 CHUNK = 256
 SHARD = 1024
@@ -56,7 +56,7 @@ class LabelPyramid(NamedTuple):
         return f"{self.path}: level {level} is damaged: make the labels again"
 
 
-def label_dtype(k: int) -> np.dtype:
+def choose_label_dtype(k: int) -> np.dtype:
     """The type that holds labels 0…k: uint8, or uint16 when k > 255."""
     return np.dtype(np.uint8 if k <= 255 else np.uint16)
 
@@ -95,7 +95,7 @@ def _halve_strip(labels: np.ndarray, out: np.ndarray) -> None:
     np.copyto(out, s0, where=(s0 == s1) & (s0 > 0))
 
 
-def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
+def compute_level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
     """The (height, width) of every level of a pyramid over ``shape``, halved until one chunk holds it."""
     shapes = [shape]
     while max(shapes[-1]) > CHUNK:
@@ -138,13 +138,13 @@ class LabelWriter:
     ) -> None:
         if min(shape) < 1 or not 1 <= k <= 65535 or not mpp > 0:
             raise ValueError(f"no label image has shape {shape}, k = {k} and mpp = {mpp}")
-        self._names = tuple(names) if names is not None else default_names(k)
+        self._names = tuple(names) if names is not None else make_default_names(k)
         self._colours = np.asarray(colours)
         if len(self._names) != k or self._colours.shape != (k, 3):
             raise ValueError(f"{k} clusters need {k} names and colours")
         self._path = Path(path).absolute()
         self._mpp, self._k, self._provenance = float(mpp), k, provenance
-        self._dtype = label_dtype(k)
+        self._dtype = choose_label_dtype(k)
         self._pixels = np.zeros(k + 1, np.int64)
         try:
             self._path.mkdir(parents=True)
@@ -152,7 +152,7 @@ class LabelWriter:
             raise InputError(f"{path} exists already; remove it or write somewhere else") from None
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
-        self._levels = [self._create(i, s) for i, s in enumerate(level_shapes(shape))]
+        self._levels = [self._create(i, s) for i, s in enumerate(compute_level_shapes(shape))]
 
     def _create(self, index: int, shape: tuple[int, int]) -> _Level:
         height = SHARD
@@ -259,7 +259,7 @@ class LabelWriter:
         }
 
 
-def level_for(path: str | os.PathLike[str], height: int) -> np.ndarray:
+def read_level_for(path: str | os.PathLike[str], height: int) -> np.ndarray:
     """The coarsest level of a label pyramid that is as fine as a picture ``height`` pixels high: (h, w)."""
     pyramid = open_labels(path)
     fine = [i for i, level in enumerate(pyramid.levels) if level.shape[0] >= height]
@@ -289,9 +289,9 @@ def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:
         mpp = tuple(float(d["coordinateTransformations"][0]["scale"][0]) for d in datasets)
         # The sizes follow from the first level's, and a level is never read that is larger than they say.
         height, width = levels[0].shape
-        shapes = level_shapes((height, width))
+        shapes = compute_level_shapes((height, width))
         whole = all(
-            (level.shape, level.dtype.numpy_dtype) == (shape, label_dtype(k))
+            (level.shape, level.dtype.numpy_dtype) == (shape, choose_label_dtype(k))
             and max(level.chunk_layout.read_chunk.shape) <= CHUNK
             for level, shape in zip(levels, shapes, strict=True)
         )

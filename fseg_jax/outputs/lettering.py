@@ -21,7 +21,7 @@ _COMPRESSION = 2  # zlib's level: files 3 to 8 % larger than at 6, written in a 
 class Lettering:
     """A picture that is lettered: x goes right and y down, and all sizes are in its pixels.
 
-    ``pixels``, uint8 (height, width, 3), is not resampled. Use it within ``style.drawing()``.
+    ``pixels``, uint8 (height, width, 3), is not resampled. Use it within ``style.use_style()``.
     """
 
     def __init__(self, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
@@ -34,7 +34,7 @@ class Lettering:
         self._axes = self._figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         self._axes.set_axis_off()
 
-    def text(
+    def write_text(
         self,
         x: float,
         y: float,
@@ -45,10 +45,17 @@ class Lettering:
     ) -> None:
         """Write one line with its baseline at ``y``; ``$`` begins no formula."""
         self._axes.text(
-            x, y, drawable(text), size=size, color=colour, ha=align, va="baseline", parse_math=False
+            x,
+            y,
+            replace_missing_letters(text),
+            size=size,
+            color=colour,
+            ha=align,
+            va="baseline",
+            parse_math=False,
         )
 
-    def box(
+    def fill_box(
         self,
         x: float,
         y: float,
@@ -67,7 +74,7 @@ class Lettering:
             FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor=colour, alpha=alpha, linewidth=0)
         )
 
-    def scale_bar(self, left: int, top: int, width: int, height: int, mpp: float, size: float) -> None:
+    def draw_scale_bar(self, left: int, top: int, width: int, height: int, mpp: float, size: float) -> None:
         """Draw a bar of a round length, on a pale ground, at the lower left of a box where it fits.
 
         The box's pixels are ``mpp`` µm; the bar is a quarter of its width at most. ``size`` is the text's.
@@ -75,13 +82,13 @@ class Lettering:
         um = round_length(width * mpp / 4)
         length = um / mpp
         label = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
-        wide, high = round(max(length, text_width(label, size)) + 28), 52
+        wide, high = round(max(length, measure_text(label, size)) + 28), 52
         if wide + 24 > width or high + 24 > height:
             return
         x, y = left + 12, top + height - 12 - high
-        self.box(x, y, wide, high, "white", rounding=8, alpha=0.88)
-        self.text(x + wide / 2, y + 25, label, size, align="center")
-        self.box(round(x + (wide - length) / 2), y + 37, round(length), 5, INK)
+        self.fill_box(x, y, wide, high, "white", rounding=8, alpha=0.88)
+        self.write_text(x + wide / 2, y + 25, label, size, align="center")
+        self.fill_box(round(x + (wide - length) / 2), y + 37, round(length), 5, INK)
 
     def save(self, path: Path) -> None:
         """Write the picture as PNG.
@@ -106,30 +113,30 @@ def round_length(at_most: float) -> float:
     return float(max(step for step in (1, 2, 5) if step * power <= at_most * (1 + 1e-9)) * power)
 
 
-def text_width(text: str, size: float) -> float:
+def measure_text(text: str, size: float) -> float:
     """Measure one line of text, in pixels."""
     from matplotlib.font_manager import FontProperties
 
     font = FontProperties(family="DejaVu Sans", size=size)
-    return float(_measure().get_text_width_height_descent(drawable(text), font, False)[0])
+    return float(_make_measure().get_text_width_height_descent(replace_missing_letters(text), font, False)[0])
 
 
 def fit_text(text: str, size: float, width: float) -> str:
     """Shorten one line of text, with an ellipsis, until it is no wider than ``width`` pixels."""
-    if text_width(text, size) <= width:
+    if measure_text(text, size) <= width:
         return text
-    while text and text_width(text + "…", size) > width:
+    while text and measure_text(text + "…", size) > width:
         text = text[:-1]
     return text + "…"
 
 
-def drawable(text: str) -> str:
+def replace_missing_letters(text: str) -> str:
     """Replace by a question mark each letter that the font lacks and would draw as an empty box."""
-    return "".join(letter if ord(letter) in _letters() else "?" for letter in text)
+    return "".join(letter if ord(letter) in _list_letters() else "?" for letter in text)
 
 
 @cache
-def _measure() -> "RendererAgg":
+def _make_measure() -> "RendererAgg":
     """Make what measures text: a canvas of one pixel."""
     from matplotlib.backends.backend_agg import RendererAgg
 
@@ -137,7 +144,7 @@ def _measure() -> "RendererAgg":
 
 
 @cache
-def _letters() -> frozenset[int]:
+def _list_letters() -> frozenset[int]:
     from matplotlib.font_manager import findfont, get_font
 
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.lettering import Lettering, fit_text
-from fseg_jax.outputs.style import drawing
+from fseg_jax.outputs.style import use_style
 
 _SIDE = 480  # of a panel: its longer side
 _GAP, _TOP = 12, 34
@@ -51,10 +51,10 @@ def write_picture(
     for x, (_, pixels) in zip(corners, panels, strict=True):
         panel = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         canvas[_TOP : _TOP + height, x : x + width] = panel
-    with drawing():
+    with use_style():
         lettering = Lettering(canvas)
         for x, (caption, _) in zip(corners, panels, strict=True):
-            lettering.text(x, _TOP - 8, fit_text(caption, _TEXT, width), _TEXT)
+            lettering.write_text(x, _TOP - 8, fit_text(caption, _TEXT, width), _TEXT)
         lettering.save(path)
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.images import load_image
-from fseg_jax.outputs.colours import hex_colour, palette
-from fseg_jax.outputs.labels import level_for, open_labels
+from fseg_jax.outputs.colours import format_hex, make_palette
+from fseg_jax.outputs.labels import open_labels, read_level_for
 
 SIDE = 160  # pixels of a thumbnail's longer side; the slide and its labels lie beside each other
 _ALPHA = 0.55
@@ -78,7 +78,7 @@ class Slide:
     picture: bytes | None
 
 
-def thumbnail(image: np.ndarray, labels_path: str | os.PathLike[str]) -> bytes:
+def encode_thumbnail(image: np.ndarray, labels_path: str | os.PathLike[str]) -> bytes:
     """A slide beside itself under its clusters, small, as JPEG.
 
     ``image`` is the whole slide, uint8 (h, w, 3); ``labels_path`` a label pyramid of it.
@@ -87,7 +87,7 @@ def thumbnail(image: np.ndarray, labels_path: str | os.PathLike[str]) -> bytes:
     scale = min(1.0, SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    labels = level_for(labels_path, size[1])
+    labels = read_level_for(labels_path, size[1])
     y, x = ((np.arange(n) + 0.5) * full / n for n, full in zip(size[::-1], labels.shape, strict=True))
     there = labels[y.astype(int)[:, None], x.astype(int)[None]]
     colours = np.concatenate([np.zeros((1, 3), np.uint8), open_labels(labels_path).colours])[there]
@@ -95,10 +95,10 @@ def thumbnail(image: np.ndarray, labels_path: str | os.PathLike[str]) -> bytes:
     under = np.asarray(small, np.float32)
     over = np.rint(under * (1 - share) + colours * share).astype(np.uint8)
     gap = np.full((size[1], 4, 3), 255, np.uint8)
-    return _jpeg(Image.fromarray(np.concatenate([np.asarray(small), gap, over], axis=1)))
+    return _encode_jpeg(Image.fromarray(np.concatenate([np.asarray(small), gap, over], axis=1)))
 
 
-def render(
+def render_report(
     *,
     slides: Sequence[Slide],
     failures: Sequence[dict[str, str]],
@@ -115,7 +115,7 @@ def render(
     done = [slide for slide in slides if slide.totals]
     totals = [slide.totals for slide in done if slide.totals]
     clusters = list(dict.fromkeys(name for each in totals for name in each.areas_mm2)) if codebook else []
-    pictures = _fitting([slide.picture if _is_jpeg(slide.picture) else None for slide in done])
+    pictures = _encode_pictures([slide.picture if _is_jpeg(slide.picture) else None for slide in done])
     rows = [
         [
             slide.slide_id,
@@ -133,7 +133,7 @@ def render(
     source = resources.files("fseg_jax.outputs") / "report.html.j2"
     page = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
     return page.from_string(source.read_text(encoding="utf-8")).render(
-        totals=_totals(slides, done, failures),
+        totals=_sum_totals(slides, done, failures),
         failures=failures,
         settings=settings,
         encoder=encoder,
@@ -145,12 +145,12 @@ def render(
         data={
             "rows": rows,
             "clusters": clusters,
-            "colours": [hex_colour(colour) for colour in palette(len(clusters))],
+            "colours": [format_hex(colour) for colour in make_palette(len(clusters))],
         },
     )
 
 
-def _totals(
+def _sum_totals(
     slides: Sequence[Slide], done: Sequence[Slide], failures: Sequence[dict[str, str]]
 ) -> dict[str, Any]:
     totals = [slide.totals for slide in done if slide.totals]
@@ -170,10 +170,10 @@ def _totals(
     }
 
 
-def _fitting(pictures: Sequence[bytes | None]) -> list[str]:
+def _encode_pictures(pictures: Sequence[bytes | None]) -> list[str]:
     """Pictures as data, made smaller where all together would be too much for a page."""
     while sum(len(p) for p in pictures if p) > _BYTES:
-        pictures = [p and _jpeg(_halved(load_image(io.BytesIO(p)))) for p in pictures]
+        pictures = [p and _encode_jpeg(_halve(load_image(io.BytesIO(p)))) for p in pictures]
     return [base64.b64encode(p).decode() if p else "" for p in pictures]
 
 
@@ -186,11 +186,11 @@ def _is_jpeg(picture: bytes | None) -> bool:
     return True
 
 
-def _halved(picture: Image.Image) -> Image.Image:
+def _halve(picture: Image.Image) -> Image.Image:
     return picture.resize((max(1, picture.width // 2), max(1, picture.height // 2)), Image.Resampling.LANCZOS)
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def _encode_jpeg(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()

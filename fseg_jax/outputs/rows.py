@@ -1,7 +1,7 @@
-"""A Zarr 3 group with one large array, written row after row in one pass, and small ones beside it.
+"""A Zarr 3 group of one large array, which is written row by row, and of small arrays.
 
-What it was made with is in the group's attributes under ``fseg``. They are written last, so that an
-interrupted group is none to any reader.
+The group's attributes hold its provenance under ``fseg``. They are written last, so that no reader takes an
+interrupted group for a finished one.
 """
 
 import json
@@ -19,16 +19,12 @@ from fseg_jax.files.futures import wait_for_store, wait_for_writes
 from fseg_jax.files.zarr import create_array, open_array, write_group
 
 _CHUNK_BYTES = 4 << 20
-_SMALL_BYTES = 64 << 20  # of an array, or a chunk, whatever its files hold
-_SQUEEZED = 4096  # times its files' size that an array can have
+_SMALL_BYTES = 64 << 20  # an array or a chunk up to this size is read, however small its files are
+_MAX_COMPRESSION = 4096  # how many times larger than its files an array may be
 
 
 class RowsWriter:
-    """Write an array of any rank as its rows come, one chunk of them in memory.
-
-    ``path`` is a folder that does not exist yet; ``name`` and ``shape`` are the large array's; ``beside`` the
-    small ones, written at once. Raises ``OutputError`` where the group cannot be written.
-    """
+    """A group that is being written, with one chunk of rows in memory."""
 
     def __init__(
         self,
@@ -37,9 +33,23 @@ class RowsWriter:
         shape: tuple[int, ...],
         dtype: Any,
         *,
-        beside: Mapping[str, np.ndarray],
+        small_arrays: Mapping[str, np.ndarray],
         provenance: dict[str, Any],
     ) -> None:
+        """Make the group's folder, and write the small arrays.
+
+        Args:
+            path: The folder, which must not exist yet.
+            name: Name of the large array.
+            shape: Shape of the large array, of any rank.
+            dtype: Type of the large array.
+            small_arrays: The small arrays, by name.
+            provenance: What the group was made with, as JSON.
+
+        Raises:
+            InputError: The folder exists.
+            OutputError: The group cannot be written.
+        """
         self._path = Path(path).absolute()
         self._provenance = provenance
         try:
@@ -53,16 +63,21 @@ class RowsWriter:
         self._store = create_array(self._path / name, shape, dtype, (rows, *shape[1:]))
         self._chunk = np.empty((rows, *shape[1:]), dtype)
         self._filled = self._written = 0
-        for key, array in beside.items():
+        for key, array in small_arrays.items():
             sides = {1: (65536,), 2: (1024, 1024), 3: (1024, 1024, 3)}[array.ndim]
             chunk = tuple(min(s, size) for s, size in zip(sides, array.shape, strict=True))
-            if array.ndim == 2 and array.shape[1] <= 4:  # a table, not a picture
+            if array.ndim == 2 and array.shape[1] <= 4:  # a table, not an image
                 chunk = (min(65536, array.shape[0]), array.shape[1])
             store = create_array(self._path / key, array.shape, array.dtype, chunk)
             wait_for_writes(self._path, store.write(array))
 
     def append(self, rows: np.ndarray) -> None:
-        """Add the next rows: (m, …), any m."""
+        """Add the next rows: (m, …), any m.
+
+        Raises:
+            InputError: A value does not fit in the array's type.
+            OutputError: The rows cannot be written.
+        """
         while len(rows):
             n = min(len(rows), len(self._chunk) - self._filled)
             part = self._chunk[self._filled : self._filled + n]
@@ -75,7 +90,7 @@ class RowsWriter:
                 self._flush()
 
     def _check(self, part: np.ndarray) -> None:
-        """Refuse rows that do not survive being stored."""
+        """Raise ``InputError`` where rows do not survive the conversion to the array's type."""
 
     def _flush(self) -> None:
         end = self._written + self._filled
@@ -85,7 +100,12 @@ class RowsWriter:
         self._written, self._filled = end, 0
 
     def close(self) -> None:
-        """Finish the group. Raises ValueError while rows are missing."""
+        """Finish the group.
+
+        Raises:
+            ValueError: Rows are missing.
+            OutputError: The group cannot be written.
+        """
         if self._filled:
             self._flush()
         if self._written < self._store.shape[0]:
@@ -96,65 +116,80 @@ class RowsWriter:
 
 
 class Rows(NamedTuple):
-    """A finished group: ``rows`` is a tensorstore of which nothing has been read."""
+    """A finished group.
+
+    Attributes:
+        rows: The large array, a tensorstore whose values have not been read.
+        small_arrays: The small arrays, by name.
+        provenance: What the group was made with.
+    """
 
     rows: Any
-    beside: dict[str, np.ndarray]
+    small_arrays: dict[str, np.ndarray]
     provenance: dict[str, Any]
 
 
 def open_rows(
-    kvstore: dict[str, Any], name: str, beside: tuple[str, ...], *, where: str | None = None
+    kvstore: dict[str, Any], name: str, small_names: tuple[str, ...], *, where: str | None = None
 ) -> Rows:
-    """Open a finished group, where ``kvstore`` tells tensorstore it is; its small arrays are read.
+    """Open a finished group, and read its small arrays.
 
-    ``where`` is what the place is called where it does not answer.
+    Args:
+        kvstore: tensorstore's ``kvstore`` spec of the group's folder.
+        name: Name of the large array.
+        small_names: Names of the small arrays.
+        where: What the folder is called in messages; its path by default.
 
-    Raises OSError, ValueError, LookupError or TypeError where there is none, one that was never finished, or
-    one that states sizes which what is stored cannot have.
+    Raises:
+        LookupError: There is no group, or it was never finished.
+        OSError: It cannot be read.
+        TypeError: Its metadata are damaged.
+        ValueError: Its metadata are damaged, or state larger arrays than its files can hold.
     """
     try:
         where = where or kvstore["path"]
         (group,) = wait_for_store(where, ts.KvStore.open(kvstore))
-        (found,) = wait_for_store(where, group.read("zarr.json"))
-        if found.state != "value":
+        (metadata,) = wait_for_store(where, group.read("zarr.json"))
+        if metadata.state != "value":
             raise LookupError("zarr.json is not there")
-        provenance = json.loads(found.value, parse_constant=_refuse)["attributes"]["fseg"]
+        provenance = json.loads(metadata.value, parse_constant=_refuse_constant)["attributes"]["fseg"]
 
-        def array(key: str) -> Any:
-            place = {**kvstore, "path": f"{kvstore['path']}{key}/"}
-            (store,) = wait_for_store(where, open_array(place))
-            _check_size(store, place, key, where)
+        def open_checked(key: str) -> Any:
+            array_spec = {**kvstore, "path": f"{kvstore['path']}{key}/"}
+            (store,) = wait_for_store(where, open_array(array_spec))
+            _check_size(store, array_spec, key, where)
             return store
 
-        def held(key: str) -> np.ndarray:
-            store = array(key)
-            (values,) = wait_for_store(where, store.read(), size=_bytes(store))
-            return values
+        def read(key: str) -> np.ndarray:
+            store = open_checked(key)
+            (values,) = wait_for_store(where, store.read(), size=_count_bytes(store))
+            return np.asarray(values)
 
-        return Rows(array(name), {key: held(key) for key in beside}, provenance)
-    except RuntimeError as error:  # tensorstore's, and of JSON that nests too deep
+        return Rows(open_checked(name), {key: read(key) for key in small_names}, provenance)
+    except RuntimeError as error:  # tensorstore's errors, and JSON that is nested too deep
         raise ValueError(str(error)) from error
 
 
-def _refuse(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
+    """Raise ``ValueError`` for NaN and infinities, which Python's JSON accepts."""
     raise ValueError(f"zarr.json holds {constant}")
 
 
-def _bytes(store: Any) -> int:
-    return math.prod(store.shape) * store.dtype.numpy_dtype.itemsize
+def _count_bytes(store: Any) -> int:
+    return int(math.prod(store.shape) * store.dtype.numpy_dtype.itemsize)
 
 
 def _check_size(store: Any, kvstore: dict[str, Any], key: str, where: str) -> None:
-    """Raise ValueError where an array, or a chunk of it, would be far larger than its files can make it."""
+    """Raise ``ValueError`` where an array, or a chunk of it, is stated far larger than its files can hold."""
     item = store.dtype.numpy_dtype.itemsize
     stated, chunk = (math.prod(shape) * item for shape in (store.shape, store.chunk_layout.read_chunk.shape))
-    held = _SMALL_BYTES
-    if stated > held and kvstore["driver"] == "file":
-        held += _SQUEEZED * sum(p.stat().st_size for p in Path(kvstore["path"]).rglob("*") if p.is_file())
-    elif stated > held:  # a bucket tells no sizes, only how many chunks there are
+    limit = _SMALL_BYTES
+    if stated > limit and kvstore["driver"] == "file":
+        files = (path for path in Path(kvstore["path"]).rglob("*") if path.is_file())
+        limit += _MAX_COMPRESSION * sum(path.stat().st_size for path in files)
+    elif stated > limit:  # a bucket lists its chunks without their sizes
         (folder,) = wait_for_store(where, ts.KvStore.open(kvstore))
         (chunks,) = wait_for_store(where, folder.list())
-        held += _SQUEEZED * len(chunks) * 1024
-    if stated > held or chunk > max(stated, _SMALL_BYTES):
+        limit += _MAX_COMPRESSION * len(chunks) * 1024
+    if stated > limit or chunk > max(stated, _SMALL_BYTES):
         raise ValueError(f"{key} states a shape of {'×'.join(map(str, store.shape))}, and holds little")

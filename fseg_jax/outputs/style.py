@@ -44,7 +44,7 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
+def use_style() -> Iterator[None]:
     """Draw and save in the package's style until the block ends."""
     import matplotlib as mpl
 

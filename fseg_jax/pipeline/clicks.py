@@ -19,19 +19,13 @@ from fseg_jax.files.kinds import suggest_names
 from fseg_jax.files.partial_folders import partial_folder, recover_folder
 from fseg_jax.methods import sic
 from fseg_jax.numerics.pca import reduce_channels
+from fseg_jax.outputs.anndata_export import import_anndata, make_anndata_keys, try_write_anndata
 from fseg_jax.outputs.areas import write_areas
-from fseg_jax.outputs.colours import palette
-from fseg_jax.outputs.embeddings import (
-    Embeddings,
-    anndata_keys,
-    embedded_slides,
-    load_anndata,
-    open_embeddings,
-    try_anndata,
-)
+from fseg_jax.outputs.colours import make_palette
+from fseg_jax.outputs.embeddings import Embeddings, list_embedded_slides, open_embeddings
 from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
-from fseg_jax.outputs.labels import LabelWriter, level_for
+from fseg_jax.outputs.labels import LabelWriter, read_level_for
 from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with
 from fseg_jax.pipeline.seed_file import read_seeds
 from fseg_jax.pipeline.segment import output_paths
@@ -81,7 +75,7 @@ def seed_slide(
     if settings.metric not in sic.METRICS:
         raise InputError(f"--metric {settings.metric}: choose {', '.join(sic.METRICS)}")
     if anndata:
-        load_anndata()
+        import_anndata()
     recover_folder(out)
     name = _embedded(out, slide)
     embedded = open_embeddings(out / f"{name}.embeddings.zarr")
@@ -132,7 +126,7 @@ def seed_slide(
         },
     }
     with partial_folder(stem, out) as folder:
-        path, mpp, colours = folder / f"{stem}.ome.zarr", made["parameters"]["mpp"], palette(k)
+        path, mpp, colours = folder / f"{stem}.ome.zarr", made["parameters"]["mpp"], make_palette(k)
         shape = (made["height"], made["width"])
         writer = LabelWriter(path, shape, mpp, k, names=names, colours=colours, provenance=provenance)
         for part in vote(embedded, labels, soft):
@@ -147,7 +141,7 @@ def seed_slide(
         write_overlay(
             folder / f"{stem}.png",
             picture,
-            level_for(path, picture.shape[0]),
+            read_level_for(path, picture.shape[0]),
             names=names,
             colours=colours,
             areas_mm2=areas.tolist(),
@@ -156,10 +150,10 @@ def seed_slide(
         )
         lost = None
         if anndata:
-            columns = anndata_keys([f"sic_{c}" for c in names])
+            columns = make_anndata_keys([f"sic_{c}" for c in names])
             obs = {"sic": np.array(names)[labels], **dict(zip(columns, soft.T, strict=True))}
             uns = {"sic": {"classes": np.array(names), "columns": np.array(columns)}}
-            lost = try_anndata(folder / f"{stem}.h5ad", out, embedded, name, obs, uns)
+            lost = try_write_anndata(folder / f"{stem}.h5ad", out, embedded, name, obs, uns)
         clock.lap("outputs")
         record = {
             **provenance,
@@ -190,7 +184,7 @@ def _warn_of_another(slide: dict[str, Any]) -> None:
 
 def _embedded(out: Path, slide: str | None) -> str:
     """The name of the slide embedded in a folder, or of the one that is asked for."""
-    names = embedded_slides(out)
+    names = list_embedded_slides(out)
     if not names:
         raise InputError(f"{out}: holds no embedded slide; make one with fseg embed SLIDE -o {out}")
     if slide is None and len(names) > 1:

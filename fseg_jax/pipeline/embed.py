@@ -19,7 +19,8 @@ from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
 from fseg_jax.files.partial_folders import partial_folder
 from fseg_jax.numerics.areas import summed_area_table
-from fseg_jax.outputs.embeddings import EmbeddingsWriter, load_anndata, open_embeddings, try_anndata
+from fseg_jax.outputs.anndata_export import import_anndata, try_write_anndata
+from fseg_jax.outputs.embeddings import EmbeddingsWriter, open_embeddings
 from fseg_jax.pipeline.plan import FIGURE_SIDE
 from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with, slide_facts
 from fseg_jax.process import Progress
@@ -90,7 +91,7 @@ def embed_slide(
     if not 0 <= settings.overlap < 1 or not 0 <= settings.min_tissue <= 1:
         raise InputError("--overlap must be from 0 to below 1, --min-tissue from 0 to 1")
     if anndata:
-        load_anndata()
+        import_anndata()
     paths = embedding_paths(slide.name, out)
     check_outputs(paths, out, overwrite)
     clock = Clock()
@@ -147,7 +148,7 @@ def embed_slide(
         lost = None
         if anndata:
             embedded = open_embeddings(folder / f"{slide.name}.embeddings.zarr")
-            lost = try_anndata(folder / f"{slide.name}.embeddings.h5ad", out, embedded, slide.name)
+            lost = try_write_anndata(folder / f"{slide.name}.embeddings.h5ad", out, embedded, slide.name)
             clock.lap("anndata")
         rate = round(len(grid) / clock.laps["embedding"], 2)
         record = {**provenance, "seconds": clock.laps, "patches_per_second": rate}

@@ -17,7 +17,7 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.methods import fseg
 from fseg_jax.numerics.prefetch import prefetch
 from fseg_jax.numerics.resample import blend
-from fseg_jax.outputs.labels import label_dtype
+from fseg_jax.outputs.labels import choose_label_dtype
 from fseg_jax.pipeline.plan import Plan, Settings, Tile
 from fseg_jax.pipeline.tokens import FeatureSource, not_finite_error
 from fseg_jax.process import Progress
@@ -111,7 +111,7 @@ def _label_row(
     grid = plan.grid
     stride = grid.stride
     top, _, height, _ = grid.locate_core(row, 0)
-    labels = np.zeros((height, grid.width), label_dtype(k))
+    labels = np.zeros((height, grid.width), choose_label_dtype(k))
     columns = np.flatnonzero(plan.tissue_tiles[row])
     shape = (-(-grid.height // stride), -(-grid.width // stride))
     # Blocks go to the device in batches of one size, bounded so that k × pixels stays small.

@@ -15,10 +15,10 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.files.partial_folders import partial_folder
 from fseg_jax.methods import fseg
 from fseg_jax.outputs.areas import write_areas
-from fseg_jax.outputs.colours import default_names, palette
+from fseg_jax.outputs.colours import make_default_names, make_palette
 from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
-from fseg_jax.outputs.labels import LabelWriter, level_for
+from fseg_jax.outputs.labels import LabelWriter, read_level_for
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
 from fseg_jax.pipeline.plan import Plan, Settings, lay_out
@@ -146,7 +146,7 @@ def write_outputs(
         codebook = fit_codebook(plan, source, card, settings, progress)
         clock.lap("codebook")
     k, name = codebook.k, plan.name
-    names, colours = default_names(k), palette(k)
+    names, colours = make_default_names(k), make_palette(k)
     provenance = _provenance(plan, card, codebook, settings)
     labels_path = folder / f"{name}.ome.zarr"
     shape = (plan.grid.height, plan.grid.width)
@@ -180,7 +180,7 @@ def write_outputs(
         write_overlay(
             folder / f"{name}.png",
             plan.image,
-            level_for(labels_path, plan.image.shape[0]),
+            read_level_for(labels_path, plan.image.shape[0]),
             names=names,
             colours=colours,
             areas_mm2=areas[1:].tolist(),

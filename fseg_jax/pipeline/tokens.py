@@ -97,7 +97,9 @@ def open_writer(folder: Path, plan: Plan, card: EncoderCard, features_hash: str,
     }
     shape = (len(tiles), side, side, card.channels)
     path = folder / f"{plan.name}{KEPT_SUFFIX}"
-    return RowsWriter(path, "tokens", shape, ml_dtypes.bfloat16, beside=small_arrays, provenance=provenance)
+    return RowsWriter(
+        path, "tokens", shape, ml_dtypes.bfloat16, small_arrays=small_arrays, provenance=provenance
+    )
 
 
 def keep_features(source: FeatureSource, writer: RowsWriter) -> FeatureSource:

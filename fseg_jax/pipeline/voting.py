@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int64, UInt
 
 from fseg_jax.outputs.embeddings import Embeddings
-from fseg_jax.outputs.labels import label_dtype
+from fseg_jax.outputs.labels import choose_label_dtype
 from fseg_jax.slides.tissue import Tissue
 
 _STRIP_PIXELS = 4 << 20  # of the mask, made at once
@@ -73,7 +73,7 @@ class PatchVoter:
         bottom = np.minimum(self._bottom[inside] - first, rows) * columns
         left, right = self._left[inside], self._right[inside]
         most = np.full((rows, columns), (1 << self._vote_bits) - 1)
-        winner = np.zeros((rows, columns), label_dtype(len(ballots)))
+        winner = np.zeros((rows, columns), choose_label_dtype(len(ballots)))
         for j, ballot in enumerate(ballots[:, inside], 1):
             change = np.zeros((rows + 1) * columns, np.int64)
             np.add.at(change, top + left, ballot)

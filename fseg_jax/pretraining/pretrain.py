@@ -26,7 +26,7 @@ from fseg_jax.encoders.trained import Gains, assemble, calibrate_gains, save_tra
 from fseg_jax.errors import InputError
 from fseg_jax.files.exchange import exchange_outputs
 from fseg_jax.files.partial_folders import partial_folder, recover_outputs
-from fseg_jax.outputs.style import OKABE_ITO, drawing, save_figure
+from fseg_jax.outputs.style import OKABE_ITO, save_figure, use_style
 from fseg_jax.pipeline.record import Json, made_with, now
 from fseg_jax.pretraining.checkpoint import History, load_checkpoint, save_checkpoint
 from fseg_jax.pretraining.simclr import (
@@ -229,7 +229,7 @@ def draw_curves(path: Path, history: History, settings: Settings) -> None:
     """Draw the loss, smoothed over 20 steps, and the held-out score."""
     from matplotlib.figure import Figure
 
-    with drawing():
+    with use_style():
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axes = figure.add_subplot()
         losses = history.losses[:, 0]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replace_atomically
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import make_palette
 from fseg_jax.pipeline.seed_file import CLASSES, check_class_names, number_seeds, read_seed_file
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 9
@@ -165,7 +165,7 @@ def write_annotation(path: Path, annotation: Annotation) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    colours = palette(len(annotation.classes)).tolist()
+    colours = make_palette(len(annotation.classes)).tolist()
     classifications = [
         {"name": name, "color": colour} for name, colour in zip(annotation.classes, colours, strict=True)
     ]

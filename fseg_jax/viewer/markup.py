@@ -11,7 +11,7 @@ from html import escape
 import numpy as np
 from jaxtyping import Float
 
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.labels import LabelPyramid
 from fseg_jax.viewer.annotation import Annotation
 from fseg_jax.viewer.clustering import Result
@@ -57,7 +57,7 @@ def render_classes(annotation: Annotation, result: Result | None, active: int, h
     """Render a row for each class: key, colour (which shows and hides it), name, seeds, share of the mask."""
     classes = annotation.classes
     shares = result.shares if result is not None and len(result.shares) == len(classes) else None
-    colours = palette(len(classes))
+    colours = make_palette(len(classes))
     rows = []
     for j, (name, count) in enumerate(zip(classes, annotation.count_seeds(), strict=True)):
         share = "–" if shares is None else f"{shares[j]:.1%}"
@@ -111,7 +111,7 @@ def _render_patch(seeding: Seeding, url: str, i: int) -> str:
     scale = patches.side * patches.mpp / _CLOSE_UP
     return (
         f"<img src='{url}' title='{escape(hint)}' "
-        f"style='border-color:{format_colour(palette(9)[j])}' data-to='[{x:.2f},{y:.2f},{scale:.4f}]'>"
+        f"style='border-color:{format_colour(make_palette(9)[j])}' data-to='[{x:.2f},{y:.2f},{scale:.4f}]'>"
     )
 
 

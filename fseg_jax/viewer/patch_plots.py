@@ -12,7 +12,7 @@ from bokeh.models import ColumnDataSource, LassoSelectTool, WheelZoomTool
 from bokeh.plotting import figure
 from jaxtyping import Float, UInt8, UInt32
 
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import make_palette
 from fseg_jax.viewer.markup import format_colour
 from fseg_jax.viewer.picture import CANVAS, add_alpha
 from fseg_jax.viewer.projection import colour_points
@@ -146,7 +146,7 @@ class PatchPlots:
         if not by_result or result is None:
             self.source.data["shown"] = self.source.data["umap"]
         else:
-            self.source.data["shown"] = add_alpha(palette(result.soft.shape[1])[result.labels])
+            self.source.data["shown"] = add_alpha(make_palette(result.soft.shape[1])[result.labels])
 
     @property
     def selected_count(self) -> int:

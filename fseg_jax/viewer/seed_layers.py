@@ -7,7 +7,7 @@ import numpy as np
 from bokeh.events import SelectionGeometry, Tap
 from bokeh.models import ColumnDataSource, FreehandDrawTool, LinearColorMapper
 
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import make_palette
 from fseg_jax.viewer.annotation import Annotation
 from fseg_jax.viewer.clustering import Result
 from fseg_jax.viewer.frame import Frame
@@ -49,7 +49,7 @@ class ResultLayer:
         if result is None:
             self._source.data = {"image": [np.zeros((1, 1), np.uint8)]}
             return
-        colours = map(format_colour, palette(result.soft.shape[1]))
+        colours = map(format_colour, make_palette(result.soft.shape[1]))
         visible = [_CLEAR, *(_CLEAR if j in hidden else colour for j, colour in enumerate(colours))]
         self._mapper.update(palette=visible, low=0, high=len(visible))
         self._source.data = {"image": [result.mask]}
@@ -94,7 +94,7 @@ class SeedLayer:
 
     def show(self, annotation: Annotation) -> None:
         """Draw the seeds."""
-        colours = [format_colour(colour) for colour in palette(len(annotation.classes))]
+        colours = [format_colour(colour) for colour in make_palette(len(annotation.classes))]
         self._source.data = {
             "x": [seed.x * self._mpp for seed in annotation.seeds],
             "y": [-seed.y * self._mpp for seed in annotation.seeds],
@@ -103,7 +103,7 @@ class SeedLayer:
 
     def set_brush_colour(self, j: int) -> None:
         """Give the brush the colour of class j."""
-        self._stroke.glyph.line_color = format_colour(palette(9)[j])
+        self._stroke.glyph.line_color = format_colour(make_palette(9)[j])
 
     def _handle_tap(self, event: Tap) -> None:
         """Place or erase a seed, or clear the selection."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from fseg_jax.errors import InputError, explain
 from fseg_jax.files.lock import Lock, acquire_lock
 from fseg_jax.files.partial_folders import recover_folder
-from fseg_jax.outputs.embeddings import RECORD, embedded_slides, open_embeddings
+from fseg_jax.outputs.embeddings import RECORD, list_embedded_slides, open_embeddings
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.pipeline.record import SlideFacts
@@ -52,7 +52,7 @@ def _find_slides(folder: Path) -> list[str]:
     segmented = (
         name for name in labels if not name.endswith(".sic") and _is_nonempty_file(folder / f"{name}.json")
     )
-    return sorted({*embedded_slides(folder), *segmented})
+    return sorted({*list_embedded_slides(folder), *segmented})
 
 
 class SlideSession:

@@ -35,7 +35,7 @@ from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files import lock, partial_folders
 from fseg_jax.files.partial_folders import BusyError, partial_folder, recover_folder
 from fseg_jax.files.storage import open_storage
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.labels import LabelWriter
 from fseg_jax.pipeline.segment import SUFFIXES, segment_slide
 from fseg_jax.slides.reader import open_slide
@@ -625,7 +625,7 @@ def test_what_is_written_at_an_interruption_does_not_come_back(tmp_path):
         for milliseconds in range(5, 105, 4):
             with suppress(KeyboardInterrupt), partial_folder("S", tmp_path) as folder:
                 signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
-                settings = {"names": None, "colours": palette(8), "provenance": {}}
+                settings = {"names": None, "colours": make_palette(8), "provenance": {}}
                 writer = LabelWriter(folder / "S.ome.zarr", (1 << 16, 4096), 1.0, 8, **settings)
                 for _ in range(32):
                     writer.append(rows)

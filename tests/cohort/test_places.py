@@ -180,7 +180,7 @@ def test_features_are_bfloat16_and_the_encoders(kept, manifest):
     from fseg_jax.pipeline.tokens import encode_tiles
     from fseg_jax.slides.reader import open_slide
 
-    rows, beside, made = open_rows(
+    rows, small_arrays, made = open_rows(
         open_storage(str(kept)).make_spec("S-01.features.zarr"), "tokens", ("tiles",)
     )
     tokens = rows.read().result()
@@ -188,7 +188,7 @@ def test_features_are_bfloat16_and_the_encoders(kept, manifest):
     settings = Settings(tile=128, batch=2)
     with open_slide(manifest.parent / "s01.tif") as slide:
         plan = lay_out(slide, classical().card, settings, None)
-        assert beside["tiles"].tolist() == [list(tile) for tile in plan.tiles()]
+        assert small_arrays["tiles"].tolist() == [list(tile) for tile in plan.tiles()]
         tokens_of = encode_tiles(slide, plan, classical(), settings)
         exact = np.concatenate([np.asarray(A)[: len(t)] for t, A in tokens_of(plan.tiles())])
     np.testing.assert_array_equal(tokens, exact.astype(ml_dtypes.bfloat16))
@@ -312,13 +312,13 @@ def test_the_report_in_a_browser(manifest, codebook, finished, browser, tmp_path
 
 def test_a_large_cohorts_pictures_fit_into_the_page(monkeypatch):
     noise = np.random.default_rng(0).integers(0, 255, (80, 164, 3)).astype(np.uint8)
-    picture = report._jpeg(report.Image.fromarray(noise))
+    picture = report._encode_jpeg(report.Image.fromarray(noise))
     monkeypatch.setattr(report, "_BYTES", 20 * len(picture))
     import base64
 
-    fitting = report._fitting([picture] * 50 + [None])
+    fitting = report._encode_pictures([picture] * 50 + [None])
     assert sum(len(base64.b64decode(p)) for p in fitting) <= 20 * len(picture) and fitting[-1] == ""
-    assert fitting[0] and report._fitting([picture]) == [base64.b64encode(picture).decode()]
+    assert fitting[0] and report._encode_pictures([picture]) == [base64.b64encode(picture).decode()]
 
 
 # ------------------------------------------------------------------------------------------------ Ray

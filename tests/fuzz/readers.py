@@ -31,7 +31,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.layouts import open_dataset
 from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.embeddings import open_embeddings
-from fseg_jax.outputs.labels import level_for, open_labels
+from fseg_jax.outputs.labels import open_labels, read_level_for
 from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.pipeline.seed_file import read_seed_file
 from fseg_jax.pipeline.tokens import open_kept
@@ -125,7 +125,7 @@ def _levels(path: Path) -> None:
     pyramid = open_labels(path)
     for level in range(len(pyramid.levels)):
         pyramid.read(level)
-    level_for(path, 64)
+    read_level_for(path, 64)
 
 
 def sampled(folder: Path) -> None:

@@ -5,12 +5,12 @@ import pytest
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.areas import write_areas
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import make_palette
 
 
 def test_areas_say_pixels_and_mm2(tmp_path):
     pixels = np.array([10**9, 3_000_000, 0, 1_000_000])
-    write_areas(tmp_path / "s.csv", ["a,b", "c", "d"], pixels, 0.5, colours=palette(3))
+    write_areas(tmp_path / "s.csv", ["a,b", "c", "d"], pixels, 0.5, colours=make_palette(3))
     rows = list(csv.DictReader((tmp_path / "s.csv").open(encoding="utf-8")))
     assert list(rows[0]) == ["cluster", "name", "colour", "pixels", "area_mm2", "share"]
     assert [row["name"] for row in rows] == ["a,b", "c", "d"]
@@ -20,11 +20,11 @@ def test_areas_say_pixels_and_mm2(tmp_path):
 
 
 def test_areas_of_no_tissue(tmp_path):
-    write_areas(tmp_path / "s.csv", ["a"], np.array([5, 0]), 1.0, colours=palette(1))
+    write_areas(tmp_path / "s.csv", ["a"], np.array([5, 0]), 1.0, colours=make_palette(1))
     assert (tmp_path / "s.csv").read_text().splitlines()[1] == "1,a,#009e73,0,0.000000,0.000000"
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(InputError, match="cannot be written") as caught:
-        write_areas(tmp_path / "absent" / "s", ["a"], np.array([5, 0]), 1.0, colours=palette(1))
+        write_areas(tmp_path / "absent" / "s", ["a"], np.array([5, 0]), 1.0, colours=make_palette(1))
     assert "\n" not in str(caught.value)

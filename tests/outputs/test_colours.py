@@ -6,25 +6,25 @@ from fseg_jax.outputs import colours
 
 @pytest.mark.parametrize("k", [1, 8, 64, 256, 1024, 3000])
 def test_a_smaller_palette_opens_a_larger_one(k):
-    found = colours.palette(k)
+    found = colours.make_palette(k)
     assert found.shape == (k, 3) and found.dtype == np.uint8
-    np.testing.assert_array_equal(found, colours.palette(4000)[:k])
+    np.testing.assert_array_equal(found, colours.make_palette(4000)[:k])
 
 
 def test_the_caller_cannot_change_the_palette():
-    colours.palette(4)[:] = 0
-    assert colours.palette(4).any(axis=1).all()
+    colours.make_palette(4)[:] = 0
+    assert colours.make_palette(4).any(axis=1).all()
 
 
 def test_colours_are_apart_from_each_other_and_from_glass():
-    found = colours.palette(256)
+    found = colours.make_palette(256)
     assert len(np.unique(found, axis=0)) == 256
     assert np.abs(found.astype(int) - 255).max(axis=1).min() > 40
-    first = colours._oklab(found[:9])
+    first = colours._convert_to_oklab(found[:9])
     for seen in (first[:, :3], first[:, 3:] / 0.6):  # as most people see them, and under deuteranopia
         apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[~np.eye(9, dtype=bool)]
         assert apart.min() > 0.1
 
 
 def test_names_count_from_one():
-    assert colours.default_names(2) == ("cluster 1", "cluster 2")
+    assert colours.make_default_names(2) == ("cluster 1", "cluster 2")

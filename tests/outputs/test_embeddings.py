@@ -10,7 +10,8 @@ import zarr
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import rows
-from fseg_jax.outputs.embeddings import EmbeddingsWriter, anndata_keys, open_embeddings, write_anndata
+from fseg_jax.outputs.anndata_export import make_anndata_keys, write_anndata
+from fseg_jax.outputs.embeddings import EmbeddingsWriter, open_embeddings
 
 N, C = 1500, 900  # more than one chunk
 RNG = np.random.default_rng(0)
@@ -239,8 +240,19 @@ def test_anndata_is_read_by_anndata(tmp_path, dtype):
 
 def test_names_become_keys_that_hdf5_can_hold():
     names = ["a/b", "a_b", ".", "", "_", "/", "..", "a b", "a_b_", "x" * 5000]
-    assert anndata_keys(names) == ["a_b__", "a_b", "__", "___", "_", "____", "..", "a b", "a_b_", "x" * 5000]
-    assert anndata_keys(["a", "b"]) == ["a", "b"]
+    assert make_anndata_keys(names) == [
+        "a_b__",
+        "a_b",
+        "__",
+        "___",
+        "_",
+        "____",
+        "..",
+        "a b",
+        "a_b_",
+        "x" * 5000,
+    ]
+    assert make_anndata_keys(["a", "b"]) == ["a", "b"]
 
 
 def test_a_slide_of_any_name_is_exported(tmp_path):

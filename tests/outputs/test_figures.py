@@ -5,7 +5,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import figures
-from fseg_jax.outputs.colours import default_names, palette
+from fseg_jax.outputs.colours import make_default_names, make_palette
 from fseg_jax.outputs.figures import tint, write_overlay
 
 
@@ -13,8 +13,8 @@ def draw(path, shape, k, labels=None, **options):
     image = np.full((*shape, 3), (230, 180, 205), np.uint8)
     labels = smooth_labels(tuple(-(-side // 5) for side in shape), k) if labels is None else labels
     areas = np.bincount(labels.ravel(), minlength=k + 1)[1:] * 1e-4
-    options = {"names": default_names(k), "mpp": 1.0, "title": "slide.svs"} | options
-    write_overlay(path, image, labels, colours=palette(k), areas_mm2=areas, **options)
+    options = {"names": make_default_names(k), "mpp": 1.0, "title": "slide.svs"} | options
+    write_overlay(path, image, labels, colours=make_palette(k), areas_mm2=areas, **options)
     return np.asarray(Image.open(path))
 
 
@@ -30,7 +30,7 @@ def test_every_shape_gets_a_picture_of_a_good_size(tmp_path, shape, k):
 @pytest.mark.parametrize("clusters", [0, 1, 9, 21, 64, 256])
 def test_nothing_is_drawn_over_the_edge_or_over_something_else(shape, clusters):
     areas = np.arange(clusters, 0, -1) / 10
-    legend = figures._Legend.of(default_names(clusters), palette(clusters), areas)
+    legend = figures._Legend.of(make_default_names(clusters), make_palette(clusters), areas)
     layout = figures._Layout.of(shape, legend)
     (top, left), (top2, left2) = layout.corners
     h, w = layout.panel
@@ -47,7 +47,7 @@ def test_nothing_is_drawn_over_the_edge_or_over_something_else(shape, clusters):
 def test_colours_of_the_legend_are_in_the_picture(tmp_path):
     labels = smooth_labels((512, 512), 5)
     picture = draw(tmp_path / "s.png", (512, 512), 5, labels)
-    for label, colour in enumerate(palette(5), 1):
+    for label, colour in enumerate(make_palette(5), 1):
         assert ((picture == colour).all(-1).sum() > 200) == (label in labels)
 
 
@@ -62,10 +62,10 @@ def test_tint_leaves_background_alone_and_moves_tissue_to_its_colour():
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     labels = np.zeros((64, 64), np.uint8)
     labels[:, 32:] = 2
-    found = tint(image, labels, palette(2), 0.6)
+    found = tint(image, labels, make_palette(2), 0.6)
     np.testing.assert_array_equal(found[:, :31], image[:, :31])
-    flat = tint(image, labels, palette(2), 1.0)
-    np.testing.assert_array_equal(flat[:, 34:], np.broadcast_to(palette(2)[1], (64, 30, 3)))
+    flat = tint(image, labels, make_palette(2), 1.0)
+    np.testing.assert_array_equal(flat[:, 34:], np.broadcast_to(make_palette(2)[1], (64, 30, 3)))
     assert (found[:, 31:33].mean() < found[:, 34:].mean()) and found.dtype == np.uint8
 
 
@@ -77,7 +77,7 @@ def test_dense_borders_fade():
 
 def test_the_scale_bar_is_as_long_as_it_says(tmp_path):
     picture = draw(tmp_path / "s.png", (600, 800), 1, np.zeros((600, 800), np.uint8), mpp=0.5)
-    layout = figures._Layout.of((600, 800), figures._Legend.of(["a"], palette(1), np.zeros(1)))
+    layout = figures._Layout.of((600, 800), figures._Legend.of(["a"], make_palette(1), np.zeros(1)))
     (y, x), (h, w) = layout.corners[0], layout.panel
     panel = picture[y : y + h, x : x + w]
     bar = (panel == (28, 30, 36)).all(-1).sum(1).max()
@@ -85,7 +85,7 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_counted_not_listed():
-    legend = figures._Legend.of(default_names(3), palette(3), np.array([1.0, 0.0, 3.0]))
+    legend = figures._Legend.of(make_default_names(3), make_palette(3), np.array([1.0, 0.0, 3.0]))
     assert [row.name for row in legend.rows] == ["cluster 1", "cluster 3"] and legend.absent == 1
     assert [row.share for row in legend.rows] == ["25.0 %", "75.0 %"]
 

@@ -10,7 +10,7 @@ from label_images import smooth_labels
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import geojson as module
-from fseg_jax.outputs.colours import default_names, palette
+from fseg_jax.outputs.colours import make_default_names, make_palette
 from fseg_jax.outputs.geojson import merge_small, write_geojson
 from fseg_jax.outputs.labels import LabelWriter, open_labels
 
@@ -18,12 +18,12 @@ from fseg_jax.outputs.labels import LabelWriter, open_labels
 def outline(tmp_path, labels, k, *, mpp=1.0, slide_mpp=0.5, name="s", **options):
     """The labels written, outlined and read again: what was done and the parsed file."""
     folder = tmp_path / f"{name}.ome.zarr"
-    writer = LabelWriter(folder, labels.shape, mpp, k, names=None, colours=palette(k), provenance={})
+    writer = LabelWriter(folder, labels.shape, mpp, k, names=None, colours=make_palette(k), provenance={})
     writer.append(labels)
     writer.close()
     path = tmp_path / f"{name}.geojson"
     done = write_geojson(
-        path, folder, slide_mpp=slide_mpp, names=default_names(k), colours=palette(k), **options
+        path, folder, slide_mpp=slide_mpp, names=make_default_names(k), colours=make_palette(k), **options
     )
     assert done["bytes"] == path.stat().st_size
     collection = json.loads(path.read_text(encoding="utf-8"))
@@ -42,8 +42,8 @@ def check_feature(feature, k, slide_mpp):
     assert properties["objectType"] == "annotation" and properties["isLocked"] is False
     classification = properties["classification"]
     assert properties["name"] == classification["name"]
-    label = default_names(k).index(classification["name"]) + 1
-    assert classification["color"] == palette(k)[label - 1].tolist()
+    label = make_default_names(k).index(classification["name"]) + 1
+    assert classification["color"] == make_palette(k)[label - 1].tolist()
     rings = feature["geometry"]["coordinates"]
     for index, ring in enumerate(rings):
         assert len(ring) >= 4 and ring[0] == ring[-1]
@@ -166,6 +166,6 @@ def test_what_cannot_be_read_or_written_is_one_line(tmp_path):
         (tmp_path / "t.geojson", tmp_path / "absent.ome.zarr"),
     ]:
         with pytest.raises(InputError) as caught:
-            write_geojson(path, folder, slide_mpp=1.0, names=["a"], colours=palette(1))
+            write_geojson(path, folder, slide_mpp=1.0, names=["a"], colours=make_palette(1))
         assert "\n" not in str(caught.value) and "absent" in str(caught.value)
     assert not (tmp_path / "t.geojson").exists()

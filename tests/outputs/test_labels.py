@@ -16,14 +16,14 @@ from label_images import smooth_labels
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import labels as module
-from fseg_jax.outputs.colours import palette
-from fseg_jax.outputs.labels import LabelWriter, halve, level_shapes, open_labels
+from fseg_jax.outputs.colours import make_palette
+from fseg_jax.outputs.labels import LabelWriter, compute_level_shapes, halve, open_labels
 
 SCHEMAS = Path(__file__).parent / "ngff-0.5"
 
 
 def write(path, labels, k, cuts=(), **kwargs):
-    options = {"names": None, "colours": palette(k), "provenance": {"encoder": "test"}} | kwargs
+    options = {"names": None, "colours": make_palette(k), "provenance": {"encoder": "test"}} | kwargs
     writer = LabelWriter(path, labels.shape, 0.5, k, **options)
     for rows in np.split(labels, sorted(cuts)):
         writer.append(rows)
@@ -77,7 +77,7 @@ def test_every_level_reads_back_with_readers_that_are_not_ours(tmp_path, shape, 
     assert pixels.dtype == np.int64 and pixels.shape == (k + 1,)
     group = zarr.open_group(tmp_path / "s.ome.zarr", mode="r")
     pyramid = open_labels(tmp_path / "s.ome.zarr")
-    assert len(pyramid.levels) == len(level_shapes(shape)) == len(list(group.arrays()))
+    assert len(pyramid.levels) == len(compute_level_shapes(shape)) == len(list(group.arrays()))
     expected = labels
     for index, level in enumerate(pyramid.levels):
         array = group[str(index)]
@@ -88,7 +88,7 @@ def test_every_level_reads_back_with_readers_that_are_not_ours(tmp_path, shape, 
         expected = halve(expected)
     assert max(pyramid.levels[-1].shape) <= 256
     assert pyramid.provenance["encoder"] == "test" and pyramid.provenance["pixels"] == pixels.tolist()
-    np.testing.assert_array_equal(pyramid.colours, palette(k))
+    np.testing.assert_array_equal(pyramid.colours, make_palette(k))
 
 
 def test_ome_zarr_py_reads_it(tmp_path):
@@ -184,7 +184,7 @@ def test_labels_are_compressed(tmp_path):
 def test_nothing_unfinished_looks_finished(tmp_path):
     labels = smooth_labels((700, 700), 3)
     writer = LabelWriter(
-        tmp_path / "s.ome.zarr", (700, 700), 1.0, 3, names=None, colours=palette(3), provenance={}
+        tmp_path / "s.ome.zarr", (700, 700), 1.0, 3, names=None, colours=make_palette(3), provenance={}
     )
     writer.append(labels[:650])
     with pytest.raises(ValueError, match="650 of 700"):
@@ -264,7 +264,7 @@ def test_a_level_that_states_a_greater_size_than_its_pyramid_is_refused(tmp_path
 )
 def test_wrong_rows_are_refused(tmp_path, rows):
     writer = LabelWriter(
-        tmp_path / "s.ome.zarr", (10, 10), 1.0, 3, names=None, colours=palette(3), provenance={}
+        tmp_path / "s.ome.zarr", (10, 10), 1.0, 3, names=None, colours=make_palette(3), provenance={}
     )
     with pytest.raises(ValueError):
         writer.append(rows)
@@ -281,7 +281,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
 
 def test_a_disk_that_fails_midway_is_one_line(tmp_path):
     writer = LabelWriter(
-        tmp_path / "s.ome.zarr", (2048, 64), 1.0, 1, names=None, colours=palette(1), provenance={}
+        tmp_path / "s.ome.zarr", (2048, 64), 1.0, 1, names=None, colours=make_palette(1), provenance={}
     )
     blocked = tmp_path / "s.ome.zarr" / "0"
     (blocked / "zarr.json").rename(tmp_path / "zarr.json")
@@ -296,10 +296,10 @@ _MEMORY = """
 import sys
 from pathlib import Path
 import numpy as np
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.labels import LabelWriter
 height = int(sys.argv[2])
-writer = LabelWriter(sys.argv[1], (height, 8192), 1.0, 9, names=None, colours=palette(9), provenance={})
+writer = LabelWriter(sys.argv[1], (height, 8192), 1.0, 9, names=None, colours=make_palette(9), provenance={})
 rows = np.random.default_rng(0).integers(0, 10, (512, 1024), np.uint8).repeat(8, 1)
 for _ in range(height // 512):
     writer.append(rows)

@@ -2,15 +2,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fseg_jax.outputs.lettering import Lettering, drawable, fit_text, round_length, text_width
-from fseg_jax.outputs.style import drawing
+from fseg_jax.outputs.lettering import (
+    Lettering,
+    fit_text,
+    measure_text,
+    replace_missing_letters,
+    round_length,
+)
+from fseg_jax.outputs.style import use_style
 
 
 def letter(path, pixels, *words):
-    with drawing():
+    with use_style():
         lettering = Lettering(pixels)
         for word in words:
-            lettering.text(*word)
+            lettering.write_text(*word)
         lettering.save(path)
     return np.asarray(Image.open(path))
 
@@ -33,17 +39,17 @@ def test_text_is_as_wide_as_it_is_measured(tmp_path, text):
     picture = letter(tmp_path / "p.png", np.full((60, 600, 3), 255, np.uint8), (100, 40, text, 20))
     columns = np.flatnonzero((picture < 200).any((0, 2)))
     assert columns[0] == pytest.approx(100, abs=3)
-    assert columns[-1] - columns[0] == pytest.approx(text_width(text, 20), abs=5)
+    assert columns[-1] - columns[0] == pytest.approx(measure_text(text, 20), abs=5)
 
 
 def test_text_is_shortened_to_a_width():
     assert fit_text("short", 20, 500) == "short"
     fitted = fit_text("long " * 100, 20, 300)
-    assert fitted.endswith("…") and 270 < text_width(fitted, 20) <= 300
+    assert fitted.endswith("…") and 270 < measure_text(fitted, 20) <= 300
 
 
 def test_no_letter_is_drawn_as_an_empty_box():
-    assert drawable("Ødegård – 3 µm² ×2 胃\n") == "Ødegård – 3 µm² ×2 ??"
+    assert replace_missing_letters("Ødegård – 3 µm² ×2 胃\n") == "Ødegård – 3 µm² ×2 ??"
 
 
 @pytest.mark.parametrize(

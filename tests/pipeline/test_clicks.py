@@ -102,13 +102,13 @@ def test_classes_of_any_name_are_found_in_anndata_by_their_own(folder, tmp_path)
 @pytest.mark.parametrize("failure", [ValueError("keys with slashes\nand more"), OSError(28, "disk full")])
 def test_an_optional_output_that_fails_loses_no_other(picture, seeds, tmp_path, monkeypatch, failure):
     pytest.importorskip("anndata")
-    from fseg_jax.outputs import embeddings
+    from fseg_jax.outputs import anndata_export
 
     def fail(path, *_):
         path.write_text("half")
         raise failure
 
-    monkeypatch.setattr(embeddings, "write_anndata", fail)
+    monkeypatch.setattr(anndata_export, "write_anndata", fail)
     with pytest.raises(InputError, match=r"out/tissue\.embeddings\.h5ad: cannot be written \(.*all other"):
         embed(picture, tmp_path / "out", anndata=True)
     with pytest.raises(InputError, match=r"out/tissue\.sic\.h5ad: cannot be written") as caught:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fseg_jax.outputs.labels import label_dtype
+from fseg_jax.outputs.labels import choose_label_dtype
 
 
 def smooth_labels(shape, k, seed=0):
@@ -13,7 +13,7 @@ def smooth_labels(shape, k, seed=0):
         sum(np.sin(a * x / 40 + b * y / 40 + c) for a, b, c in rng.uniform(-2, 2, (4, 3)))
         for _ in range(min(k, 6))
     ]
-    found = (np.argmax(waves, axis=0) + 1).astype(label_dtype(k))
+    found = (np.argmax(waves, axis=0) + 1).astype(choose_label_dtype(k))
     h, w = shape
     found[(y - h / 2) ** 2 / h**2 + (x - w / 2) ** 2 / w**2 > 0.2] = 0
     return found

@@ -10,9 +10,9 @@ from PIL import Image
 
 from fseg_jax.evaluation.data.mask_codes import IGNORED
 from fseg_jax.evaluation.results import Panel
-from fseg_jax.outputs.colours import palette
+from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.figures import tint
-from fseg_jax.outputs.style import drawing, save_figure
+from fseg_jax.outputs.style import save_figure, use_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def draw_panel(path: Path, panel: Panel, categories: tuple[str, ...]) -> None:
     step = max(1, -(-max(panel.image.shape[:2]) // _LONGEST_SIDE))
     image, truth, labels = (x[::step, ::step] for x in (panel.image, panel.truth, panel.labels))
     k = panel.W.shape[-1]
-    colours = palette(len(categories) + k)
+    colours = make_palette(len(categories) + k)
     category_colours, cluster_colours = colours[: len(categories)], colours[len(categories) :]
     pixels = np.bincount(labels.reshape(-1), minlength=k + 1)[1:]
     largest_first = [c for c in np.argsort(-pixels, kind="stable").tolist() if pixels[c]]
@@ -49,7 +49,7 @@ def draw_panel(path: Path, panel: Panel, categories: tuple[str, ...]) -> None:
     lines = -(-len(shown) // _MAPS_A_LINE)
     across = max(4, -(-len(shown) // lines))
     aspect = image.shape[0] / image.shape[1]
-    with drawing():
+    with use_style():
         tall = 2.0 * aspect + 0.28
         small = 8.8 / across * aspect + 0.2
         figure = Figure(figsize=(9.4, 0.6 + tall + lines * small), layout="constrained")

@@ -12,7 +12,7 @@ import numpy as np
 from fseg_jax.evaluation.data.datasets import Dataset
 from fseg_jax.evaluation.report.tables import MODE_NAMES
 from fseg_jax.evaluation.results import CenterSource, EvaluationRow, RowMode
-from fseg_jax.outputs.style import OKABE_ITO, drawing, list_legend_once, save_figure
+from fseg_jax.outputs.style import OKABE_ITO, list_legend_once, save_figure, use_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def write_matching(out: Path, dataset: Dataset, rows: list[EvaluationRow]) -> No
     encoders = list(dict.fromkeys(row.encoder for row in rows))
     protocols = list(dict.fromkeys(row.protocol for row in rows))
     ks = sorted({row.k for row in rows})
-    with drawing():
+    with use_style():
         size = (max(3.6, 0.35 + 0.62 * len(ks)) * len(protocols), 0.75 + 1.85 * len(encoders))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(len(encoders), len(protocols), sharex=True, sharey=True, squeeze=False)
@@ -70,7 +70,7 @@ def write_probing(out: Path, dataset: Dataset, rows: list[EvaluationRow]) -> Non
     encoders = list(dict.fromkeys(row.encoder for row in rows))
     thresholds = sorted({row.threshold for row in rows if row.threshold is not None})
     groups = ["all (macro)", *dataset.categories]
-    with drawing():
+    with use_style():
         wide = 0.55 + 0.2 * len(series)
         figure = Figure(figsize=(1.0 + wide * (len(thresholds) + len(groups)), 2.9), layout="constrained")
         ratios = [len(thresholds), len(groups)]

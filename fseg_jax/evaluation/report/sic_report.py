@@ -14,8 +14,8 @@ from fseg_jax.evaluation.report.tables import format_markdown_table
 from fseg_jax.evaluation.results import Moments, SicResult, SicRow, SicTrial
 from fseg_jax.evaluation.settings import SicSettings
 from fseg_jax.files.atomic import replace_atomically
-from fseg_jax.outputs.csv_table import csv_text
-from fseg_jax.outputs.style import OKABE_ITO, drawing, list_legend_once, save_figure
+from fseg_jax.outputs.csv_table import format_csv
+from fseg_jax.outputs.style import OKABE_ITO, list_legend_once, save_figure, use_style
 from fseg_jax.pipeline.record import made_with
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ _COLUMNS = ("best", "mean", "one_pass_best", "one_pass_mean", "everything_positi
 
 
 def _csv(lines: list[dict[str, Any]]) -> str:
-    return csv_text(list(lines[0]), lines)
+    return format_csv(list(lines[0]), lines)
 
 
 def _row_to_json(row: SicRow) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _draw(out: Path, dataset: str, result: SicResult, runs: int) -> None:
 
     encoders = list(dict.fromkeys(row.encoder for row in result.rows))
     clicks = sorted({row.clicks for row in result.rows})
-    with drawing():
+    with use_style():
         wide = max(2.6, 0.42 * len(clicks) * len(encoders))
         figure = Figure(figsize=(3.7 + wide, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[wide, 2.7])

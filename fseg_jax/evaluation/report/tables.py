@@ -13,7 +13,7 @@ from fseg_jax.evaluation.results import EvaluationRow, RowMode
 from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.numerics.metrics import Interval
-from fseg_jax.outputs.csv_table import csv_text
+from fseg_jax.outputs.csv_table import format_csv
 from fseg_jax.versions import find_versions
 
 _SPLITS: tuple[Split, ...] = ("train", "test")
@@ -29,7 +29,7 @@ MODE_NAMES: dict[RowMode, str] = {
 def write_tables(out: Path, dataset: Dataset, rows: list[EvaluationRow]) -> None:
     """Write results.csv, a line a row and every number, and results.md, the same for people."""
     lines = [_csv_line(dataset, row) for row in rows]
-    _save(out / "results.csv", csv_text(list(lines[0]), lines))
+    _save(out / "results.csv", format_csv(list(lines[0]), lines))
     _save(out / "results.md", _markdown(dataset, rows))
 
 
