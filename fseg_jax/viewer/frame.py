@@ -253,14 +253,14 @@ class Frame:
                 "tools": tools,
                 "tiles": self._tiles,
                 "limits": {"width": width, "height": height, "finest": picture.mpp / 16},
-                "left": self.page_state.get("view"),
+                "savedView": self.page_state.get("view"),
             },
             code=read_asset("page.js"),
         )
         # Bokeh's "document ready" event waits for hidden layers too. So the script runs when the slide is
         # drawn, and its size is known.
         self.slide.js_on_change("inner_width", script)
-        self.slide.js_on_event(RangesUpdate, CustomJS(code="window.fseg.moved()"))
+        self.slide.js_on_event(RangesUpdate, CustomJS(code="window.fseg.followRanges()"))
         self._document.title = f"{session.name} · fseg"
         self._document.template_variables.update(parts)
         for root in self._roots:

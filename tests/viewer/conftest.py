@@ -19,8 +19,8 @@ from fseg_jax.pipeline.plan import Settings
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory) -> Path:
-    """``tissue.png``, 512 × 384 pixels of 1 µm with a band of glass, and ``out/`` with all of its outputs."""
+def slide_folder(tmp_path_factory) -> Path:
+    """Make ``tissue.png``, 512 × 384 pixels of 1 µm with a band of glass, and ``out/`` with its outputs."""
     folder = tmp_path_factory.mktemp("viewed")
     image = pictures.immunohistochemistry()[:384].copy()
     image[230:340] = 244
@@ -29,7 +29,7 @@ def made(tmp_path_factory) -> Path:
         embed_slide(slide, folder / "out", classical(), PatchSettings(patch=64, mpp=1.0))
         segment_slide(slide, folder / "out", classical(), settings=Settings(k=3, tile=128, mpp=1.0))
     rng = np.random.default_rng(0)
-    # A map of its own: UMAP is another test's.
+    # Any projection will do here; other tests run UMAP.
     from fseg_jax.outputs.embeddings import open_embeddings
     from fseg_jax.viewer import projection
 
@@ -40,15 +40,15 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def out(made, tmp_path) -> Path:
-    """A copy of the outputs that a test may change."""
-    shutil.copytree(made / "out", tmp_path / "out")
+def out(slide_folder, tmp_path) -> Path:
+    """Copy the outputs, for a test to change."""
+    shutil.copytree(slide_folder / "out", tmp_path / "out")
     return tmp_path / "out"
 
 
 @pytest.fixture
-def in_loop() -> Iterator[Callable]:
-    """Runs functions in an asyncio loop that runs beside the test."""
+def run_in_loop() -> Iterator[Callable]:
+    """Return a function that runs functions in an asyncio loop beside the test."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -68,8 +68,8 @@ def in_loop() -> Iterator[Callable]:
 
 
 @pytest.fixture
-def start(out, in_loop):
-    """Begin to serve ``out``; whoever calls it stops the server and closes the folder."""
+def start_server(out, run_in_loop):
+    """Return a function that serves ``out``; the caller stops the server and closes the folder."""
     from fseg_jax.viewer.folder import Folder
     from fseg_jax.viewer.server import Server
 
@@ -80,13 +80,13 @@ def start(out, in_loop):
         server.start()
         return folder, server
 
-    return lambda: in_loop(begin)
+    return lambda: run_in_loop(begin)
 
 
 @pytest.fixture
-def served(start, in_loop) -> Iterator[str]:
-    """The address of a server over ``out``, secret included."""
-    folder, server = start()
+def url(start_server, run_in_loop) -> Iterator[str]:
+    """Serve ``out``; yield the address with its token."""
+    folder, server = start_server()
     yield server.url
-    in_loop(server.stop)
-    in_loop(folder.close)
+    run_in_loop(server.stop)
+    run_in_loop(folder.close)

@@ -1,4 +1,4 @@
-"""What is placed, undone and kept: its file is one that others read."""
+"""Annotations, their undo history, and their file, which other programs read."""
 
 import json
 
@@ -99,9 +99,9 @@ def test_a_class_is_found_again_by_its_name():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(["do", "undo", "redo"]), max_size=40))
 def test_undo_and_redo_are_an_editors(steps):
-    """Against two stacks."""
+    """Compare the history with two stacks."""
     history, past, present, future = History(0), [], 0, []
-    all_there_were = [history]
+    histories = [history]
     for i, step in enumerate(steps, 1):
         if step == "do":
             history = history.do(i)
@@ -115,5 +115,5 @@ def test_undo_and_redo_are_an_editors(steps):
             if future:
                 past, present, future = [*past, present], future[0], future[1:]
         assert (history.present, list(history.past), list(history.future)) == (present, past, future)
-        all_there_were.append(history)
-    assert all_there_were[0] == History(0)  # a step changes no history, it gives another
+        histories.append(history)
+    assert histories[0] == History(0)  # a step changes no history, it gives another

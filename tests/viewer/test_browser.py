@@ -31,6 +31,7 @@ PATIENCE = 120_000  # ms: machines are busy
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
+    """Start Chromium."""
     api = pytest.importorskip("playwright.sync_api")
     binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if binary is None:
@@ -44,7 +45,8 @@ def browser() -> Iterator:
 
 
 @pytest.fixture(scope="module")
-def embedded(data, tmp_path_factory) -> Path:
+def outputs(data, tmp_path_factory) -> Path:
+    """Embed, segment and project a real slide."""
     out = tmp_path_factory.mktemp("real") / "out"
     with open_slide(data / "slides" / f"{NAME}.svs") as slide:
         embed_slide(slide, out, classical(), PatchSettings(patch=128))
@@ -63,15 +65,16 @@ class Program:
         self.process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment)
         self.url = self.process.stdout.readline().strip()
 
-    def end(self, how: int) -> int:
-        self.process.send_signal(how)
+    def end(self, signal_number: int) -> int:
+        """Send a signal; return the exit status."""
+        self.process.send_signal(signal_number)
         return self.process.wait(60)
 
 
 @pytest.fixture
-def program(embedded, tmp_path) -> Iterator[Callable[[], Program]]:
-    """Starts the program over a copy of the outputs; whatever still runs at the end is killed."""
-    shutil.copytree(embedded, tmp_path / "out")
+def program(outputs, tmp_path) -> Iterator[Callable[[], Program]]:
+    """Return a function that starts the program over a copy of the outputs; kill those left at the end."""
+    shutil.copytree(outputs, tmp_path / "out")
     running: list[Program] = []
 
     def start() -> Program:
@@ -79,10 +82,10 @@ def program(embedded, tmp_path) -> Iterator[Callable[[], Program]]:
         return running[-1]
 
     yield start
-    for one in running:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+    for instance in running:
+        if instance.process.poll() is None:
+            instance.process.kill()
+            instance.process.wait()
 
 
 class Tab:
@@ -91,38 +94,41 @@ class Tab:
     def __init__(self, context, url: str) -> None:
         self.page = context.new_page()
         self.page.set_default_timeout(PATIENCE)
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.errors: list[str] = []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("websocket", lambda socket: self.asked.append(socket.url))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("websocket", lambda socket: self.requests.append(socket.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", self._heard)
-        self.page.on("response", self._answered)
+        self.page.on("console", self._record_message)
+        self.page.on("response", self._record_response)
         self.page.goto(url)
-        self.settled()
+        self.wait_until_loaded()
 
-    def _heard(self, message) -> None:
-        """What the browser says is wrong, such as what the page's policy forbids."""
+    def _record_message(self, message) -> None:
+        """Record errors of the browser, such as violations of the page's policy."""
         if message.type == "error" and not message.text.startswith("Failed to load resource"):
             self.errors.append(message.text)
 
-    def _answered(self, response) -> None:
+    def _record_response(self, response) -> None:
         if response.status >= 400:
             self.errors.append(f"{response.status} {response.url}")
 
-    def settled(self) -> None:
+    def wait_until_loaded(self) -> None:
+        """Wait until the page's script runs and the embeddings are loaded."""
         self.page.wait_for_function("() => window.fseg !== undefined", timeout=PATIENCE)
         self.until("() => !model('status').text.includes('loading')")
 
     def run(self, code: str, argument: object = None):
+        """Run a function of JavaScript in the page; return its result."""
         return self.page.evaluate(self._with_models(code), argument)
 
     def until(self, code: str) -> None:
+        """Wait until a function of JavaScript returns true."""
         self.page.wait_for_function(self._with_models(code), timeout=PATIENCE)
 
     @staticmethod
     def _with_models(code: str) -> str:
-        """The code with ``model(name)``, ``frame(name)`` (corner and size on the screen), ``mask()``…"""
+        """Define the functions that code may use: ``model(name)``, ``frame(name)`` and others."""
         return f"""(argument) => {{
             const model = (name) => Bokeh.documents[0].get_model_by_name(name)
             const frame = (name) => {{
@@ -141,7 +147,7 @@ class Tab:
         }}"""
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a level-0 pixel is on the screen."""
+        """Return the place of a level-0 pixel on the screen."""
         left, top, width, height, x0, x1, y0, y1 = self.run(
             "() => [...frame('slide'), model('slide').x_range.start, model('slide').x_range.end,"
             " model('slide').y_range.start, model('slide').y_range.end]"
@@ -158,6 +164,7 @@ class Tab:
         self.until(f"() => seeds() === {n + 1}")
 
     def key(self, key: str) -> None:
+        """Press a key."""
         self.page.keyboard.press(key)
 
     def choose(self, key: str) -> None:
@@ -167,6 +174,7 @@ class Tab:
         self.until(f"() => {rows} === {key}")
 
     def drag(self, *points: tuple[float, float]) -> None:
+        """Drag the mouse along points of the screen."""
         self.page.mouse.move(*points[0])
         self.page.mouse.down()
         for point in points[1:]:
@@ -174,15 +182,19 @@ class Tab:
         self.page.mouse.up()
 
     def view(self) -> list[float]:
+        """Return the slide's left and right edge on the plot, µm."""
         return self.run("() => [model('slide').x_range.start, model('slide').x_range.end]")
 
-    def classes_in_mask(self) -> list[int]:
+    def list_mask_values(self) -> list[int]:
+        """Return the distinct values of the mask."""
         return self.run("() => [...new Set(Array.from(mask()))].sort()")
 
-    def pixels(self, j: int) -> int:
+    def count_pixels(self, j: int) -> int:
+        """Count the mask's pixels of a value."""
         return self.run(f"() => Array.from(mask()).filter((v) => v === {j}).length")
 
     def picture(self) -> np.ndarray:
+        """Take a screenshot of the slide, RGB."""
         left, top, width, height = self.run("() => frame('slide')")
         clip = {"x": left, "y": top, "width": width, "height": height}
         return np.asarray(Image.open(BytesIO(self.page.screenshot(clip=clip))).convert("RGB")).astype(int)
@@ -190,12 +202,14 @@ class Tab:
 
 @pytest.fixture
 def context(browser) -> Iterator:
+    """Open a window."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
     yield context
     context.close()
 
 
-def kept(out: Path) -> list[dict]:
+def read_features(out: Path) -> list[dict]:
+    """Read the features of the seeds file."""
     return json.loads((out / f"{NAME}.seeds.geojson").read_text())["features"]
 
 
@@ -243,13 +257,13 @@ def test_a_session(program, context, tmp_path):
     for point in EPIDERMIS:
         tab.click(*point)
     tab.until("() => [1, 2].every((j) => mask().includes(j))")
-    two = tab.pixels(2)
+    two = tab.count_pixels(2)
     tab.page.get_by_text("+ Class").click()
     tab.until("() => model('classes').text.includes('class 3')")
     for point in KERATIN:  # the new class is the chosen one
         tab.click(*point)
     tab.until("() => mask().includes(3)")
-    assert tab.classes_in_mask() == [0, 1, 2, 3] and tab.pixels(2) != two
+    assert tab.list_mask_values() == [0, 1, 2, 3] and tab.count_pixels(2) != two
     assert tab.run("() => /<b>[01]\\.\\d\\d<.b>/.test(model('score').text)")
     assert tab.run("() => (model('strip').text.match(/<img/g) ?? []).length") >= 8
     points, given, names, _ = read_seeds(out / f"{NAME}.seeds.geojson")
@@ -371,18 +385,18 @@ def test_a_session(program, context, tmp_path):
         assert state[:2] == [1, "UMAP: mosaic"] and state[2].endswith("hide=2")
 
     page.reload()
-    tab.settled()
+    tab.wait_until_loaded()
     all_there(tab)
     assert tab.errors == []
     assert first.end(signal.SIGTERM) == 0
     second = program()
     all_there(Tab(context, second.url))
-    hosts = {urlsplit(url).hostname for url in tab.asked if not url.startswith(("data:", "blob:"))}
-    assert hosts == {"127.0.0.1"} and any("/tile/" in url for url in tab.asked)
+    hosts = {urlsplit(url).hostname for url in tab.requests if not url.startswith(("data:", "blob:"))}
+    assert hosts == {"127.0.0.1"} and any("/tile/" in url for url in tab.requests)
 
 
 def test_the_page_runs_no_script_that_is_not_its_own(program, context, tmp_path):
-    """What somebody might get into it, as text of its elements or as a file of the folder."""
+    """Scripts injected as text of elements or as a file of the folder do not run."""
     (tmp_path / "out" / "more.js").write_text("window.foreign = 1")
     tab = Tab(context, program().url)
     assert tab.errors == []
@@ -402,11 +416,11 @@ def test_the_page_runs_no_script_that_is_not_its_own(program, context, tmp_path)
     )
     tab.page.wait_for_timeout(1500)
     assert tab.run("() => window.foreign") is None
-    assert sum("Content Security Policy" in said or "Refused" in said for said in tab.errors) >= 4
+    assert sum("Content Security Policy" in error or "Refused" in error for error in tab.errors) >= 4
 
 
 def test_two_tabs_and_a_kill(program, context, browser, tmp_path):
-    """What one tab does the other shows; what was shown when the program was killed is there afterwards."""
+    """Each tab shows the changes of the other, and what it showed survives SIGKILL."""
     out = tmp_path / "out"
     running = program()
     one, two = Tab(context, running.url), Tab(context, running.url)
@@ -422,7 +436,7 @@ def test_two_tabs_and_a_kill(program, context, browser, tmp_path):
     one.choose("2")
     one.click(*EPIDERMIS[1])
     two.until("() => seeds() === 4 && mask().includes(2)")
-    names = [f["properties"]["classification"]["name"] for f in kept(out)]
+    names = [f["properties"]["classification"]["name"] for f in read_features(out)]
     assert names == ["negative", "negative", "positive", "positive"]
     for points in (((1200, 1100), (1210, 1300), (1180, 1500)), ((1100, 1200), (1110, 1400), (1080, 1600))):
         n = one.run("() => seeds()")
@@ -433,9 +447,9 @@ def test_two_tabs_and_a_kill(program, context, browser, tmp_path):
             one.until("() => seeds() === 7")
     shown = one.run("() => seeds()")
     running.end(signal.SIGKILL)
-    assert len(kept(out)) >= shown
+    assert len(read_features(out)) >= shown
     again = Tab(context, program().url)
-    again.until(f"() => seeds() === {len(kept(out))} && mask().includes(2)")
+    again.until(f"() => seeds() === {len(read_features(out))} && mask().includes(2)")
 
     stranger = browser.new_context().new_page()
     address = urlsplit(again.page.url)

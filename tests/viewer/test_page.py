@@ -1,4 +1,4 @@
-"""A tab without a browser: what its buttons and messages do, and how it opens."""
+"""Tabs without a browser: buttons, messages, and the state in which the page opens."""
 
 import asyncio
 import json
@@ -24,25 +24,31 @@ class Tab:
         self.page = Page(self.document, session, ["tissue"])
 
     def model(self, name):
+        """Return a model of the page."""
         return self.document.get_model_by_name(name)
 
     def press(self, name):
+        """Press a button."""
         self.model(name)._trigger_event(ButtonClick(self.model(name)))
 
     def send(self, *message):
+        """Send a message as ``page.js`` does."""
         self.model("command").value = json.dumps([0.5, *message])
 
     def click(self, x, y):
+        """Click on a point of the slide, µm."""
         self.model("slide")._trigger_event(Tap(self.model("slide"), x=x, y=-y, sx=0, sy=0))
 
-    def seen(self):
-        """The page as it is drawn next."""
+    def redraw(self):
+        """Draw what has changed; return the index of the active class."""
         self.page._refresh()
         rows = self.model("classes").text.split("class='row")[1:]
         return next(i for i, row in enumerate(rows) if row.startswith(" on"))
 
 
 def run_tabs(out, script, tabs=1):
+    """Run a function on an open slide and some tabs of it."""
+
     async def run():
         slide = SlideSession(out, "tissue", None, SeedSettings())
         try:
@@ -55,16 +61,16 @@ def run_tabs(out, script, tabs=1):
 
 def test_a_new_class_is_the_chosen_one(out):
     def script(slide, tab):
-        assert tab.seen() == 1
+        assert tab.redraw() == 1
         tab.press("more")
-        assert tab.seen() == 2 and tab.model("class_name").value == "class 3"
+        assert tab.redraw() == 2 and tab.model("class_name").value == "class 3"
         tab.model("class_name").value = "glass"
         tab.click(300, 60)
         assert slide.seeding.annotation.classes == ("negative", "positive", "glass")
         assert slide.seeding.annotation.count_seeds() == [0, 0, 1] and slide.page_state["class"] == 2
         for _ in range(7):
             tab.press("more")
-        assert tab.seen() == 8 and "the most there can be" in tab.model("status").text
+        assert tab.redraw() == 8 and "the most there can be" in tab.model("status").text
         assert len(slide.seeding.annotation.classes) == 9
 
     run_tabs(out, script)
@@ -74,15 +80,15 @@ def test_the_chosen_class_stays_the_same_one_in_every_tab(out):
     def script(slide, one, two):
         one.press("more")
         one.send("see", 1)
-        assert two.seen() == 1  # a class added elsewhere is not chosen here
+        assert two.redraw() == 1  # a class added elsewhere is not chosen here
         two.send("class", 2)
         one.send("class", 0)
         one.press("fewer")  # negative
-        assert two.seen() == 1 and two.model("class_name").value == "class 3"
-        assert one.seen() == 0 and one.model("class_name").value == "positive"
+        assert two.redraw() == 1 and two.model("class_name").value == "class 3"
+        assert one.redraw() == 0 and one.model("class_name").value == "positive"
         assert one.model("classes").text.count("row on off") == 1  # it was not to be seen, and is not
         one.press("back")
-        assert two.seen() == 2 and two.model("class_name").value == "class 3"
+        assert two.redraw() == 2 and two.model("class_name").value == "class 3"
 
     run_tabs(out, script, tabs=2)
 
@@ -91,12 +97,12 @@ def test_a_click_for_a_class_that_another_tab_has_just_removed_is_refused(out):
     def script(slide, one, two):
         for tab in (one, two):
             tab.press("more")
-        one.seen()
+        one.redraw()
         one.send("class", 3)
         two.press("fewer")
         one.click(300, 60)
         assert slide.seeding.annotation.seeds == () and len(slide.seeding.annotation.classes) == 3
-        one.seen()
+        one.redraw()
         assert "the class class 4 was removed just now" in one.model("status").text
         one.click(300, 60)
         assert (
@@ -110,7 +116,7 @@ def test_a_click_for_a_class_that_another_tab_has_just_removed_is_refused(out):
 def test_a_name_that_no_file_can_hold_is_refused_on_the_page(out):
     def script(slide, tab):
         tab.model("class_name").value = "tumour\ud800"
-        tab.seen()
+        tab.redraw()
         assert "is no class&#x27;s name" in tab.model("status").text
         tab.model("status").text.encode()
         assert tab.model("class_name").value == "positive" == slide.seeding.annotation.classes[1]
@@ -137,9 +143,9 @@ def test_a_name_that_no_file_can_hold_is_refused_on_the_page(out):
 )
 def test_messages_that_make_no_sense_change_nothing(out, message):
     def script(slide, tab):
-        before = dict(slide.page_state), tab.seen(), slide.seeding.annotation
+        before = dict(slide.page_state), tab.redraw(), slide.seeding.annotation
         tab.model("command").value = message
-        assert (dict(slide.page_state) | {"hidden": []}, tab.seen(), slide.seeding.annotation) == (
+        assert (dict(slide.page_state) | {"hidden": []}, tab.redraw(), slide.seeding.annotation) == (
             before[0] | {"hidden": []},
             *before[1:],
         )
@@ -162,7 +168,7 @@ def test_how_the_page_was_left_is_believed_only_where_it_can_be(out, text):
     (out / "tissue.view.json").write_bytes(text.encode("latin-1"))
 
     def script(slide, tab):
-        assert slide.page_state == {} and tab.seen() == 1
+        assert slide.page_state == {} and tab.redraw() == 1
         tab.document.to_json()
 
     run_tabs(out, script)
@@ -174,7 +180,7 @@ def test_exporting_seeds_before_there_are_any_is_refused_and_writes_nothing(out)
         tab = Tab(slide)
         tab.press("seeds")
         await asyncio.sleep(0)
-        tab.seen()
+        tab.redraw()
         assert "no seeds yet: place some first" in tab.model("status").text
         assert not (out / "tissue.seeds.geojson").exists()
         tab.click(300, 60)

@@ -1,4 +1,4 @@
-"""The map of patches: colours, what is kept, and UMAP itself."""
+"""The projection of patches: colours, the file, and UMAP itself."""
 
 import subprocess
 import sys
@@ -65,7 +65,7 @@ def test_a_map_is_kept_beside_its_embeddings_and_no_others(out):
     ids=str,
 )
 def test_a_map_that_is_damaged_is_none(out, change):
-    """Among them one whose header states a hundred terabytes."""
+    """One of the headers states a hundred terabytes."""
     embedded = open_embeddings(out / "tissue.embeddings.zarr")
     path = locate_projection(out, "tissue")
     with np.load(path) as file:

@@ -1,4 +1,4 @@
-"""Live seeding without a browser: what is placed is kept, and labels what the file would."""
+"""Live seeding without a browser: seeds are saved, and label the slide as their file does."""
 
 import asyncio
 import json
@@ -26,8 +26,8 @@ SLIDE = {"path": "tissue.png", "height": 384, "width": 512, "mpp": 1.0}
 STROMA, CRYPT = np.array([[300.0, 60.0]]), np.array([[100.0, 150.0]])
 
 
-def seeded(out, script, settings=None):
-    """Run a script on a ``Seeding`` in a loop, as the server does."""
+def run_seeding(out, script, settings=None):
+    """Run a coroutine function on a loaded ``Seeding``, in a loop, and return its result."""
 
     async def run():
         seeding = Seeding(out, "tissue", settings or SeedSettings(), lambda: None)
@@ -40,19 +40,20 @@ def seeded(out, script, settings=None):
     return asyncio.run(run())
 
 
-async def settled(seeding):
+async def wait_for_result(seeding):
+    """Wait until clustering has ended."""
     while seeding._task is not None and not seeding._task.done():
         await asyncio.sleep(0.005)
 
 
 def test_clicks_are_clustered_kept_and_undone(out):
-    kept = out / "tissue.seeds.geojson"
+    path = out / "tissue.seeds.geojson"
 
     async def script(seeding):
         seeding.place(STROMA, 0)
-        assert read_annotation(kept).seeds == (Seed(300.0, 60.0, 0),)  # at once
+        assert read_annotation(path).seeds == (Seed(300.0, 60.0, 0),)  # at once
         seeding.place(CRYPT, 1)
-        await settled(seeding)
+        await wait_for_result(seeding)
         first = seeding.result
         assert (
             first.annotation == seeding.annotation
@@ -61,17 +62,17 @@ def test_clicks_are_clustered_kept_and_undone(out):
         )
         assert first.mask[60, 300] == 1 and first.mask[150, 100] == 2 and (first.mask[270:310] == 0).all()
         seeding.undo()
-        assert read_annotation(kept).seeds == seeding.annotation.seeds and len(seeding.annotation.seeds) == 1
+        assert read_annotation(path).seeds == seeding.annotation.seeds and len(seeding.annotation.seeds) == 1
         seeding.redo()
-        await settled(seeding)
+        await wait_for_result(seeding)
         assert (seeding.result.mask == first.mask).all()
         seeding.rename_class(1, "crypt")
-        assert read_annotation(kept).classes == ("negative", "crypt")
+        assert read_annotation(path).classes == ("negative", "crypt")
         assert seeding.erase(STROMA + 3, 10) == 1 and seeding.erase(STROMA, 10) == 0
-        await settled(seeding)
-        assert read_annotation(kept).count_seeds() == [0, 1]
+        await wait_for_result(seeding)
+        assert read_annotation(path).count_seeds() == [0, 1]
 
-    seeded(out, script)
+    run_seeding(out, script)
 
 
 def test_the_page_labels_as_the_file_does(out):
@@ -79,11 +80,11 @@ def test_the_page_labels_as_the_file_does(out):
         seeding.set_options(hard=True, smooth=True)
         seeding.place(np.concatenate([STROMA, STROMA + 40]), 0)
         seeding.place(CRYPT, 1)
-        await settled(seeding)
+        await wait_for_result(seeding)
         record = await seeding.export(anndata=False)
         return seeding.result, record
 
-    result, record = seeded(out, script)
+    result, record = run_seeding(out, script)
     assert record["score"] == result.score and record["parameters"]["hard"] and record["parameters"]["smooth"]
     assert list(record["patches"].values()) == np.bincount(result.labels, minlength=2).tolist()
     mask = open_labels(out / "tissue.sic.ome.zarr").levels[0].read().result()
@@ -108,7 +109,7 @@ def test_a_file_of_the_pages_is_used_by_fseg_seed_with_its_classes(out, tmp_path
         seeding.place(np.array([[400.0, 20.0]]), 2)
         return seeding.annotation
 
-    now = seeded(out, script)
+    annotation = run_seeding(out, script)
     sent = tmp_path / "from a colleague.geojson"  # downloaded, and sent on
     sent.write_bytes((out / "tissue.seeds.geojson").read_bytes())
     with pytest.raises(SystemExit) as ended:
@@ -123,8 +124,8 @@ def test_a_file_of_the_pages_is_used_by_fseg_seed_with_its_classes(out, tmp_path
         seeding.load_first_file(sent)
         return seeding.annotation
 
-    assert seeded(out, begin) == now
-    # Who names other classes is told of the first seed that is of none of them.
+    assert run_seeding(out, begin) == annotation
+    # Who names other classes is printed of the first seed that is of none of them.
     with pytest.raises(SystemExit) as ended:
         cli.main(["seed", str(out), str(sent), "--classes", "stroma,crypt", "--overwrite"])
     assert ended.value.code == 2
@@ -135,12 +136,12 @@ def test_three_classes_and_strokes(out):
     async def script(seeding):
         seeding.add_class()
         seeding.place(STROMA, 0)
-        await settled(seeding)
+        await wait_for_result(seeding)
         assert seeding.result is None and "another class" in seeding.problem
         n = seeding.place_stroke(np.array([[60.0, 150.0], [200.0, 150.0]]), 1)
         assert 4 <= n <= 6  # patches every 32 pixels
         seeding.place_stroke(np.array([[400.0, 20.0], [400.0, 20.0]]), 2)
-        await settled(seeding)
+        await wait_for_result(seeding)
         assert seeding.result.soft.shape[1] == 3 and set(np.unique(seeding.result.mask)) == {0, 1, 2, 3}
         certain, least = seeding.select_certain(1, 4), seeding.select_uncertain(4)
         assert (seeding.result.labels[certain] == 1).all() and set(certain).isdisjoint(least)
@@ -153,21 +154,21 @@ def test_three_classes_and_strokes(out):
         seeding.remove_class(2)
         assert seeding.annotation.classes == ("negative", "positive")
 
-    seeded(out, script)
+    run_seeding(out, script)
 
 
 def test_clicks_compile_nothing(out):
     async def script(seeding):
         seeding.place(STROMA, 0)
         seeding.place(CRYPT, 1)
-        await settled(seeding)
+        await wait_for_result(seeding)
         compiled = fit_members._cache_size(), average_classes._cache_size()
         for i in range(6):
             seeding.place(STROMA + 12 * i, i % 2)
-            await settled(seeding)
+            await wait_for_result(seeding)
         assert (fit_members._cache_size(), average_classes._cache_size()) == compiled
 
-    seeded(out, script)
+    run_seeding(out, script)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_seeds_where_no_patch_is_are_refused(out, point, says):
         assert says in seeding.problem and seeding.annotation == Annotation()
         assert not (out / "tissue.seeds.geojson").exists()
 
-    seeded(out, script)
+    run_seeding(out, script)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_bad_file_is_one_line_and_changes_nothing(out, tmp_path, text, says):
         seeding.load_file(tmp_path / "bad.json")
         assert says in seeding.problem and "\n" not in seeding.problem and seeding.annotation == before
 
-    seeded(out, script)
+    run_seeding(out, script)
     (out / "tissue.seeds.geojson").unlink()
 
     async def begin(seeding):
@@ -214,7 +215,7 @@ def test_a_bad_file_is_one_line_and_changes_nothing(out, tmp_path, text, says):
             seeding.load_first_file(tmp_path / "bad.json")
         assert not (out / "tissue.seeds.geojson").exists()
 
-    seeded(out, begin)
+    run_seeding(out, begin)
 
 
 def test_the_server_does_not_start_on_damaged_seeds(out):
@@ -229,7 +230,7 @@ def test_the_server_does_not_start_on_damaged_seeds(out):
 
 
 class SurpriseError(Exception):
-    """What nobody foresaw."""
+    """An error that no code expects."""
 
 
 @pytest.mark.parametrize(
@@ -244,8 +245,8 @@ class SurpriseError(Exception):
     ids=lambda failure: type(failure).__name__,
 )
 def test_a_step_that_cannot_be_saved_is_not_taken_whatever_the_reason(out, monkeypatch, failure):
-    """And what can be saved afterwards is: neither a step back nor one forth leads to what never was."""
-    kept = out / "tissue.seeds.geojson"
+    """Later steps are saved again, and undo and redo never lead to the step that failed."""
+    path = out / "tissue.seeds.geojson"
 
     async def script(seeding):
         seeding.place(STROMA, 0)
@@ -272,17 +273,17 @@ def test_a_step_that_cannot_be_saved_is_not_taken_whatever_the_reason(out, monke
             assert seeding.problem.startswith("not done, as it cannot be saved: ")
             assert "\n" not in seeding.problem
             assert (seeding.annotation, seeding._history.future) == (before, undone) and read_annotation(
-                kept
+                path
             ) == before
         seeding.place(CRYPT + 40, 1)
-        await settled(seeding)
+        await wait_for_result(seeding)
         assert (
             seeding.problem == ""
-            and read_annotation(kept) == seeding.annotation
+            and read_annotation(path) == seeding.annotation
             and len(seeding.annotation.seeds) == 2
         )
 
-    seeded(out, script)
+    run_seeding(out, script)
 
 
 def test_what_another_tab_took_away_is_refused_and_said(out):
@@ -296,22 +297,22 @@ def test_what_another_tab_took_away_is_refused_and_said(out):
         assert seeding.place(STROMA, 1) == 1 and seeding.problem == ""
         assert read_annotation(out / "tissue.seeds.geojson") == seeding.annotation
 
-    seeded(out, script)
+    run_seeding(out, script)
 
 
 def test_a_file_of_seeds_that_was_removed_is_written_again(out):
-    kept = out / "tissue.seeds.geojson"
+    path = out / "tissue.seeds.geojson"
 
     async def script(seeding):
         seeding.place(STROMA, 0)
-        kept.unlink()
+        path.unlink()
         seeding.place(CRYPT, 1)
-        assert read_annotation(kept) == seeding.annotation
-        kept.unlink()
+        assert read_annotation(path) == seeding.annotation
+        path.unlink()
         assert (await seeding.export(anndata=False))["seeds"]["points"] == {"negative": 1, "positive": 1}
-        assert read_annotation(kept) == seeding.annotation
+        assert read_annotation(path) == seeding.annotation
 
-    seeded(out, script)
+    run_seeding(out, script)
 
 
 def test_clustering_and_loading_that_fail_are_said_and_gone_on_from(out, monkeypatch):
@@ -321,21 +322,21 @@ def test_clustering_and_loading_that_fail_are_said_and_gone_on_from(out, monkeyp
 
         seeding.place(STROMA, 0)
         seeding.place(CRYPT, 1)
-        await settled(seeding)
+        await wait_for_result(seeding)
         with monkeypatch.context() as broken:
             broken.setattr(sic, "fit", fail)
             seeding.place(CRYPT + 40, 1)
-            await settled(seeding)
+            await wait_for_result(seeding)
             assert seeding.problem.startswith("cannot be segmented: SurpriseError: of JAX and more")
             assert seeding.result is None and not seeding.busy
         seeding.place(CRYPT - 40, 1)
-        await settled(seeding)
+        await wait_for_result(seeding)
         assert seeding.problem == "" and seeding.result.annotation == seeding.annotation
         monkeypatch.setattr(clustering, "reduce_channels", fail)
         await seeding.load()
         assert seeding.problem.startswith("cannot be segmented: SurpriseError")
 
-    seeded(out, script)
+    run_seeding(out, script)
 
 
 def test_an_export_that_fails_is_said(out, monkeypatch):
@@ -350,20 +351,21 @@ def test_an_export_that_fails_is_said(out, monkeypatch):
         assert await seeding.export(anndata=True) is None
         assert seeding.problem.startswith("not written: SurpriseError: !") and not seeding.exporting
 
-    seeded(out, script)
+    run_seeding(out, script)
 
 
 def test_saved_classes_are_not_renamed_by_accident(out):
     async def script(seeding):
         seeding.place(STROMA, 0)
 
-    seeded(out, script, SeedSettings(("stroma", "crypt")))
-    assert seeded(out, _classes) == ("stroma", "crypt")
+    run_seeding(out, script, SeedSettings(("stroma", "crypt")))
+    assert run_seeding(out, get_classes) == ("stroma", "crypt")
     with pytest.raises(InputError, match="has seeds of stroma, crypt"):
         Seeding(out, "tissue", SeedSettings(("a", "b")), lambda: None)
 
 
-async def _classes(seeding):
+async def get_classes(seeding):
+    """Return the names of the classes."""
     return seeding.annotation.classes
 
 
@@ -414,7 +416,7 @@ def test_a_record_of_another_program_is_one_line(out, text):
 
 
 def test_killing_the_program_loses_no_seed(out):
-    """SIGKILL in the middle of placing seeds as fast as it can: what it said was placed is there, whole."""
+    """A program that places seeds gets SIGKILL: the file is whole, with every reported seed."""
     program = f"""
 import asyncio, numpy as np, sys
 from pathlib import Path
@@ -429,16 +431,16 @@ async def main():
 asyncio.run(main())
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        told = 0
+        printed = 0
         until = None
         for line in process.stdout:
-            told = int(line)
+            printed = int(line)
             until = until or time.monotonic() + 0.4
-            if told >= 30 and time.monotonic() > until:
+            if printed >= 30 and time.monotonic() > until:
                 process.kill()
                 break
         for line in process.stdout:
-            told = int(line)
-    kept = json.loads((out / "tissue.seeds.geojson").read_text())["features"]
-    assert told <= len(kept) <= told + 1
-    assert len(read_annotation(out / "tissue.seeds.geojson").seeds) == len(kept)
+            printed = int(line)
+    features = json.loads((out / "tissue.seeds.geojson").read_text())["features"]
+    assert printed <= len(features) <= printed + 1
+    assert len(read_annotation(out / "tissue.seeds.geojson").seeds) == len(features)
