@@ -10,6 +10,8 @@ import pytest
 from fseg_jax.codebook import Codebook, Provenance, import_joblib, load_all, save_all
 from fseg_jax.errors import InputError
 
+pytestmark = pytest.mark.smoke
+
 CENTERS = {k: np.random.default_rng(k).random((k, 6), np.float32) for k in (2, 5)}
 
 

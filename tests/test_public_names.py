@@ -10,6 +10,8 @@ import pytest
 
 import fseg_jax
 
+pytestmark = pytest.mark.smoke
+
 PACKAGE = Path(fseg_jax.__file__).parent
 
 

@@ -13,6 +13,8 @@ from fseg_jax import versions
 from fseg_jax.pipeline.record import made_with
 from fseg_jax.versions import find_version, find_versions
 
+pytestmark = pytest.mark.smoke
+
 # Stands in for an environment in which this package was never installed.
 WITHOUT = """
 import importlib.metadata as metadata

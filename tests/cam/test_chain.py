@@ -359,6 +359,7 @@ def test_runs_on_whole_images_take_negatives(folder, tmp_path):
     assert len(result.rows) == 1 and result.classifier.training.held_out == {"non-polyp": 3, "polyp": 4}
 
 
+@pytest.mark.smoke
 def test_the_papers_runs_are_the_papers():
     from fseg_jax.cam.runs import RUNS, load_run
 

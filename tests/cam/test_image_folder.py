@@ -12,6 +12,8 @@ from fseg_jax.cam.image_folder import find_images, read_image, resize_images
 from fseg_jax.errors import InputError
 from fseg_jax.files.downloads import cache_folder
 
+pytestmark = pytest.mark.smoke
+
 
 def save(path, pixels, **more):
     Image.fromarray(pixels).save(path, **more)

@@ -7,6 +7,8 @@ from fseg_jax.cam.image_labels import read_labels
 from fseg_jax.cam.step_outputs import write_table
 from fseg_jax.errors import InputError
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def folder(tmp_path):

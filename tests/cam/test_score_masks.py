@@ -10,6 +10,8 @@ from fseg_jax.cam import score_masks
 from fseg_jax.cam.image_pairs import find_pairs
 from fseg_jax.errors import InputError
 
+pytestmark = pytest.mark.smoke
+
 
 def test_measures_are_scikit_learns():
     rng = np.random.default_rng(0)

@@ -39,6 +39,7 @@ def test_segment(slide, tmp_path, capsys):
     assert record["codebook"]["k"] == 3 and record["slide"]["mpp"] == pytest.approx(1.0)
 
 
+@pytest.mark.smoke
 def test_demo_needs_no_slide(tmp_path, capsys):
     assert fseg("demo", "-o", tmp_path) == 0
     picture = Path(capsys.readouterr().out.strip())
@@ -61,6 +62,7 @@ def test_a_codebook_is_imported_shown_and_used(slide, tmp_path, capsys):
     assert json.loads((out / "small.json").read_text())["codebook"]["encoder"] == "classical"
 
 
+@pytest.mark.smoke
 def test_a_slide_is_embedded_and_seeded(slide, tmp_path, capsys):
     def point(x, y, name):
         properties = {"classification": {"name": name}}

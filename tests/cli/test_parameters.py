@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from fseg_jax import cli
 from fseg_jax.cli.parameters import ListCommand, Number, WholeNumber
 
+pytestmark = pytest.mark.smoke
+
 
 @click.command(cls=ListCommand)
 @click.argument("source")

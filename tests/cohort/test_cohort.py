@@ -56,6 +56,7 @@ def fseg(*arguments: object) -> int:
 # ------------------------------------------------------------------------------------ what is written
 
 
+@pytest.mark.smoke
 def test_everything_is_there_and_nothing_else(finished):
     names = {f"S-{i:02d}{suffix}" for i in range(4) for suffix in SUFFIXES}
     tables = {"areas.csv", "failures.csv", "report.html", "cohort.json", "timings", "thumbnails"}
@@ -69,6 +70,7 @@ def test_everything_is_there_and_nothing_else(finished):
     assert [row["site"] for row in rows] == ["Leeds", "Oslo"] * 2
 
 
+@pytest.mark.smoke
 def test_records_say_what_made_them_and_not_when(finished):
     record = json.loads((finished / "S-00.json").read_text())
     assert len(record["settings_hash"]) == 64 and record["dtype"] == "float32"

@@ -10,6 +10,8 @@ from fseg_jax.cohort import manifest
 from fseg_jax.cohort.manifest import ManifestSlide, load_manifest, select_split
 from fseg_jax.errors import InputError
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def slides(tmp_path: Path) -> Path:

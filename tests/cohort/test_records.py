@@ -7,6 +7,8 @@ import pytest
 from fseg_jax.cohort.records import Agreement, Failure, SlideRecord, read_timing
 from fseg_jax.encoders.classical import classical
 
+pytestmark = pytest.mark.smoke
+
 DAMAGED = [None, b"", b"{", b"[]", b"null", b'{"slide": {"path": 1}}', b"[" * 100_000]
 RECORD = {
     "slide": {"path": "a.svs", "identity": "01"},

@@ -14,6 +14,8 @@ from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.trained import find_shipped
 from fseg_jax.errors import InputError
 
+pytestmark = pytest.mark.smoke
+
 
 def test_it_is_here_and_says_what_it_is():
     encoder = load_encoder("he-small")

@@ -1,10 +1,13 @@
 """The catalog as text."""
 
+import pytest
 from tiny import GATED
 
 from fseg_jax.encoders import listing
 from fseg_jax.encoders.catalog import published as catalog
 from fseg_jax.encoders.weights import hub
+
+pytestmark = pytest.mark.smoke
 
 
 def test_the_catalog_is_printed_whole_and_row_by_row():

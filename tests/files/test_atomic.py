@@ -5,6 +5,8 @@ import pytest
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.atomic import replace_atomically
 
+pytestmark = pytest.mark.smoke
+
 
 def test_nothing_is_seen_before_the_end(tmp_path):
     path = tmp_path / "a.txt"

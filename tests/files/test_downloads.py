@@ -13,6 +13,8 @@ from fseg_jax import cli
 from fseg_jax.errors import InputError
 from fseg_jax.files import downloads
 
+pytestmark = pytest.mark.smoke
+
 SLIDE = b"not a slide, but the bytes that are asked for" * 100
 
 

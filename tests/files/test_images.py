@@ -13,6 +13,8 @@ import fseg_jax
 from fseg_jax.errors import InputError
 from fseg_jax.files.images import FORMATS, MOST_PIXELS, load_image, read_image_size
 
+pytestmark = pytest.mark.smoke
+
 PACKAGE = Path(fseg_jax.__file__).parent
 OPENERS = {"imread", "imopen", "open_image"}
 

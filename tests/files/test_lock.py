@@ -12,6 +12,8 @@ import pytest
 from fseg_jax.files import lock
 from fseg_jax.files.lock import acquire_lock
 
+pytestmark = pytest.mark.smoke
+
 HOLD = """
 import sys, time
 from pathlib import Path

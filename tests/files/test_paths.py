@@ -12,6 +12,8 @@ from fseg_jax.codebook import Codebook
 from fseg_jax.errors import InputError, explain
 from fseg_jax.files.paths import format_path, is_file, is_folder, is_there
 
+pytestmark = pytest.mark.smoke
+
 LONG = "x" * 300
 
 

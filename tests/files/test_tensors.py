@@ -11,6 +11,8 @@ from safetensors.numpy import load_file
 from fseg_jax.errors import OutputError
 from fseg_jax.files.tensors import write_tensors
 
+pytestmark = pytest.mark.smoke
+
 PLAIN = np.arange(24, dtype=np.float32).reshape(4, 6)
 LAYOUTS = {
     "row by row": PLAIN,

@@ -238,6 +238,7 @@ def test_of_equal_bands_the_widest_is_chosen():
         cam.choose_band([], [])
 
 
+@pytest.mark.smoke
 def test_pieces_and_holes():
     mask = np.zeros((9, 9), bool)
     mask[0:4, 0:4] = True

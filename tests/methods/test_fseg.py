@@ -108,11 +108,13 @@ def test_more_than_255_clusters_need_16_bits():
     assert labels.dtype == jnp.uint16 and int(labels.min()) == 256
 
 
+@pytest.mark.smoke
 def test_name_concepts_is_cosine_not_dot():
     centers = jnp.asarray([[10.0, 10.0], [0.1, 0.0]])
     assert fseg.name_concepts(jnp.asarray([[[5.0, 0.5]]]), centers).tolist() == [[1]]
 
 
+@pytest.mark.smoke
 def test_a_cluster_contributes_by_its_largest_concept():
     W = jnp.asarray([[[1.0, 5.0, 2.0], [3.0, 0.0, 1.0]]])
     named = fseg.merge_concepts(W, jnp.asarray([[2, 0, 2]]), 4)

@@ -6,6 +6,8 @@ from sklearn import metrics as theirs
 
 from fseg_jax.numerics import metrics
 
+pytestmark = pytest.mark.smoke
+
 PLAIN = np.array([[8, 0, 0], [0, 6, 0], [2, 0, 0]])  # of test_matching
 BALANCED = np.array([[5, 0, 3], [0, 6, 0], [0, 0, 2]])
 COUNTS = np.array([[5, 0, 0], [0, 5, 0], [3, 0, 2], [0, 1, 0]])

@@ -6,6 +6,8 @@ import pytest
 
 from fseg_jax.numerics.scaling import safe_scale
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_unsafe_sizes_are_scaled_by_powers_of_two(kind):

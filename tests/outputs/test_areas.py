@@ -7,6 +7,8 @@ from fseg_jax.errors import InputError
 from fseg_jax.outputs.areas import write_areas
 from fseg_jax.outputs.colours import make_palette
 
+pytestmark = pytest.mark.smoke
+
 
 def test_areas_say_pixels_and_mm2(tmp_path):
     pixels = np.array([10**9, 3_000_000, 0, 1_000_000])

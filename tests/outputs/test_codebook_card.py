@@ -4,11 +4,14 @@ import json
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.cohort.fit import write_books
 from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings
+
+pytestmark = pytest.mark.smoke
 
 
 def found(centers, labels, slides, sites):

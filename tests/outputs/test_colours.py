@@ -3,6 +3,8 @@ import pytest
 
 from fseg_jax.outputs import colours
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize("k", [1, 8, 64, 256, 1024, 3000])
 def test_a_smaller_palette_opens_a_larger_one(k):

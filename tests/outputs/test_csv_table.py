@@ -7,6 +7,8 @@ import pytest
 
 from fseg_jax.outputs.csv_table import format_csv, guard_cell, unguard_cell
 
+pytestmark = pytest.mark.smoke
+
 FORMULAS = ["=1+1", "+A1", "-A1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=cmd|' /C calc'!A0", "\uff1d1+1", "-"]
 HARMLESS = ["", "tumour", "a=b", "S-01", "'quoted'", "-0.5", "+1e-3", "-.5", "3", "1-2"]
 

@@ -44,6 +44,7 @@ def test_nothing_is_drawn_over_the_edge_or_over_something_else(shape, clusters):
     assert w / h == pytest.approx(shape[1] / shape[0], rel=0.05)
 
 
+@pytest.mark.smoke
 def test_colours_of_the_legend_are_in_the_picture(tmp_path):
     labels = smooth_labels((512, 512), 5)
     picture = draw(tmp_path / "s.png", (512, 512), 5, labels)

@@ -14,6 +14,8 @@ from fseg_jax.outputs.colours import make_default_names, make_palette
 from fseg_jax.outputs.geojson import merge_small, write_geojson
 from fseg_jax.outputs.labels import LabelWriter, open_labels
 
+pytestmark = pytest.mark.smoke
+
 
 def outline(tmp_path, labels, k, *, mpp=1.0, slide_mpp=0.5, name="s", **options):
     """The labels written, outlined and read again: what was done and the parsed file."""

@@ -91,6 +91,7 @@ def test_every_level_reads_back_with_readers_that_are_not_ours(tmp_path, shape, 
     np.testing.assert_array_equal(pyramid.colours, make_palette(k))
 
 
+@pytest.mark.smoke
 def test_ome_zarr_py_reads_it(tmp_path):
     pytest.importorskip("ome_zarr")
     from ome_zarr.io import parse_url
@@ -136,6 +137,7 @@ def test_metadata_are_valid_by_the_ngff_schemas(tmp_path, schema, k):
         validator.validate({"ome": {**attributes["ome"], "version": "0.4"}})
 
 
+@pytest.mark.smoke
 def test_metadata_say_where_the_pixels_lie(tmp_path):
     write(tmp_path / "slide-7.ome.zarr", np.zeros((600, 700), np.uint8), 2, names=("stroma", "tumour"))
     ome = json.loads((tmp_path / "slide-7.ome.zarr" / "zarr.json").read_text())["attributes"]["ome"]

@@ -21,6 +21,7 @@ from fseg_jax.pipeline.segment import output_paths
 from fseg_jax.slides.identity import identify
 
 
+@pytest.mark.smoke
 def test_everything_is_written_and_agrees(folder, seeds):
     chosen = SeedSettings(hard=True, smooth=True, distance="cosine")
     record = seed_slide(folder, seeds, chosen, overwrite=True)

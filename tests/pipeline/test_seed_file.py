@@ -9,6 +9,8 @@ from fseg_jax.errors import InputError
 from fseg_jax.pipeline.clicks import seed_slide
 from fseg_jax.pipeline.seed_file import read_seeds
 
+pytestmark = pytest.mark.smoke
+
 SEED = {"x": 300, "y": 60, "class": "c0"}
 
 

@@ -51,6 +51,7 @@ def book() -> Codebook:
     return Codebook(A[:: len(A) // 5][:5])
 
 
+@pytest.mark.smoke
 def test_everything_is_written_and_agrees(picture, tmp_path):
     record, labels = run(picture, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
@@ -263,6 +264,7 @@ def test_more_clusters_than_tokens(picture, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.smoke
 def test_no_tissue(tmp_path):
     Image.fromarray(np.full((300, 300, 3), 243, np.uint8)).save(tmp_path / "tissue.png")
     with pytest.raises(InputError, match="--no-tissue"):

@@ -1,12 +1,15 @@
 """The mask that patches vote for."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fseg_jax.outputs.embeddings import Embeddings
 from fseg_jax.pipeline import voting
 from fseg_jax.pipeline.voting import PatchVoter, vote
+
+pytestmark = pytest.mark.smoke
 
 
 @settings(max_examples=40, deadline=None)

@@ -11,6 +11,8 @@ from fseg_jax.errors import InputError
 from fseg_jax.slides import identity
 from fseg_jax.slides.identity import identify, is_same_slide
 
+pytestmark = pytest.mark.smoke
+
 
 def write(path: Path, size: int, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

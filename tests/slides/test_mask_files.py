@@ -11,6 +11,8 @@ from fseg_jax.errors import InputError
 from fseg_jax.slides import masks
 from fseg_jax.slides.masks import open_mask, read_bright, read_marked
 
+pytestmark = pytest.mark.smoke
+
 MARKED = np.zeros((150, 200), bool)
 MARKED[40:90, 30:130] = True
 

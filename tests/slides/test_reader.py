@@ -158,6 +158,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in EXACT}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", EXACT)
 def test_every_format_gives_the_pixels_that_were_written(name: str, exact: dict[str, Path]) -> None:
     expected_format = EXACT[name][0]

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from fseg_jax.errors import InputError
 from fseg_jax.slides.tiles import find_tissue_tiles, make_grid
 
+pytestmark = pytest.mark.smoke
+
 
 @settings(max_examples=60, deadline=None)
 @given(

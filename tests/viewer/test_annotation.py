@@ -17,6 +17,8 @@ from fseg_jax.viewer.annotation import (
     write_annotation,
 )
 
+pytestmark = pytest.mark.smoke
+
 TWO = Annotation(("stroma", "Crypt"), (Seed(10.5, 20.25, 1), Seed(300.0, 60.0, 0), Seed(1.0, 2.0, 1)))
 
 

@@ -6,6 +6,8 @@ from fseg_jax.encoders.catalog.names import find_row
 from fseg_jax.encoders.catalog.published import CATALOG
 from fseg_jax.errors import InputError
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize(
     ("asked", "hint"),

@@ -7,6 +7,8 @@ from fseg_jax.encoders import precision
 from fseg_jax.encoders.kernels.processor import Processor, detect_processor, parse_program
 from fseg_jax.encoders.load import load_encoder
 
+pytestmark = pytest.mark.smoke
+
 BEFORE_2018 = "+avx,+avx2,+fma"
 SKYLAKE = BEFORE_2018 + ",+avx512f,+avx512bw,-avx512bf16,-amx-bf16"
 ZEN_4 = BEFORE_2018 + ",+avx512f,+avx512vnni,+avx512bf16,-amx-bf16"

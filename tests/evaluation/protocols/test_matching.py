@@ -6,6 +6,8 @@ import pytest
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.protocols.matching import confuse, match
 
+pytestmark = pytest.mark.smoke
+
 # Truth, and clusters; cluster 2 has three pixels of category 0 and two of category 2, which has no others.
 TRUTH = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1], [2, 2, 0, 1]])
 CLUSTERS = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 2, 2, 1], [2, 2, 2, 3]])

@@ -37,6 +37,7 @@ def test_planted_clusters_are_found(k):
     assert float(result.inertia) <= theirs.inertia_ * 1.02
 
 
+@pytest.mark.smoke
 def test_the_same_start_gives_scikit_learns_centres():
     X, _ = blobs(8, spread=2.0)
     start = X[:8]
@@ -117,6 +118,7 @@ def test_nothing_recompiles_for_the_same_shapes():
     assert lloyd._fit._cache_size() == before + 1
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("k", [0, 11])
 def test_k_must_fit_the_points(k):
     with pytest.raises(InputError, match="choose k between 1 and 10"):
