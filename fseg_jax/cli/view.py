@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +10,9 @@ from fseg_jax.cli.options import PATH, classes_option, distance_option
 from fseg_jax.cli.parameters import WholeNumber
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import suggest_names
+
+if TYPE_CHECKING:
+    from fseg_jax.numerics.pca import Distance
 
 
 @click.command()
@@ -37,7 +41,7 @@ def view(
     slides: Path | None,
     classes: str | None,
     seeds: Path | None,
-    distance: str,
+    distance: "Distance",
     browser: bool,
 ) -> int:
     """Look at a slide's segmentation, and segment it by clicks, in the browser (this machine's only)."""

@@ -36,7 +36,7 @@ from fseg_jax.cohort.sample_folder import (
 from fseg_jax.cohort.survey import identify_slide
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.pipeline.embed import tissue_share
+from fseg_jax.pipeline.embed import measure_tissue
 from fseg_jax.pipeline.record import made_with, slide_facts
 from fseg_jax.slides.identity import is_same_slide
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches
@@ -105,7 +105,7 @@ def draw_tiles(
     height, width = compute_shape(slide, settings.mpp)
     rows, columns = max(1, height // side), max(1, width // side)
     microns = side * settings.mpp
-    share = tissue_share(choose_tissue(slide, tissue), rows, columns, microns, microns)
+    share = measure_tissue(choose_tissue(slide, tissue), rows, columns, microns, microns)
     tiles = np.argwhere(share >= MIN_TISSUE)
     if not len(tiles):
         raise InputError(

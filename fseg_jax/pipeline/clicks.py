@@ -1,13 +1,13 @@
-"""SIC on a slide whose patches are embedded: a file of seeds in, the slide segmented out.
+"""Segment a slide whose patches are embedded from a file of seeds, by SIC.
 
-Nothing here needs the slide itself. ``seed_file`` reads seeds, ``voting`` makes the mask.
+The slide itself is not needed. ``seed_file`` reads seeds, ``voting`` makes the mask.
 """
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,15 +18,22 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import suggest_names
 from fseg_jax.files.partial_folders import partial_folder, recover_folder
 from fseg_jax.methods import sic
-from fseg_jax.numerics.pca import reduce_channels
+from fseg_jax.numerics.pca import Distance, reduce_channels
 from fseg_jax.outputs.anndata_export import import_anndata, make_anndata_keys, try_write_anndata
 from fseg_jax.outputs.areas import write_areas
 from fseg_jax.outputs.colours import make_palette
-from fseg_jax.outputs.embeddings import Embeddings, list_embedded_slides, open_embeddings
+from fseg_jax.outputs.embeddings import list_embedded_slides, open_embeddings
 from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, read_level_for
-from fseg_jax.pipeline.record import Clock, check_outputs, finish, made_with
+from fseg_jax.pipeline.patch_records import (
+    SeedFacts,
+    SeedParameters,
+    SeedProvenance,
+    SeedRecord,
+    read_provenance,
+)
+from fseg_jax.pipeline.record import Clock, Json, SlideFacts, check_outputs, finish, made_with
 from fseg_jax.pipeline.seed_file import read_seeds
 from fseg_jax.pipeline.segment import output_paths
 from fseg_jax.pipeline.voting import vote
@@ -35,18 +42,25 @@ from fseg_jax.slides.identity import identify
 _log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
+METHOD = "SIC (Seeded iterative clustering, LMRL workshop 2022)"
 
 
 @dataclass(frozen=True)
 class SeedSettings:
-    """How to segment embedded patches from seeds: ``methods.sic`` says what each does.
+    """How to segment embedded patches from seeds (``methods.sic``).
 
-    ``classes`` are the seeds' names, the negative one first; None: those of the seeds' file.
+    Attributes:
+        classes: Names of the classes, the negative one first; None: those of the seeds' file.
+        metric: Score of the seeds that the iteration maximizes: a name in ``sic.METRICS``.
+        distance: Distance between embeddings.
+        hard: Whether seeds keep their class.
+        smooth: Whether the labels of neighbouring patches are smoothed.
+        seed: Random seed.
     """
 
     classes: tuple[str, ...] | None = None
     metric: str = "f1"
-    distance: str = "euclidean"
+    distance: Distance = "euclidean"
     hard: bool = False
     smooth: bool = False
     seed: int = 0
@@ -61,14 +75,27 @@ def seed_slide(
     metric: sic.Metric | None = None,
     anndata: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Json:
     """Segment a slide embedded in a folder from a file of seeds, and write all outputs there.
 
-    ``slide`` is its name where the folder holds several; ``metric`` any callable, instead of the one that
-    ``settings`` names. Writes ``out/NAME.sic.ome.zarr`` (a label a class, from 1 on: background has no
-    patch or no tissue), ``.geojson``, ``.png``, ``.csv``, with ``anndata`` also ``.h5ad``, and last
-    ``.json``, whose content it returns. Raises ``InputError``, with nothing written, for anything wrong with
-    what was given; and where the ``.h5ad`` cannot be made, with all else written.
+    Writes ``out/NAME.sic.ome.zarr`` (class j has the label j + 1; background has no patch or no tissue),
+    ``.geojson``, ``.png``, ``.csv``, if wanted ``.h5ad``, and, last, ``.json``.
+
+    Args:
+        out: The folder that holds the embeddings.
+        seeds: The file of seeds.
+        settings: How to segment.
+        slide: Name of the slide; may be left out where the folder holds only one.
+        metric: Score of the seeds, in place of the one that the settings name.
+        anndata: Whether to write the ``.h5ad`` too.
+        overwrite: Whether outputs that exist are reseeds_by_patch.
+
+    Returns:
+        What the record ``NAME.sic.json`` holds.
+
+    Raises:
+        InputError: Something that was given is wrong; nothing is written then. Or the ``.h5ad`` cannot be
+            written; everything else is then.
     """
     settings = settings or SeedSettings()
     out, seeds = Path(out), Path(seeds)
@@ -77,13 +104,13 @@ def seed_slide(
     if anndata:
         import_anndata()
     recover_folder(out)
-    name = _embedded(out, slide)
+    name = _choose_slide(out, slide)
     embedded = open_embeddings(out / f"{name}.embeddings.zarr")
-    made = embedded.provenance
-    _warn_of_another(made["slide"])
+    facts = read_provenance(embedded)
+    _warn_if_replaced(facts.slide)
     points, point_labels, names, sha256 = read_seeds(seeds, settings.classes)
-    size = (made["slide"]["height"], made["slide"]["width"])
-    y, overruled = assign_seeds(points, point_labels, embedded, size, seeds)
+    side, size = facts.parameters.side_level0, (facts.slide.height, facts.slide.width)
+    y, overruled = assign_seeds(points, point_labels, embedded.centers, side, size, seeds)
     stem = f"{name}.sic"
     paths = [*output_paths(stem, out), out / f"{stem}.h5ad"]
     check_outputs(paths, out, overwrite)
@@ -103,37 +130,40 @@ def seed_slide(
     )
     labels, soft = np.asarray(result.labels), np.asarray(result.soft)
     clock.lap("clustering")
-    provenance = {
-        "format": FORMAT,
-        "method": "SIC (Seeded iterative clustering, LMRL workshop 2022)",
-        **made_with().to_json(),
-        "slide": made["slide"],
-        "encoder": made["encoder"],
-        "embeddings": made["parameters"] | {"patches": made["patches"], "height": made["height"]},
-        "seeds": {
-            "path": str(seeds),
-            "sha256": sha256,
-            "points": {c: int((point_labels == j).sum()) for j, c in enumerate(names)},
-            "patches": {c: int((y == j).sum()) for j, c in enumerate(names)},
-            "overruled": overruled,
-        },
-        "parameters": {
-            **asdict(settings),
-            "classes": list(names),
-            "metric": settings.metric if metric is None else getattr(metric, "__name__", repr(metric)),
-            "coordinates": prepared.X.shape[1],
-            "variance_kept": round(prepared.variance_kept, 4),
-        },
-    }
+    provenance = SeedProvenance(
+        format=FORMAT,
+        method=METHOD,
+        **vars(made_with()),
+        embedded=facts,
+        seeds=SeedFacts(
+            path=str(seeds),
+            sha256=sha256,
+            points=_count_classes(point_labels, names),
+            patches=_count_classes(y, names),
+            overruled=overruled,
+        ),
+        parameters=SeedParameters(
+            classes=names,
+            metric=settings.metric if metric is None else getattr(metric, "__name__", repr(metric)),
+            distance=settings.distance,
+            hard=settings.hard,
+            smooth=settings.smooth,
+            seed=settings.seed,
+            coordinates=prepared.X.shape[1],
+            variance_kept=round(prepared.variance_kept, 4),
+        ),
+    )
     with partial_folder(stem, out) as folder:
-        path, mpp, colours = folder / f"{stem}.ome.zarr", made["parameters"]["mpp"], make_palette(k)
-        shape = (made["height"], made["width"])
-        writer = LabelWriter(path, shape, mpp, k, names=names, colours=colours, provenance=provenance)
-        for part in vote(embedded, labels, soft):
+        path, mpp, colours = folder / f"{stem}.ome.zarr", facts.parameters.mpp, make_palette(k)
+        shape = (facts.height, facts.width)
+        writer = LabelWriter(
+            path, shape, mpp, k, names=names, colours=colours, provenance=provenance.to_json()
+        )
+        for part in vote(embedded, facts, labels, soft):
             writer.append(part)
         pixels = writer.close()
         outlines = write_geojson(
-            folder / f"{stem}.geojson", path, slide_mpp=made["slide"]["mpp"], names=names, colours=colours
+            folder / f"{stem}.geojson", path, slide_mpp=facts.slide.mpp, names=names, colours=colours
         )
         write_areas(folder / f"{stem}.csv", names, pixels, mpp, colours=colours)
         areas = pixels[1:] * mpp**2 * 1e-6
@@ -145,45 +175,54 @@ def seed_slide(
             names=names,
             colours=colours,
             areas_mm2=areas.tolist(),
-            mpp=made["slide"]["mpp"] * made["slide"]["width"] / picture.shape[1],
-            title=f"{name} · SIC · {made['encoder']['name']} · {len(points)} seeds",
+            mpp=facts.slide.mpp * facts.slide.width / picture.shape[1],
+            title=f"{name} · SIC · {facts.encoder.card.name} · {len(points)} seeds",
         )
-        lost = None
+        export_error = None
         if anndata:
             columns = make_anndata_keys([f"sic_{c}" for c in names])
             obs = {"sic": np.array(names)[labels], **dict(zip(columns, soft.T, strict=True))}
             uns = {"sic": {"classes": np.array(names), "columns": np.array(columns)}}
-            lost = try_write_anndata(folder / f"{stem}.h5ad", out, embedded, name, obs, uns)
+            export_error = try_write_anndata(folder / f"{stem}.h5ad", out, embedded, name, obs, uns)
         clock.lap("outputs")
-        record = {
-            **provenance,
-            "score": result.score,
-            "scores": list(result.scores),
-            "iterations": result.iterations,
-            "patches": {c: int((labels == j).sum()) for j, c in enumerate(names)},
-            "areas_mm2": {c: round(float(a), 6) for c, a in zip(names, areas, strict=True)},
-            "outlines": outlines,
-            "seconds": clock.laps,
-        }
-        record = finish(folder, record, paths)
-    if lost:
-        raise lost
-    return record
+        record = SeedRecord(
+            provenance=provenance,
+            score=result.score,
+            scores=result.scores,
+            iterations=result.iterations,
+            patches=_count_classes(labels, names),
+            areas_mm2={c: round(float(a), 6) for c, a in zip(names, areas, strict=True)},
+            outlines=outlines,
+            seconds=clock.laps,
+        )
+        content = finish(folder, record.to_json(), paths)
+    if export_error:
+        raise export_error
+    return content
 
 
-def _warn_of_another(slide: dict[str, Any]) -> None:
-    """Say so where another file lies now where the slide was that was embedded."""
+def _count_classes(labels: Int[np.ndarray, " n"], names: Sequence[str]) -> dict[str, int]:
+    """Count how often each class occurs, by name."""
+    return {name: int((labels == j).sum()) for j, name in enumerate(names)}
+
+
+def _warn_if_replaced(slide: SlideFacts) -> None:
+    """Warn where the path of the slide that was embedded holds another slide now."""
     with suppress(InputError):
-        if slide.get("identity") not in (None, identify(slide["path"])):
+        if slide.identity not in (None, identify(slide.path)):
             _log.warning(
                 "%s: is another slide than the one that was embedded, which is what is segmented here; fseg "
                 "embed it again",
-                slide["path"],
+                slide.path,
             )
 
 
-def _embedded(out: Path, slide: str | None) -> str:
-    """The name of the slide embedded in a folder, or of the one that is asked for."""
+def _choose_slide(out: Path, slide: str | None) -> str:
+    """Choose the embedded slide of a folder by its name, or the only one.
+
+    Raises:
+        InputError: The folder holds none, not this one, or several to choose from.
+    """
     names = list_embedded_slides(out)
     if not names:
         raise InputError(f"{out}: holds no embedded slide; make one with fseg embed SLIDE -o {out}")
@@ -198,7 +237,8 @@ def _embedded(out: Path, slide: str | None) -> str:
 def assign_seeds(
     points: Float[np.ndarray, "m 2"],
     labels: Int[np.ndarray, " m"],
-    embedded: Embeddings,
+    centers: Float[np.ndarray, "n 2"],
+    side: float,
     size: tuple[int, int],
     path: Path,
 ) -> tuple[Int[np.ndarray, " n"], int]:
@@ -209,7 +249,8 @@ def assign_seeds(
     Args:
         points: (x, y) of the seeds in level-0 pixels.
         labels: The numbers of their classes.
-        embedded: The patches.
+        centers: (y, x) of the patches' centres in level-0 pixels.
+        side: Side of a patch in level-0 pixels.
         size: The slide's height and width in level-0 pixels.
         path: The file of the seeds, for errors.
 
@@ -219,27 +260,27 @@ def assign_seeds(
     Raises:
         InputError: A seed is outside the slide, or on no patch.
     """
-    side = embedded.provenance["parameters"]["side_level0"]
+    height, width = size
     for x, y in points:
-        if not (0 <= x < size[1] and 0 <= y < size[0]):
+        if not (0 <= x < width and 0 <= y < height):
             raise InputError(
-                f"{path}: the seed at x = {x:g}, y = {y:g} is outside the slide, {size[1]} × {size[0]} pixels"
+                f"{path}: the seed at x = {x:g}, y = {y:g} is outside the slide, {width} × {height} pixels"
             )
-    near = cKDTree(embedded.centers).query_ball_point(points[:, ::-1], side / 2 * 1.001, p=np.inf)
-    placed: dict[int, list[int]] = {}
+    near = cKDTree(centers).query_ball_point(points[:, ::-1], side / 2 * 1.001, p=np.inf)
+    seeds_by_patch: dict[int, list[int]] = {}
     for (x, y), j, patches in zip(points, labels, near, strict=True):
         rows = np.sort(np.asarray(patches, np.int64))
-        away = np.abs(embedded.centers[rows] - (y, x))
+        away = np.abs(centers[rows] - (y, x))
         inside = away.max(1, initial=0) <= side / 2
         if not inside.any():
             raise InputError(
                 f"{path}: the seed at x = {x:g}, y = {y:g} is on no embedded patch: too little tissue"
             )
         nearest = int(rows[np.argmin(np.where(inside, (away**2).sum(1), np.inf))])
-        placed.setdefault(nearest, []).append(int(j))
-    classes = np.full(len(embedded.centers), -1, np.int32)
+        seeds_by_patch.setdefault(nearest, []).append(int(j))
+    classes = np.full(len(centers), -1, np.int32)
     overruled = 0
-    for patch, seeds in placed.items():
+    for patch, seeds in seeds_by_patch.items():
         most = max(seeds.count(j) for j in seeds)
         classes[patch] = next(j for j in reversed(seeds) if seeds.count(j) == most)
         overruled += len(seeds) - seeds.count(int(classes[patch]))

@@ -3,6 +3,7 @@
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -39,7 +40,7 @@ class Settings:
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
         seed: Random seed.
         mpp_override: µm per pixel of the slide's finest level, in place of what its file says.
-        features: Dtype that features are rounded to first: ``"float32"`` or ``"bfloat16"``.
+        features: Dtype that features are rounded to first.
         batch: Tiles that go to the encoder at once.
         threads: Threads that decode.
     """
@@ -54,7 +55,7 @@ class Settings:
     tissue: str = "find"
     seed: int = 0
     mpp_override: float | None = None
-    features: str = "float32"
+    features: Literal["float32", "bfloat16"] = "float32"
     batch: int = 8
     threads: int = 2
 

@@ -123,7 +123,7 @@ def read_seed_file(path: Path) -> SeedFile:
 def number_seeds(
     file: SeedFile, classes: tuple[str, ...] | None = None, *, default: tuple[str, ...] = CLASSES
 ) -> tuple[Int[np.ndarray, " m"], tuple[str, ...]]:
-    """Number the classes of a file's seeds from 0 on; returns the numbers, and the classes' names.
+    """Assign each seed the number of its class, from 0 on; return the numbers and the classes' names.
 
     The classes are ``classes``, or what the file states, or ``infer_classes(…, default)``.
 

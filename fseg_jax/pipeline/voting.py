@@ -1,8 +1,8 @@
-"""From classes of overlapping patches to a mask: each pixel goes to the class of most patches over it.
+"""Turn classes of overlapping patches into a mask: each pixel takes the class of most patches over it.
 
-Between the lines on which patches begin and end, every pixel lies in the same patches. Votes are counted once
-for each cell between such lines, however many pixels it has. Counts are whole numbers, so that no rounding
-decides a tie.
+The lines on which patches begin and end divide the slide into cells, whose pixels all lie in the same
+patches. Votes are counted once for each cell, however many pixels it has. Counts are whole numbers, so that
+no rounding decides a tie.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Int64, UInt
 
 from fseg_jax.outputs.embeddings import Embeddings
 from fseg_jax.outputs.labels import choose_label_dtype
+from fseg_jax.pipeline.patch_records import PatchProvenance
 from fseg_jax.slides.tissue import Tissue
 
 _STRIP_PIXELS = 4 << 20  # of the mask, made at once
@@ -25,7 +26,7 @@ class Block(NamedTuple):
 
     Attributes:
         first: Number of the first row.
-        labels: A label for each cell: class j is j + 1, and 0 is what no patch covers.
+        labels: The label of each cell: j + 1 for class j, 0 where no patch covers it.
     """
 
     first: int
@@ -35,8 +36,12 @@ class Block(NamedTuple):
 class PatchVoter:
     """Counts votes of patches on the cells between their edges.
 
-    Row i of the cells ends where ``lines_y[i]`` is, column j where ``lines_x[j]`` is. A last row and a last
-    column lie beyond all lines.
+    Row i of the cells ends at ``lines_y[i]``, column j at ``lines_x[j]``. One more row and one more column
+    come after all lines.
+
+    Attributes:
+        lines_y: Where patches begin and end vertically, in pixels.
+        lines_x: Where patches begin and end horizontally, in pixels.
     """
 
     def __init__(self, grid: Int[np.ndarray, "n 2"], step: int, side: int) -> None:
@@ -46,7 +51,7 @@ class PatchVoter:
         # A patch covers the rows of cells from ``top`` to before ``bottom``, and columns likewise.
         self._top, self._bottom = (np.searchsorted(self.lines_y, begin[:, 0] + d) + 1 for d in (0, side))
         self._left, self._right = (np.searchsorted(self.lines_x, begin[:, 1] + d) + 1 for d in (0, side))
-        # A ballot is one whole vote and a fraction, of which all those on a cell stay below one vote.
+        # A ballot is one whole vote and a fraction; the fractions on a cell add up to less than one vote.
         bits = ((-(-side // step)) ** 2).bit_length()
         self._fraction_bits = min(_MOST_FRACTION_BITS, _INT_BITS - 2 * bits)
         self._vote_bits = self._fraction_bits + bits
@@ -88,18 +93,20 @@ class PatchVoter:
 
 
 def vote(
-    embedded: Embeddings, labels: Int[np.ndarray, " n"], soft: Float[np.ndarray, "n k"]
+    embedded: Embeddings,
+    facts: PatchProvenance,
+    labels: Int[np.ndarray, " n"],
+    soft: Float[np.ndarray, "n k"],
 ) -> Iterator[UInt[np.ndarray, "m width"]]:
     """Yield a slide's mask from top to bottom, at the resolution of its patches.
 
-    Class j has the label j + 1; 0 is what no patch covers or is not tissue. Ties are as in
-    ``PatchVoter.count``.
+    ``facts`` are those of ``embedded``. Class j has the label j + 1; pixels that no patch covers or that are
+    not tissue have 0. Ties are as in ``PatchVoter.count``.
     """
-    made = embedded.provenance
-    parameters = made["parameters"]
-    height, width, mpp = made["height"], made["width"], parameters["mpp"]
-    tissue = Tissue(embedded.tissue, made["tissue_mpp"])
-    voter = PatchVoter(embedded.grid, parameters["step"], parameters["patch"])
+    parameters = facts.parameters
+    height, width, mpp = facts.height, facts.width, parameters.mpp
+    tissue = Tissue(embedded.tissue, facts.tissue_mpp)
+    voter = PatchVoter(embedded.grid, parameters.step, parameters.patch)
     rows, columns = (
         np.concatenate([[0], lines.clip(0, length), [length]])
         for lines, length in ((voter.lines_y, height), (voter.lines_x, width))

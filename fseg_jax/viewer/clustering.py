@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from fseg_jax.methods import sic
-from fseg_jax.numerics.pca import reduce_channels
+from fseg_jax.numerics.pca import Distance, reduce_channels
 from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.viewer.annotation import Annotation
 from fseg_jax.viewer.mask import MaskPainter
@@ -50,7 +50,7 @@ class Clusterer:
         self._patches = patches
         self._compiled: set[int] = set()  # numbers of classes
 
-    def load(self, distance: str, classes: int) -> None:
+    def load(self, distance: Distance, classes: int) -> None:
         """Read the embeddings and compile for a number of classes.
 
         Args:
@@ -63,7 +63,7 @@ class Clusterer:
         embedded = self._patches.embedded
         self._X = reduce_channels(embedded.read(), distance=distance).X
         self._neighbours = jax.numpy.asarray(sic.find_neighbours(embedded.grid))
-        self._painter = MaskPainter(embedded)
+        self._painter = MaskPainter(embedded, self._patches.facts)
         self._compile(classes)
 
     def fit(self, annotation: Annotation, settings: SeedSettings, path: Path) -> Result | None:

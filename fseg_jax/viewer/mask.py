@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from fseg_jax.outputs.embeddings import Embeddings
+from fseg_jax.pipeline.patch_records import PatchProvenance
 from fseg_jax.pipeline.voting import PatchVoter
 from fseg_jax.slides.tissue import Tissue
 
@@ -22,23 +23,21 @@ class MaskPainter:
         width: Pixels of the mask.
     """
 
-    def __init__(self, embedded: Embeddings) -> None:
-        """Lay out the mask of an embedded slide."""
-        provenance = embedded.provenance
-        parameters = provenance["parameters"]
-        patch_mpp = parameters["mpp"]
-        longest = max(provenance["height"], provenance["width"])
+    def __init__(self, embedded: Embeddings, facts: PatchProvenance) -> None:
+        """Lay out the mask of an embedded slide; ``facts`` are those of ``embedded``."""
+        patch_mpp = facts.parameters.mpp
+        longest = max(facts.height, facts.width)
         self.mpp: float = max(patch_mpp, patch_mpp * longest / _LONGEST_SIDE)
         self.height, self.width = (
-            max(1, round(provenance[side] * patch_mpp / self.mpp)) for side in ("height", "width")
+            max(1, round(side * patch_mpp / self.mpp)) for side in (facts.height, facts.width)
         )
-        self._voter = PatchVoter(embedded.grid, parameters["step"], parameters["patch"])
+        self._voter = PatchVoter(embedded.grid, facts.parameters.step, facts.parameters.patch)
         # The voter's cell under the centre of each row and column of the mask.
         self._rows, self._columns = (
             np.searchsorted(lines, (np.arange(size) + 0.5) * self.mpp / patch_mpp, side="right")
             for lines, size in ((self._voter.lines_y, self.height), (self._voter.lines_x, self.width))
         )
-        tissue = Tissue(embedded.tissue, provenance["tissue_mpp"])
+        tissue = Tissue(embedded.tissue, facts.tissue_mpp)
         self._tissue = tissue.crop(0, 0, self.height, self.width, self.mpp)
 
     def paint(

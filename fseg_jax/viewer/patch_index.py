@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 
 from fseg_jax.outputs.embeddings import Embeddings
 from fseg_jax.pipeline.clicks import assign_seeds
+from fseg_jax.pipeline.patch_records import read_provenance
 from fseg_jax.viewer.annotation import Annotation
 
 _CANDIDATES = 2000  # patches from which disjoint ones are selected
@@ -20,6 +21,7 @@ class PatchIndex:
 
     Attributes:
         embedded: The embeddings; ``centers`` are (y, x).
+        facts: What they were made with.
         shape: Height and width of the slide, level-0 pixels.
         mpp: Micrometres per level-0 pixel.
         side: Side of a patch, level-0 pixels.
@@ -28,13 +30,12 @@ class PatchIndex:
 
     def __init__(self, embedded: Embeddings) -> None:
         """Index the patches of an embedded slide."""
-        provenance = embedded.provenance
-        slide, parameters = provenance["slide"], provenance["parameters"]
-        self.embedded = embedded
-        self.shape: tuple[int, int] = (slide["height"], slide["width"])
-        self.mpp: float = slide["mpp"]
-        self.side: float = parameters["side_level0"]
-        self.step: float = parameters["step"] * self.side / parameters["patch"]
+        facts = read_provenance(embedded)
+        self.embedded, self.facts = embedded, facts
+        self.shape = (facts.slide.height, facts.slide.width)
+        self.mpp = facts.slide.mpp
+        self.side = facts.parameters.side_level0
+        self.step = facts.parameters.step * self.side / facts.parameters.patch
         self._tree = cKDTree(embedded.centers)
 
     def __len__(self) -> int:
@@ -78,8 +79,8 @@ class PatchIndex:
             # assign_seeds compares every seed with every patch: give it the patches near seeds only.
             near = self._tree.query_ball_point(xy[:, ::-1], self.side / 2 * 1.001, p=np.inf)
             rows = np.unique([i for indices in near for i in indices] or [0]).astype(int)
-            part = self.embedded._replace(centers=self.embedded.centers[rows])
-            y[rows], _ = assign_seeds(xy, seed_classes, part, self.shape, path)
+            centers = self.embedded.centers[rows]
+            y[rows], _ = assign_seeds(xy, seed_classes, centers, self.side, self.shape, path)
         return y
 
     def select_disjoint(self, order: Int[np.ndarray, " m"], count: int) -> list[int]:

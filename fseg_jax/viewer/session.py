@@ -17,6 +17,7 @@ from fseg_jax.files.partial_folders import recover_folder
 from fseg_jax.outputs.embeddings import RECORD, list_embedded_slides, open_embeddings
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings
+from fseg_jax.pipeline.patch_records import read_provenance
 from fseg_jax.pipeline.record import SlideFacts
 from fseg_jax.process import raise_if_stopped
 from fseg_jax.viewer.page_state import filter_page_state, read_page_state, write_page_state
@@ -97,7 +98,8 @@ class SlideSession:
             if _is_nonempty_file(folder / f"{name}{RECORD}"):
                 embedded = open_embeddings(folder / f"{name}.embeddings.zarr")
                 thumbnail = embedded.thumbnail
-                slide, self.encoder = _parse_record(embedded.provenance)
+                facts = read_provenance(embedded)
+                slide, self.encoder = facts.slide, facts.encoder.card.name
             else:
                 slide, self.encoder = _read_record(folder / f"{name}.json")
             raise_if_stopped()

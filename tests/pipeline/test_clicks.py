@@ -13,10 +13,10 @@ from embedded import ENCODER, embed
 
 from fseg_jax import open_slide
 from fseg_jax.errors import InputError
-from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
+from fseg_jax.outputs.embeddings import open_embeddings
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings, assign_seeds, seed_slide
-from fseg_jax.pipeline.embed import PatchSettings, embed_slide, embedding_paths
+from fseg_jax.pipeline.embed import PatchSettings, embed_slide, list_embedding_paths
 from fseg_jax.pipeline.segment import output_paths
 from fseg_jax.slides.identity import identify
 
@@ -66,7 +66,7 @@ def test_the_slide_is_not_needed_and_results_repeat(picture, tmp_path, seeds, ca
 def test_anndata_carries_the_labels(picture, tmp_path, seeds):
     anndata = pytest.importorskip("anndata")
     embed(picture, tmp_path / "out", anndata=True)
-    assert all(path.exists() for path in embedding_paths("tissue", tmp_path / "out"))
+    assert all(path.exists() for path in list_embedding_paths("tissue", tmp_path / "out"))
     record = seed_slide(tmp_path / "out", seeds, anndata=True)
     table = anndata.read_h5ad(tmp_path / "out" / "tissue.sic.h5ad")
     assert table.obs["sic"].value_counts().to_dict() == record["patches"]
@@ -149,7 +149,7 @@ def test_contradictory_seeds_on_one_patch(folder):
     points = np.array([[x, y], [x + 1, y], [x, y - 1]])
     for clicked, winner, overruled in (([0, 1, 0], 0, 1), ([1, 1, 0], 1, 1), ([0, 1], 1, 1), ([1, 1], 1, 0)):
         classes, lost = assign_seeds(
-            points[: len(clicked)], np.array(clicked), embedded, (384, 512), Path("s")
+            points[: len(clicked)], np.array(clicked), embedded.centers, 64.0, (384, 512), Path("s")
         )
         assert classes[7] == winner and (classes >= 0).sum() == 1 and lost == overruled
 
@@ -157,15 +157,14 @@ def test_contradictory_seeds_on_one_patch(folder):
 def test_many_seeds_on_many_patches_go_to_the_nearest_in_seconds():
     rng = np.random.default_rng(0)
     grid = np.argwhere(np.ones((300, 300))).astype(np.int32)
-    made = {"parameters": {"side_level0": 256.0}}
-    embedded = Embeddings(None, grid * 128.0 + 128, grid, np.ones((1, 1), bool), np.zeros((1, 1, 3)), made)
+    centers = grid * 128.0 + 128
     points = rng.uniform(200, 38000, (20_000, 2))
     given_ = np.zeros(len(points), np.int64)
     begun = time.perf_counter()
-    classes, lost = assign_seeds(points, given_, embedded, (38528, 38528), Path("s"))
+    classes, lost = assign_seeds(points, given_, centers, 256.0, (38528, 38528), Path("s"))
     assert time.perf_counter() - begun < 20 and lost == 0
     for x, y in points[:200]:
-        away = np.abs(embedded.centers - (y, x))
+        away = np.abs(centers - (y, x))
         inside = away.max(1) <= 128
         assert classes[np.argmin(np.where(inside, (away**2).sum(1), np.inf))] == 0
     assert (classes == 0).sum() < len(grid)

@@ -12,7 +12,7 @@ from PIL import Image
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import open_embeddings
 from fseg_jax.pipeline.clicks import seed_slide
-from fseg_jax.pipeline.embed import PatchSettings, tissue_share
+from fseg_jax.pipeline.embed import PatchSettings, measure_tissue
 from fseg_jax.slides.tissue import Tissue
 
 
@@ -55,7 +55,7 @@ def test_centres_are_in_level_0_pixels(picture, tmp_path):
 def test_tissue_share_is_an_area():
     mask = np.zeros((10, 20), bool)
     mask[:, :10] = True
-    share = tissue_share(Tissue(mask, 8.0), 2, 3, 40.0, 60.0)
+    share = measure_tissue(Tissue(mask, 8.0), 2, 3, 40.0, 60.0)
     np.testing.assert_allclose(share, [[1, 40 / 60, 0], [40 / 60, 40 / 60 * 40 / 60, 0]])
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from embedded import make_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,15 +23,10 @@ def test_each_pixel_goes_to_the_class_of_most_patches(seed, step, side, k):
     grid = np.argwhere(rng.random((rows, columns)) < 0.8).astype(np.int32)
     labels = rng.integers(0, k, len(grid))
     soft = rng.dirichlet(np.ones(k), len(grid))
-    made = {
-        "parameters": {"step": step, "patch": side, "mpp": 1.0},
-        "height": int(height),
-        "width": int(width),
-        "tissue_mpp": 1.0,
-    }
+    facts = make_facts(int(height), int(width), side, step)
     tissue = np.ones((height, width), bool)
     tissue[height // 2 :, : width // 3] = False
-    embedded = Embeddings(None, grid * 1.0, grid, tissue, np.zeros((1, 1, 3), np.uint8), made)
+    embedded = Embeddings(None, grid * 1.0, grid, tissue, np.zeros((1, 1, 3), np.uint8), {})
     votes, support = np.zeros((2, height, width, k))
     for (row, column), label, share in zip(grid, labels, soft, strict=True):
         box = (slice(row * step, row * step + side), slice(column * step, column * step + side))
@@ -39,7 +35,7 @@ def test_each_pixel_goes_to_the_class_of_most_patches(seed, step, side, k):
     best = votes.max(-1, keepdims=True)
     expected = np.where(votes == best, support, -1).argmax(-1) + 1
     expected[(best[..., 0] == 0) | ~tissue] = 0
-    assert (np.concatenate(list(vote(embedded, labels, soft))) == expected).all()
+    assert (np.concatenate(list(vote(embedded, facts, labels, soft))) == expected).all()
 
 
 def test_a_tie_goes_to_the_larger_sum_and_then_to_the_lower_class():

@@ -6,6 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from embedded import make_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,6 +15,7 @@ from fseg_jax import open_slide
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.outputs.labels import open_labels
+from fseg_jax.pipeline.patch_records import read_provenance
 from fseg_jax.pipeline.record import SlideFacts
 from fseg_jax.pipeline.voting import vote
 from fseg_jax.slides.identity import identify
@@ -125,20 +127,19 @@ def test_the_mask_on_the_page_is_the_one_that_is_written(seed, step, side, k):
     if not len(grid):
         return
     labels, soft = rng.integers(0, k, len(grid)), rng.dirichlet(np.ones(k), len(grid))
-    parameters = {"step": step, "patch": side, "mpp": 1.0}
-    provenance = {"parameters": parameters, "height": height, "width": width, "tissue_mpp": 1.0}
+    facts = make_facts(height, width, side, step)
     tissue = np.ones((height, width), bool)
     tissue[height // 2 :, : width // 3] = False
-    embedded = Embeddings(None, grid * 1.0, grid, tissue, np.zeros((1, 1, 3), np.uint8), provenance)
-    written = np.concatenate(list(vote(embedded, labels, soft)))
-    assert (MaskPainter(embedded).paint(labels, soft) == written).all()
+    embedded = Embeddings(None, grid * 1.0, grid, tissue, np.zeros((1, 1, 3), np.uint8), {})
+    written = np.concatenate(list(vote(embedded, facts, labels, soft)))
+    assert (MaskPainter(embedded, facts).paint(labels, soft) == written).all()
 
 
 def test_a_large_slides_mask_is_reduced(slide_folder):
     embedded = open_embeddings(slide_folder / "out" / "tissue.embeddings.zarr")
-    large = dict(embedded.provenance, height=384 * 20, width=512 * 20)
-    parameters = dict(large["parameters"], step=32 * 20, patch=64 * 20)
-    painter = MaskPainter(embedded._replace(provenance=large | {"parameters": parameters}))
+    facts = read_provenance(embedded)
+    parameters = replace(facts.parameters, step=32 * 20, patch=64 * 20)
+    painter = MaskPainter(embedded, replace(facts, height=384 * 20, width=512 * 20, parameters=parameters))
     n = len(embedded.centers)
     mask = painter.paint(np.zeros(n, int), np.ones((n, 2)) / 2)
     assert mask.shape == (1152, 1536) and painter.mpp == pytest.approx(20 * 512 / 1536)

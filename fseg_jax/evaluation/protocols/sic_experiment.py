@@ -41,6 +41,7 @@ from fseg_jax.methods import sic
 from fseg_jax.numerics.pca import reduce_channels
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.pipeline.embed import PatchSettings, embed_slide
+from fseg_jax.pipeline.patch_records import read_provenance
 from fseg_jax.pipeline.record import made_with, slide_facts
 from fseg_jax.process import Progress
 from fseg_jax.slides.reader import open_slide
@@ -84,7 +85,7 @@ def run_experiment(
             embedded = _embed(
                 slide, embeddings, encoder, settings.patches, progress(f"{slide.name} · {name}")
             )
-            side = embedded.provenance["parameters"]["side_level0"]
+            side = read_provenance(embedded).parameters.side_level0
             truth = measure_tumour(slide.mask, embedded.centers, side) >= POSITIVE_SHARE
             if truth.all() or not truth.any():
                 left_out[slide.name] = "every patch is positive" if truth.all() else "no patch is positive"
