@@ -103,6 +103,7 @@ def render_strips(seeding: Seeding, format_url: Callable[[int], str], active: in
 
 
 def _render_patch(seeding: Seeding, url: str, i: int) -> str:
+    """Render a picture of patch i that shows the patch on the slide when clicked."""
     result, patches = seeding.result, seeding.patches
     assert result is not None
     y, x = patches.embedded.centers[i] * patches.mpp
@@ -116,6 +117,7 @@ def _render_patch(seeding: Seeding, url: str, i: int) -> str:
 
 
 def _format_message(*message: str | int) -> str:
+    """Format the attribute of a message to the server."""
     return f" data-send='{escape(json.dumps(message))}'"
 
 

@@ -78,7 +78,7 @@ class Page:
         self._refresh()
 
     def close(self) -> None:
-        """Stop to follow the slide's changes."""
+        """Stop following the slide's changes."""
         self._session.listeners.discard(self._schedule_refresh)
 
     def _receive(self, message: str) -> None:

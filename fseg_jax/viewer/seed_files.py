@@ -59,7 +59,7 @@ class SeedFiles:
         self._announce("")
 
     def _start_export(self, name: str) -> None:
-        # As a task of its own: Bokeh awaits no callback of a button, and would show nothing until it ends.
+        # Bokeh awaits no callback of a button, and a tab shows nothing while a callback runs: use a task.
         task = asyncio.get_running_loop().create_task(self._export(name))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,4 +1,4 @@
-"""Seeding in a tab: its classes, score and most telling patches, and when each part is drawn anew."""
+"""Seeding in a tab: classes, score, and patches of most and least certainty; it draws what has changed."""
 
 from collections.abc import Callable
 from typing import Any

@@ -103,6 +103,8 @@ class _PictureHandler(RequestHandler):
 
 
 class _SlideTileHandler(_PictureHandler):
+    """Tiles of the slide."""
+
     async def get(self, name: str, z: str, x: str, y: str) -> None:
         name = unquote(name)
         picture = self.get_slide(name).picture
@@ -114,6 +116,8 @@ class _SlideTileHandler(_PictureHandler):
 
 
 class _LabelTileHandler(_PictureHandler):
+    """Tiles of the label layer, without the labels of ``?hide=``."""
+
     async def get(self, name: str, z: str, x: str, y: str) -> None:
         name = unquote(name)
         session = self.get_slide(name)
@@ -133,6 +137,8 @@ class _LabelTileHandler(_PictureHandler):
 
 
 class _PatchHandler(_PictureHandler):
+    """Pictures of single patches."""
+
     async def get(self, name: str, index: str) -> None:
         name = unquote(name)
         session = self.get_slide(name)

@@ -46,7 +46,7 @@ async def wait_for_result(seeding):
         await asyncio.sleep(0.005)
 
 
-def test_clicks_are_clustered_kept_and_undone(out):
+def test_clicks_are_clustered_saved_and_undone(out):
     path = out / "tissue.seeds.geojson"
 
     async def script(seeding):
@@ -125,7 +125,7 @@ def test_a_file_of_the_pages_is_used_by_fseg_seed_with_its_classes(out, tmp_path
         return seeding.annotation
 
     assert run_seeding(out, begin) == annotation
-    # Who names other classes is printed of the first seed that is of none of them.
+    # With other classes on the command line, the error names the first seed that has none of them.
     with pytest.raises(SystemExit) as ended:
         cli.main(["seed", str(out), str(sent), "--classes", "stroma,crypt", "--overwrite"])
     assert ended.value.code == 2
@@ -286,7 +286,7 @@ def test_a_step_that_cannot_be_saved_is_not_taken_whatever_the_reason(out, monke
     run_seeding(out, script)
 
 
-def test_what_another_tab_took_away_is_refused_and_said(out):
+def test_a_class_that_another_tab_removed_is_refused_with_the_reason(out):
     async def script(seeding):
         seeding.add_class()
         seeding.remove_class(2)  # in another tab
@@ -315,7 +315,7 @@ def test_a_file_of_seeds_that_was_removed_is_written_again(out):
     run_seeding(out, script)
 
 
-def test_clustering_and_loading_that_fail_are_said_and_gone_on_from(out, monkeypatch):
+def test_seeding_goes_on_after_clustering_or_loading_failed(out, monkeypatch):
     async def script(seeding):
         def fail(*_, **__):
             raise SurpriseError("of JAX\nand more")
@@ -339,7 +339,7 @@ def test_clustering_and_loading_that_fail_are_said_and_gone_on_from(out, monkeyp
     run_seeding(out, script)
 
 
-def test_an_export_that_fails_is_said(out, monkeypatch):
+def test_a_failed_export_is_reported(out, monkeypatch):
     async def script(seeding):
         seeding.place(STROMA, 0)
         seeding.place(CRYPT, 1)

@@ -387,7 +387,7 @@ def test_garbage_is_no_traceback(out, capsys):
 
 
 def test_a_signal_swallowed_while_it_starts_ends_it(out, monkeypatch):
-    """And nothing is url: the lock is free again."""
+    """Nothing is served, and the lock is released."""
     from fseg_jax.pipeline.clicks import SeedSettings
     from fseg_jax.viewer.folder import Folder
     from fseg_jax.viewer.server import serve
