@@ -1,7 +1,7 @@
-"""A codebook's card: what its clusters look like, how large they are, and which of them to distrust.
+"""A codebook's card: what its clusters look like, how large they are, and warnings about them.
 
-A folder with ``index.html`` (opens from a file, in any browser), ``inertia.png``, a contact sheet ``k64.png``
-for each k, and ``card.json``, the same in numbers.
+It is a folder with the page ``index.html``, the plot ``inertia.png``, a contact sheet for each k, such as
+``k64.png``, and the numbers, ``card.json``.
 """
 
 import html
@@ -17,19 +17,25 @@ from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.lettering import Lettering
 from fseg_jax.outputs.style import FAINT, OKABE_ITO, save_figure, use_style
 
-# A cluster is called collapsed below this share of an even one, or this near to another (of the median
-# distance between centres and their nearest ones).
+# A cluster is collapsed if it has fewer rows than this share of an even cluster, or if the distance from its
+# centre to the nearest one is less than this share of the median of such distances.
 COLLAPSED_SIZE, COLLAPSED_DISTANCE = 0.02, 0.05
-# A cluster is called one site's or one slide's from this share on, where that of all rows is half as much at
-# most, and where it has rows enough to say so.
-OWNED, EXPECTED, FEWEST = 0.9, 0.5, 5
-_TILE, _GAP, _MARGIN, _LABEL = 96, 4, 20, 150
-_WARN = "#b23c14"
-_TALLEST = 40  # clusters in a column of a contact sheet
+# A cluster is of one site or slide if at least this share of its rows is, if it has at least so many rows,
+# and if the site or slide has at most half of that share among all rows.
+MIN_SHARE, MIN_ROWS, MAX_RATIO = 0.9, 5, 0.5
+_TILE, _GAP, _MARGIN, _LABEL = 96, 4, 20, 150  # pixels of a contact sheet
+_WARNING_COLOUR = "#b23c14"
+_MAX_LINES = 40  # clusters in a column of a contact sheet
 
 
-class Warning(NamedTuple):
-    """``kind`` is ``collapsed``, ``site`` or ``slide``; ``cluster`` counts from 1."""
+class ClusterWarning(NamedTuple):
+    """A reason to distrust a cluster.
+
+    Attributes:
+        cluster: The cluster's number, from 1.
+        kind: ``collapsed``, ``site`` or ``slide``.
+        text: The reason.
+    """
 
     cluster: int
     kind: str
@@ -37,8 +43,16 @@ class Warning(NamedTuple):
 
 
 class KCard(NamedTuple):
-    """One k: ``nearest`` are pictures, uint8 (96, 96, 3), and ``names`` the slides they are of, nearest
-    first.
+    """The clustering for one k.
+
+    Attributes:
+        k: Number of clusters.
+        inertia: Sum of squared distances to the centres.
+        iterations: Passes over the rows.
+        counts: (k,), rows of each cluster.
+        nearest: For each cluster the tiles nearest to its centre, uint8 (96, 96, 3), nearest first.
+        names: The slides of those tiles.
+        warnings: Warnings about clusters.
     """
 
     k: int
@@ -47,11 +61,21 @@ class KCard(NamedTuple):
     counts: np.ndarray
     nearest: list[list[np.ndarray]]
     names: list[list[str]]
-    warnings: list[Warning]
+    warnings: list[ClusterWarning]
 
 
 class Card(NamedTuple):
-    """A codebook file: ``unit`` is ``tiles`` or ``tokens``."""
+    """The content of a card.
+
+    Attributes:
+        title: The codebook's name.
+        unit: What a row is: ``tiles`` or ``tokens``.
+        rows: Number of rows that were clustered.
+        slides: Number of slides that they are from.
+        failed: Number of slides that failed.
+        settings: What the codebook was made with, by its name in the table.
+        of_k: The clustering for each k.
+    """
 
     title: str
     unit: str
@@ -68,65 +92,71 @@ def find_warnings(
     slides: np.ndarray,
     slide_ids: Sequence[str],
     sites: Sequence[str],
-) -> list[Warning]:
-    """What to distrust: clusters collapsed, and clusters that are one site or one slide.
+) -> list[ClusterWarning]:
+    """Find clusters that are collapsed, and clusters that are nearly all from one site or one slide.
 
-    ``labels`` int (n,) from 0, ``slides`` int (n,) says which of ``slide_ids`` each row is of, and ``sites``
-    (as many as slide ids) where that slide is from, empty if unknown.
+    Args:
+        centers: (k, channels), the centres.
+        labels: (rows,), each row's cluster, from 0.
+        slides: (rows,), the index of each row's slide.
+        slide_ids: Names of the slides.
+        sites: The site of each slide; empty: unknown.
     """
     k, n = len(centers), len(labels)
     counts = np.bincount(labels, minlength=k)
-    found = []
+    warnings = []
     if k > 1:
         squares = (centers.astype(np.float64) ** 2).sum(1)
         products = centers.astype(np.float64) @ centers.T.astype(np.float64)
-        apart = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * products, 0))
-        np.fill_diagonal(apart, np.inf)
-        nearest = apart.argmin(1)
-        close = apart.min(1) <= COLLAPSED_DISTANCE * np.median(apart.min(1))
+        distances = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * products, 0))
+        np.fill_diagonal(distances, np.inf)
+        nearest = distances.argmin(1)
+        coincides = distances.min(1) <= COLLAPSED_DISTANCE * np.median(distances.min(1))
         for j in range(k):
             if counts[j] < max(2, COLLAPSED_SIZE * n / k):
-                found.append(Warning(j + 1, "collapsed", f"has {counts[j]} of {n}"))
-            elif close[j]:
-                found.append(Warning(j + 1, "collapsed", f"coincides with cluster {nearest[j] + 1}"))
-    known = np.array(sites, dtype=object)
-    for kind, names, of_row in (
-        ("site", known, known[slides]),
-        ("slide", np.array(slide_ids, dtype=object), np.array(slide_ids, dtype=object)[slides]),
-    ):
+                warnings.append(ClusterWarning(j + 1, "collapsed", f"has {counts[j]} of {n}"))
+            elif coincides[j]:
+                warnings.append(
+                    ClusterWarning(j + 1, "collapsed", f"coincides with cluster {nearest[j] + 1}")
+                )
+    for kind, names in (("site", np.array(sites, object)), ("slide", np.array(slide_ids, object))):
         values = sorted({name for name in names if name})
         if len(values) < 2:
             continue
         index = {name: i for i, name in enumerate(values)}
-        column = np.array([index.get(name, len(values)) for name in of_row])
+        column = np.array([index.get(name, len(values)) for name in names[slides]])  # the last: unknown
         table = np.zeros((k, len(values) + 1), np.int64)
         np.add.at(table, (labels, column), 1)
         overall = table.sum(0) / n
         most = table[:, :-1].argmax(1)
-        for j in np.flatnonzero(counts >= FEWEST).tolist():
+        for j in np.flatnonzero(counts >= MIN_ROWS).tolist():
             share = table[j, most[j]] / counts[j]
-            if share >= OWNED and overall[most[j]] <= EXPECTED * share:
-                who = values[most[j]]
-                text = f"{share:.0%} from the {kind} {who}, which has {overall[most[j]]:.0%} of all"
-                found.append(Warning(j + 1, kind, text))
-    return sorted(found)
+            if share >= MIN_SHARE and overall[most[j]] <= MAX_RATIO * share:
+                name = values[most[j]]
+                text = f"{share:.0%} from the {kind} {name}, which has {overall[most[j]]:.0%} of all"
+                warnings.append(ClusterWarning(j + 1, kind, text))
+    return sorted(warnings)
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write a codebook's card, a folder that is not there yet. Raises ``OutputError`` where it cannot be."""
+    """Write a codebook's card to a folder, which must not exist yet.
+
+    Raises:
+        OutputError: The folder exists or cannot be written.
+    """
     try:
         folder.mkdir(parents=True)
         _write_curve(folder / "inertia.png", card)
         for of_k in card.of_k:
             _write_contact_sheet(folder / f"k{of_k.k}.png", of_k, card.unit)
-        (folder / "card.json").write_text(_numbers(card), encoding="utf-8")
-        (folder / "index.html").write_text(_page(card), encoding="utf-8")
+        (folder / "card.json").write_text(_format_json(card), encoding="utf-8")
+        (folder / "index.html").write_text(_format_page(card), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def _write_curve(path: Path, card: Card) -> None:
-    """Draw inertia a row over k: where it stops falling, more clusters say little more."""
+    """Plot the inertia per row over k: where it stops falling, more clusters explain little more."""
     from matplotlib.figure import Figure
 
     k = [of_k.k for of_k in card.of_k]
@@ -144,9 +174,9 @@ def _write_curve(path: Path, card: Card) -> None:
 
 
 def _write_contact_sheet(path: Path, of_k: KCard, unit: str) -> None:
-    """Draw the nearest tiles of each cluster in a line, with its colour, number and share."""
+    """Draw for each cluster a line with its colour, number, share and nearest tiles."""
     most = max(len(tiles) for tiles in of_k.nearest)
-    columns = -(-of_k.k // _TALLEST)
+    columns = -(-of_k.k // _MAX_LINES)
     lines = -(-of_k.k // columns)
     width = _LABEL + most * (_TILE + _GAP)
     height = 2 * _MARGIN + 44 + lines * (_TILE + _GAP)
@@ -171,11 +201,11 @@ def _write_contact_sheet(path: Path, of_k: KCard, unit: str) -> None:
             lettering.write_text(x + 26, y + 58, f"{100 * of_k.counts[j] / total:.2f} %", 15, FAINT)
             if kind := kinds.get(j + 1):
                 label = {"site": "one site", "slide": "one slide"}.get(kind, kind)
-                lettering.write_text(x + 26, y + 81, label, 13, _WARN)
+                lettering.write_text(x + 26, y + 81, label, 13, _WARNING_COLOUR)
         lettering.save(path)
 
 
-def _numbers(card: Card) -> str:
+def _format_json(card: Card) -> str:
     content = {
         **card._asdict(),
         "of_k": [
@@ -206,16 +236,16 @@ td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top }
 """
 
 
-def _page(card: Card) -> str:
+def _format_page(card: Card) -> str:
     title = html.escape(card.title)
-    about = "".join(
+    settings = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
         for name, value in card.settings.items()
     )
     failed = f" {card.failed} slides failed and are not in it." if card.failed else ""
     table = "".join(
-        "<tr>" + "".join(f'<td class="n">{cell}</td>' for cell in _line(o, card.rows)) + "</tr>"
-        for o in card.of_k
+        "<tr>" + "".join(f'<td class="n">{cell}</td>' for cell in _format_cells(of_k, card.rows)) + "</tr>"
+        for of_k in card.of_k
     )
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -225,14 +255,14 @@ def _page(card: Card) -> str:
 <img src="inertia.png" alt="Mean squared distance to the centre, over k" style="max-width: 38rem">
 <table class="over"><tr><th>k</th><th>mean squared distance</th><th>largest cluster</th><th>smallest</th>
 <th>passes</th><th>clusters to distrust</th></tr>{table}</table>
-<h2>Made with</h2><table>{about}</table>
-{"".join(_section(of_k, card) for of_k in card.of_k)}
+<h2>Made with</h2><table>{settings}</table>
+{"".join(_format_section(of_k, card) for of_k in card.of_k)}
 </html>
 """
 
 
-def _line(of_k: KCard, rows: int) -> tuple[str, ...]:
-    """One k in the table that opens the page."""
+def _format_cells(of_k: KCard, rows: int) -> tuple[str, ...]:
+    """Format the cells of one k in the table at the top of the page."""
     distrusted = len({warning.cluster for warning in of_k.warnings})
     return (
         f'<a href="#k{of_k.k}">{of_k.k}</a>',
@@ -244,14 +274,18 @@ def _line(of_k: KCard, rows: int) -> tuple[str, ...]:
     )
 
 
-def _section(of_k: KCard, card: Card) -> str:
+def _format_section(of_k: KCard, card: Card) -> str:
+    """Format the part of the page about one k."""
     warnings = ""
     if of_k.warnings:
-        said = "".join(f"<li><b>cluster {w.cluster}</b> {html.escape(w.text)}</li>" for w in of_k.warnings)
+        items = "".join(
+            f"<li><b>cluster {warning.cluster}</b> {html.escape(warning.text)}</li>"
+            for warning in of_k.warnings
+        )
         warnings = (
             '<div class="warn"><b>Look at these before you trust them.</b> A cluster that is one site or one '
             "slide is often its stain or its scanner; a collapsed one is a cluster too many."
-            f"<ul>{said}</ul></div>"
+            f"<ul>{items}</ul></div>"
         )
     largest = max(1, int(of_k.counts.max()))
     sizes = "".join(

@@ -1,4 +1,4 @@
-"""What pathologists look at: the slide beside its segmentation, with legend and scale bar; areas as CSV."""
+"""The overlay picture: a slide beside its segmentation, with a legend and scale bars."""
 
 import os
 from collections.abc import Sequence
@@ -6,60 +6,70 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt, UInt8
 from PIL import Image
 
 from fseg_jax.outputs.colours import format_hex
+from fseg_jax.outputs.labels import resample_nearest
 from fseg_jax.outputs.lettering import Lettering, fit_text, measure_text
 from fseg_jax.outputs.style import FAINT, RULE, use_style
 
-_LONGEST = 2400
-_MOST_ENLARGED = 8
-_MARGIN, _GAP = 36, 28
-_ROW, _SWATCH = 30, 20
-_TITLE, _TEXT = 32, 18
+# Pixels of the picture.
+_MAX_SIDE = 2400
+_MARGIN, _GAP = 36, 28  # around the picture; between the panels
+_ROW, _SWATCH = 30, 20  # height of a row of the legend; side of its coloured square
+_TITLE, _TEXT = 32, 18  # height of letters
+_CAPTION = _TEXT + 14  # height of a panel's caption
+_FOOT = 3 * _ROW  # height of the legend's last rows, which are not clusters
+
+_MAX_ENLARGEMENT = 8
+_MAX_COLUMNS, _MIN_LINES = 2, 10  # of the legend
+_MAX_NAME = 26  # letters
 _FRAME = (218, 220, 226)
-_MOST_COLUMNS = 2
-_LONGEST_NAME = 26
-_FEWEST_LINES = 10
-# People compare from left to right: the panels lie above each other only where they grow by this much.
-_STACKING_PAYS = 1.3
-# Where borders are so dense that they would hide what they enclose, they fade.
-_BORDER, _BORDER_COVER = 0.75, 0.14
-_BORDER_INK = (28, 30, 36)
-_CAPTION = _TEXT + 14
-_FOOT = 3 * _ROW
+# Panels are easier to compare side by side: they are stacked only if they get larger by this factor.
+_MIN_GAIN = 1.3
+_BORDER_COLOUR = (28, 30, 36)
+# Opacity of the lines between clusters, and the share of pixels on lines above which it is reduced.
+_BORDER_OPACITY, _MAX_BORDER_SHARE = 0.75, 0.14
 
 
 def write_overlay(
     path: str | os.PathLike[str],
-    image: np.ndarray,
-    labels: np.ndarray,
+    image: UInt8[np.ndarray, "h w 3"],
+    labels: UInt[np.ndarray, "label_rows label_columns"],
     *,
     names: Sequence[str],
-    colours: np.ndarray,
+    colours: UInt8[np.ndarray, "k 3"],
     areas_mm2: Sequence[float],
     mpp: float,
     title: str,
     alpha: float = 0.55,
 ) -> None:
-    """Draw the slide beside its segmentation, with the clusters' names and areas and a scale bar, as a PNG.
+    """Draw a slide beside its segmentation, with the clusters' names and areas and scale bars.
 
-    ``image`` is uint8 (h, w, 3) with pixels of ``mpp`` µm; ``labels`` unsigned, of the same field at any
-    resolution, 0 for background; ``names``, ``colours`` uint8 (k, 3) and ``areas_mm2`` (k,) are the clusters'
-    1…k; ``alpha`` is how strongly they cover the slide. The picture's longer side has 900 to 2400 pixels.
-    Raises InputError where the file cannot be written.
+    The picture's longer side has 900 to 2400 pixels.
+
+    Args:
+        path: The file, a PNG.
+        image: The whole slide.
+        labels: Labels of the whole slide, at any resolution; 0 is background.
+        names: Names of the k clusters.
+        colours: Colours of the clusters.
+        areas_mm2: (k,), areas of the clusters.
+        mpp: µm per pixel of the image.
+        title: The picture's title.
+        alpha: Opacity of the colours.
+
+    Raises:
+        OutputError: The file cannot be written.
     """
     with use_style():
-        legend = _Legend.of(names, colours, np.asarray(areas_mm2, float))
-        layout = _Layout.of(image.shape[:2], legend)
+        legend = _Legend.make(names, colours, np.asarray(areas_mm2, float))
+        layout = _Layout.make(image.shape[:2], legend)
         height, width = layout.panel
-        finer = image.shape[1] > width
-        slide = np.asarray(
-            Image.fromarray(image).resize(
-                (width, height), Image.Resampling.LANCZOS if finer else Image.Resampling.BICUBIC
-            )
-        )
-        segmentation = tint(slide, _nearest(labels, layout.panel), colours, alpha)
+        resampling = Image.Resampling.LANCZOS if image.shape[1] > width else Image.Resampling.BICUBIC
+        slide = np.asarray(Image.fromarray(image).resize((width, height), resampling))
+        segmentation = tint(slide, resample_nearest(labels, layout.panel), colours, alpha)
         canvas = np.full((*layout.canvas, 3), 255, np.uint8)
         for (y, x), panel in zip(layout.corners, (slide, segmentation), strict=True):
             canvas[y - 1 : y + height + 1, x - 1 : x + width + 1] = _FRAME
@@ -74,39 +84,63 @@ def write_overlay(
         lettering.save(Path(path))
 
 
-def tint(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, alpha: float) -> np.ndarray:
-    """Lay the clusters' colours over an image whose texture stays readable, with lines between clusters.
+def tint(
+    image: UInt8[np.ndarray, "h w 3"],
+    labels: UInt[np.ndarray, "h w"],
+    colours: UInt8[np.ndarray, "k 3"],
+    alpha: float,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Lay the clusters' colours over an image, with lines between clusters; background is not changed.
 
-    uint8 (h, w, 3), unsigned (h, w) and uint8 (k, 3) to uint8 (h, w, 3); background stays as it is.
+    ``alpha`` is the opacity of the colours, under which the image's texture stays visible.
     """
     covered = (labels > 0)[..., None]
-    # Stain would shift the clusters' colours away from the legend's, so most of it goes; light and dark stay.
+    # Stain would shift the clusters' colours away from the legend's, so the image is made nearly grey.
     pixels = image.astype(np.float32)
     grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     base = 255 - 0.7 * (255 - (0.25 * pixels + 0.75 * grey[..., None]))
     table = np.concatenate([np.zeros((1, 3)), colours]).astype(np.float32)
     mixed = np.where(covered, (1 - alpha) * base + alpha * table[labels], pixels)
-    edge = np.zeros(labels.shape, bool)
+    border = np.zeros(labels.shape, bool)
     down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= down
-    edge[:-1] |= down
-    edge[:, 1:] |= across
-    edge[:, :-1] |= across
-    strength = np.float32(_BORDER * min(1.0, _BORDER_COVER / max(float(edge.mean()), 1e-9)))
-    mixed[edge] = (1 - strength) * mixed[edge] + strength * np.array(_BORDER_INK, np.float32)
-    return mixed.round().astype(np.uint8)
+    border[1:] |= down
+    border[:-1] |= down
+    border[:, 1:] |= across
+    border[:, :-1] |= across
+    # Where borders are dense they fade, so that they do not hide the clusters.
+    opacity = np.float32(_BORDER_OPACITY * min(1.0, _MAX_BORDER_SHARE / max(float(border.mean()), 1e-9)))
+    mixed[border] = (1 - opacity) * mixed[border] + opacity * np.array(_BORDER_COLOUR, np.float32)
+    return np.asarray(mixed.round().astype(np.uint8))
 
 
 class _Row(NamedTuple):
+    """A cluster in the legend.
+
+    Attributes:
+        colour: Its colour, in hexadecimal digits.
+        name: Its name, shortened.
+        area: Its area in mm².
+        area_text: Its area, as it is written.
+        share_text: Its share of the tissue, as it is written.
+    """
+
     colour: str
     name: str
     area: float
-    shown_area: str
-    share: str
+    area_text: str
+    share_text: str
 
 
 class _Legend(NamedTuple):
-    """What the legend says: a row for each cluster on the slide, in order, and how many are not on it."""
+    """The content of the legend.
+
+    Attributes:
+        rows: A row for each cluster on the slide, in order.
+        absent: Number of clusters that are not on the slide.
+        decimals: Decimals of areas.
+        share_width: Pixels of the widest share.
+        column: Pixels of a column of the legend.
+    """
 
     rows: list[_Row]
     absent: int
@@ -115,29 +149,40 @@ class _Legend(NamedTuple):
     column: int
 
     @classmethod
-    def of(cls, names: Sequence[str], colours: np.ndarray, areas: np.ndarray) -> "_Legend":
+    def make(cls, names: Sequence[str], colours: np.ndarray, areas: np.ndarray) -> "_Legend":
+        """Make the legend of k clusters with areas in mm²."""
         total = float(areas.sum())
         decimals = 2 if areas.max(initial=0) >= 10 else 3
         rows = []
         for name, colour, area in zip(names, colours, areas.tolist(), strict=True):
             if area > 0:
-                shown = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
-                number = _number(area, decimals)
-                rows.append(
-                    _Row(format_hex(colour), shown, area, number, _number(100 * area / total, 1) + " %")
-                )
+                short_name = name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
+                area_text = _format_number(area, decimals)
+                share_text = _format_number(100 * area / total, 1) + " %"
+                rows.append(_Row(format_hex(colour), short_name, area, area_text, share_text))
         widest = max(
             [measure_text(row.name, _TEXT) for row in rows]
             + [measure_text("999 not on this slide", _TEXT) - _SWATCH]
         )
-        area_width = round(max(measure_text("<0.000", _TEXT), measure_text(_number(total, decimals), _TEXT)))
+        area_width = round(
+            max(measure_text("<0.000", _TEXT), measure_text(_format_number(total, decimals), _TEXT))
+        )
         share_width = round(measure_text("100.0 %", _TEXT))
         column = round(_SWATCH + 12 + widest + 14) + area_width + 18 + share_width
         return cls(rows, len(names) - len(rows), decimals, share_width, column)
 
 
 class _Layout(NamedTuple):
-    """Where things go: (height, width) of canvas and panel, (y, x) corners, columns × lines of legend."""
+    """Where things are drawn, in pixels of the picture.
+
+    Attributes:
+        canvas: (height, width) of the picture.
+        panel: (height, width) of a panel.
+        corners: (y, x) of the two panels.
+        legend: (y, x) of the legend.
+        columns: Columns of the legend.
+        lines: Rows of a column.
+    """
 
     canvas: tuple[int, int]
     panel: tuple[int, int]
@@ -147,41 +192,50 @@ class _Layout(NamedTuple):
     lines: int
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], legend: _Legend) -> "_Layout":
-        """The panels side by side, or stacked where that shows much more; the legend at their right."""
-        beside, stacked = (cls._arranged(shape, legend, down) for down in (1, 2))
-        return stacked if stacked.panel[0] > _STACKING_PAYS * beside.panel[0] else beside
+    def make(cls, shape: tuple[int, ...], legend: _Legend) -> "_Layout":
+        """Lay out the panels side by side, or stacked where they get much larger, left of the legend.
+
+        ``shape`` is the (height, width) of the image.
+        """
+        side_by_side, stacked = (cls._arrange(shape, legend, down) for down in (1, 2))
+        return stacked if stacked.panel[0] > _MIN_GAIN * side_by_side.panel[0] else side_by_side
 
     @classmethod
-    def _arranged(cls, shape: tuple[int, ...], legend: _Legend, down: int) -> "_Layout":
+    def _arrange(cls, shape: tuple[int, ...], legend: _Legend, down: int) -> "_Layout":
+        """Lay out two panels in ``down`` rows, as large as they and the legend fit in the picture."""
         h, w = shape
         across = 3 - down
         top = _MARGIN + _TITLE + 12 + _CAPTION
-        for columns in range(1, _MOST_COLUMNS + 1):
-            side = columns * legend.column + (columns - 1) * _MARGIN
-            beside = 2 * _MARGIN + (across - 1) * _GAP + _MARGIN + side
+        for columns in range(1, _MAX_COLUMNS + 1):
+            legend_width = columns * legend.column + (columns - 1) * _MARGIN
+            other_width = 2 * _MARGIN + (across - 1) * _GAP + _MARGIN + legend_width  # all but the panels
             between = (down - 1) * (_GAP + _CAPTION)
             scale = min(
-                (_LONGEST - beside) / (across * w),
-                (_LONGEST - top - between - _MARGIN) / (down * h),
-                _MOST_ENLARGED,
+                (_MAX_SIDE - other_width) / (across * w),
+                (_MAX_SIDE - top - between - _MARGIN) / (down * h),
+                _MAX_ENLARGEMENT,
             )
             panel = (max(1, int(h * scale)), max(1, int(w * scale)))
-            tall = down * panel[0] + between
-            lines = max(_FEWEST_LINES, (tall - _FOOT) // _ROW)
+            panels_height = down * panel[0] + between
+            lines = max(_MIN_LINES, (panels_height - _FOOT) // _ROW)
             if columns * lines >= len(legend.rows):
                 lines = -(-len(legend.rows) // columns)
                 break
-        canvas = (top + max(tall, lines * _ROW + _FOOT) + _MARGIN, beside + across * panel[1])
+        canvas = (
+            top + max(panels_height, lines * _ROW + _FOOT) + _MARGIN,
+            other_width + across * panel[1],
+        )
         second = (top, _MARGIN + panel[1] + _GAP) if down == 1 else (top + panel[0] + between, _MARGIN)
-        return cls(canvas, panel, ((top, _MARGIN), second), (top, canvas[1] - _MARGIN - side), columns, lines)
+        corner = (top, canvas[1] - _MARGIN - legend_width)
+        return cls(canvas, panel, ((top, _MARGIN), second), corner, columns, lines)
 
 
 def _draw_legend(lettering: Lettering, legend: _Legend, layout: _Layout) -> None:
-    shown, more = legend.rows, 0
-    if len(shown) > layout.columns * layout.lines:
-        shown = sorted(shown, key=lambda row: -row.area)
-        more = len(shown) - (layout.columns * layout.lines - 1)
+    """Draw the legend; where it has too many rows, the smallest clusters are summed up in one."""
+    rows, more = legend.rows, 0
+    if len(rows) > layout.columns * layout.lines:
+        rows = sorted(rows, key=lambda row: -row.area)
+        more = len(rows) - (layout.columns * layout.lines - 1)
     top, left = layout.legend
     for column in range(layout.columns):
         x = left + column * (legend.column + _MARGIN)
@@ -192,30 +246,26 @@ def _draw_legend(lettering: Lettering, legend: _Legend, layout: _Layout) -> None
         lettering.write_text(share_right, top - 11, "share", _TEXT, FAINT, "right")
         lettering.fill_box(x, top, legend.column, 2, RULE)
         y = top + 8
-        for row in shown[: len(shown) - more][column * layout.lines : (column + 1) * layout.lines]:
+        for row in rows[: len(rows) - more][column * layout.lines : (column + 1) * layout.lines]:
             lettering.fill_box(x, y + 5, _SWATCH, _SWATCH, row.colour, rounding=5)
             lettering.write_text(x + _SWATCH + 12, y + 22, row.name, _TEXT)
-            lettering.write_text(area_right, y + 22, row.shown_area, _TEXT, align="right")
-            lettering.write_text(share_right, y + 22, row.share, _TEXT, FAINT, "right")
+            lettering.write_text(area_right, y + 22, row.area_text, _TEXT, align="right")
+            lettering.write_text(share_right, y + 22, row.share_text, _TEXT, FAINT, "right")
             y += _ROW
     if more:
-        area = _number(sum(row.area for row in shown[-more:]), legend.decimals)
+        area = _format_number(sum(row.area for row in rows[-more:]), legend.decimals)
         lettering.write_text(x + _SWATCH + 12, y + 22, f"and {more} more", _TEXT, FAINT)
         lettering.write_text(area_right, y + 22, area, _TEXT, FAINT, "right")
         y += _ROW
     lettering.fill_box(x, y + 6, legend.column, 2, RULE)
-    tissue = _number(sum(row.area for row in shown), legend.decimals)
+    tissue = _format_number(sum(row.area for row in rows), legend.decimals)
     lettering.write_text(x, y + 32, "Tissue", _TEXT)
     lettering.write_text(area_right, y + 32, tissue, _TEXT, align="right")
     if legend.absent:
         lettering.write_text(x, y + 32 + _ROW, f"{legend.absent} not on this slide", _TEXT, FAINT)
 
 
-def _number(value: float, decimals: int) -> str:
+def _format_number(value: float, decimals: int) -> str:
+    """Format a number with a fixed number of decimals; one that would be rounded to 0 as ``<0.01``."""
     least = 10.0**-decimals
     return f"<{least:.{decimals}f}" if 0 < value < least / 2 else f"{value:.{decimals}f}"
-
-
-def _nearest(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    y, x = ((np.arange(n) + 0.5) * size / n for n, size in zip(shape, labels.shape, strict=True))
-    return labels[y.astype(int)[:, None], x.astype(int)[None]]

@@ -1,7 +1,7 @@
-"""The label pyramid: an OME-Zarr 0.5 label image, written in one pass from top to bottom.
+"""The label pyramid of a slide: an OME-Zarr 0.5 label image, written in one pass from top to bottom.
 
-Labels are 0 for background and 1…k for clusters; uint8 up to k = 255, uint16 above. Shapes are (h, w).
-Level n is level n − 1 halved by :func:`halve`; the last level fits in one chunk.
+Labels are 0 for background and 1…k for clusters: uint8 up to k = 255, uint16 above. Each level is the one
+before it, halved by ``halve``; the last level fits in one chunk.
 """
 
 import json
@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt
 
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.futures import wait_for_writes
 from fseg_jax.files.zarr import create_array, make_folder_spec, open_array, write_group
 from fseg_jax.outputs.colours import make_default_names
 
-CHUNK = 256
-SHARD = 1024
-# A band of shards lies in memory, so a very wide slide gets shards that are less high.
+CHUNK = 256  # pixels of a chunk's side
+SHARD = 1024  # pixels of a shard's side
+# A row of shards is in memory while it is filled: where it would be larger than this, shards are less high.
 _BAND_BYTES = 6 << 20
-_WRITES_AT_ONCE = 4
-_STRIP_PIXELS = 1 << 20
+_WRITES_AT_ONCE = 4  # shards
+_STRIP_PIXELS = 1 << 20  # pixels that are halved or counted at once
 
 _RULE = (
     "most frequent label of each 2 x 2 block; where at least half of a block is not background, the most "
@@ -32,7 +33,16 @@ _RULE = (
 
 
 class LabelPyramid(NamedTuple):
-    """A finished label pyramid: ``levels[i]`` is a tensorstore (H, W) with pixels of ``mpp[i]`` µm."""
+    """A finished label pyramid.
+
+    Attributes:
+        levels: A tensorstore (h, w) for each level, finest first.
+        mpp: µm per pixel of each level.
+        names: Names of the clusters.
+        colours: uint8 (k, 3), colours of the clusters.
+        provenance: What the labels were made with.
+        path: The pyramid's folder.
+    """
 
     levels: tuple[Any, ...]
     mpp: tuple[float, ...]
@@ -42,35 +52,38 @@ class LabelPyramid(NamedTuple):
     path: Path
 
     def read(self, level: int, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
-        """Read a box of a level: labels 0…k. Raises InputError where its data are damaged."""
+        """Read a box of a level: labels 0…k.
+
+        Raises:
+            InputError: The level is damaged.
+        """
         try:
-            labels = self.levels[level][rows, columns].read().result()
+            labels = np.asarray(self.levels[level][rows, columns].read().result())
         except (OSError, ValueError, RuntimeError) as error:
-            said = " ".join(str(error).split(" [")[0].split())
-            raise InputError(f"{self._damaged(level)} ({said[:200]})") from error
+            message = " ".join(str(error).split(" [")[0].split())
+            raise InputError(f"{self._describe_damage(level)} ({message[:200]})") from error
         if labels.size and labels.max() > len(self.names):
-            raise InputError(f"{self._damaged(level)} (a label {labels.max()} of {len(self.names)})")
+            raise InputError(f"{self._describe_damage(level)} (a label {labels.max()} of {len(self.names)})")
         return labels
 
-    def _damaged(self, level: int) -> str:
+    def _describe_damage(self, level: int) -> str:
         return f"{self.path}: level {level} is damaged: make the labels again"
 
 
 def choose_label_dtype(k: int) -> np.dtype:
-    """The type that holds labels 0…k: uint8, or uint16 when k > 255."""
+    """Choose the type for labels 0…k: uint8, or uint16 where k > 255."""
     return np.dtype(np.uint8 if k <= 255 else np.uint16)
 
 
 def halve(labels: np.ndarray) -> np.ndarray:
-    """Shrink labels to half their size without averaging them and without letting tissue lose to background.
+    """Downsample labels by 2: (h, w) → (⌈h/2⌉, ⌈w/2⌉), by majority, with background no stronger than tissue.
 
-    Unsigned (h, w) to the same type (⌈h/2⌉, ⌈w/2⌉). A 2 × 2 block is tissue if at least half of its pixels
-    are not 0, and then takes the most frequent label that is not 0, ties going to the lowest label; otherwise
-    it is 0. At odd edges only the pixels that exist are asked.
+    A 2 × 2 block in which at least half of the pixels are not 0 takes the most frequent label that is not 0,
+    in a tie the lowest; other blocks are 0. Blocks at odd edges have fewer pixels.
     """
     h, w = labels.shape
     out = np.empty(((h + 1) // 2, (w + 1) // 2), labels.dtype)
-    # Repeating the last row or column doubles each vote there, which changes neither the half nor the winner.
+    # Repeating the last row or column doubles each pixel there, which does not change the majority.
     if h % 2 or w % 2:
         labels = np.pad(labels, ((0, h % 2), (0, w % 2)), mode="edge")
     step = max(1, _STRIP_PIXELS // max(1, 4 * out.shape[1]))  # strips that stay in the cache
@@ -82,13 +95,13 @@ def halve(labels: np.ndarray) -> np.ndarray:
 def _halve_strip(labels: np.ndarray, out: np.ndarray) -> None:
     a, b = labels[0::2, 0::2], labels[0::2, 1::2]
     c, d = labels[1::2, 0::2], labels[1::2, 1::2]
-    # Sort the four: zeros come first, equal labels lie side by side, and s2 > 0 says that half are tissue.
+    # Sort the four pixels, s0 ≤ s1 ≤ s2 ≤ s3: equal labels are adjacent, and s2 > 0 where half are tissue.
     low, high = np.minimum(a, b), np.maximum(a, b)
     low2, high2 = np.minimum(c, d), np.maximum(c, d)
     s0, s3 = np.minimum(low, low2), np.maximum(high, high2)
     x, y = np.maximum(low, low2), np.minimum(high, high2)
     s1, s2 = np.minimum(x, y), np.maximum(x, y)
-    # From the weakest claim to the strongest, so that the lowest of equals is written last.
+    # Later lines overwrite earlier ones, so that the lowest of two labels with two pixels each stays.
     lowest = np.where(s0 > 0, s0, np.where(s1 > 0, s1, s2))
     out[:] = np.where(s2 == s3, s2, lowest)
     np.copyto(out, s1, where=(s1 == s2) & (s1 > 0))
@@ -96,7 +109,7 @@ def _halve_strip(labels: np.ndarray, out: np.ndarray) -> None:
 
 
 def compute_level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """The (height, width) of every level of a pyramid over ``shape``, halved until one chunk holds it."""
+    """Compute the (height, width) of every level: ``shape`` is halved until it fits in one chunk."""
     shapes = [shape]
     while max(shapes[-1]) > CHUNK:
         h, w = shapes[-1]
@@ -105,7 +118,15 @@ def compute_level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 class _Level:
-    """One level while it is written: its array, and the band of shard rows that is being filled."""
+    """A level that is being written.
+
+    Attributes:
+        store: Its tensorstore.
+        shape: Its (height, width).
+        band: The next row of shards, which is being filled.
+        filled: Rows of the band that are filled.
+        written: Rows of the level that are written.
+    """
 
     def __init__(self, store: Any, shape: tuple[int, int], dtype: np.dtype, shard_height: int) -> None:
         self.store = store
@@ -116,13 +137,10 @@ class _Level:
 
 
 class LabelWriter:
-    """Write a slide's labels as an OME-Zarr 0.5 pyramid, holding only bands of it in memory.
+    """A label pyramid that is being written, with one row of shards of each level in memory.
 
-    ``path`` is a folder that does not exist yet; ``shape`` the (height, width) of level 0, whose pixels are
-    ``mpp`` µm; ``colours`` uint8 (k, 3); ``names`` of the k clusters; ``provenance``, JSON, goes to the
-    metadata under ``fseg``. The group's metadata are written by :meth:`close`, so that an interrupted pyramid
-    is none to any reader.
-    Raises InputError where the folder exists or cannot be written.
+    The group's metadata are written last, by ``close``, so that no reader takes an interrupted pyramid for a
+    finished one.
     """
 
     def __init__(
@@ -136,6 +154,21 @@ class LabelWriter:
         colours: np.ndarray,
         provenance: dict[str, Any],
     ) -> None:
+        """Make the pyramid's folder.
+
+        Args:
+            path: The folder, which must not exist yet.
+            shape: (height, width) of the finest level.
+            mpp: µm per pixel of the finest level.
+            k: Number of clusters.
+            names: Names of the clusters; ``make_default_names`` without.
+            colours: uint8 (k, 3), colours of the clusters.
+            provenance: What the labels are made with, as JSON; it is stored under ``fseg``.
+
+        Raises:
+            InputError: The folder exists.
+            OutputError: The folder cannot be written.
+        """
         if min(shape) < 1 or not 1 <= k <= 65535 or not mpp > 0:
             raise ValueError(f"no label image has shape {shape}, k = {k} and mpp = {mpp}")
         self._names = tuple(names) if names is not None else make_default_names(k)
@@ -152,9 +185,9 @@ class LabelWriter:
             raise InputError(f"{path} exists already; remove it or write somewhere else") from None
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
-        self._levels = [self._create(i, s) for i, s in enumerate(compute_level_shapes(shape))]
+        self._levels = [self._create_level(i, s) for i, s in enumerate(compute_level_shapes(shape))]
 
-    def _create(self, index: int, shape: tuple[int, int]) -> _Level:
+    def _create_level(self, index: int, shape: tuple[int, int]) -> _Level:
         height = SHARD
         while height > CHUNK and height * shape[1] * self._dtype.itemsize > _BAND_BYTES:
             height //= 2
@@ -169,14 +202,14 @@ class LabelWriter:
         return _Level(store, shape, self._dtype, height)
 
     def append(self, rows: np.ndarray) -> None:
-        """Add the next full-width rows, top to bottom: unsigned ints (n, W) of labels 0…k, any n."""
+        """Append rows of the finest level: unsigned integers (n, width), labels 0…k, any n."""
         level = self._levels[0]
         if rows.ndim != 2 or rows.shape[1] != level.shape[1] or rows.dtype.kind not in "ui":
             raise ValueError(f"label rows are (n, {level.shape[1]}) ints, not {rows.shape} {rows.dtype}")
         if len(rows) > level.shape[0] - level.written - level.filled:
             raise ValueError(f"more than the {level.shape[0]} rows of this label image")
         step = max(1, _STRIP_PIXELS // rows.shape[1])
-        for y in range(0, len(rows), step):  # bincount makes int64 of what it is given, so give it little
+        for y in range(0, len(rows), step):  # few at once: bincount converts them to int64
             counts = np.bincount(rows[y : y + step].ravel(), minlength=self._k + 1)
             if len(counts) > self._k + 1:
                 raise ValueError(f"a label of {len(counts) - 1} where k = {self._k}")
@@ -184,6 +217,7 @@ class LabelWriter:
         self._push(0, rows)
 
     def _push(self, index: int, rows: np.ndarray) -> None:
+        """Fill a level's band with rows, and write it whenever it is full."""
         level = self._levels[index]
         while len(rows):
             n = min(len(rows), len(level.band) - level.filled)
@@ -194,7 +228,7 @@ class LabelWriter:
                 self._flush(index)
 
     def _flush(self, index: int) -> None:
-        """Write the band as whole shards and hand its half to the next level."""
+        """Write a level's band as whole shards, and halve it for the next level."""
         level = self._levels[index]
         band, top = level.band[: level.filled], level.written
         corners = range(0, level.shape[1], SHARD)
@@ -208,33 +242,37 @@ class LabelWriter:
             wait_for_writes(self._path, *futures)
         level.written += level.filled
         level.filled = 0
-        # A band that is not the last has an even number of rows, so no block of four is torn.
+        # Bands but the last have an even number of rows, so that no 2 × 2 block is split.
         if index + 1 < len(self._levels):
             self._push(index + 1, halve(band))
 
     def close(self) -> np.ndarray:
-        """Finish the pyramid and say how much each label covers: pixels at level 0, int64 (k + 1,).
+        """Finish the pyramid, and return the pixels of each label in the finest level: int64 (k + 1,).
 
-        Raises ValueError while rows are missing.
+        Raises:
+            ValueError: Rows are missing.
+            OutputError: The metadata cannot be written.
         """
         level = self._levels[0]
         if level.written < level.shape[0]:
             raise ValueError(f"{level.written + level.filled} of {level.shape[0]} label rows were given")
-        write_group(self._path, self._attributes(), ascii_only=True)
+        write_group(self._path, self._make_attributes(), ascii_only=True)
         return self._pixels
 
-    def _attributes(self) -> dict[str, Any]:
+    def _make_attributes(self) -> dict[str, Any]:
         datasets = []
         for index in range(len(self._levels)):
             factor = 2**index
-            shift = 0.5 * (factor - 1) * self._mpp  # centre of a coarse pixel among the fine ones
+            shift = (
+                0.5 * (factor - 1) * self._mpp
+            )  # from the centre of the first fine pixel to the coarse one's
             transforms: list[dict[str, Any]] = [{"type": "scale", "scale": [self._mpp * factor] * 2}]
             if index:
                 transforms.append({"type": "translation", "translation": [shift, shift]})
             datasets.append({"path": str(index), "coordinateTransformations": transforms})
         axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
-        clear = [{"label-value": 0, "rgba": [0, 0, 0, 0]}]
-        shown = [
+        background = [{"label-value": 0, "rgba": [0, 0, 0, 0]}]
+        clusters = [
             {"label-value": label, "rgba": [*map(int, colour), 255]}
             for label, colour in enumerate(self._colours, 1)
         ]
@@ -253,24 +291,32 @@ class LabelWriter:
                         "metadata": {"description": _RULE},
                     }
                 ],
-                "image-label": {"colors": clear + shown, "properties": classes},
+                "image-label": {"colors": background + clusters, "properties": classes},
             },
             "fseg": {**self._provenance, "pixels": self._pixels.tolist()},
         }
 
 
 def read_level_for(path: str | os.PathLike[str], height: int) -> np.ndarray:
-    """The coarsest level of a label pyramid that is as fine as a picture ``height`` pixels high: (h, w)."""
+    """Read the coarsest level of a label pyramid that is at least ``height`` pixels high: (h, w)."""
     pyramid = open_labels(path)
     fine = [i for i, level in enumerate(pyramid.levels) if level.shape[0] >= height]
     return pyramid.read(fine[-1] if fine else 0)
 
 
-def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:
-    """Open a finished label pyramid for reading; nothing is read but its metadata.
+def resample_nearest(
+    labels: UInt[np.ndarray, "rows columns"], shape: tuple[int, int]
+) -> UInt[np.ndarray, "height width"]:
+    """Resample labels to a (height, width): each pixel takes the nearest label."""
+    y, x = ((np.arange(n) + 0.5) * size / n for n, size in zip(shape, labels.shape, strict=True))
+    return np.asarray(labels[y.astype(int)[:, None], x.astype(int)[None]])
 
-    Raises InputError where there is none, one that was never finished, or one whose metadata contradict each
-    other.
+
+def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:
+    """Open a finished label pyramid, and read its metadata.
+
+    Raises:
+        InputError: There is none, it was never finished, or its metadata contradict each other.
     """
     root = Path(path).absolute()
     try:
@@ -287,16 +333,16 @@ def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:
             open_array(make_folder_spec(root / d["path"])).result() for d in datasets
         )
         mpp = tuple(float(d["coordinateTransformations"][0]["scale"][0]) for d in datasets)
-        # The sizes follow from the first level's, and a level is never read that is larger than they say.
+        # All sizes follow from the first level's, so that no level is read that is stated larger.
         height, width = levels[0].shape
         shapes = compute_level_shapes((height, width))
-        whole = all(
+        fits = all(
             (level.shape, level.dtype.numpy_dtype) == (shape, choose_label_dtype(k))
             and max(level.chunk_layout.read_chunk.shape) <= CHUNK
             for level, shape in zip(levels, shapes, strict=True)
         )
-        counted = len(attributes["fseg"]["pixels"]) == k + 1
-        if not (whole and counted and colours.shape == (k, 3) and all(0 < m < math.inf for m in mpp)):
+        has_counts = len(attributes["fseg"]["pixels"]) == k + 1
+        if not (fits and has_counts and colours.shape == (k, 3) and all(0 < m < math.inf for m in mpp)):
             raise ValueError("its metadata contradict each other")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(f"{path} is not a finished label pyramid of fseg") from None

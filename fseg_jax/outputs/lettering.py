@@ -1,4 +1,4 @@
-"""Lettering over pictures that keep their own pixels: text, scale bars and boxes, by matplotlib."""
+"""Text, boxes and scale bars that matplotlib draws over a picture without resampling it."""
 
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ _COMPRESSION = 2  # zlib's level: files 3 to 8 % larger than at 6, written in a 
 
 
 class Lettering:
-    """A picture that is lettered: x goes right and y down, and all sizes are in its pixels.
+    """A picture with text and boxes over it: x goes right and y down, and all sizes are in its pixels.
 
     ``pixels``, uint8 (height, width, 3), is not resampled. Use it within ``style.use_style()``.
     """
@@ -43,7 +43,7 @@ class Lettering:
         colour: str = INK,
         align: Literal["left", "center", "right"] = "left",
     ) -> None:
-        """Write one line with its baseline at ``y``; ``$`` begins no formula."""
+        """Write one line of text with its baseline at ``y``; ``$`` is not special."""
         self._axes.text(
             x,
             y,
@@ -75,9 +75,10 @@ class Lettering:
         )
 
     def draw_scale_bar(self, left: int, top: int, width: int, height: int, mpp: float, size: float) -> None:
-        """Draw a bar of a round length, on a pale ground, at the lower left of a box where it fits.
+        """Draw a scale bar on a pale ground at the lower left of a box, unless the box is too small for it.
 
-        The box's pixels are ``mpp`` µm; the bar is a quarter of its width at most. ``size`` is the text's.
+        The bar has a round length, at most a quarter of the box's width. The box has ``mpp`` µm per pixel;
+        ``size`` is the text's.
         """
         um = round_length(width * mpp / 4)
         length = um / mpp
@@ -99,7 +100,7 @@ class Lettering:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         renderer = FigureCanvasAgg(self._figure).get_renderer()
-        # The pixels go straight into the canvas: matplotlib's own images would take a third of the time.
+        # The pixels are copied into the canvas: matplotlib would take a third of the time to draw them.
         canvas = np.asarray(renderer.buffer_rgba())
         canvas[..., :3], canvas[..., 3] = self._pixels, 255
         self._figure.draw(renderer)
@@ -131,13 +132,13 @@ def fit_text(text: str, size: float, width: float) -> str:
 
 
 def replace_missing_letters(text: str) -> str:
-    """Replace by a question mark each letter that the font lacks and would draw as an empty box."""
+    """Replace each letter that the font lacks, and would draw as an empty box, by a question mark."""
     return "".join(letter if ord(letter) in _list_letters() else "?" for letter in text)
 
 
 @cache
 def _make_measure() -> "RendererAgg":
-    """Make what measures text: a canvas of one pixel."""
+    """Make the renderer that measures text."""
     from matplotlib.backends.backend_agg import RendererAgg
 
     return RendererAgg(1, 1, _DPI)

@@ -1,4 +1,4 @@
-"""What a mask of an image is kept as: a PNG of 0 and 255, and a picture of image, heat map and mask."""
+"""An image's mask as PNG, and a picture of the image, its heat map and its mask."""
 
 from pathlib import Path
 
@@ -11,11 +11,10 @@ from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.lettering import Lettering, fit_text
 from fseg_jax.outputs.style import use_style
 
-_SIDE = 480  # of a panel: its longer side
-_GAP, _TOP = 12, 34
-_TEXT = 15
-_LINE = (0, 240, 220)
-_HEAT = 0.55
+# Pixels: a panel's longer side, the gap between panels, the height of the captions, and their letters.
+_SIDE, _GAP, _TOP, _TEXT = 480, 12, 34, 15
+_LINE = (0, 240, 220)  # the colour of outlines
+_HEAT = 0.55  # opacity of the heat map
 
 
 def write_mask(path: Path, mask: Bool[np.ndarray, "height width"]) -> None:
@@ -33,17 +32,23 @@ def write_picture(
     title: str,
     truth: Bool[np.ndarray, "height width"] | None = None,
 ) -> None:
-    """Write an image beside its heat map in [0, 1] and the mask's outline, and the truth's where it is known.
+    """Write a picture of an image, its heat map, its mask and, if known, the true mask, side by side.
 
-    Everything has the image's size; the picture's panels have 480 pixels along their longer side.
+    Args:
+        path: The file, a PNG.
+        image: The image.
+        heat: The heat map, in [0, 1].
+        mask: The mask.
+        title: The heat map's caption.
+        truth: The true mask.
     """
     panels = [
         ("Image", image),
-        (f"Heat map: {title}", _heated(image, heat)),
-        ("Mask", _outlined(image, mask)),
+        (f"Heat map: {title}", _overlay_heat(image, heat)),
+        ("Mask", _outline(image, mask)),
     ]
     if truth is not None:
-        panels.append(("Truth", _outlined(image, truth)))
+        panels.append(("Truth", _outline(image, truth)))
     scale = _SIDE / max(image.shape[:2])
     height, width = (max(1, round(n * scale)) for n in image.shape[:2])
     canvas = np.full((height + _TOP + _GAP, (width + _GAP) * len(panels) + _GAP, 3), 255, np.uint8)
@@ -58,17 +63,21 @@ def write_picture(
         lettering.save(path)
 
 
-def _heated(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def _overlay_heat(
+    image: UInt8[np.ndarray, "height width 3"], heat: Float[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
     from matplotlib import colormaps
 
     grey = image.astype(np.float32).mean(-1, keepdims=True)
     colour = colormaps["inferno"](np.clip(heat, 0, 1))[..., :3].astype(np.float32) * 255
-    return ((1 - _HEAT) * grey + _HEAT * colour).round().astype(np.uint8)
+    return np.asarray(((1 - _HEAT) * grey + _HEAT * colour).round().astype(np.uint8))
 
 
-def _outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image, dimmed where the mask is not, with a line around the mask."""
-    thick = max(1, round(max(mask.shape) / _SIDE * 2))
-    inside = ndimage.binary_erosion(mask, iterations=thick)
-    shown = np.where(mask[..., None], image, (image * 0.6).astype(np.uint8))
-    return np.where((mask & ~inside)[..., None], np.array(_LINE, np.uint8), shown)
+def _outline(
+    image: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Draw a line along the inside of a mask's border, and darken the image outside it."""
+    thickness = max(1, round(max(mask.shape) / _SIDE * 2))
+    inside = ndimage.binary_erosion(mask, iterations=thickness)
+    dimmed = np.where(mask[..., None], image, (image * 0.6).astype(np.uint8))
+    return np.where((mask & ~inside)[..., None], np.array(_LINE, np.uint8), dimmed)

@@ -1,4 +1,4 @@
-"""The report of a cohort: one HTML file that opens anywhere, with every slide, its areas and what failed."""
+"""The report of a cohort: one HTML file with every slide, its picture and its clusters' areas."""
 
 import base64
 import io
@@ -10,22 +10,23 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.images import load_image
 from fseg_jax.outputs.colours import format_hex, make_palette
-from fseg_jax.outputs.labels import open_labels, read_level_for
+from fseg_jax.outputs.labels import open_labels, read_level_for, resample_nearest
 
-SIDE = 160  # pixels of a thumbnail's longer side; the slide and its labels lie beside each other
-_ALPHA = 0.55
-_QUALITY = 75
-_BYTES = 40_000_000  # of all pictures of a page: where there are more, they get smaller
+SIDE = 160  # pixels of the longer side of a slide in a thumbnail, which shows it twice
+_ALPHA = 0.55  # opacity of the clusters' colours
+_QUALITY = 75  # of JPEG
+_MAX_BYTES = 40_000_000  # of all pictures of a page: where there are more, they are shrunk
 
 
 @dataclass(frozen=True)
 class SlideTotals:
-    """What tables and the report show of a slide that is done.
+    """The results of a finished slide, for tables and the report.
 
     Attributes:
         tissue_mm2: Area of all clusters.
@@ -78,24 +79,23 @@ class Slide:
     picture: bytes | None
 
 
-def encode_thumbnail(image: np.ndarray, labels_path: str | os.PathLike[str]) -> bytes:
-    """A slide beside itself under its clusters, small, as JPEG.
+def encode_thumbnail(image: UInt8[np.ndarray, "h w 3"], labels_path: str | os.PathLike[str]) -> bytes:
+    """Encode a thumbnail as JPEG: the slide, and beside it the slide with its clusters' colours.
 
-    ``image`` is the whole slide, uint8 (h, w, 3); ``labels_path`` a label pyramid of it.
+    Args:
+        image: The whole slide.
+        labels_path: The label pyramid of the slide.
     """
     height, width = image.shape[:2]
     scale = min(1.0, SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    labels = read_level_for(labels_path, size[1])
-    y, x = ((np.arange(n) + 0.5) * full / n for n, full in zip(size[::-1], labels.shape, strict=True))
-    there = labels[y.astype(int)[:, None], x.astype(int)[None]]
-    colours = np.concatenate([np.zeros((1, 3), np.uint8), open_labels(labels_path).colours])[there]
-    share = np.where(there > 0, _ALPHA, 0)[..., None]
-    under = np.asarray(small, np.float32)
-    over = np.rint(under * (1 - share) + colours * share).astype(np.uint8)
+    labels = resample_nearest(read_level_for(labels_path, size[1]), (size[1], size[0]))
+    colours = np.concatenate([np.zeros((1, 3), np.uint8), open_labels(labels_path).colours])[labels]
+    alpha = np.where(labels > 0, _ALPHA, 0)[..., None]
+    overlay = np.rint(np.asarray(small, np.float32) * (1 - alpha) + colours * alpha).astype(np.uint8)
     gap = np.full((size[1], 4, 3), 255, np.uint8)
-    return _encode_jpeg(Image.fromarray(np.concatenate([np.asarray(small), gap, over], axis=1)))
+    return _encode_jpeg(Image.fromarray(np.concatenate([np.asarray(small), gap, overlay], axis=1)))
 
 
 def render_report(
@@ -106,33 +106,42 @@ def render_report(
     encoder: dict[str, Any],
     codebook: dict[str, Any] | None,
 ) -> str:
-    """The page. It holds everything it shows and asks for nothing from anywhere.
+    """Render the page, with everything that it shows inside it.
 
-    Clusters are beside each other only where all slides have those of one ``codebook``.
+    Args:
+        slides: All slides.
+        failures: The slides that failed, with ``slide_id`` and ``reason``.
+        settings: The settings of the run.
+        encoder: The encoder's card.
+        codebook: What the codebook was made with; None where each slide has clusters of its own, which cannot
+            be compared between slides.
     """
     from jinja2 import Environment, select_autoescape
 
     done = [slide for slide in slides if slide.totals]
     totals = [slide.totals for slide in done if slide.totals]
-    clusters = list(dict.fromkeys(name for each in totals for name in each.areas_mm2)) if codebook else []
+    names = (name for slide_totals in totals for name in slide_totals.areas_mm2)
+    clusters = list(dict.fromkeys(names)) if codebook else []
     pictures = _encode_pictures([slide.picture if _is_jpeg(slide.picture) else None for slide in done])
     rows = [
         [
             slide.slide_id,
             slide.site,
             slide.split,
-            each.tissue_mm2,
-            each.tiles,
+            slide_totals.tissue_mm2,
+            slide_totals.tiles,
             round(sum(slide.timing.seconds.values()), 1) if slide.timing else 0,
             slide.timing.tiles_per_second if slide.timing else 0,
-            [round(each.areas_mm2.get(name, 0), 4) for name in clusters],
+            [round(slide_totals.areas_mm2.get(name, 0), 4) for name in clusters],
             picture,
         ]
-        for slide, each, picture in zip(done, totals, pictures, strict=True)
+        for slide, slide_totals, picture in zip(done, totals, pictures, strict=True)
     ]
-    source = resources.files("fseg_jax.outputs") / "report.html.j2"
-    page = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
-    return page.from_string(source.read_text(encoding="utf-8")).render(
+    template = resources.files("fseg_jax.outputs") / "report.html.j2"
+    environment = Environment(
+        autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
         totals=_sum_totals(slides, done, failures),
         failures=failures,
         settings=settings,
@@ -155,30 +164,30 @@ def _sum_totals(
 ) -> dict[str, Any]:
     totals = [slide.totals for slide in done if slide.totals]
     timings = [slide.timing for slide in done if slide.timing]
-    busy = sum(sum(timing.seconds.values()) for timing in timings)
+    seconds = sum(sum(timing.seconds.values()) for timing in timings)
     ends = sorted(timing.finished for timing in timings)
     return {
         "slides": len(slides),
         "done": len(done),
         "failed": len(failures),
         "missing": len(slides) - len(done) - len(failures),
-        "tissue_mm2": sum(each.tissue_mm2 for each in totals),
-        "tiles": sum(each.tiles for each in totals),
-        "seconds": busy,
+        "tissue_mm2": sum(slide_totals.tissue_mm2 for slide_totals in totals),
+        "tiles": sum(slide_totals.tiles for slide_totals in totals),
+        "seconds": seconds,
         "first": ends[0].strftime("%Y-%m-%d %H:%M") if ends else "",
         "last": ends[-1].strftime("%Y-%m-%d %H:%M UTC") if ends else "",
     }
 
 
 def _encode_pictures(pictures: Sequence[bytes | None]) -> list[str]:
-    """Pictures as data, made smaller where all together would be too much for a page."""
-    while sum(len(p) for p in pictures if p) > _BYTES:
-        pictures = [p and _encode_jpeg(_halve(load_image(io.BytesIO(p)))) for p in pictures]
-    return [base64.b64encode(p).decode() if p else "" for p in pictures]
+    """Encode pictures in base64, and halve them as long as they are too large for a page."""
+    while sum(len(picture) for picture in pictures if picture) > _MAX_BYTES:
+        pictures = [picture and _encode_jpeg(_halve(load_image(io.BytesIO(picture)))) for picture in pictures]
+    return [base64.b64encode(picture).decode() if picture else "" for picture in pictures]
 
 
 def _is_jpeg(picture: bytes | None) -> bool:
-    """Whether a picture can be shown: it may have been cut off, or be something else."""
+    """Return whether a thumbnail can be shown: its file may be damaged."""
     try:
         load_image(io.BytesIO(picture or b""), "a thumbnail", formats=("JPEG",))
     except InputError:

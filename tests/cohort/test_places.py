@@ -313,7 +313,7 @@ def test_the_report_in_a_browser(manifest, codebook, finished, browser, tmp_path
 def test_a_large_cohorts_pictures_fit_into_the_page(monkeypatch):
     noise = np.random.default_rng(0).integers(0, 255, (80, 164, 3)).astype(np.uint8)
     picture = report._encode_jpeg(report.Image.fromarray(noise))
-    monkeypatch.setattr(report, "_BYTES", 20 * len(picture))
+    monkeypatch.setattr(report, "_MAX_BYTES", 20 * len(picture))
     import base64
 
     fitting = report._encode_pictures([picture] * 50 + [None])

@@ -30,8 +30,8 @@ def test_every_shape_gets_a_picture_of_a_good_size(tmp_path, shape, k):
 @pytest.mark.parametrize("clusters", [0, 1, 9, 21, 64, 256])
 def test_nothing_is_drawn_over_the_edge_or_over_something_else(shape, clusters):
     areas = np.arange(clusters, 0, -1) / 10
-    legend = figures._Legend.of(make_default_names(clusters), make_palette(clusters), areas)
-    layout = figures._Layout.of(shape, legend)
+    legend = figures._Legend.make(make_default_names(clusters), make_palette(clusters), areas)
+    layout = figures._Layout.make(shape, legend)
     (top, left), (top2, left2) = layout.corners
     h, w = layout.panel
     assert ((top2, left2) == (top, left2) and left2 > left + w) or (left2 == left and top2 > top + h)
@@ -78,7 +78,7 @@ def test_dense_borders_fade():
 
 def test_the_scale_bar_is_as_long_as_it_says(tmp_path):
     picture = draw(tmp_path / "s.png", (600, 800), 1, np.zeros((600, 800), np.uint8), mpp=0.5)
-    layout = figures._Layout.of((600, 800), figures._Legend.of(["a"], make_palette(1), np.zeros(1)))
+    layout = figures._Layout.make((600, 800), figures._Legend.make(["a"], make_palette(1), np.zeros(1)))
     (y, x), (h, w) = layout.corners[0], layout.panel
     panel = picture[y : y + h, x : x + w]
     bar = (panel == (28, 30, 36)).all(-1).sum(1).max()
@@ -86,9 +86,9 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_counted_not_listed():
-    legend = figures._Legend.of(make_default_names(3), make_palette(3), np.array([1.0, 0.0, 3.0]))
+    legend = figures._Legend.make(make_default_names(3), make_palette(3), np.array([1.0, 0.0, 3.0]))
     assert [row.name for row in legend.rows] == ["cluster 1", "cluster 3"] and legend.absent == 1
-    assert [row.share for row in legend.rows] == ["25.0 %", "75.0 %"]
+    assert [row.share_text for row in legend.rows] == ["25.0 %", "75.0 %"]
 
 
 def test_odd_names_and_titles_fit(tmp_path):

@@ -140,7 +140,7 @@ def test_crumbs_go_to_a_neighbour_and_leave_no_gap():
 
 
 def test_a_large_slide_is_traced_coarsely_enough(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_TRACED_PIXELS", 50_000)
+    monkeypatch.setattr(module, "_MAX_TRACED_PIXELS", 50_000)
     done, _, pyramid = outline(tmp_path, smooth_labels((1600, 1600), 3), 3)
     assert pyramid.levels[done["level"]].shape == (200, 200)
     assert done["tolerance_um"] == done["level_mpp"] == 8.0
@@ -148,8 +148,8 @@ def test_a_large_slide_is_traced_coarsely_enough(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("noise", ["tokens", "checkerboard"])
 def test_noise_stays_small_enough_for_qupath(tmp_path, monkeypatch, noise):
-    monkeypatch.setattr(module, "_FEATURES", 150)
-    monkeypatch.setattr(module, "_BYTES", 200_000)
+    monkeypatch.setattr(module, "_MAX_FEATURES", 150)
+    monkeypatch.setattr(module, "_MAX_BYTES", 200_000)
     if noise == "tokens":
         labels = np.random.default_rng(0).integers(1, 9, (80, 80), np.uint8).repeat(16, 0).repeat(16, 1)
         done, features, _ = outline(tmp_path, labels, 8)
