@@ -1,5 +1,7 @@
-"""``python -m benchmarks [--tiny] [QUESTION …]``: every benchmark of speed, one after another, and then the
-page that tells of them, ``benchmarks/README.md``."""
+"""Run every benchmark of speed, one after another, and write ``benchmarks/README.md``.
+
+python -m benchmarks [--tiny] [QUESTION …]
+"""
 
 import subprocess
 import sys

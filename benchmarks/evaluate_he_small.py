@@ -110,8 +110,7 @@ def thinned(dataset: Dataset) -> Dataset:
 
 
 def table(folds: list[list[EvaluationRow]], names: list[str]) -> list[dict[str, Any]]:
-    """Every segmentation of every encoder, its tests pooled over the folds, and how far the first encoder is
-    above the others."""
+    """Pool the tests of every segmentation over the folds, with the first encoder's lead over the others."""
 
     def key(row: EvaluationRow) -> tuple[Any, ...]:
         return row.encoder, row.k, MODE_NAMES[row.mode], row.centers, row.protocol

@@ -71,7 +71,7 @@ def held_out(ebhi: Path, slides: Path) -> str:
 @weights_option
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where mosaics are kept.")
 def main(encoders: tuple[str, ...], weights: tuple[str, ...], work: Path | None) -> None:
-    """Make the mosaics, run the experiment, and write benchmarks/results/sic_mosaics.*"""
+    """Make the mosaics, run the experiment, and write benchmarks/results/sic_mosaics.*."""
     loaded = load_encoders(encoders, weights, "float32")
     with tempfile.TemporaryDirectory() as temporary:
         folder = work or Path(temporary)

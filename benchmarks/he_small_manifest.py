@@ -1,5 +1,6 @@
-"""The manifest of what ``he-small`` is trained on: open H&E, a third of EBHI-Seg's cases and all of BCSS left
-out.
+"""Write the manifest of what ``he-small`` is trained on: open H&E.
+
+A third of EBHI-Seg's cases and all of BCSS are left out.
 
     FSEG_DATA=... python -m benchmarks.he_small_manifest he-small.csv
     FSEG_DATA=... python -m benchmarks.he_small_manifest he-small-codebook.csv 6

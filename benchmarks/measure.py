@@ -87,9 +87,12 @@ def row(
     unequal: Sequence[str] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """A line of a result, which it prints: ``work`` a call (of each side, or of all) over its time, our
-    fastest side over the fastest of the peers, and the rate that the machine would allow at most. ``unequal``
-    are sides that did not reach the same answer: told, but not raced."""
+    """Print a line of a result and return it.
+
+    The line holds ``work`` a call (of each side, or of all) over its time, our fastest side over the fastest
+    of the peers, and the rate that the machine would allow at most. ``unequal`` are the sides that did not
+    reach the same answer: they are shown, but not raced.
+    """
     each = dict.fromkeys(timings, work) if isinstance(work, int | float) else dict(work)
     rates = {name: each[name] / timing.median for name, timing in timings.items()}
     ours = max((name for name in rates if name.startswith(OURS)), key=rates.__getitem__)
@@ -158,8 +161,10 @@ def machine() -> dict[str, Any]:
 
 @cache
 def matrix_rate(dtype: str) -> float:
-    """Operations a second of a large product of operands of a dtype, summed in float32: the limit of what is
-    bound by products."""
+    """Measure the operations a second of a large product, the limit of what is bound by products.
+
+    Operands have the dtype; sums are float32.
+    """
     side = 1536 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((side, side), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))

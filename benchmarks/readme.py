@@ -1,5 +1,7 @@
-"""Write ``benchmarks/README.md`` and its plot from the results that are there: ``python -m
-benchmarks.readme``."""
+"""Write ``benchmarks/README.md`` and its plot from the results that are there.
+
+python -m benchmarks.readme
+"""
 
 import json
 from pathlib import Path

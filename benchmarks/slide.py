@@ -77,8 +77,10 @@ def ours(path: Path, out: Path, encoder: Encoder, k: int) -> dict[str, Any]:
 
 
 def theirs(path: Path, network: Any, plan: Plan, H: np.ndarray, count: int) -> Timing:
-    """Seconds a tile of the F-SEG authors' class on a network and its layer, fed from OpenSlide, after one to
-    warm up."""
+    """Time the F-SEG authors' class, seconds a tile, on a network and its layer.
+
+    It is fed from OpenSlide; one tile before the timing warms it up.
+    """
     import openslide
     import torch
     from PIL import Image
@@ -106,7 +108,7 @@ def theirs(path: Path, network: Any, plan: Plan, H: np.ndarray, count: int) -> T
 
 
 def resnet50(folder: Path) -> tuple[Any, Any, Encoder]:
-    """timm's network with random weights, the layer that F-SEG reads, and the same as our encoder."""
+    """Timm's network with random weights, the layer that F-SEG reads, and the same as our encoder."""
     references: Any = importlib.import_module("weights_convert.references")
     timm = references.import_timm()
     module = references.randomise(timm.create_model("resnet50", num_classes=1000), seed=0)
