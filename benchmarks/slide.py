@@ -27,7 +27,7 @@ from benchmarks.measure import OURS, Timing, absent, cores, row, save, timed
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.load import load_encoder
-from fseg_jax.files.tensors import write_tensors
+from fseg_jax.files.tensor_writer import write_tensors
 from fseg_jax.numerics import nmf
 from fseg_jax.pipeline.plan import Plan, Settings, lay_out
 from fseg_jax.pipeline.segment import segment_slide

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.kinds import CODEBOOK, describe_kind, suggest_names
 from fseg_jax.files.paths import is_file
-from fseg_jax.files.tensor_header import BrokenFileError, Tensors, open_tensors
-from fseg_jax.files.tensors import write_tensors
+from fseg_jax.files.tensor_reader import BrokenFileError, Tensors, open_tensors
+from fseg_jax.files.tensor_writer import write_tensors
 
 FORMAT = CODEBOOK
 SHIPPED = "he-small"  # the codebook that comes with the encoder of that name

@@ -22,7 +22,7 @@ from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.encoders.swin.network import SwinConfig
 from fseg_jax.encoders.vit.network import AttentionPoolConfig, ViTConfig
-from fseg_jax.files.tensors import write_tensors
+from fseg_jax.files.tensor_writer import write_tensors
 from weights_convert.references import (
     ConchTower,
     build_ctranspath,

@@ -18,7 +18,7 @@ import torch
 from fseg_jax.encoders.architectures import config_to_json
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import ResNetConfig
-from fseg_jax.files.tensors import write_tensors
+from fseg_jax.files.tensor_writer import write_tensors
 from weights_convert.make_fixtures import build_fixtures
 from weights_convert.references import find_stages, get_published, randomise
 

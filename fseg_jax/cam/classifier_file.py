@@ -21,8 +21,8 @@ from fseg_jax.encoders.efficientnet.network import EfficientNet
 from fseg_jax.encoders.weights import weights_file
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import describe_kind, suggest_names
-from fseg_jax.files.tensor_header import open_tensors
-from fseg_jax.files.tensors import write_tensors
+from fseg_jax.files.tensor_reader import open_tensors
+from fseg_jax.files.tensor_writer import write_tensors
 
 WEIGHTS = "classifier.safetensors"
 LARGEST_SIDE = 4096  # pixels of an image that is classified whole

@@ -28,10 +28,10 @@ from urllib.parse import urlsplit
 import tensorstore as ts
 
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.files.bucket import make_bucket_spec
 from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.kinds import suggest_names
 from fseg_jax.files.paths import is_folder, is_there
-from fseg_jax.files.storage import make_bucket_spec
 from fseg_jax.slides.pixels import is_plausible
 from fseg_jax.slides.reader import name_outputs, open_slide
 

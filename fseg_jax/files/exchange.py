@@ -1,10 +1,10 @@
-"""Exchange outputs for those that were there: wherever a kill falls, the old or the new ones are whole.
+"""Exchange old outputs for new ones, so that the old or the new ones are whole whenever a run is killed.
 
-Finished outputs lie in a folder of their own, ``.NAME.xxxxxxxx.partial``, beside the places they are to have.
-Its new name, ``.NAME.whole``, decides. Before that, all old outputs are in their places. After it, all new
-ones exist, in their places or still in that folder, whose file ``.names`` says what goes where. So whoever
-finds such a folder can finish the exchange, any number of times. A reader who waits for the record, the first
-of the outputs, sees the old ones, then no record, then the new ones.
+New outputs are made in a folder ``.NAME.xxxxxxxx.partial`` beside the old ones. The exchange is decided when
+that folder is renamed to ``.NAME.whole``. Before, all old outputs are in their places. After, all new ones
+exist: in their places, or still in the folder, whose file ``.names`` lists them. Any run that finds such a
+folder can finish the exchange, any number of times. A reader who waits for the record, the first of the
+outputs, sees the old outputs, then no record, then the new outputs.
 """
 
 import json
@@ -24,22 +24,31 @@ TOKEN = 8  # random characters in the name of a partial folder
 
 
 class _Exchange(NamedTuple):
-    names: list[str]  # all outputs that are exchanged, the record first
-    made: list[str]  # those of which there is a new one
+    """What an exchange lists.
+
+    Attributes:
+        names: All outputs that are exchanged, the record first.
+        new: Those of which there is a new one; the others are removed.
+    """
+
+    names: list[str]
+    new: list[str]
 
 
 def exchange_outputs(folder: Path, names: Sequence[str]) -> None:
-    """Move what a partial folder holds of ``names`` beside it, in place of all that was there.
+    """Replace old outputs by the new ones in a partial folder; old ones without a new one are removed.
 
-    A name may lie in a subfolder, as ``masks/a.png``. The first, the record, goes before all others and comes
-    after them. What the folder held is then gone from it.
+    Args:
+        folder: The partial folder, which is removed.
+        names: The outputs, as paths such as ``masks/a.png``. The first is the record: its old file is removed
+            before all others, and its new one appears after them.
     """
-    made = [name for name in names if (folder / name).exists()]
-    for name in made:
+    new = [name for name in names if (folder / name).exists()]
+    for name in new:
         for path in _files_to_sync(folder / name):
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-    write_synced(folder / _NAMES, json.dumps({"names": list(names), "made": made}).encode())
+    write_synced(folder / _NAMES, json.dumps({"names": list(names), "made": new}).encode())
     sync_folder(folder)
     whole = folder.with_name(folder.name[: -len(PARTIAL) - TOKEN - 1] + WHOLE)
     folder.rename(whole)
@@ -55,15 +64,15 @@ def _files_to_sync(path: Path) -> list[Path]:
 
 
 def finish_exchange(whole: Path) -> None:
-    """Finish an exchange that was decided on; a folder that lists none is removed."""
+    """Finish an exchange that was decided; a folder that lists no outputs is removed."""
     out = whole.parent
     exchange = _read_names(whole)
-    waiting = {n for n in exchange.names if n not in exchange.made or os.path.lexists(whole / n)}
+    waiting = {n for n in exchange.names if n not in exchange.new or os.path.lexists(whole / n)}
     for name in exchange.names:
         if name in waiting:
-            _set_aside(out / name, whole / _REPLACED / name)
+            _move_aside(out / name, whole / _REPLACED / name)
     for name in reversed(exchange.names):
-        if name in waiting and name in exchange.made:
+        if name in waiting and name in exchange.new:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (whole / name).replace(out / name)
     sync_folder(out)
@@ -72,22 +81,23 @@ def finish_exchange(whole: Path) -> None:
     shutil.rmtree(done, ignore_errors=True)
 
 
-def _set_aside(path: Path, place: Path) -> None:
+def _move_aside(path: Path, place: Path) -> None:
+    """Move an old output, if there is one, into the folder that is removed at the end."""
     if not os.path.lexists(path):
         return
-    if place.is_dir() and not place.is_symlink():  # ``path`` was set aside before, and was made again since
+    if place.is_dir() and not place.is_symlink():  # ``path`` was moved before, and has been made again since
         shutil.rmtree(place)
     place.parent.mkdir(parents=True, exist_ok=True)
     path.replace(place)
 
 
 def _read_names(whole: Path) -> _Exchange:
-    """Read what an exchange lists: nothing where the list is missing, damaged, or names files elsewhere."""
+    """Read the list of an exchange; it is empty where it is missing, damaged, or names files elsewhere."""
     try:
         content = json.loads((whole / _NAMES).read_bytes())
-        names, made = content["names"], content["made"]
-        if all(".." not in PurePosixPath(n).parts and not n.startswith("/") for n in (*names, *made)):
-            return _Exchange(names, made)
+        names, new = content["names"], content["made"]
+        if all(".." not in PurePosixPath(n).parts and not n.startswith("/") for n in (*names, *new)):
+            return _Exchange(names, new)
     except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError, AttributeError):
         pass
     return _Exchange([], [])
@@ -102,7 +112,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system can do that."""
+    """Flush a folder's list of names to the disk, where the system can do that."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

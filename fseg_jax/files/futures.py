@@ -1,8 +1,9 @@
-"""Wait for tensorstore's futures: for what a store answers, and for what is written to a folder."""
+"""Wait for tensorstore's futures, and turn its errors into errors of one line."""
 
 import logging
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,13 @@ def wait_for_writes(path: Path, *futures: Any) -> list[Any]:
         for future in futures:
             with suppress(OSError, ValueError, RuntimeError):
                 future.result()
+
+
+@contextmanager
+def convert_errors(place: str, action: str = "written") -> Iterator[None]:
+    """Turn errors of tensorstore, which quote requests and answers, into an ``OutputError`` of one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        message = " ".join(str(error).split(" [")[0].split())
+        raise OutputError(f"{place}: cannot be {action} ({message[:300]})") from error

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from fseg_jax.files.tensor_header import BrokenFileError, read_header
+from fseg_jax.files.tensor_reader import BrokenFileError, read_header
 
 CODEBOOK = "fseg-jax-codebook"  # the value of "format" in the metadata of our files
 ENCODER = "fseg-jax-encoder"

@@ -89,3 +89,8 @@ def write_group(path: Path, attributes: dict[str, Any], *, ascii_only: bool = Fa
     text = json.dumps(content, indent=1, ensure_ascii=ascii_only, allow_nan=False)
     with replace_atomically(path / "zarr.json") as part:
         part.write_text(text, encoding="utf-8")
+
+
+def name_last_file(key: str) -> str:
+    """Return the key that is written last: of a Zarr, its ``zarr.json``."""
+    return f"{key}/zarr.json" if key.endswith(".zarr") else key

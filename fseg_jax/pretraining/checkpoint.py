@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import PRETRAINING, describe_kind
-from fseg_jax.files.tensor_header import BrokenFileError, open_tensors
-from fseg_jax.files.tensors import write_tensors
+from fseg_jax.files.tensor_reader import BrokenFileError, open_tensors
+from fseg_jax.files.tensor_writer import write_tensors
 from fseg_jax.pretraining.simclr import State
 
 FORMAT = PRETRAINING

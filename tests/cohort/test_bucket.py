@@ -16,8 +16,9 @@ from generations import NAMES, files, make
 
 from fseg_jax.cohort.manifest import read_bytes
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.files import futures, storage
-from fseg_jax.files.storage import Bucket
+from fseg_jax.files import bucket as bucket_module
+from fseg_jax.files import futures
+from fseg_jax.files.bucket import Bucket
 from fseg_jax.pipeline.plan import Settings
 from fseg_jax.pipeline.tokens import open_kept
 
@@ -50,8 +51,8 @@ def in_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bucket]:
     def spec(url: str) -> dict[str, str]:
         return {"driver": "memory", "path": urlsplit(url).path.lstrip("/")}
 
-    monkeypatch.setattr(storage, "make_bucket_spec", spec)
-    monkeypatch.setattr(storage, "_CONTEXT", ts.Context())
+    monkeypatch.setattr(bucket_module, "make_bucket_spec", spec)
+    monkeypatch.setattr(bucket_module, "_CONTEXT", ts.Context())
     return lambda: Bucket("s3://bucket/out")
 
 
@@ -114,7 +115,7 @@ def test_what_was_begun_in_a_bucket_a_day_ago_is_removed(in_memory, tmp_path, mo
     bucket.recover()
     assert there(bucket) != files(2)  # it may be a living run's
     now = time.time()
-    monkeypatch.setattr(storage.time, "time", lambda: now + 2 * 86400)
+    monkeypatch.setattr(bucket_module.time, "time", lambda: now + 2 * 86400)
     bucket.recover()
     assert there(bucket) == files(2)
 
@@ -144,7 +145,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ):
             monkeypatch.setenv(name, value)
         impatient = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
-        monkeypatch.setattr(storage, "_CONTEXT", ts.Context({"s3_request_retries": impatient}))
+        monkeypatch.setattr(bucket_module, "_CONTEXT", ts.Context({"s3_request_retries": impatient}))
         monkeypatch.setattr(futures, "_PATIENCE", 0.25)
         monkeypatch.setattr(futures, "_WARN_EVERY", 0.1)
         yield "s3://cohorts/out"

@@ -15,7 +15,7 @@ from fseg_jax.cohort.manifest import ManifestSlide, load_manifest
 from fseg_jax.cohort.tables import write_tables
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.files import storage
+from fseg_jax.files import bucket as bucket_module
 from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs import report
 
@@ -126,7 +126,9 @@ def test_a_bucket_that_refuses_is_one_line(manifest, codebook, bucket, monkeypat
             cohort(manifest, place, codebook)
         assert "\n" not in str(caught.value) and place.rpartition("/")[0] in str(caught.value)
     impatient = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
-    monkeypatch.setattr(storage, "_CONTEXT", storage.ts.Context({"s3_request_retries": impatient}))
+    monkeypatch.setattr(
+        bucket_module, "_CONTEXT", bucket_module.ts.Context({"s3_request_retries": impatient})
+    )
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(OutputError, match="connect") as caught:
         cohort(manifest, f"{bucket}/out", codebook)

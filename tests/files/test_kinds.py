@@ -25,7 +25,7 @@ from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.trained import find_shipped, load_trained
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import describe_kind, suggest_names
-from fseg_jax.files.tensor_header import MAX_HEADER_BYTES, BrokenFileError, open_tensors, read_header
+from fseg_jax.files.tensor_reader import MAX_HEADER_BYTES, BrokenFileError, open_tensors, read_header
 
 CENTERS = np.random.default_rng(0).random((2, 6), np.float32)
 

@@ -29,7 +29,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.downloads import cache_folder
 from fseg_jax.files.kinds import describe_kind, is_written_here
 from fseg_jax.files.paths import is_file
-from fseg_jax.files.tensor_header import BrokenFileError, read_header
+from fseg_jax.files.tensor_reader import BrokenFileError, read_header
 
 _ABANDONED = 24 * 3600  # seconds after which the writer of a half-written file is taken for dead
 

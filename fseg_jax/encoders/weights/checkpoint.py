@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import describe_kind
-from fseg_jax.files.tensor_header import BrokenFileError, read_header
+from fseg_jax.files.tensor_reader import BrokenFileError, read_header
 
 # The keys under which trainers save the network.
 _WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict", "module")

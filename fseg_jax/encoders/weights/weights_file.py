@@ -33,7 +33,7 @@ from fseg_jax.encoders.layers import Network
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.kinds import ENCODER, describe_kind
-from fseg_jax.files.tensor_header import BrokenFileError, TensorHeader, read_header
+from fseg_jax.files.tensor_reader import BrokenFileError, TensorHeader, read_header
 
 FORMAT, VERSION = ENCODER, "1"
 

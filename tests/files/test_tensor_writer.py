@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fseg_jax.errors import OutputError
-from fseg_jax.files.tensors import write_tensors
+from fseg_jax.files.tensor_writer import write_tensors
 
 pytestmark = pytest.mark.smoke
 
@@ -60,4 +60,4 @@ def test_nothing_else_calls_the_writer_of_safetensors():
                 for p in parts
             ):
                 found.append(path.relative_to(root).as_posix())
-    assert found == ["fseg_jax/files/tensors.py"]
+    assert found == ["fseg_jax/files/tensor_writer.py"]
