@@ -15,6 +15,7 @@ from typing import Any
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.outputs.report import SlideTiming, SlideTotals
 from fseg_jax.pipeline.record import encode_json
+from fseg_jax.slides.identity import SlideFile
 
 AGREEMENT = "cohort.json"
 FAILURES = "failures"  # folder
@@ -118,7 +119,7 @@ class SlideRecord:
         totals: What is shown of it; None where that is damaged.
     """
 
-    slide: dict[str, Any]
+    slide: SlideFile
     settings_hash: str | None
     totals: SlideTotals | None
 
@@ -143,10 +144,11 @@ def _read_totals(content: dict[str, Any]) -> SlideTotals | None:
     return SlideTotals(tissue, areas, tiles, versions, content.get("device", ""))
 
 
-def read_slide(content: Any) -> dict[str, Any] | None:
+def read_slide(content: Any) -> SlideFile | None:
     """Return the path and the identity of the slide that JSON is about; None where it has no path."""
     slide = get_nested(content, "slide")
-    return slide if isinstance(get_nested(slide, "path"), str) else None
+    path, identity = (get_nested(slide, name) for name in ("path", "identity"))
+    return SlideFile(path, identity) if isinstance(path, str) else None
 
 
 def read_timing(data: bytes | None) -> SlideTiming | None:

@@ -312,7 +312,7 @@ def _open_features(
         plan, source = open_kept(
             open_storage(job.features), name, settings, hash_feature_settings(job, card, settings)
         )
-        if (now := identify_slide(slide)) and not is_same_slide(plan.slide.to_json(), now):
+        if (now := identify_slide(slide)) and not is_same_slide(plan.slide.file, now):
             raise InputError(
                 f"{job.features}/{name}{KEPT_SUFFIX}: kept of another file than {slide.path}; "
                 "run with --keep-features again"

@@ -32,6 +32,7 @@ from fseg_jax.files.partial_folders import partial_folder
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.zarr import create_array
 from fseg_jax.outputs.csv_table import format_csv
+from fseg_jax.pipeline.record import MadeWith, SlideFacts
 
 FORMAT = 1  # of the folder: raised when what it holds changes
 MIN_TISSUE = 0.25  # smallest fraction of tissue in a tile that is sampled
@@ -104,7 +105,7 @@ class SlideSample:
         tissue_sha256: Hash of the tissue file; None: there is none.
         boxes: Corners (y, x) of the tiles, in pixels of the settings' mpp.
         tokens: Where rows are tokens, the (y, x) of each in its tile's grid.
-        slide: Path, identity and size of the slide's file.
+        slide: The slide.
         made_with: Versions and device that computed the features.
         seconds: Time that it took.
     """
@@ -115,8 +116,8 @@ class SlideSample:
     tissue_sha256: str | None
     boxes: Int[np.ndarray, "t 2"]
     tokens: Int[np.ndarray, "rows 2"] | None
-    slide: dict[str, Any]
-    made_with: dict[str, Any]
+    slide: SlideFacts
+    made_with: MadeWith
     seconds: float
 
     @property
@@ -133,8 +134,8 @@ class SlideSample:
             "tissue_sha256": self.tissue_sha256,
             "boxes": self.boxes.tolist(),
             "tokens": None if self.tokens is None else self.tokens.tolist(),
-            "slide": self.slide,
-            **self.made_with,
+            "slide": self.slide.to_json(),
+            **self.made_with.to_json(),
             "seconds": self.seconds,
         }
 
@@ -149,8 +150,8 @@ class SlideSample:
             tissue_sha256=content.get("tissue_sha256", UNKNOWN),
             boxes=np.asarray(content["boxes"], np.int32).reshape(-1, 2),
             tokens=None if tokens is None else np.asarray(tokens, np.int32).reshape(-1, 2),
-            slide=content["slide"],
-            made_with={name: content.get(name) for name in ("versions", "device")},
+            slide=SlideFacts.from_json(content["slide"]),
+            made_with=MadeWith(content.get("versions", {}), content.get("device", "")),
             seconds=content.get("seconds", 0.0),
         )
         per_tile, remainder = divmod(rows, len(sample.boxes))
@@ -158,8 +159,6 @@ class SlideSample:
             raise ValueError("tiles have no whole number of rows")
         if sample.tokens is not None and len(sample.tokens) != rows:
             raise ValueError("there is not a token for each row")
-        if not isinstance(sample.slide["path"], str):
-            raise TypeError("the slide has no path")
         return sample
 
 

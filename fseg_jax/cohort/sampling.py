@@ -150,8 +150,8 @@ def _sample_slide(
         tissue_sha256=hash_tissue_file(facts.tissue),
         boxes=corners,
         tokens=None if tokens is None else tokens.reshape(-1, 2),
-        slide=slide_facts(slide).to_json(),
-        made_with=made_with().to_json(),
+        slide=slide_facts(slide),
+        made_with=made_with(),
         seconds=round(time.perf_counter() - started, 3),
     )
     write_sample(folder, sample, rows, thumbnails, replace=bool(_find_change(folder, line, settings)))
@@ -240,4 +240,6 @@ def _find_change(folder: Path, line: ManifestSlide, settings: SampleSettings) ->
     if sample.tissue_sha256 not in (UNKNOWN, hash_tissue_file(facts.tissue)):
         return "its tissue file is another one"
     file = identify_slide(line)
-    return "the file at its path is another one" if file and not is_same_slide(sample.slide, file) else ""
+    return (
+        "the file at its path is another one" if file and not is_same_slide(sample.slide.file, file) else ""
+    )

@@ -16,7 +16,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.storage import Storage, open_storage
 from fseg_jax.pipeline.segment import SUFFIXES
 from fseg_jax.pipeline.tokens import KEPT_SUFFIX
-from fseg_jax.slides.identity import identify, is_same_slide
+from fseg_jax.slides.identity import SlideFile, identify, is_same_slide
 
 _THREADS = 8
 
@@ -85,15 +85,15 @@ def inspect_slide(
     return SlideState("done" if kept_slide and is_same_slide(kept_slide, file) else "missing")
 
 
-def identify_slide(slide: ManifestSlide) -> dict[str, Any] | None:
+def identify_slide(slide: ManifestSlide) -> SlideFile | None:
     """Return the path and the identity of a slide's file; None where it cannot be read."""
     try:
-        return {"path": str(slide.path), "identity": identify(slide.path)}
+        return SlideFile(str(slide.path), identify(slide.path))
     except InputError:
         return None
 
 
-def _identify_kept(job: Job, slide: ManifestSlide) -> dict[str, Any] | None:
+def _identify_kept(job: Job, slide: ManifestSlide) -> SlideFile | None:
     """Return the path and the identity of the slide that the job's kept features were made of."""
     return (
         read_slide(_read_kept_attributes(open_storage(job.features), slide.slide_id))

@@ -23,7 +23,7 @@ from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.exchange import exchange_outputs
 from fseg_jax.files.partial_folders import partial_folder, recover_outputs
 from fseg_jax.files.paths import is_folder, is_there
-from fseg_jax.slides.identity import identify
+from fseg_jax.slides.identity import SlideFile, identify
 from fseg_jax.slides.reader import Slide
 from fseg_jax.versions import find_versions
 
@@ -53,6 +53,11 @@ class SlideFacts:
     height: int
     width: int
     mpp: float
+
+    @property
+    def file(self) -> SlideFile:
+        """Its path and identity."""
+        return SlideFile(self.path, self.identity)
 
     def to_json(self) -> Json:
         """Give the facts as JSON; an unknown identity is left out."""

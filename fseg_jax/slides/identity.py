@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,19 @@ _INDEX_BYTES = 1 << 20  # read of a .vms or .vmu file, which lists the slide's o
 _LABELS = "labels"  # the folder of an OME-Zarr image for labels, which are not part of the slide
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SlideFile:
+    """Which slide a path and a content are of.
+
+    Attributes:
+        path: The slide's file, or folder.
+        identity: Hash of its content (``identify``); None in records of earlier versions.
+    """
+
+    path: str
+    identity: str | None
 
 
 def identify(path: str | Path) -> str:
@@ -47,15 +61,11 @@ def identify(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def is_same_slide(slide: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether two slides are the same by their identity, or by file name where one has no identity.
-
-    A slide is described as records do it, by ``path`` and ``identity``. Old records lack the identity, and so
-    do slides that could not be read.
-    """
-    if slide.get("identity") and other.get("identity"):
-        return bool(slide["identity"] == other["identity"])
-    return Path(slide["path"]).name == Path(other["path"]).name
+def is_same_slide(slide: SlideFile, other: SlideFile) -> bool:
+    """Return whether two slides are the same by their identity, or by file name where one has no identity."""
+    if slide.identity and other.identity:
+        return slide.identity == other.identity
+    return Path(slide.path).name == Path(other.path).name
 
 
 def _list_companions(path: Path) -> Iterator[Path]:

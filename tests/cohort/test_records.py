@@ -44,7 +44,7 @@ def test_a_record_without_totals_still_says_of_which_slide_it_is():
     assert (record.settings_hash, record.totals.areas_mm2) == ("ab", {"cluster 1": 1.5})
     for name, value in (("tiles", "3"), ("areas_mm2", {"cluster 1": None}), ("versions", 1)):
         record = SlideRecord.from_json(json.dumps(RECORD | {name: value}).encode())
-        assert record is not None and record.slide["path"] == "a.svs" and record.totals is None
+        assert record is not None and record.slide.path == "a.svs" and record.totals is None
 
 
 @pytest.mark.parametrize("data", DAMAGED)

@@ -9,7 +9,7 @@ import pytest
 
 from fseg_jax.errors import InputError
 from fseg_jax.slides import identity
-from fseg_jax.slides.identity import identify, is_same_slide
+from fseg_jax.slides.identity import SlideFile, identify, is_same_slide
 
 pytestmark = pytest.mark.smoke
 
@@ -141,8 +141,8 @@ def test_what_cannot_be_read_is_one_line(tmp_path, path):
 
 
 def test_slides_of_records_without_identity_go_by_their_files_names():
-    old = {"path": "/before/a.svs"}
-    assert is_same_slide(old, {"path": "/now/a.svs", "identity": "1"})
-    assert not is_same_slide(old, {"path": "/before/b.svs", "identity": "1"})
-    assert is_same_slide({"path": "a.svs", "identity": "1"}, {"path": "b.svs", "identity": "1"})
-    assert not is_same_slide({"path": "a.svs", "identity": "1"}, {"path": "a.svs", "identity": "2"})
+    old = SlideFile("/before/a.svs", None)
+    assert is_same_slide(old, SlideFile("/now/a.svs", "1"))
+    assert not is_same_slide(old, SlideFile("/before/b.svs", "1"))
+    assert is_same_slide(SlideFile("a.svs", "1"), SlideFile("b.svs", "1"))
+    assert not is_same_slide(SlideFile("a.svs", "1"), SlideFile("a.svs", "2"))
