@@ -17,7 +17,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replace_atomically
-from fseg_jax.files.downloads import cache_folder
+from fseg_jax.files.downloads import find_cache_folder
 from fseg_jax.files.images import load_image
 from fseg_jax.files.paths import check_folder, list_files
 from fseg_jax.process import Progress
@@ -96,7 +96,7 @@ def resize_images(files: Sequence[Path], side: int, progress: Progress | None = 
 
     A warning names each unreadable image, which is left out. Raises ``InputError`` where none can be read.
     """
-    cache = cache_folder() / "images" / str(side)
+    cache = find_cache_folder() / "images" / str(side)
     images, readable, unreadable = [], [], []
     for done, path in enumerate(files, 1):
         try:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fseg_jax.files.downloads import cache_folder
+from fseg_jax.files.downloads import find_cache_folder
 from fseg_jax.versions import find_version
 
 LEAST_PYTHON = (3, 11)
@@ -86,7 +86,10 @@ def _run_checks() -> Iterator[Check]:
     yield _check("cache", _cache, "set FSEG_CACHE to a folder that can be written", required=False)
     yield _check("cached weights", _cached, "delete what cannot be read", required=False)
     yield _check(
-        "disk, cache", lambda: _disk(cache_folder()), "free it, or set FSEG_CACHE to another", required=False
+        "disk, cache",
+        lambda: _disk(find_cache_folder()),
+        "free it, or set FSEG_CACHE to another",
+        required=False,
     )
     yield _check("disk, here", lambda: _disk(Path.cwd()), "free it, or write (-o) to another", required=False)
     hub = _check("hub", _hub, "see to the network, or give weights with --weights FILE", required=False)
@@ -204,7 +207,7 @@ def _main_job() -> _Result:
 
 
 def _cache() -> _Result:
-    folder = cache_folder()
+    folder = find_cache_folder()
     with tempfile.TemporaryFile(dir=_find_existing(folder)):
         return _Result(True, f"{folder} can be written")
 

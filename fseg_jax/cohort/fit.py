@@ -26,7 +26,7 @@ from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.encoders.fingerprint import take_fingerprint
 from fseg_jax.errors import InputError
 from fseg_jax.files.exchange import exchange_outputs
-from fseg_jax.files.partial_folders import partial_folder, recover_outputs
+from fseg_jax.files.partial_folders import open_partial_folder, recover_outputs
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.numerics.kmeans import streaming
 from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_card
@@ -208,7 +208,7 @@ def fit_cohort(
 
 def write_books(path: Path, books: dict[int, Codebook], card: Card) -> None:
     """Write codebooks and their card, both in place of those that are there, or neither."""
-    with partial_folder(path.name, path.parent, wait=True) as folder:
+    with open_partial_folder(path.name, path.parent, wait=True) as folder:
         write_card(folder / card_folder(path).name, card)
         save_all(folder / path.name, books)
         exchange_outputs(folder, [path.name, card_folder(path).name])

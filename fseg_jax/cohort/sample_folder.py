@@ -28,7 +28,7 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, OutputError, first_line
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.futures import wait_for_writes
-from fseg_jax.files.partial_folders import partial_folder
+from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.zarr import create_array
 from fseg_jax.outputs.csv_table import format_csv
@@ -305,7 +305,7 @@ def write_sample(
     If another worker was first, its sample is as good and stays, unless ``replace``.
     """
     place = sample_place(folder, sample.slide_id)
-    with partial_folder(place.name, place.parent) as part:
+    with open_partial_folder(place.name, place.parent) as part:
         new = part / "slide"
         new.mkdir()
         array = create_array(

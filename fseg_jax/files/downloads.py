@@ -15,7 +15,7 @@ TEST_SLIDE_SHA256 = "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e00
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """Return the folder for downloads: ``$FSEG_CACHE``, or the system's usual place for caches."""
     return Path(os.environ.get("FSEG_CACHE") or pooch.os_cache("fseg_jax"))
 
@@ -61,7 +61,7 @@ def fetch_test_slide(url: str = TEST_SLIDE_URL) -> Path:
     """
     return fetch(
         url,
-        cache_folder() / "slides",
+        find_cache_folder() / "slides",
         sha256=TEST_SLIDE_SHA256,
         otherwise="without a network, run fseg demo without --slide",
     )

@@ -44,7 +44,7 @@ def describe_kind(path: str | Path) -> str:
     if path.suffix.lower() in _SLIDE_SUFFIXES:
         return "a slide"
     try:
-        return _kind_of_tensors(read_header(path).metadata)
+        return _describe_tensors(read_header(path).metadata)
     except (BrokenFileError, OSError):
         pass
     for magic, kind in _MAGIC:
@@ -55,7 +55,7 @@ def describe_kind(path: str | Path) -> str:
     return "a text file" if _is_text(head) else "a file of another kind"
 
 
-def _kind_of_tensors(metadata: dict[str, str]) -> str:
+def _describe_tensors(metadata: dict[str, str]) -> str:
     file_format = metadata.get("format")
     if file_format == CODEBOOK:
         return "a codebook"
@@ -74,7 +74,7 @@ def _kind_of_tensors(metadata: dict[str, str]) -> str:
 def is_written_here(path: str | Path) -> bool:
     """Return whether this program wrote a file, of tensors of any kind."""
     try:
-        return not _kind_of_tensors(read_header(path).metadata).endswith("another program")
+        return not _describe_tensors(read_header(path).metadata).endswith("another program")
     except (BrokenFileError, OSError):
         return False
 

@@ -35,7 +35,7 @@ class BusyError(InputError):
 
 
 @contextmanager
-def partial_folder(name: str, out: Path, *, wait: bool = False) -> Iterator[Path]:
+def open_partial_folder(name: str, out: Path, *, wait: bool = False) -> Iterator[Path]:
     """Make a folder inside ``out`` for unfinished outputs; it is removed when the block is left.
 
     What a killed run left of the same outputs is cleared first. ``out`` is made too, and is removed again if
@@ -60,7 +60,7 @@ def partial_folder(name: str, out: Path, *, wait: bool = False) -> Iterator[Path
             try:
                 yield folder
             finally:
-                if (whole := _whole_folder(name, out)).exists():  # an interruption fell into the exchange
+                if (whole := _locate_whole(name, out)).exists():  # an interruption fell into the exchange
                     with suppress(OSError):
                         finish_exchange(whole)
                 _remove(folder)
@@ -97,7 +97,7 @@ def recover_folder(out: Path) -> None:
 
 def recover_outputs(name: str, out: Path) -> None:
     """Finish the exchange of the outputs called ``name``, if a killed run had decided on one."""
-    if is_there(_whole_folder(name, out)):
+    if is_there(_locate_whole(name, out)):
         _recover(name, out)
 
 
@@ -116,7 +116,7 @@ def _remove(folder: Path) -> None:
         time.sleep(0.01)
 
 
-def _whole_folder(name: str, out: Path) -> Path:
+def _locate_whole(name: str, out: Path) -> Path:
     return out / f".{name}{WHOLE}"
 
 
@@ -129,7 +129,7 @@ def _lock_outputs(name: str, out: Path, wait: bool) -> Iterator[None]:
         raise BusyError(f"{out / name}: another run is making it just now") from None
     try:
         now = time.time()
-        whole = _whole_folder(name, out)
+        whole = _locate_whole(name, out)
         if whole.exists() and (lock or whole.stat().st_mtime < now - _EXCHANGE_AGE):
             finish_exchange(whole)
         for folder in out.glob(f".{glob.escape(name)}.*{PARTIAL}"):

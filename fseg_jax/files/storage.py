@@ -14,7 +14,7 @@ from fseg_jax.errors import OutputError
 from fseg_jax.files.bucket import Bucket, is_bucket
 from fseg_jax.files.exchange import exchange_outputs, write_synced
 from fseg_jax.files.futures import convert_errors
-from fseg_jax.files.partial_folders import partial_folder, recover_folder
+from fseg_jax.files.partial_folders import open_partial_folder, recover_folder
 from fseg_jax.files.paths import is_there
 from fseg_jax.files.zarr import make_folder_spec, name_last_file
 
@@ -111,14 +111,14 @@ class Folder:
     def write(self, key: str, data: bytes) -> None:
         """Write a key whole or not at all."""
         target = self.path / key
-        with partial_folder(target.name, target.parent, wait=True) as folder:
+        with open_partial_folder(target.name, target.parent, wait=True) as folder:
             write_synced(folder / target.name, data)
             (folder / target.name).replace(target)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a key unless it exists; return whether it was written."""
         target = self.path / key
-        with partial_folder(target.name, target.parent, wait=True) as folder:
+        with open_partial_folder(target.name, target.parent, wait=True) as folder:
             write_synced(folder / target.name, data)
             try:
                 os.link(folder / target.name, target)
@@ -137,7 +137,7 @@ class Folder:
 
     def open_workplace(self, name: str, *, wait: bool = False) -> AbstractContextManager[Path]:
         """Make a temporary folder on disk for the outputs called ``name``."""
-        return partial_folder(name, self.path, wait=wait)
+        return open_partial_folder(name, self.path, wait=wait)
 
     def publish(self, folder: Path, keys: Sequence[str]) -> None:
         """Replace ``keys`` with what a folder holds; the first key, the record, appears last."""

@@ -119,7 +119,9 @@ def measure_text(text: str, size: float) -> float:
     from matplotlib.font_manager import FontProperties
 
     font = FontProperties(family="DejaVu Sans", size=size)
-    return float(_make_measure().get_text_width_height_descent(replace_missing_letters(text), font, False)[0])
+    return float(
+        _make_renderer().get_text_width_height_descent(replace_missing_letters(text), font, False)[0]
+    )
 
 
 def fit_text(text: str, size: float, width: float) -> str:
@@ -137,7 +139,7 @@ def replace_missing_letters(text: str) -> str:
 
 
 @cache
-def _make_measure() -> "RendererAgg":
+def _make_renderer() -> "RendererAgg":
     """Make the renderer that measures text."""
     from matplotlib.backends.backend_agg import RendererAgg
 

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import suggest_names
-from fseg_jax.files.partial_folders import partial_folder, recover_folder
+from fseg_jax.files.partial_folders import open_partial_folder, recover_folder
 from fseg_jax.methods import sic
 from fseg_jax.numerics.pca import Distance, reduce_channels
 from fseg_jax.outputs.anndata_export import import_anndata, make_anndata_keys, try_write_anndata
@@ -153,7 +153,7 @@ def seed_slide(
             variance_kept=round(prepared.variance_kept, 4),
         ),
     )
-    with partial_folder(stem, out) as folder:
+    with open_partial_folder(stem, out) as folder:
         path, mpp, colours = folder / f"{stem}.ome.zarr", facts.parameters.mpp, make_palette(k)
         shape = (facts.height, facts.width)
         writer = LabelWriter(

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from fseg_jax.encoders.encoder import Encoder
 from fseg_jax.errors import InputError
-from fseg_jax.files.partial_folders import partial_folder
+from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.numerics.areas import summed_area_table
 from fseg_jax.outputs.anndata_export import import_anndata, try_write_anndata
 from fseg_jax.outputs.embeddings import EmbeddingsWriter, open_embeddings
@@ -158,7 +158,7 @@ def embed_slide(
     )
     picture, _ = read_thumbnail(slide, FIGURE_SIDE)
     clock.lap("tissue")
-    with partial_folder(f"{slide.name}.embeddings", out) as folder:
+    with open_partial_folder(f"{slide.name}.embeddings", out) as folder:
         writer = EmbeddingsWriter(
             folder / f"{slide.name}.embeddings.zarr",
             card.channels,

@@ -21,7 +21,7 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.encoders.kernels.convolution import library_version
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.exchange import exchange_outputs
-from fseg_jax.files.partial_folders import partial_folder, recover_outputs
+from fseg_jax.files.partial_folders import open_partial_folder, recover_outputs
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.slides.identity import SlideFile, identify
 from fseg_jax.slides.reader import Slide
@@ -332,7 +332,7 @@ def together(record: str, out: Path) -> Iterator[Path]:
     Every file made in it then comes to its place below ``out``, the record last, and what was there under
     these names goes. When the block fails, nothing is changed.
     """
-    with partial_folder(Path(record).stem, out) as folder:
+    with open_partial_folder(Path(record).stem, out) as folder:
         yield folder
         names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         exchange_outputs(folder, [record, *sorted(name for name in names if name != record)])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
-from fseg_jax.files.partial_folders import partial_folder
+from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.methods import fseg
 from fseg_jax.outputs.areas import write_areas
 from fseg_jax.outputs.colours import make_default_names, make_palette
@@ -111,7 +111,7 @@ def segment_slide(
     clock = Clock()
     plan = lay_out(slide, card, settings, codebook)
     source = encode_tiles(slide, plan, encoder, settings)
-    with partial_folder(slide.name, out) as folder:
+    with open_partial_folder(slide.name, out) as folder:
         result = write_outputs(folder, plan, source, card, codebook, settings, clock=clock, progress=progress)
         return finish(folder, result.to_json(), paths)
 

@@ -25,7 +25,7 @@ from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
 from fseg_jax.encoders.trained import Gains, assemble, calibrate_gains, save_trained
 from fseg_jax.errors import InputError
 from fseg_jax.files.exchange import exchange_outputs
-from fseg_jax.files.partial_folders import partial_folder, recover_outputs
+from fseg_jax.files.partial_folders import open_partial_folder, recover_outputs
 from fseg_jax.outputs.style import OKABE_ITO, save_figure, use_style
 from fseg_jax.pipeline.record import Json, made_with, now
 from fseg_jax.pretraining.checkpoint import History, load_checkpoint, save_checkpoint
@@ -198,7 +198,7 @@ def pretrain(
     }
     trunk = trainer.build_trunk(state)
     outputs = [out.with_suffix(".json").name, out.with_suffix(".png").name, out.name]
-    with partial_folder(out.name, out.parent, wait=True) as folder:
+    with open_partial_folder(out.name, out.parent, wait=True) as folder:
         save_trained(folder / out.name, trunk, card, calibrate(trunk))
         draw_curves(folder / outputs[1], history, settings)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"

@@ -10,7 +10,7 @@ from PIL import Image
 from fseg_jax.cam import image_folder
 from fseg_jax.cam.image_folder import find_images, read_image, resize_images
 from fseg_jax.errors import InputError
-from fseg_jax.files.downloads import cache_folder
+from fseg_jax.files.downloads import find_cache_folder
 
 pytestmark = pytest.mark.smoke
 
@@ -69,7 +69,7 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, colours, caplog):
 def test_resized_once_by_content_and_again_when_it_changes(tmp_path, colours, monkeypatch):
     path = save(tmp_path / "a.png", colours)
     first = resize_images([path], 16)
-    assert len(list((cache_folder() / "images" / "16").glob("*.npy"))) == 1
+    assert len(list((find_cache_folder() / "images" / "16").glob("*.npy"))) == 1
     moved = path.rename(tmp_path / "moved.png")
     decoded = []
     monkeypatch.setattr(image_folder, "read_image", lambda p: decoded.append(p) or read_image(p))
@@ -84,7 +84,7 @@ def test_resized_once_by_content_and_again_when_it_changes(tmp_path, colours, mo
 def test_a_damaged_cache_is_made_again(tmp_path, colours):
     path = save(tmp_path / "a.png", colours)
     first = resize_images([path], 16).images
-    (kept,) = (cache_folder() / "images" / "16").glob("*.npy")
+    (kept,) = (find_cache_folder() / "images" / "16").glob("*.npy")
     kept.write_bytes(b"broken")
     np.testing.assert_array_equal(resize_images([path], 16).images, first)
     assert np.load(kept).shape == (16, 16, 3)

@@ -33,7 +33,7 @@ from fseg_jax.cohort.survey import Survey
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files import lock, partial_folders
-from fseg_jax.files.partial_folders import BusyError, partial_folder, recover_folder
+from fseg_jax.files.partial_folders import BusyError, open_partial_folder, recover_folder
 from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.labels import LabelWriter
@@ -465,11 +465,11 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_makes_is_not(tm
         (tmp_path / f".{name}.claim").touch()
         (tmp_path / f".{name}.abcd_123.partial" / "x").mkdir(parents=True)
     (tmp_path / ".mine").mkdir()
-    with partial_folder("c", tmp_path) as living:
+    with open_partial_folder("c", tmp_path) as living:
         recover_folder(tmp_path)
         left = {path.name for path in tmp_path.iterdir()}
         assert left == {".mine", ".c.claim", living.name}
-        with pytest.raises(BusyError, match="another run"), partial_folder("c", tmp_path):
+        with pytest.raises(BusyError, match="another run"), open_partial_folder("c", tmp_path):
             pass
     assert [path.name for path in tmp_path.iterdir()] == [".mine"]
 
@@ -483,7 +483,7 @@ def test_without_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
         folder = tmp_path / f".a.{name}_5678.partial"
         folder.mkdir()
         os.utime(folder, (time.time() - age,) * 2)
-    with partial_folder("a", tmp_path) as folder:
+    with open_partial_folder("a", tmp_path) as folder:
         assert {p.name for p in tmp_path.iterdir()} == {".a.new_5678.partial", folder.name}
 
 
@@ -491,10 +491,10 @@ def test_a_claim_is_waited_for(tmp_path):
     order = []
 
     def second():
-        with partial_folder("a", tmp_path, wait=True):
+        with open_partial_folder("a", tmp_path, wait=True):
             order.append("second")
 
-    with partial_folder("a", tmp_path):
+    with open_partial_folder("a", tmp_path):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.2)
@@ -625,7 +625,7 @@ def test_what_is_written_at_an_interruption_does_not_come_back(tmp_path):
     interrupted = 0
     try:
         for milliseconds in range(5, 105, 4):
-            with suppress(KeyboardInterrupt), partial_folder("S", tmp_path) as folder:
+            with suppress(KeyboardInterrupt), open_partial_folder("S", tmp_path) as folder:
                 signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
                 settings = {"names": None, "colours": make_palette(8), "provenance": {}}
                 writer = LabelWriter(folder / "S.ome.zarr", (1 << 16, 4096), 1.0, 8, **settings)
@@ -648,7 +648,7 @@ def test_an_interruption_of_the_clearing_away_is_made_good_at_the_end(tmp_path, 
     out = tmp_path / "new"
     with monkeypatch.context() as patch:
         patch.setattr(partial_folders, "_remove", interrupted)
-        with pytest.raises(KeyboardInterrupt), partial_folder("S", out) as folder:
+        with pytest.raises(KeyboardInterrupt), open_partial_folder("S", out) as folder:
             (folder / "half").touch()
     assert (folder / "half").exists()
     partial_folders.remove_partial_folders()

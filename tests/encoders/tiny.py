@@ -15,7 +15,7 @@ from fseg_jax.encoders.catalog.row import IMAGENET, Row, vit_row
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.errors import InputError
-from fseg_jax.files.downloads import cache_folder
+from fseg_jax.files.downloads import find_cache_folder
 
 VIT = ViTConfig(patch=8, dim=32, depth=2, heads=2, mlp_width=64, image_size=32, registers=1, layer_scale=True)
 TINY = vit_row(
@@ -115,7 +115,7 @@ WIDE = replace(TINY, name="wide", config=WIDE_VIT, layer="blocks.11", stride=16,
 
 def list_cache_files() -> list[str]:
     """Everything in the cache, half-written files among it."""
-    return sorted(path.name for path in (cache_folder() / "encoders").rglob("*") if path.is_file())
+    return sorted(path.name for path in (find_cache_folder() / "encoders").rglob("*") if path.is_file())
 
 
 def refuse_call(*_: object, **__: object) -> None:

@@ -29,19 +29,19 @@ def address(hub: StandIn) -> str:
 
 
 def fetch(hub: StandIn, sha256: str | None) -> Path:
-    folder = downloads.cache_folder() / "slides"
+    folder = downloads.find_cache_folder() / "slides"
     return downloads.fetch(address(hub), folder, sha256=sha256, otherwise="do without it")
 
 
 def left() -> list[Path]:
-    return [path for path in downloads.cache_folder().rglob("*") if path.is_file()]
+    return [path for path in downloads.find_cache_folder().rglob("*") if path.is_file()]
 
 
 def test_the_cache_is_where_the_variable_says(monkeypatch, tmp_path):
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path))
-    assert downloads.cache_folder() == tmp_path
+    assert downloads.find_cache_folder() == tmp_path
     monkeypatch.delenv("FSEG_CACHE")
-    assert downloads.cache_folder() == Path(pooch.os_cache("fseg_jax"))
+    assert downloads.find_cache_folder() == Path(pooch.os_cache("fseg_jax"))
 
 
 def test_a_file_is_fetched_once_and_needs_no_network_afterwards(hub):

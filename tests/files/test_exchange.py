@@ -18,7 +18,7 @@ from generations import SUFFIXES, files, make, publish, there
 from killed import dies
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.partial_folders import partial_folder, recover_folder, recover_outputs
+from fseg_jax.files.partial_folders import open_partial_folder, recover_folder, recover_outputs
 from fseg_jax.files.storage import open_storage
 from fseg_jax.pipeline.record import check_outputs, finish, together
 
@@ -125,7 +125,7 @@ def test_a_file_and_a_folder_take_each_others_place(tmp_path):
 
 
 def test_the_record_is_told_as_it_is_written(tmp_path):
-    with partial_folder("S", tmp_path) as folder:
+    with open_partial_folder("S", tmp_path) as folder:
         record = finish(folder, {"a": 1}, [tmp_path / "S.json", tmp_path / "S.png"])
     assert json.loads((tmp_path / "S.json").read_text()) == record and record["a"] == 1
 

@@ -1,3 +1,5 @@
+"""The table of areas."""
+
 import csv
 
 import numpy as np

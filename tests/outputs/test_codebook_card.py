@@ -14,7 +14,7 @@ from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings
 pytestmark = pytest.mark.smoke
 
 
-def found(centers, labels, slides, sites):
+def list_warnings(centers, labels, slides, sites):
     ids = [f"s{i}" for i in range(len(sites))]
     return {(w.cluster, w.kind) for w in find_warnings(centers, labels, slides, ids, sites)}
 
@@ -26,20 +26,20 @@ def test_what_to_distrust():
     slides = r.integers(0, 4, 2000)
     sites = ["Leeds", "Leeds", "Bath", "Oslo"]
     labels = r.integers(0, 5, 2000)
-    assert found(centers, labels, slides, sites) == {(4, "collapsed"), (5, "collapsed")}
+    assert list_warnings(centers, labels, slides, sites) == {(4, "collapsed"), (5, "collapsed")}
     labels[slides == 3] = 0  # the first cluster is mostly of one slide …
     labels[(labels == 0) & (slides != 3)] = 1
-    assert {(1, "slide"), (1, "site")} <= found(centers, labels, slides, sites)
-    assert (1, "site") not in found(centers, labels, slides, ["Leeds"] * 4)  # there is only one
-    assert (1, "site") not in found(centers, labels, slides, [""] * 4)  # nobody said
+    assert {(1, "slide"), (1, "site")} <= list_warnings(centers, labels, slides, sites)
+    assert (1, "site") not in list_warnings(centers, labels, slides, ["Leeds"] * 4)  # there is only one
+    assert (1, "site") not in list_warnings(centers, labels, slides, [""] * 4)  # nobody said
     labels[labels == 2] = 1
-    assert (3, "collapsed") in found(centers, labels, slides, sites)
+    assert (3, "collapsed") in list_warnings(centers, labels, slides, sites)
 
 
 def test_a_site_that_has_nearly_all_is_no_warning():
     slides = np.repeat([0, 1], [1900, 100])
     labels = np.random.default_rng(0).integers(0, 2, 2000)
-    assert found(np.eye(2, dtype=np.float32), labels, slides, ["A", "B"]) == set()
+    assert list_warnings(np.eye(2, dtype=np.float32), labels, slides, ["A", "B"]) == set()
 
 
 class Links(HTMLParser):

@@ -1,3 +1,5 @@
+"""The palette and the names of clusters."""
+
 import numpy as np
 import pytest
 

@@ -81,7 +81,7 @@ def whole(tmp_path_factory):
     return path
 
 
-def changed(path, file, change):
+def change_json(path, file, change):
     """A JSON file of a group with a change made to it, in place."""
     content = json.loads((path / file).read_text())
     change(content)
@@ -97,7 +97,7 @@ def test_sizes_that_a_file_states_are_bounded_by_what_it_holds(whole, tmp_path, 
         content["shape"] = [shape, *content["shape"][1:]]
         content["shape"][-1 if key == "tissue" else 0] = shape
 
-    changed(tmp_path / "a", f"{key}/zarr.json", grow)
+    change_json(tmp_path / "a", f"{key}/zarr.json", grow)
     with pytest.raises(InputError, match="are not finished embeddings") as caught:
         open_embeddings(tmp_path / "a")
     if shape > 10**6:
@@ -113,7 +113,7 @@ def test_chunks_that_a_file_states_are_bounded(whole, tmp_path, key):
         chunks = content["chunk_grid"]["configuration"]
         chunks["chunk_shape"] = [10**6 for _ in chunks["chunk_shape"]]
 
-    changed(tmp_path / "a", f"{key}/zarr.json", grow)
+    change_json(tmp_path / "a", f"{key}/zarr.json", grow)
     with pytest.raises(InputError, match=f"{key} states a shape of"):
         open_embeddings(tmp_path / "a")
 
@@ -157,7 +157,7 @@ def test_embeddings_that_contradict_themselves_are_one_line(whole, tmp_path, key
             at = at[key]
         at[keys[-1]] = value
 
-    changed(tmp_path / "a", "zarr.json", change)
+    change_json(tmp_path / "a", "zarr.json", change)
     with pytest.raises(InputError, match=rf"a are not finished embeddings of fseg \(.*{says}") as caught:
         open_embeddings(tmp_path / "a")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

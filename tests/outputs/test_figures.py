@@ -1,3 +1,5 @@
+"""The overlay picture: its size, its layout and its colours."""
+
 import numpy as np
 import pytest
 from label_images import smooth_labels

@@ -1,3 +1,5 @@
+"""The outlines of clusters, as QuPath reads them."""
+
 import json
 import uuid
 from itertools import pairwise

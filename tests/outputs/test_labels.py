@@ -1,3 +1,5 @@
+"""The label pyramid, against its stated rule, zarr-python and the schemas of NGFF 0.5."""
+
 import json
 import subprocess
 import sys

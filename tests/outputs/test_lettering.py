@@ -1,3 +1,5 @@
+"""Text over pictures."""
+
 import numpy as np
 import pytest
 from PIL import Image

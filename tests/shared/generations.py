@@ -5,7 +5,7 @@ from itertools import count
 from pathlib import Path
 
 from fseg_jax.files.exchange import exchange_outputs
-from fseg_jax.files.partial_folders import partial_folder
+from fseg_jax.files.partial_folders import open_partial_folder
 
 SUFFIXES = (".json", ".ome.zarr", ".geojson", ".png", ".h5ad")
 NAMES = [*(f"S{suffix}" for suffix in SUFFIXES), "thumbnails/S.jpg", "masks/deep/S.png"]
@@ -25,7 +25,7 @@ def make(folder: Path, generation: int) -> None:
 
 
 def publish(out: Path, generation: int) -> None:
-    with partial_folder("S", out) as folder:
+    with open_partial_folder("S", out) as folder:
         make(folder, generation)
         exchange_outputs(folder, NAMES)
 

@@ -23,7 +23,7 @@ GREEN, BLUE, BLACK, RED = (30, 140, 70), (40, 70, 180), (25, 25, 30), (205, 25, 
 STAIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])  # haematoxylin, eosin, DAB
 
 
-def painted(
+def paint_tissue(
     where: np.ndarray, stains: tuple[float, float, float], glass: tuple[int, int, int] = (243, 243, 243)
 ) -> np.ndarray:
     """Stained, textured tissue on noisy glass."""
@@ -34,18 +34,18 @@ def painted(
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def disc(shape: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
+def make_disc(shape: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
     mask = np.zeros(shape, bool)
     mask[draw.disk(centre, radius, shape=shape)] = True
     return mask
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
+def measure_overlap(a: np.ndarray, b: np.ndarray) -> float:
     return (a & b).sum() / (a | b).sum()
 
 
 SHAPE = (300, 400)
-ISLANDS = disc(SHAPE, (110, 110), 80) | disc(SHAPE, (180, 300), 60)
+ISLANDS = make_disc(SHAPE, (110, 110), 80) | make_disc(SHAPE, (180, 300), 60)
 HE = (0.15, 0.25, 0.0)
 
 
@@ -58,30 +58,30 @@ HE = (0.15, 0.25, 0.0)
 def test_known_tissue_on_glass_of_any_tint(
     stains: tuple[float, float, float], glass: tuple[int, int, int]
 ) -> None:
-    mask = segment_tissue(painted(ISLANDS, stains, glass), MPP)
+    mask = segment_tissue(paint_tissue(ISLANDS, stains, glass), MPP)
     assert mask.dtype == bool and mask.shape == SHAPE
-    assert overlap(mask, ISLANDS) > 0.93
+    assert measure_overlap(mask, ISLANDS) > 0.93
 
 
 @pytest.mark.parametrize("mpp", [2.0, 4.0, 8.0, 16.0])
 def test_thresholds_are_in_micrometres(mpp: float) -> None:
     """The same slide at another resolution: what is dropped and what is filled stays so."""
     shape = (round(2400 / mpp), round(3200 / mpp))
-    body = disc(shape, (1200 / mpp, 1000 / mpp), 800 / mpp)
-    lumen = disc(shape, (1000 / mpp, 900 / mpp), 160 / mpp)  # 80,000 µm²
-    gap = disc(shape, (1500 / mpp, 1200 / mpp), 45 / mpp)  # 6,400 µm²
-    speck = disc(shape, (600 / mpp, 2400 / mpp), 35 / mpp)  # 3,800 µm²
-    piece = disc(shape, (1500 / mpp, 2500 / mpp), 120 / mpp)  # 45,000 µm²
-    mask = segment_tissue(painted((body & ~lumen & ~gap) | speck | piece, HE), mpp)
+    body = make_disc(shape, (1200 / mpp, 1000 / mpp), 800 / mpp)
+    lumen = make_disc(shape, (1000 / mpp, 900 / mpp), 160 / mpp)  # 80,000 µm²
+    gap = make_disc(shape, (1500 / mpp, 1200 / mpp), 45 / mpp)  # 6,400 µm²
+    speck = make_disc(shape, (600 / mpp, 2400 / mpp), 35 / mpp)  # 3,800 µm²
+    piece = make_disc(shape, (1500 / mpp, 2500 / mpp), 120 / mpp)  # 45,000 µm²
+    mask = segment_tissue(paint_tissue((body & ~lumen & ~gap) | speck | piece, HE), mpp)
     inner = ndimage.distance_transform_edt(lumen) * mpp > 70
     assert not mask[inner].any()
     assert mask[gap].all()
     assert not mask[speck].any()
     assert mask[piece].mean() > 0.9
-    assert overlap(mask, (body & ~lumen) | piece) > 0.93
+    assert measure_overlap(mask, (body & ~lumen) | piece) > 0.93
 
 
-def pen(
+def draw_ink(
     image: np.ndarray, colour: tuple[int, int, int], points: list[tuple[int, int]], width: int
 ) -> np.ndarray:
     """Draw translucent ink over an image; also where it lies."""
@@ -95,8 +95,8 @@ def pen(
 @pytest.mark.parametrize("colour", [GREEN, BLUE, BLACK, RED], ids=["green", "blue", "black", "red"])
 @pytest.mark.parametrize("stains", [HE, (0.1, 0.0, 0.4)], ids=["h&e", "ihc"])
 def test_pen_marks_are_no_tissue(colour: tuple[int, int, int], stains: tuple[float, float, float]) -> None:
-    image, ink = pen(painted(ISLANDS, stains), colour, [(10, 290), (200, 200), (215, 20)], 14)
-    image, over = pen(image, colour, [(20, 120), (220, 90)], 14)  # across the first island
+    image, ink = draw_ink(paint_tissue(ISLANDS, stains), colour, [(10, 290), (200, 200), (215, 20)], 14)
+    image, over = draw_ink(image, colour, [(20, 120), (220, 90)], 14)  # across the first island
     mask = segment_tissue(image, MPP)
     assert not mask[(ink | over) & ~ISLANDS].any()
     assert mask[over & ISLANDS].mean() < 0.1
@@ -105,37 +105,37 @@ def test_pen_marks_are_no_tissue(colour: tuple[int, int, int], stains: tuple[flo
 
 
 def test_black_borders_are_no_tissue() -> None:
-    image = painted(ISLANDS, HE)
+    image = paint_tissue(ISLANDS, HE)
     image[:25], image[:, -12:] = 0, (12, 10, 14)
     mask = segment_tissue(image, MPP)
     assert not mask[:25].any() and not mask[:, -12:].any()
-    assert overlap(mask[35:, :-25], ISLANDS[35:, :-25]) > 0.93
+    assert measure_overlap(mask[35:, :-25], ISLANDS[35:, :-25]) > 0.93
 
 
 def test_what_a_scanner_leaves_out_is_white_beside_tinted_glass() -> None:
-    image = painted(ISLANDS, HE, (232, 225, 228))
+    image = paint_tissue(ISLANDS, HE, (232, 225, 228))
     image[:, 330:] = 255
     image[:40] = 255
     kept = ISLANDS.copy()
     kept[:, 330:] = kept[:40] = False
-    assert overlap(segment_tissue(image, MPP), kept) > 0.93
+    assert measure_overlap(segment_tissue(image, MPP), kept) > 0.93
 
 
 def test_an_uneven_lamp_and_a_grey_shadow_are_no_tissue() -> None:
-    image = painted(ISLANDS, HE).astype(float)
+    image = paint_tissue(ISLANDS, HE).astype(float)
     image *= np.linspace(0.97, 1.0, SHAPE[1])[None, :, None]
     image[260:290, 20:200] *= 0.93  # a smear without colour
-    assert overlap(segment_tissue(image.astype(np.uint8), MPP), ISLANDS) > 0.93
+    assert measure_overlap(segment_tissue(image.astype(np.uint8), MPP), ISLANDS) > 0.93
 
 
 @pytest.mark.parametrize("glass", [(255, 255, 255), (243, 243, 243), (236, 230, 226)], ids=str)
 def test_an_empty_slide_has_no_tissue(glass: tuple[int, int, int]) -> None:
-    assert not segment_tissue(painted(np.zeros(SHAPE, bool), HE, glass), MPP).any()
+    assert not segment_tissue(paint_tissue(np.zeros(SHAPE, bool), HE, glass), MPP).any()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (40, 40)])
 def test_small_images_of_nothing_but_tissue(size: tuple[int, int]) -> None:
-    assert segment_tissue(painted(np.ones(size, bool), HE), 1.0).mean() > 0.95
+    assert segment_tissue(paint_tissue(np.ones(size, bool), HE), 1.0).mean() > 0.95
 
 
 def test_the_demo_image_is_nearly_all_tissue(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_real_slides(name: str, inked: bool) -> None:
             y, x, h, w = (round(v * slide.mpp / at) for v in glass_boxes[1])
             for i, colour in enumerate((GREEN, BLUE, BLACK, RED)):
                 row = y + (2 * i + 1) * h // 8
-                image, _ = pen(image, colour, [(x, row), (x + w, row)], round(60 / at))
+                image, _ = draw_ink(image, colour, [(x, row), (x + w, row)], round(60 / at))
             tissue = Tissue(segment_tissue(image, at), at)
         else:
             tissue = find_tissue(slide)
@@ -216,7 +216,7 @@ def test_crop_interpolates_between_the_masks_pixels() -> None:
 @pytest.fixture
 def slide(tmp_path: Path) -> Slide:
     path = tmp_path / "field.png"
-    Image.fromarray(painted(disc((600, 800), (300, 400), 200), HE)).save(path)
+    Image.fromarray(paint_tissue(make_disc((600, 800), (300, 400), 200), HE)).save(path)
     return open_slide(path, 0.5)
 
 
@@ -230,7 +230,7 @@ def test_whole_slide(slide: Slide) -> None:
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "I;16"])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_mask_images(mode: str, suffix: str, slide: Slide, tmp_path: Path) -> None:
-    wanted = disc((150, 200), (60, 90), 40)
+    wanted = make_disc((150, 200), (60, 90), 40)
     if mode == "I;16":
         image = Image.fromarray(wanted.astype(np.uint16) * 3)
     elif mode == "P":
@@ -254,7 +254,7 @@ def test_mask_images(mode: str, suffix: str, slide: Slide, tmp_path: Path) -> No
 def test_a_mask_that_is_min_is_white_marks_what_one_that_is_min_is_black_does(
     slide: Slide, tmp_path: Path
 ) -> None:
-    wanted = disc((150, 200), (60, 90), 40)
+    wanted = make_disc((150, 200), (60, 90), 40)
     for photometric in ("miniswhite", "minisblack"):
         path = tmp_path / f"{photometric}.tif"
         tifffile.imwrite(path, wanted.astype(np.uint8) * 255, photometric=photometric)
@@ -262,7 +262,7 @@ def test_a_mask_that_is_min_is_white_marks_what_one_that_is_min_is_black_does(
 
 
 def test_the_noise_of_a_jpeg_is_no_tissue(slide: Slide, tmp_path: Path) -> None:
-    wanted = disc((150, 200), (60, 90), 40)
+    wanted = make_disc((150, 200), (60, 90), 40)
     Image.fromarray(wanted.astype(np.uint8) * 255).save(tmp_path / "mask.jpg", quality=40)
     assert (load_tissue(tmp_path / "mask.jpg", slide).mask != wanted).mean() < 0.005
 
@@ -283,11 +283,11 @@ POLYGON = {"type": "Polygon", "coordinates": [SQUARE, INNER]}
 MULTI = {"type": "MultiPolygon", "coordinates": [[SQUARE, INNER], [FAR]]}
 
 
-def feature(geometry: dict | None) -> dict:
+def make_feature(geometry: dict | None) -> dict:
     return {"type": "Feature", "properties": {"objectType": "annotation"}, "geometry": geometry}
 
 
-def expected(far: bool) -> np.ndarray:
+def make_expected_mask(far: bool) -> np.ndarray:
     wanted = np.zeros((600, 800), bool)
     wanted[50:450, 100:500] = True
     wanted[150:250, 200:300] = False
@@ -300,9 +300,9 @@ def expected(far: bool) -> np.ndarray:
     [
         (POLYGON, False),
         (MULTI, True),
-        (feature(POLYGON), False),
-        ({"type": "FeatureCollection", "features": [feature(None), feature(MULTI)]}, True),
-        ([feature(POLYGON), feature({"type": "Point", "coordinates": [3, 4]})], False),
+        (make_feature(POLYGON), False),
+        ({"type": "FeatureCollection", "features": [make_feature(None), make_feature(MULTI)]}, True),
+        ([make_feature(POLYGON), make_feature({"type": "Point", "coordinates": [3, 4]})], False),
         ({"type": "GeometryCollection", "geometries": [MULTI]}, True),
     ],
     ids=["polygon", "multipolygon", "feature", "collection", "list", "geometries"],
@@ -311,9 +311,9 @@ def test_geojson(content: object, far: bool, slide: Slide, tmp_path: Path) -> No
     path = tmp_path / "drawn.geojson"
     path.write_text(json.dumps(content), "utf-8")
     tissue = load_tissue(path, slide)
-    np.testing.assert_array_equal(tissue.crop(0, 0, 600, 800, 0.5), expected(far))
+    np.testing.assert_array_equal(tissue.crop(0, 0, 600, 800, 0.5), make_expected_mask(far))
     # At another resolution the outline stays where it is on the slide.
-    np.testing.assert_array_equal(tissue.crop(0, 0, 300, 400, 1.0), expected(far)[1::2, 1::2])
+    np.testing.assert_array_equal(tissue.crop(0, 0, 300, 400, 1.0), make_expected_mask(far)[1::2, 1::2])
 
 
 def test_geojson_on_a_slide_too_large_for_its_own_pixels(tmp_path: Path, slide: Slide) -> None:

@@ -26,7 +26,7 @@ from fseg_jax.encoders.weights.convert import convert_file
 from fseg_jax.encoders.weights.hub import Status
 from fseg_jax.encoders.weights.weights_file import LoadedNetwork
 from fseg_jax.errors import InputError
-from fseg_jax.files.downloads import cache_folder
+from fseg_jax.files.downloads import find_cache_folder
 from fseg_jax.files.kinds import describe_kind, is_written_here
 from fseg_jax.files.paths import is_file
 from fseg_jax.files.tensor_reader import BrokenFileError, read_header
@@ -103,7 +103,7 @@ def is_local(row: Row) -> bool:
 
 def list_cached() -> list[CachedFile]:
     """List the converted weights in the cache."""
-    paths = sorted((cache_folder() / "encoders").glob("*/[!.]*.safetensors"))
+    paths = sorted((find_cache_folder() / "encoders").glob("*/[!.]*.safetensors"))
     return [CachedFile(path.parent.name, path, path.stat().st_size) for path in paths]
 
 
@@ -174,7 +174,7 @@ def _log_licence(row: Row) -> None:
 
 
 def _folder(row: Row) -> Path:
-    return cache_folder() / "encoders" / row.name.replace(":", "-")
+    return find_cache_folder() / "encoders" / row.name.replace(":", "-")
 
 
 def _name(dtype: DTypeLike) -> str:

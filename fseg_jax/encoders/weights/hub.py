@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from fseg_jax.encoders.catalog.row import Row
 from fseg_jax.encoders.weights.checkpoint import hash_file
 from fseg_jax.errors import InputError
-from fseg_jax.files.downloads import cache_folder, fetch, is_disk_error
+from fseg_jax.files.downloads import fetch, find_cache_folder, is_disk_error
 
 ANSWER_TIMEOUT = 10.0  # seconds for the hub's first answer when a file is fetched
 
@@ -173,7 +173,7 @@ def _ask_url(row: Row, timeout: float) -> str:
 
 
 def _download_folder(row: Row) -> Path:
-    return cache_folder() / "checkpoints" / row.name
+    return find_cache_folder() / "checkpoints" / row.name
 
 
 def _is_intact(path: Path) -> bool:

@@ -32,7 +32,7 @@ from fseg_jax.encoders.weights import cache, hub
 from fseg_jax.encoders.weights.cache import check_status
 from fseg_jax.encoders.weights.checkpoint import hash_file
 from fseg_jax.encoders.weights.convert import convert_file
-from fseg_jax.files.downloads import cache_folder
+from fseg_jax.files.downloads import find_cache_folder
 
 pytestmark = pytest.mark.usefixtures("tiny_rows", "no_hub")
 
@@ -81,7 +81,7 @@ def test_first_use_fetches_and_later_use_needs_no_network(lab, published, images
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert bool((load_encoder("tiny")(images) == first(images)).all())
     # What was downloaded by whatever program serves too.
-    for path in (cache_folder() / "encoders").rglob("*.safetensors"):
+    for path in (find_cache_folder() / "encoders").rglob("*.safetensors"):
         path.unlink()
     assert load_encoder("tiny").card == first.card
 
@@ -93,7 +93,7 @@ def test_a_user_s_file_does_not_pass_for_the_published_one(published):
 
 def test_a_damaged_cached_file_is_made_again(lab, images, caplog):
     expected = load_encoder("tiny")(images)
-    path = cache_folder() / "encoders" / "tiny" / "published-float32.safetensors"
+    path = find_cache_folder() / "encoders" / "tiny" / "published-float32.safetensors"
     whole = path.read_bytes()
     for damaged in (whole[:-100], whole[:50], b"", whole[:-1] + bytes([whole[-1] ^ 1]), b"\xff" * len(whole)):
         path.write_bytes(damaged)
@@ -136,7 +136,7 @@ def test_writers_at_the_same_time_do_not_harm_each_other(published, images):
 
 
 def test_what_a_killed_process_left_is_removed_a_day_later(published):
-    folder = cache_folder() / "encoders" / "tiny"
+    folder = find_cache_folder() / "encoders" / "tiny"
     folder.mkdir(parents=True)
     old, new = folder / ".published-float32.safetensors.abc", folder / ".published-float32.safetensors.def"
     for path in (old, new):
@@ -230,6 +230,6 @@ def test_a_large_network_loads_in_the_memory_of_its_file(source, tmp_path):
             check=True,
         )
         taken.append(int(run.stdout))
-    (ours,) = (cache_folder() / "encoders" / "wide").glob("*.safetensors")
+    (ours,) = (find_cache_folder() / "encoders" / "wide").glob("*.safetensors")
     assert taken[0] <= 1.3 * path.stat().st_size, f"{taken[0] / path.stat().st_size:.2f} × the published file"
     assert taken[1] <= 1.3 * ours.stat().st_size, f"{taken[1] / ours.stat().st_size:.2f} × the converted file"

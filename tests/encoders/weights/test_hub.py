@@ -12,7 +12,7 @@ from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.weights import hub
 from fseg_jax.encoders.weights.cache import check_status
 from fseg_jax.encoders.weights.checkpoint import hash_file
-from fseg_jax.files.downloads import cache_folder
+from fseg_jax.files.downloads import find_cache_folder
 
 pytestmark = pytest.mark.usefixtures("tiny_rows", "no_hub")
 
@@ -78,7 +78,7 @@ def test_a_bad_file_from_elsewhere_is_not_kept(lab, monkeypatch):
     monkeypatch.setitem(catalog.CATALOG, "elsewhere", row)
     lab.files["lab/tiny"]["model.safetensors"] = b"a page that says: not found"
     assert "damaged or cut short" in get_error_line(lambda: load_encoder("elsewhere"))
-    assert not list((cache_folder() / "checkpoints").rglob("*.safetensors"))
+    assert not list((find_cache_folder() / "checkpoints").rglob("*.safetensors"))
     del lab.files["lab/tiny"]["model.safetensors"]
     assert "cannot be fetched (HTTP 404)" in get_error_line(lambda: load_encoder("elsewhere"))
     assert check_status(row).state == "missing"
