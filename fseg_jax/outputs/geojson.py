@@ -4,6 +4,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,29 @@ UnsignedLabels = UInt[np.ndarray, "h w"]
 _NAMESPACE = uuid.UUID("3f6cf0ce-6d0b-5c0b-9c55-6d7d1f6b2c11")
 
 
+@dataclass(frozen=True)
+class OutlineFacts:
+    """How the outlines of a slide were made, and how large their file is.
+
+    Attributes:
+        level: Level of the label pyramid that was traced.
+        level_mpp: µm per pixel of that level.
+        tolerance_um: Tolerance of the simplified borders.
+        min_area_um2: Area below which regions were merged.
+        slide_mpp: µm per level-0 pixel.
+        features: Number of polygons.
+        bytes: Size of the file.
+    """
+
+    level: int
+    level_mpp: float
+    tolerance_um: float
+    min_area_um2: float
+    slide_mpp: float
+    features: int
+    bytes: int
+
+
 def write_geojson(
     path: str | os.PathLike[str],
     labels_path: str | os.PathLike[str],
@@ -39,7 +63,7 @@ def write_geojson(
     colours: np.ndarray,
     tolerance_um: float = 4.0,
     min_area_um2: float = 256.0,
-) -> dict[str, Any]:
+) -> OutlineFacts:
     """Write a polygon for every connected region of every cluster, with its holes, as a FeatureCollection.
 
     1. Read the labels at about 4 µm per pixel, or coarser.
@@ -59,8 +83,7 @@ def write_geojson(
         min_area_um2: Area below which regions are merged.
 
     Returns:
-        The facts that the file has under ``fseg``, ``level``, ``level_mpp``, ``tolerance_um``,
-        ``min_area_um2``, ``slide_mpp`` and ``features``; and its ``bytes``.
+        How they were made; the file states it under ``fseg``, but for its size.
 
     Raises:
         InputError: The labels are missing, damaged or too ragged.
@@ -82,7 +105,7 @@ def write_geojson(
                 break
     else:
         raise InputError(f"{labels_path} is too ragged to outline within {_MAX_BYTES // 10**6} MB")
-    facts = {
+    facts: dict[str, Any] = {
         "level": level,
         "level_mpp": mpp,
         "tolerance_um": tolerance,
@@ -100,7 +123,7 @@ def write_geojson(
             file.write(separator + feature)
             separator = ",\n"
         file.write("\n]}\n")
-    return {**facts, "bytes": Path(path).stat().st_size}
+    return OutlineFacts(**facts, bytes=Path(path).stat().st_size)
 
 
 def _choose_level(pyramid: LabelPyramid) -> int:

@@ -6,12 +6,15 @@ are the one place where they are written and read.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import Embeddings
 from fseg_jax.pipeline.record import Json, SlideFacts
+
+if TYPE_CHECKING:
+    from fseg_jax.outputs.geojson import OutlineFacts
 
 POOLING = "mean over the grid"
 
@@ -263,7 +266,7 @@ class SeedRecord:
         iterations: Number of cuts of the positive class that were kept.
         patches: Number of patches of each class, by name.
         areas_mm2: Area of each class, by name.
-        outlines: What ``outputs.geojson`` says of the outlines.
+        outlines: How the outlines were made.
         seconds: Seconds by phase.
     """
 
@@ -273,7 +276,7 @@ class SeedRecord:
     iterations: int
     patches: dict[str, int]
     areas_mm2: dict[str, float]
-    outlines: Json
+    outlines: "OutlineFacts"
     seconds: dict[str, float]
 
     def to_json(self) -> Json:
@@ -285,6 +288,6 @@ class SeedRecord:
             "iterations": self.iterations,
             "patches": self.patches,
             "areas_mm2": self.areas_mm2,
-            "outlines": self.outlines,
+            "outlines": asdict(self.outlines),
             "seconds": self.seconds,
         }

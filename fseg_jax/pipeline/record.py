@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -26,6 +26,9 @@ from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.slides.identity import SlideFile, identify
 from fseg_jax.slides.reader import Slide
 from fseg_jax.versions import find_versions
+
+if TYPE_CHECKING:
+    from fseg_jax.outputs.geojson import OutlineFacts
 
 PACKAGES = ("fseg-jax", "jax", "jaxlib", "numpy", "tensorstore")
 _LONGEST_SIDE = 1 << 31  # pixels of a slide
@@ -241,7 +244,7 @@ class Segmentation:
         uncovered_mm2: Area of tissue where no cluster has any weight.
         tokens_not_converged: Tokens of tissue that the factorization has not converged for.
         tiles: Tiles that hold tissue.
-        outlines: What ``outputs.geojson`` says of the outlines.
+        outlines: How the outlines were made.
         timing: How long it took.
     """
 
@@ -251,7 +254,7 @@ class Segmentation:
     uncovered_mm2: float
     tokens_not_converged: int
     tiles: int
-    outlines: Json
+    outlines: "OutlineFacts"
     timing: Timing
 
     def to_json(self) -> Json:
@@ -267,7 +270,7 @@ class Segmentation:
             "uncovered_mm2": self.uncovered_mm2,
             "tokens_not_converged": self.tokens_not_converged,
             "tiles": self.tiles,
-            "outlines": self.outlines,
+            "outlines": asdict(self.outlines),
         }
 
 

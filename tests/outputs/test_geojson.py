@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -29,11 +30,11 @@ def outline(tmp_path, labels, k, *, mpp=1.0, slide_mpp=0.5, name="s", **options)
     done = write_geojson(
         path, folder, slide_mpp=slide_mpp, names=make_default_names(k), colours=make_palette(k), **options
     )
-    assert done["bytes"] == path.stat().st_size
+    assert done.bytes == path.stat().st_size
     collection = json.loads(path.read_text(encoding="utf-8"))
     assert collection["type"] == "FeatureCollection"
-    assert collection["fseg"] == {key: value for key, value in done.items() if key != "bytes"}
-    assert done["features"] == len(collection["features"])
+    assert collection["fseg"] == {key: value for key, value in asdict(done).items() if key != "bytes"}
+    assert done.features == len(collection["features"])
     assert [p.name for p in tmp_path.glob(".*")] == []
     return done, collection["features"], open_labels(folder)
 
@@ -66,14 +67,14 @@ def test_smooth_regions_come_back(tmp_path, shape, k, slide_mpp):
     labels = smooth_labels(shape, 6)
     done, features, pyramid = outline(tmp_path, labels.astype(np.uint16), k, slide_mpp=slide_mpp)
     found = [check_feature(feature, k, slide_mpp) for feature in features]
-    assert done["level_mpp"] == 4.0 and done["tolerance_um"] == 4.0 and done["min_area_um2"] == 256.0
+    assert done.level_mpp == 4.0 and done.tolerance_um == 4.0 and done.min_area_um2 == 256.0
     assert len({feature["id"] for feature in features}) == len(features)
     assert [label for label, _ in found] == sorted(label for label, _ in found)
-    traced = pyramid.levels[done["level"]].read().result()
+    traced = pyramid.levels[done.level].read().result()
     again = rasterio.features.rasterize(
         [(polygon, label) for label, polygon in found],
         out_shape=traced.shape,
-        transform=rasterio.Affine.scale(done["level_mpp"] / slide_mpp),
+        transform=rasterio.Affine.scale(done.level_mpp / slide_mpp),
         dtype="int32",
     )
     assert (again == traced).mean() > 0.98
@@ -122,7 +123,7 @@ def test_it_says_the_same_twice(tmp_path):
 
 def test_no_tissue_is_an_empty_collection(tmp_path):
     done, features, _ = outline(tmp_path, np.zeros((300, 300), np.uint8), 3)
-    assert features == [] and done["features"] == 0
+    assert features == [] and done.features == 0
 
 
 def test_a_slide_of_one_pixel(tmp_path):
@@ -144,8 +145,8 @@ def test_crumbs_go_to_a_neighbour_and_leave_no_gap():
 def test_a_large_slide_is_traced_coarsely_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_MAX_TRACED_PIXELS", 50_000)
     done, _, pyramid = outline(tmp_path, smooth_labels((1600, 1600), 3), 3)
-    assert pyramid.levels[done["level"]].shape == (200, 200)
-    assert done["tolerance_um"] == done["level_mpp"] == 8.0
+    assert pyramid.levels[done.level].shape == (200, 200)
+    assert done.tolerance_um == done.level_mpp == 8.0
 
 
 @pytest.mark.parametrize("noise", ["tokens", "checkerboard"])
@@ -158,7 +159,7 @@ def test_noise_stays_small_enough_for_qupath(tmp_path, monkeypatch, noise):
     else:  # every region is a pixel without a larger neighbour, so no merging helps
         labels = (np.indices((600, 600)).sum(0) % 2 + 1).astype(np.uint8)
         done, features, _ = outline(tmp_path, labels, 2, mpp=4.0)
-    assert done["min_area_um2"] > 256 and len(features) <= 150 and done["bytes"] < 250_000
+    assert done.min_area_um2 > 256 and len(features) <= 150 and done.bytes < 250_000
     covered = sum(check_feature(feature, 8, 0.5)[1].area for feature in features)
     assert covered == pytest.approx(labels.size * (1 if noise == "tokens" else 16) * 4, rel=1e-6)
 
