@@ -398,10 +398,10 @@ def test_a_disk_that_is_full_for_labels_leaves_no_record(manifest, codebook, tmp
         def result(self):
             raise ValueError("RESOURCE_EXHAUSTED: Failed to write [OS error 28: No space left on device]")
 
-    create = labels.LabelWriter._create
+    create = labels.LabelWriter._create_level
     monkeypatch.setattr(
         labels.LabelWriter,
-        "_create",
+        "_create_level",
         lambda self, i, shape: labels._Level(
             Store(), shape, self._dtype, create(self, i, shape).store.shape[0]
         ),
