@@ -1,4 +1,4 @@
-"""Describe images by the numbers that they are clustered by: LIRE's features, or an encoder's mean ones."""
+"""The features that images are clustered by: LIRE's, or the mean of an encoder's."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,7 @@ from fseg_jax.files.kinds import suggest_names
 from fseg_jax.process import Progress
 
 LIRE = "lire"  # the paper's four features, in LIRE's scales
-LIRE_EVEN = "lire-even"  # the same, each of the four on one scale
+LIRE_EVEN = "lire-even"  # the same, scaled so that none outweighs the others
 LIRE_SIDE = 256  # pixels of the images that LIRE's features are taken from
 
 
@@ -25,7 +25,9 @@ def describe_images(
     """Describe each readable image by the features called ``name``, and return these images with them.
 
     ``name`` is "lire", "lire-even" or an encoder's name; an encoder's features are averaged over the image.
-    Raises ``InputError`` for a name that is none of these, and where no image can be read.
+
+    Raises:
+        InputError: The name is none of these, or no image can be read.
     """
     side, describe = _load_descriptor(name)
     resized = resize_images(images.files, side, progress)

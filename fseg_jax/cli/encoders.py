@@ -6,7 +6,7 @@ import click
 @click.command()
 @click.argument("name", required=False)
 def encoders(name: str | None) -> None:
-    """List the encoders, or describe one: its licence, and whether its weights can be had."""
+    """List the encoders, or describe one: its licence, and whether its weights are available."""
     from fseg_jax.encoders import listing
     from fseg_jax.encoders.catalog.names import find_row
     from fseg_jax.encoders.catalog.published import CATALOG

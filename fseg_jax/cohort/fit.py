@@ -183,7 +183,7 @@ def fit_cohort(
     if is_first:
         sites = [lines[sample.slide_id].site for sample in rows.samples]
         sample_facts = read_settings(folder)
-        stride = card.stride / tile_side(settings.sampling, card)
+        token_side = card.stride / tile_side(settings.sampling, card)
         codebook_card = Card(
             title=path.stem,
             unit=unit,
@@ -198,7 +198,9 @@ def fit_cohort(
                 "seed": settings.seed,
                 "source": provenance.source,
             },
-            of_k=[_describe_clusters(k, results[k], books[k], rows, sites, stride) for k in sorted(results)],
+            of_k=[
+                _describe_clusters(k, results[k], books[k], rows, sites, token_side) for k in sorted(results)
+            ],
         )
         write_books(path, books, codebook_card)
     if processes > 1:
@@ -240,7 +242,7 @@ def _describe_clusters(
     book: Codebook,
     rows: SampleRows,
     sites: Sequence[str],
-    stride: float,
+    token_side: float,
 ) -> KCard:
     order = np.lexsort((result.distances, result.labels))
     counts = np.bincount(result.labels, minlength=k)
@@ -248,7 +250,7 @@ def _describe_clusters(
     nearest = [
         order[start : start + min(TILES_ON_CARD, count)] for start, count in zip(starts, counts, strict=True)
     ]
-    pictures = iter(rows.read_thumbnails(np.concatenate(nearest), stride))
+    pictures = iter(rows.read_thumbnails(np.concatenate(nearest), token_side))
     slides = rows.find_slides(np.arange(len(result.labels)))
     return KCard(
         k=k,

@@ -110,7 +110,7 @@ def adopt_kept_settings(job: Job) -> Job:
         kept = {name: agreement.settings[name] for name in _KEPT_SETTINGS}
         dtype = agreement.settings["dtype"]
     except LookupError:
-        raise _report_damage(str(job.features)) from None
+        raise _make_damage_error(str(job.features)) from None
     card = _require_card(str(job.features), agreement)
     return replace(job, encoder=card.name, dtype=dtype, settings=replace(job.settings, **kept))
 
@@ -141,17 +141,17 @@ def _read_kept_agreement(place: str) -> Agreement:
         raise InputError(f"{place}: no cohort is there; run one with --keep-features first")
     agreement = Agreement.from_json(data)
     if agreement is None:
-        raise _report_damage(place)
+        raise _make_damage_error(place)
     return agreement
 
 
 def _require_card(place: str, agreement: Agreement) -> EncoderCard:
     if agreement.encoder is None:
-        raise _report_damage(place)
+        raise _make_damage_error(place)
     return agreement.encoder
 
 
-def _report_damage(place: str) -> InputError:
+def _make_damage_error(place: str) -> InputError:
     return InputError(f"{place}/{AGREEMENT}: damaged; run with --keep-features again")
 
 

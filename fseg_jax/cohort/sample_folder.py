@@ -284,11 +284,11 @@ def read_sample(folder: Path, slide_id: str) -> SlideSample:
     try:
         return SlideSample.from_json(json.loads(path.read_text(encoding="utf-8")), slide_id)
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, ArithmeticError):
-        raise report_damage(path) from None
+        raise make_damage_error(path) from None
 
 
-def report_damage(path: Path) -> InputError:
-    """Return the error that a part of a sample is damaged."""
+def make_damage_error(path: Path) -> InputError:
+    """Make the error for a damaged part of a sample."""
     return InputError(f"{path}: damaged; remove {path.parent}")
 
 

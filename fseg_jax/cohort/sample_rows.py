@@ -10,8 +10,8 @@ from jaxtyping import Float, Int, UInt8
 
 from fseg_jax.cohort.sample_folder import (
     THUMBNAIL_SIDE,
+    make_damage_error,
     read_sample,
-    report_damage,
     sample_place,
     thumbnail_corner,
 )
@@ -48,9 +48,9 @@ class SampleRows:
         for place, sample, store in zip(places, self.samples, self._stores, strict=True):
             channels = self._stores[0].shape[-1]
             chunk = prod(store.chunk_layout.read_chunk.shape)
-            is_shaped = store.shape == (sample.rows, channels) and channels <= _MOST_CHANNELS
-            if not is_shaped or chunk > prod(store.shape):
-                raise report_damage(place)
+            has_right_shape = store.shape == (sample.rows, channels) and channels <= _MOST_CHANNELS
+            if not has_right_shape or chunk > prod(store.shape):
+                raise make_damage_error(place)
         self.shape = (int(self.starts[-1]), int(self._stores[0].shape[1]))
 
     def __getitem__(self, rows: slice) -> Float[np.ndarray, "m c"]:
@@ -71,15 +71,16 @@ class SampleRows:
             ) from error
 
     def find_slides(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
-        """Return which of the samples each row belongs to."""
+        """Find the index of the slide that each row belongs to."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def read_thumbnails(
-        self, rows: Int[np.ndarray, " m"], stride: float = 0
+        self, rows: Int[np.ndarray, " m"], token_side: float = 0
     ) -> list[UInt8[np.ndarray, "96 96 3"]]:
         """Read the pictures of the tiles that rows belong to.
 
-        Where rows are tokens, a square marks the token; ``stride`` is its side as a fraction of the tile's.
+        Where rows are tokens, a square marks the token; ``token_side`` is its side as a fraction of the
+        tile's.
         """
         slides = self.find_slides(rows)
         thumbnails: list[Any] = [None] * len(rows)
@@ -92,13 +93,15 @@ class SampleRows:
                 y, x = thumbnail_corner(row // sample.rows_per_tile)
                 thumbnails[i] = strip[y : y + THUMBNAIL_SIDE, x : x + THUMBNAIL_SIDE].copy()
                 if sample.tokens is not None:
-                    _draw_frame(thumbnails[i], sample.tokens[row], stride)
+                    _draw_frame(thumbnails[i], sample.tokens[row], token_side)
         return thumbnails
 
 
-def _draw_frame(picture: UInt8[np.ndarray, "96 96 3"], token: Int[np.ndarray, "2"], stride: float) -> None:
-    side = max(_SMALLEST_FRAME, round(stride * THUMBNAIL_SIDE))
-    y, x = (int(np.clip(round(t * stride * THUMBNAIL_SIDE), 0, THUMBNAIL_SIDE - side)) for t in token)
+def _draw_frame(
+    picture: UInt8[np.ndarray, "96 96 3"], token: Int[np.ndarray, "2"], token_side: float
+) -> None:
+    side = max(_SMALLEST_FRAME, round(token_side * THUMBNAIL_SIDE))
+    y, x = (int(np.clip(round(t * token_side * THUMBNAIL_SIDE), 0, THUMBNAIL_SIDE - side)) for t in token)
     box = picture[y : y + side, x : x + side]
     for edge in (box[0], box[-1], box[:, 0], box[:, -1]):
         edge[:] = _FRAME_COLOUR

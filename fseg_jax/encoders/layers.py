@@ -81,7 +81,7 @@ class Network(nnx.Module):
     def grid(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b h w c"]:
         """Compute the grid of features at a named layer, in float32.
 
-        The features are as they leave the layer. Where they can be negative, the ReLU is the caller's.
+        The features are as they leave the layer. Where they can be negative, the caller applies the ReLU.
         """
         return self.features_to(x, layer).astype(jnp.float32)
 

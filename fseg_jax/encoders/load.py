@@ -50,7 +50,7 @@ def load_encoder(
             (``card.layer``). Other encoders have no later layer.
 
     Raises:
-        InputError: the name is unknown; the weights are not here and cannot be had (no network, no access, no
+        InputError: the name is unknown; the weights are not here and cannot be fetched (no network, access or
             room); or they are damaged or another encoder's. The message is one line that says what to do.
 
     >>> load_encoder("classical").card.stride

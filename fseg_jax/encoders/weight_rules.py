@@ -1,9 +1,8 @@
-"""From a published checkpoint's tensors to a network's, by rules that are data: a bijection, or an error.
+"""Rules that turn a published checkpoint's tensors into a network's; a key missing or left over is an error.
 
 A rule says how one of our tensors is made: ``{regex of our name: (templates of the source keys,
 transform)}``. One of ours can be made of several of theirs (a batch norm folded into a kernel; q, k and v
-joined). Tensors are made one at a time: a network of any size is converted in the memory of its largest
-tensor.
+joined). Tensors are made one at a time, so that conversion takes the memory of the largest tensor alone.
 """
 
 import re
@@ -22,15 +21,14 @@ Rules = Mapping[str, Rule]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of publisher names a family's tensors.
+    """The names that one kind of checkpoint has for an architecture's tensors.
 
     Attributes:
-        name: the layout's name in messages.
-        signature: a regex that some key of such a checkpoint matches in full, and no key of a layout that is
-            listed before it.
-        rules: for each of our tensors, the source keys that it is made of, and how.
-        ignored: regexes of keys in such checkpoints that the network has no use for.
-        rename: substitutions that are made on the source keys first (prefixes of wrappers; chunked blocks).
+        name: The layout's name in messages.
+        signature: A regex that some key matches in full; a checkpoint has the first listed layout that fits.
+        rules: For each of our tensors, the source keys that it is made of, and how.
+        ignored: Regexes of keys that the network has no use for.
+        rename: Substitutions that are made on the source keys first (prefixes of wrappers; chunked blocks).
     """
 
     name: str
@@ -59,18 +57,18 @@ def convert_tensors(
     *,
     label: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Make a network's tensors of a checkpoint's, one at a time.
+    """Make a network's tensors from a checkpoint's, one at a time.
 
     Keys are checked before the first tensor is read.
 
     Args:
-        state: arrays by the publisher's key; they may be read lazily.
-        layouts: the layouts that the checkpoint may have.
-        targets: shape and dtype of each of the network's tensors by name.
-        label: the name of the checkpoint and the network in messages.
+        state: Arrays by the publisher's key; they may be read lazily.
+        layouts: The layouts that the checkpoint may have.
+        targets: Shape and dtype of each of the network's tensors by name.
+        label: The name of the checkpoint and the network in messages.
 
     Raises:
-        InputError: the checkpoint has no known layout, lacks a key, holds a key that no rule uses and the
+        InputError: The checkpoint has no known layout, lacks a key, holds a key that no rule uses and the
             layout does not ignore, or has a tensor of another shape.
     """
     layout, keys = _recognise(state, layouts, label)
@@ -83,7 +81,7 @@ def convert_tensors(
         plan[target] = ([keys[key] for key in sources if key in keys], transform)
         missing += [key for key in sources if key not in keys]
         used.update(sources)
-    unused = [key for key in keys if key not in used and not _matches(key, layout.ignored)]
+    unused = [key for key in keys if key not in used and not _matches_any(key, layout.ignored)]
     if missing or unused:
         lacks = f"lacks {_abbreviate(missing)}" if missing else ""
         extra = f"holds {_abbreviate(unused)} that the network has no place for" if unused else ""
@@ -94,10 +92,8 @@ def convert_tensors(
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for target, (sources, transform) in plan.items():
-            yield (
-                target,
-                _make(target, [state[key] for key in sources], transform, targets[target], sources, label),
-            )
+            values = [state[key] for key in sources]
+            yield target, _make_tensor(target, values, transform, targets[target], sources, label)
 
     return tensors()
 
@@ -122,7 +118,7 @@ def _find_rule(rules: Sequence[tuple[re.Pattern[str], tuple[str, ...], Transform
     raise LookupError(f"no rule for {target}")
 
 
-def _make(
+def _make_tensor(
     target: str,
     values: list[Any],
     transform: Transform,
@@ -144,7 +140,7 @@ def _make(
     return np.ascontiguousarray(tensor, dtype=place.dtype)
 
 
-def _matches(key: str, patterns: Sequence[str]) -> bool:
+def _matches_any(key: str, patterns: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, key) for pattern in patterns)
 
 
@@ -173,7 +169,7 @@ def to_conv(weight: np.ndarray) -> np.ndarray:
 
 
 def to_pointwise(weight: np.ndarray) -> np.ndarray:
-    """Make a linear kernel of a 1×1 convolution's: (out, in, 1, 1) or (out, in) → (in, out)."""
+    """Turn a 1×1 convolution's kernel into a linear one: (out, in, 1, 1) or (out, in) → (in, out)."""
     return weight.reshape(weight.shape[:2]).T
 
 
@@ -190,7 +186,7 @@ def fold_kernel(eps: float) -> Transform:
 
 
 def fold_bias(eps: float) -> Transform:
-    """Make the transform that gives the bias of a convolution without one and the batch norm after it."""
+    """Make the transform that folds a batch norm into the bias of the convolution before it."""
 
     def fold(gamma: np.ndarray, variance: np.ndarray, beta: np.ndarray, mean: np.ndarray) -> np.ndarray:
         bias: np.ndarray = beta.astype(np.float64) - mean.astype(np.float64) * _scale(gamma, variance, eps)

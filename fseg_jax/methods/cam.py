@@ -84,7 +84,7 @@ class Propagation(NamedTuple):
         clusters: each image's cluster; −1 if nothing was clustered.
         rounds: the rounds that were made.
         ended: why they ended.
-        converged: whether k-means came to rest.
+        converged: whether k-means has converged.
     """
 
     labels: Int[np.ndarray, " n"]

@@ -2,7 +2,7 @@
 
 A slide is a matrix X of patch embeddings, computed once. y are seeds: a class for each of a few patches that
 somebody clicked. Seeded k-means (Basu, Banerjee & Mooney 2002: the seeds place the first centres and do
-nothing more) cuts X in two. Its positive class is cut again and again while that makes the labels agree
+nothing more) cuts X in two. The positive class is cut again and again while that makes the labels agree
 better with the seeds:
 
     labels ← SeededKMeans(2).fit(X, y)
@@ -11,25 +11,25 @@ better with the seeds:
              else {1} ⊂ y:   labels ← KMeans(2).fit(X)
              score ← metric(y, labels)
 
-Where the listing is not definite:
+Where the listing is ambiguous:
 
 - The listing loops ``while score ≤ score_prev`` and never sets ``score_prev``. The prose says "until a score
   relative to the sparse annotations does not improve", and is followed: a cut that does not raise the score
   ends the loop, and the labels before it are returned.
-- The score is that of all seeds, also of those that have left the positive class: a lost seed counts.
-- The comment at ``{1} ⊂ y`` reads "only negative annotations"; the condition, only positive ones, is meant.
-  This plain k-means is the prose's "additional step" for small tumours, done once. It cannot raise the score,
-  as no negative seed is left to be taken out. So it is kept if it does not lower the score and its two
-  clusters lie apart (``seeded.GAP``), as a small tumour and the tissue around it do. Cutting a uniform tumour
-  would lose half of it.
+- The score is that of all seeds, also of those that have left the positive class.
+- The comment at ``{1} ⊂ y`` reads "only negative annotations"; the condition says only positive ones, and
+  is followed. This plain k-means is the prose's "additional step" for small tumours, done once. It cannot
+  raise the score, as no negative seed is left to be taken out. So it is kept if it does not lower the score
+  and its two clusters are well separated (``seeded.GAP``), as a small tumour and the tissue around it are.
+  Cutting a uniform tumour would lose half of it.
 - Plain k-means starts as k-means++ does, but its first point is the mean of the seeds, so that a small tumour
   is not missed.
 - The positive one of two clusters is the one that grew from the positive seeds, unless the score is higher
   the other way round: a cluster may have lost all its seeds to the other.
 
-Seeds of one class alone give one plain k-means of everything. Where all patches are seeded nothing changes:
-seeds only place centres. A single patch takes its seed's class. Where two classes' seeds coincide, the lower
-class has the patches. An empty cluster keeps its centre.
+Seeds of one class alone give one plain k-means of everything. Seeds only place centres, even where every
+patch has one. A single patch takes its seed's class. Where two classes' seeds coincide, the lower class gets
+the patches. An empty cluster keeps its centre.
 
 The positive class shrinks from cut to cut and from click to click, but arrays keep their shapes: members are
 a mask (``numerics/kmeans/seeded.py``).
@@ -58,12 +58,12 @@ class SICResult(NamedTuple):
     """Labels of all patches.
 
     Attributes:
-        labels: the class of each patch; −1 for rows that only fill X up.
-        score: of the labels against the seeds, before constraints and smoothing.
-        scores: of every clustering that was made, in order.
-        iterations: how many cuts of the positive class were kept.
-        soft: memberships, which sum to 1 a patch; None unless asked for.
-        converged: whether every clustering that was kept had come to rest.
+        labels: Class of each patch; −1 for rows of padding.
+        score: How well the labels agree with the seeds, before constraints and smoothing.
+        scores: Score of every clustering, in order, also of one that was not kept.
+        iterations: How many cuts of the positive class were kept.
+        soft: Memberships, which sum to 1 for each patch; None unless asked for.
+        converged: Whether every clustering that was kept has converged.
     """
 
     labels: Int[Array, " n"]
@@ -91,12 +91,12 @@ def f1(y: np.ndarray, labels: np.ndarray) -> float:
 
 
 def accuracy(y: np.ndarray, labels: np.ndarray) -> float:
-    """Compute the share of the seeds that have their class."""
+    """Compute the share of the seeds whose label is their class."""
     return float((y == labels).mean())
 
 
 def balanced_accuracy(y: np.ndarray, labels: np.ndarray) -> float:
-    """Compute the share of a class's seeds that have it, averaged over the classes."""
+    """Compute the share of each class's seeds whose label is that class, averaged over the classes."""
     return float(np.mean([(labels[y == j] == j).mean() for j in np.unique(y)]))
 
 
@@ -121,23 +121,23 @@ def fit(
     default.
 
     Args:
-        X: embeddings ``(n, q)``, best from ``pca.reduce_channels``.
-        y: the class of each patch's seed: 0 negative, 1 positive; −1 where there is no seed.
-        classes: how many classes. With more than two (2…classes − 1 name the others) every cluster with seeds
-            of several classes is cut again, by those; a class without seeds gets no patch.
-        key: of plain k-means; a fixed one unless given.
-        metric: how well labels agree with seeds; the arguments are those of scikit-learn's metrics.
-        hard: hold every seed at its class, in the centres and in the labels (constrained k-means, Basu et al.
+        X: Embeddings ``(n, q)``, best from ``pca.reduce_channels``.
+        y: The class of each patch's seed: 0 negative, 1 positive, 2… further ones; −1 where there is no seed.
+        classes: Number of classes. With more than two, every cluster with seeds of several classes is cut
+            again from those seeds; a class without seeds gets no patch.
+        key: Random key of plain k-means; None: a fixed one.
+        metric: How well labels agree with seeds; the arguments are those of scikit-learn's metrics.
+        hard: Keep every seed in its class, in the centres and in the labels (constrained k-means, Basu et al.
             2002).
-        soft: return the memberships of fuzzy c-means (m = 2; Bezdek 1981) to the centres of the last
+        soft: Return the memberships of fuzzy c-means (m = 2; Bezdek 1981) to the centres of the last
             clustering that a patch took part in.
         neighbours: ``(n, m)``, rows of X or −1 (``find_neighbours``). At the end every patch takes the class
             that most of them and itself have; it keeps its label in a tie.
-        patches: how many rows of X there are, the first ones, where the rest only fill it up
-            (``pad_patches``). The rest get no class, −1, and change nothing but for rounding.
+        patches: Number of patches, the first rows of X; None: all. The other rows are padding
+            (``pad_patches``): they get the label −1, and affect the others by rounding alone.
 
     Raises:
-        InputError: if there is no seed, a class that is none of ``classes``, seeds of one class only where
+        InputError: There is no seed, a class that is none of ``classes``, seeds of one class only where
             there are more than two classes, or a NaN in X.
     """
     X = jnp.asarray(X, jnp.float32)
@@ -179,16 +179,16 @@ def fit(
                 new, clusters = other, clusters._replace(soft=clusters.soft[:, ::-1])
         return new, clusters
 
-    everything = np.full(n, -1, np.int32)
-    labels, clusters = cut(everything, -1, plain=len(seed_classes) == 1)
-    if (scale := _rescale(X, clusters)) != 1:
+    unlabelled = np.full(n, -1, np.int32)
+    labels, clusters = cut(unlabelled, -1, plain=len(seed_classes) == 1)
+    if (scale := _find_scale(X, clusters)) != 1:
         again = partial(fit, classes=classes, key=key, metric=metric, hard=hard, soft=soft)
         return again(X * scale, y, neighbours=neighbours, patches=patches)
     best, soft_best, iterations, converged = score_of(labels), clusters.soft, 0, bool(clusters.converged)
     scores = [best]
     cut_again = len(seed_classes) > 1
     while cut_again:
-        new, soft_new, rested = labels, soft_best, converged
+        new, soft_new, converged_new = labels, soft_best, converged
         # The paper's two classes: the positive one is cut, and what leaves it is negative.
         for j in (1,) if classes == 2 else range(classes):
             classes_in_j = np.unique(y[seeded][labels[seeded] == j])
@@ -197,7 +197,7 @@ def fit(
                 member = jnp.asarray(labels == j)
                 new, clusters = cut(new, j, plain)
                 soft_new = jnp.where(member[:, None], clusters.soft, soft_new)
-                rested = rested and bool(clusters.converged)
+                converged_new = converged_new and bool(clusters.converged)
                 cut_again = not plain
         if new is labels:
             break
@@ -206,7 +206,8 @@ def fit(
         additional = not cut_again and score == best and bool(clusters.apart)
         if not (score > best or additional):
             break
-        labels, soft_best, best, iterations, converged = new, soft_new, score, iterations + 1, rested
+        labels, soft_best, best, converged = new, soft_new, score, converged_new
+        iterations += 1
     if hard:
         labels = np.where(y >= 0, y, labels)
     out = jnp.asarray(labels, jnp.int32)
@@ -215,10 +216,11 @@ def fit(
     return SICResult(out, best, tuple(scores), iterations, soft_best if soft else None, converged)
 
 
-def _rescale(X: Float[Array, "n q"], clusters: Clusters) -> float:
-    """Find the power of two that makes coordinates safe; 1 if their clusters show that they are.
+def _find_scale(X: Float[Array, "n q"], clusters: Clusters) -> float:
+    """Find the power of two by which coordinates must be scaled for their squares to be safe; 1 if they are.
 
-    Raises ``InputError`` if a coordinate is not finite.
+    Raises:
+        InputError: A coordinate is not finite.
     """
     if is_safe_square(clusters.square):
         return 1.0
@@ -231,35 +233,35 @@ def _rescale(X: Float[Array, "n q"], clusters: Clusters) -> float:
 def pad_patches(
     X: Float[Array | np.ndarray, "n q"], y: Int[Array | np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "m q"], Int[np.ndarray, " m"]]:
-    """Fill patches up to a power of two, 1,024 at least, so that slides of many sizes share programs.
+    """Pad patches to a power of two, 1,024 at least, so that slides of many sizes share compiled programs.
 
-    The rows that are added are zeros without a seed.
+    The rows of padding are zeros without a seed.
     """
-    more = max(1024, 1 << (len(y) - 1).bit_length()) - len(y)
-    return np.pad(np.asarray(X), [(0, more), (0, 0)]), np.pad(np.asarray(y), (0, more), constant_values=-1)
+    rows = max(1024, 1 << (len(y) - 1).bit_length()) - len(y)
+    return np.pad(np.asarray(X), [(0, rows), (0, 0)]), np.pad(np.asarray(y), (0, rows), constant_values=-1)
 
 
 def fit_seeded_kmeans(
     X: Float[Array | np.ndarray, "n q"], y: Int[Array | np.ndarray, " n"], patches: int | None = None
 ) -> Int[np.ndarray, " n"]:
-    """Cluster all patches in two once, as Algorithm 1 begins, without any cut after it.
+    """Cut all patches in two, as Algorithm 1 begins, and stop there.
 
     ``X (n, q)``, ``y (n,)`` and ``patches`` as for ``fit``, seeds of both classes among them → labels (n,),
     int32. As in the algorithm, positive is the cluster that agrees better with the seeds.
     """
     y = np.asarray(y, np.int32)
-    everything = jnp.asarray(np.arange(len(y)) < (len(y) if patches is None else patches))
-    free = jnp.asarray(np.full(len(y), -1, np.int32))
+    is_patch = jnp.asarray(np.arange(len(y)) < (len(y) if patches is None else patches))
+    no_pins = jnp.asarray(np.full(len(y), -1, np.int32))
 
     def cluster(x: Float[Array, "n q"]) -> Clusters:
         clusters: Clusters = fit_members(
-            x, everything, *start_at_seeds(x, everything, jnp.asarray(y), 2), free
+            x, is_patch, *start_at_seeds(x, is_patch, jnp.asarray(y), 2), no_pins
         )
         return clusters
 
     points = jnp.asarray(X, jnp.float32)
     clusters = cluster(points)
-    if (scale := _rescale(points, clusters)) != 1:
+    if (scale := _find_scale(points, clusters)) != 1:
         clusters = cluster(points * scale)
     labels = np.asarray(clusters.labels)
     seeded = y >= 0
@@ -278,7 +280,7 @@ def _smooth(
 
 
 def find_neighbours(grid: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, "n 8"]:
-    """Find the up to eight patches around each, given their (row, column): rows of ``grid``, −1 for none."""
+    """Find the eight patches around each in a grid of (row, column): their rows in ``grid``, −1 for none."""
     low = grid.min(axis=0)
     place = np.full(tuple(grid.max(axis=0) - low + 3), -1, np.int32)
     y, x = (grid - low + 1).T

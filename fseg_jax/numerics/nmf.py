@@ -47,7 +47,7 @@ class NMFResult(NamedTuple):
         H: the concepts.
         error: the Frobenius norm of A − W·H.
         iterations: how many iterations were made.
-        converged: whether the factorization came to rest.
+        converged: whether the factorization has converged.
     """
 
     W: Weights

@@ -20,7 +20,7 @@ from fseg_jax.methods.fseg import (
 from fseg_jax.numerics.arrays import Centers, Key
 from fseg_jax.numerics.resample import split_axis
 
-FRAME_SIDES = (256, 512)  # pixels of a side: most images that are no slides have these
+FRAME_SIDES = (256, 512)  # pixels: the sides of most images that are no slides
 
 
 def segment(
@@ -37,8 +37,8 @@ def segment(
 
     Up to 512 pixels a side (the encoder's tile, where that is larger) the image is taken whole. Beyond, it is
     cut into overlapping tiles of that side, whose W are blended. Whatever the sizes of the images, six
-    programs are compiled at most: each image is put into the smallest of a few frames that holds it
-    (``frame_sides``). A frame changes neither features nor factorization but for rounding. (With an encoder
+    programs are compiled at most: each image is padded to the smallest of a few frames that holds it
+    (``frame_sides``). A frame changes neither features nor factorization, but for rounding. (With an encoder
     of your own it may change features near the right and lower edges.)
 
     For slides, use ``segment_slide``.
@@ -46,20 +46,20 @@ def segment(
     Args:
         image: ``uint8 (height, width, 3)`` RGB of any size, at the encoder's mpp. Its edges are replicated up
             to a multiple of the stride, as the authors do.
-        encoder: a frozen encoder.
-        codebook: the cluster centres, of the same encoder.
+        encoder: A frozen encoder.
+        codebook: Cluster centres made with the same encoder.
         mode: "fixed" or "assign" (``methods.fseg``).
         resize: "bilinear" or "nearest".
-        concepts: how many concepts a tile has in mode "assign".
-        seed: of the random start of mode "assign".
+        concepts: Number of concepts of a tile in mode "assign".
+        seed: Seed of the random start in mode "assign".
 
     Returns:
         The codebook's clusters 1…k, uint8 (uint16 when k > 255); 0 where no cluster has any weight, because
         the features are zero.
 
     Raises:
-        InputError: for an image of another kind, a codebook of another encoder, features that are not finite,
-            or fewer tokens than concepts.
+        InputError: The image is not uint8 RGB, the codebook is another encoder's, features are not finite, or
+            there are fewer tokens than concepts.
     """
     check_options(mode, resize)
     image = np.asarray(image)
@@ -76,11 +76,11 @@ def segment(
     if mode == "assign":
         check_concepts(concepts, rows * columns)
     W = np.zeros((h, w, len(centers)), np.float32)
-    for y, down in split_axis(h, largest):
-        for x, across in split_axis(w, largest):
+    for y, weights_y in split_axis(h, largest):
+        for x, weights_x in split_axis(w, largest):
             tile = image[y * stride : (y + rows) * stride, x * stride : (x + columns) * stride]
             tile_W = _solve_framed(tile, encoder, centers, key, mode, concepts)
-            W[y : y + rows, x : x + columns] += down[:, None, None] * across[:, None] * tile_W
+            W[y : y + rows, x : x + columns] += weights_y[:, None, None] * weights_x[:, None] * tile_W
     return _label_in_blocks(W, card, resize)[:height, :width]
 
 
@@ -107,9 +107,9 @@ def _solve_framed(
     h, w = (size // card.stride).tolist()
     features = np.asarray(encode_framed(encoder, jax.device_put(framed[None]), size[None]))
     A = features[0, :h, :w].reshape(h * w, -1)
-    # The tokens are put in one row, so that two lengths of it are enough.
-    rows = next(n for n in ((side // card.stride) ** 2 for side in frame_sides(card)[-2:]) if n >= len(A))
-    A = np.pad(A, [(0, rows - len(A)), (0, 0)])
+    # Padded to one of two numbers of tokens, so that two programs are enough.
+    padded = next(n for n in ((side // card.stride) ** 2 for side in frame_sides(card)[-2:]) if n >= len(A))
+    A = np.pad(A, [(0, padded - len(A)), (0, 0)])
     tokens = np.array([h * w], np.int32)
     W, finite, _ = solve_tiles(
         jax.device_put(A[None, None]), centers, key, mode=mode, concepts=concepts, tokens=tokens
@@ -134,7 +134,7 @@ def _label_in_blocks(
 
 
 def check_codebook(codebook: Codebook, encoder: Encoder) -> None:
-    """Raise ``InputError`` unless a codebook was made with this encoder, as far as it says with which.
+    """Raise ``InputError`` if a codebook was made with another encoder, as far as it says with which.
 
     If the hash of either's weights is unknown and the codebook holds a fingerprint, the encoder's own
     fingerprint is taken and compared with it.

@@ -9,8 +9,8 @@ Transparency is ignored. A lossy mask, such as a JPEG, holds noise about its tru
 pixels above half, where others mark those that are not 0.
 
 Half is 0.5 for masks of 1 bit and of fractions, 127 for larger values, and 32767 where a value is above 255.
-The strongest channel of a colour counts, also of a palette's. A mask that is not empty but has nothing above
-half is an error: its values are labels.
+A colour, also one of a palette, counts by its strongest channel. A mask that is not empty but has nothing
+above half is an error: its values are labels.
 """
 
 import threading
@@ -80,7 +80,7 @@ class Mask:
             yield y, strongest > half
         if 0 < largest <= half:
             raise InputError(
-                f"{self.path}: its largest value is {largest:g}: a mask marks by what is above {half:g}, "
+                f"{self.path}: its largest value is {largest:g}: a mask's marks must be above {half:g}, "
                 "write 255 there and 0 elsewhere"
             )
 

@@ -71,7 +71,7 @@ class Server(BaseServer):
         self.url = f"http://{ADDRESS}:{bound_port}/?token={token}"
 
     def stop(self, wait: bool = True) -> None:
-        """Stop serving; when it returns no slide is read any more, and all can be closed."""
+        """Stop serving, and wait until no slide is read any more."""
         super().stop(wait)
         self._renderer.close()
 
@@ -110,8 +110,8 @@ def serve(
                 _log.warning(session.picture.notice)
             ended = asyncio.Event()
             with suppress(NotImplementedError):  # on Windows signals interrupt the loop anyway
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    asyncio.get_running_loop().add_signal_handler(number, ended.set)
+                for signal_number in (signal.SIGINT, signal.SIGTERM):
+                    asyncio.get_running_loop().add_signal_handler(signal_number, ended.set)
             raise_if_stopped()  # a callback may have swallowed an earlier interrupt
             tell(server.url)
             await ended.wait()
@@ -143,7 +143,7 @@ def _shorten_record(record: logging.LogRecord) -> bool:
 
 
 def run_in_this_loop(fill: Callable[[Document], None]) -> Callable[[Document], None]:
-    """Wrap a function that fills documents to run in the current loop, which alone may use slides.
+    """Wrap a function that fills documents, so that it runs in the current loop: no other may use slides.
 
     Some versions of Bokeh call it from another thread.
     """
@@ -169,4 +169,4 @@ def _bind_port(port: int | None) -> list[Any]:
     except OSError as error:
         if port is None:
             return bind_sockets(0, ADDRESS)
-        raise InputError(f"--port {port}: cannot be had ({error.strerror}); choose another") from None
+        raise InputError(f"--port {port}: cannot be used ({error.strerror}); choose another") from None

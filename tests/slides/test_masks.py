@@ -99,7 +99,7 @@ def test_transparency_is_ignored_and_the_strongest_channel_counts(suffix: str, t
 def test_a_mask_of_labels_is_never_read_as_empty(tmp_path: Path) -> None:
     for name in ("mask.png", "mask.jpg", "mask.tif"):
         Image.fromarray(MARKED.astype(np.uint8) * 2).save(tmp_path / name)
-        with pytest.raises(InputError, match=r"its largest value is \d+: a mask marks by what is above 127"):
+        with pytest.raises(InputError, match=r"its largest value is \d+: a mask's marks must be above 127"):
             read_bright(tmp_path / name)
     with pytest.raises(InputError, match="its largest value"):
         read_marked(tmp_path / "mask.jpg")

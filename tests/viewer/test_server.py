@@ -431,7 +431,7 @@ def test_mistakes_are_one_line(out, tmp_path, capsys):
         ([out, "--seeds", bad], "not valid JSON"),
         ([out, "--slides", tmp_path / "empty"], "holds no tissue.png"),
         ([out, "--classes", "one"], "1 classes: choose 2 to 9"),
-        ([out, "--port", taken.getsockname()[1]], "cannot be had"),
+        ([out, "--port", taken.getsockname()[1]], "cannot be used"),
     ):
         with pytest.raises(SystemExit) as ended:
             cli.main(["view", *map(str, arguments)])

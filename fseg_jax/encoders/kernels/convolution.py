@@ -1,6 +1,6 @@
 """A convolution and the bias, sum and ReLU after it, by the fastest way on each platform.
 
-This module is the one door to the kernels: it decides between XLA and oneDNN, which nothing else imports.
+This module decides between XLA and oneDNN; no other imports ``onednn``.
 """
 
 from functools import partial
@@ -16,13 +16,11 @@ from fseg_jax.encoders.kernels import onednn
 from fseg_jax.encoders.kernels.processor import detect_processor
 
 Pads = tuple[tuple[int, int], ...]  # zeros before and after the rows, and the columns
-FAST_PRODUCT_CHANNELS = (
-    256  # from here on the products of a convolution are large enough to be fast by themselves
-)
+FAST_PRODUCT_CHANNELS = 256  # input channels that make a convolution's products fast by themselves
 
 
 class Plan(NamedTuple):
-    """All that describes a convolution beside its arrays."""
+    """All that describes a convolution besides its arrays."""
 
     stride: int
     pads: Pads
@@ -45,31 +43,31 @@ def convolve(
     x = x.astype(kernel.dtype)
     uniform = kernel.dtype == plan.dtype and kernel.dtype in (jnp.float32, jnp.bfloat16)
     if bias is None or plan.groups > 1 or not uniform:
-        return _by_xla(plan, x, kernel, bias, add)
+        return _convolve_by_xla(plan, x, kernel, bias, add)
     spec = choose_spec(x.shape, kernel.shape, plan, add is not None)
     if spec is None:
-        return _by_xla(plan, x, kernel, bias, add)
+        return _convolve_by_xla(plan, x, kernel, bias, add)
     add = None if add is None else add.astype(plan.dtype)
-    y: Array = _by_library(plan, spec, x, kernel, bias, add)
+    y: Array = _convolve_by_onednn(plan, spec, x, kernel, bias, add)
     return y
 
 
 def choose_spec(x: tuple[int, ...], kernel: tuple[int, ...], plan: Plan, adds: bool) -> onednn.Spec | None:
-    """Choose the library's convolution that is fast on this processor; None where it has none.
+    """Choose oneDNN's convolution that is fast on this processor; None where it has none.
 
     It is in the plan's dtype or, where products of bfloat16 are slow, in float32, which holds the same
     numbers.
 
     Args:
-        x: shape of the images.
-        kernel: shape of the kernel.
-        plan: the rest of its description.
-        adds: whether something is added to the result.
+        x: Shape of the images.
+        kernel: Shape of the kernel.
+        plan: The rest of its description.
+        adds: Whether something is added to the result.
     """
     (top, bottom), (left, right) = plan.pads
-    wide = onednn.Spec(plan.stride, top, bottom, left, right, int(plan.relu), half=0)
-    narrow = plan.dtype == jnp.bfloat16 and detect_processor().multiplies_bfloat16
-    specs = (wide._replace(half=1), wide) if narrow else (wide,)
+    in_float32 = onednn.Spec(plan.stride, top, bottom, left, right, int(plan.relu), half=0)
+    use_bfloat16 = plan.dtype == jnp.bfloat16 and detect_processor().multiplies_bfloat16
+    specs = (in_float32._replace(half=1), in_float32) if use_bfloat16 else (in_float32,)
     return next((spec for spec in specs if onednn.supports(x, kernel, spec, adds)), None)
 
 
@@ -79,24 +77,24 @@ def library_version() -> str | None:
     return None if library is None else library.version
 
 
-# The library's convolution has no derivative of its own.
+# oneDNN's convolution has no derivative: XLA's is taken.
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _by_library(
+def _convolve_by_onednn(
     plan: Plan, spec: onednn.Spec, x: Array, kernel: Array, bias: Array, add: Array | None
 ) -> Array:
-    library = partial(_call_library, plan, spec)
-    y: Array = lax.platform_dependent(x, kernel, bias, add, cpu=library, default=partial(_by_xla, plan))
+    on_cpu, elsewhere = partial(_call_onednn, plan, spec), partial(_convolve_by_xla, plan)
+    y: Array = lax.platform_dependent(x, kernel, bias, add, cpu=on_cpu, default=elsewhere)
     return y
 
 
-@_by_library.defjvp
+@_convolve_by_onednn.defjvp
 def _(
     plan: Plan, spec: onednn.Spec, primals: tuple[Array | None, ...], tangents: tuple[Array | None, ...]
 ) -> tuple[Array, Array]:
-    return jax.jvp(partial(_by_xla, plan), primals, tangents)
+    return jax.jvp(partial(_convolve_by_xla, plan), primals, tangents)
 
 
-def _call_library(
+def _call_onednn(
     plan: Plan, spec: onednn.Spec, x: Array, kernel: Array, bias: Array, add: Array | None
 ) -> Array:
     dtype = jnp.bfloat16 if spec.half else jnp.float32
@@ -104,9 +102,9 @@ def _call_library(
     return onednn.convolve(x.astype(dtype), kernel.astype(dtype), bias, add, spec).astype(plan.dtype)
 
 
-def _by_xla(plan: Plan, x: Array, kernel: Array, bias: Array | None, add: Array | None) -> Array:
-    is_large = kernel.shape[:2] == (1, 1) or kernel.shape[2] >= FAST_PRODUCT_CHANNELS
-    by_products = is_large and kernel.dtype == jnp.bfloat16 and plan.groups == 1
+def _convolve_by_xla(plan: Plan, x: Array, kernel: Array, bias: Array | None, add: Array | None) -> Array:
+    has_fast_products = kernel.shape[:2] == (1, 1) or kernel.shape[2] >= FAST_PRODUCT_CHANNELS
+    by_products = has_fast_products and kernel.dtype == jnp.bfloat16 and plan.groups == 1
     whole = partial(_convolve_whole, plan=plan)
     if by_products or _is_depthwise(x, kernel, plan):
         y = lax.platform_dependent(x, kernel, cpu=partial(_sum_shifted_products, plan=plan), default=whole)
@@ -139,7 +137,7 @@ def _sum_shifted_products(x: Array, kernel: Array, plan: Plan) -> Float[Array, "
     """Compute a convolution as a sum of products of the shifted image.
 
     On a CPU, XLA's products of bfloat16 are fast and its convolutions are not: ResNet-50 takes two thirds of
-    the time. For a depthwise convolution, XLA's gradient above all takes ten times as long there.
+    the time this way. XLA's gradients of depthwise convolutions take ten times as long there.
     """
     sides, stride = kernel.shape[:2], plan.stride
     x = jnp.pad(x, ((0, 0), *plan.pads, (0, 0)))

@@ -2,7 +2,7 @@
 
 Tokens attend within windows of 7×7, shifted by half a window in every other block. The grid is halved before
 each stage but the first. Layers are read before that: ``layers.3``, which F-SEG reads, has 32 pixels a token,
-and ``layers.2`` has 16. Features can be negative; the ReLU is the caller's.
+and ``layers.2`` has 16. Features can be negative; the caller applies the ReLU.
 """
 
 from collections.abc import Sequence

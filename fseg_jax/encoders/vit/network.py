@@ -3,7 +3,7 @@
 The MLP is plain or gated (SwiGLU); there may be LayerScale and register tokens; the position embedding, with
 or without entries for the class and register tokens, is resampled to the grid of each image. Tokens are in
 the order class, registers, patches (row by row). Blocks normalise first. F-SEG reads the last block's output,
-before the final norm: it can be negative, and the ReLU is the caller's.
+before the final norm: it can be negative, and the caller applies the ReLU.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class ViTConfig:
         layer_scale: whether each branch is scaled by channel.
         qkv_bias: whether q, k and v have biases.
         eps: number added to variances in norms.
-        resampling: the bicubic that takes the position embedding to another grid.
+        resampling: the bicubic interpolation of the position embedding to another grid.
         pool: CONCH's attention pooling, in place of the class token (or of the mean, in a network without
             one).
     """
@@ -241,8 +241,8 @@ class ViT(Network):
         """List ``patch_embed``, ``embed``, one stage a block, ``norm``."""
         blocks = (Stage(f"blocks.{index}", block) for index, block in enumerate(self.blocks))
         return (
-            Stage("patch_embed", self._patches),
-            Stage("embed", self._embed),
+            Stage("patch_embed", self._embed_patches),
+            Stage("embed", self._add_positions),
             *blocks,
             Stage("norm", self.norm),
         )
@@ -256,7 +256,7 @@ class ViT(Network):
     def grid(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b h w c"]:
         """Compute the patch tokens at a named layer, on their grid; class and register tokens are dropped.
 
-        They can be negative: the ReLU that F-SEG puts before the factorization is the caller's.
+        They can be negative: the caller applies the ReLU that F-SEG puts before the factorization.
         """
         tokens = self.features_to(x, layer)
         if tokens.ndim == 4:
@@ -264,7 +264,7 @@ class ViT(Network):
         h, w = x.shape[1] // self.config.patch, x.shape[2] // self.config.patch
         return tokens[:, self.config.prefix :].reshape(x.shape[0], h, w, -1)
 
-    def _patches(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
+    def _embed_patches(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
         batch, height, width, _ = x.shape
         patch = self.config.patch
         if height % patch or width % patch:
@@ -276,20 +276,21 @@ class ViT(Network):
         x = x.reshape(batch, h, patch, w, patch, 3).transpose(0, 1, 3, 2, 4, 5)
         return self.patch_embed(x.reshape(batch, h, w, -1))
 
-    def _embed(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
+    def _add_positions(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
         batch, h, w, channels = x.shape
         config = self.config
         table = self.pos_embed[...]
-        embedded = config.prefix if config.embed_prefix else 0
+        prefix_entries = config.prefix if config.embed_prefix else 0
+        grid = table[prefix_entries:]
         if (sizes := get_grid_sizes(h, w)) is None:
-            positions = resample_grid(table[embedded:], config.positions, (h, w), config.resampling)[None]
+            positions = resample_grid(grid, config.positions, (h, w), config.resampling)[None]
         else:
-            positions = resample_grids(table[embedded:], config.positions, (h, w), sizes, config.resampling)
+            positions = resample_grids(grid, config.positions, (h, w), sizes, config.resampling)
         parts = [token[...] for token in (self.cls_token, self.reg_token) if token is not None]
         x = x.reshape(batch, h * w, channels) + positions
         if not parts:
             return x
         prefix = jnp.concatenate(parts)
-        if embedded:
-            prefix = prefix + table[:embedded]
+        if prefix_entries:
+            prefix = prefix + table[:prefix_entries]
         return jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape)), x], axis=1)

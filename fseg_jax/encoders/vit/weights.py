@@ -137,7 +137,7 @@ _HF_NAMES = {
 }
 _HF_IGNORED = (r"embeddings\.mask_token", r"pooler\..*", r"classifier\..*")
 
-# In this order: a layout's signature is looked for where no earlier one is found.
+# The order counts: a checkpoint has the first layout whose signature one of its keys matches.
 _LAYOUTS = (
     Layout(
         "transformers' DINOv2 with registers",

@@ -48,7 +48,7 @@ def load_published(row: Row, dtype: DTypeLike) -> LoadedNetwork:
     """Load the published weights from the cache, or fetch and convert them into it first.
 
     Raises:
-        InputError: the weights are not here and cannot be had, or there is no room for them.
+        InputError: the weights are neither here nor available, or there is no room for them.
     """
     path = _folder(row) / f"published-{_name(dtype)}.safetensors"
     if (loaded := _load_cached(path, dtype)) is not None:
@@ -87,7 +87,7 @@ def load_given(row: Row, path: Path, dtype: DTypeLike) -> LoadedNetwork:
 
 
 def check_status(row: Row, *, timeout: float = 3.0) -> Status:
-    """Check whether an encoder's weights are here, and if not, whether they can be had; fetch nothing."""
+    """Check whether an encoder's weights are here, and if not, whether the hub has them; fetch nothing."""
     files = [file for file in list_cached() if file.path.parent == _folder(row) and _is_published(file.path)]
     if files:
         return Status("cached", ", ".join(f"{file.path} ({file.size / 1e6:,.0f} MB)" for file in files))

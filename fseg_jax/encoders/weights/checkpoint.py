@@ -23,7 +23,7 @@ _WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict", "module")
 # neither looked up nor run.
 _TRAINERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
 
-# How lines of torch's messages begin that do not say the reason.
+# Beginnings of the lines of torch's messages that do not say the reason.
 _ADVICE = (
     "Weights only load failed",
     "Please file an issue",
@@ -57,7 +57,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a published file: safetensors directly, any other through torch's restricted loader.
 
     Raises:
-        InputError: there is no such file; it is cut short or damaged; it holds anything but tensors and plain
+        InputError: There is no such file; it is cut short or damaged; it holds anything but tensors and plain
             containers (nothing of it is run); or it needs torch, and torch is not installed.
     """
     path = Path(path)
@@ -83,7 +83,7 @@ def _open_safetensors(path: Path) -> Checkpoint:
     def read(key: str) -> np.ndarray:
         try:
             return np.asarray(file.get_tensor(key))
-        except (SafetensorError, TypeError, ValueError) as error:  # a dtype that numpy has not
+        except (SafetensorError, TypeError, ValueError) as error:  # a dtype that numpy lacks
             raise InputError(f"{path}: {key} cannot be read ({_shorten(error)}): fetch it again") from error
 
     return Checkpoint(path, names, read)

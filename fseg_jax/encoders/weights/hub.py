@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether a published encoder's file can be had, and the file itself.
+"""The Hugging Face hub: whether a published encoder's file is available, and the file itself.
 
 The library huggingface_hub does the work. The token comes from its usual places (``HF_TOKEN``,
 ``hf auth login``), files stay in its own cache, which other programs share, and ``HF_ENDPOINT`` names another
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 
 class Status(NamedTuple):
-    """Whether an encoder's weights can be had."""
+    """Whether an encoder's weights are available."""
 
     state: State
     detail: str  # where they are, or what to do
 
 
 def check_access(row: Row, *, timeout: float = 3.0) -> Status:
-    """Ask the hub whether an encoder's file can be had, without fetching it."""
+    """Ask the hub whether an encoder's file is available, without fetching it."""
     try:
         place = _ask_url(row, timeout) if row.url else f"{row.repo}/{_choose_file(row, timeout)}"
     except _transport_errors() as error:

@@ -30,7 +30,7 @@ class KMeansResult(NamedTuple):
         inertia: the sum of squared distances of the points to their centres; in float64 where the points'
             squares are beyond float32.
         iterations: how many iterations were made.
-        converged: whether the centres came to rest.
+        converged: whether the centres have converged.
     """
 
     centers: Centers

@@ -28,7 +28,7 @@ class Clusters(NamedTuple):
         soft: memberships of fuzzy c-means (m = 2; Bezdek 1981), which sum to 1 a point.
         centers: the mean of each cluster's members.
         apart: whether the first two clusters are more than one blob cut in two.
-        converged: whether the centres came to rest.
+        converged: whether the centres have converged.
         square: the mean square of the members' coordinates.
     """
 

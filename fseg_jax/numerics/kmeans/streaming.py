@@ -45,7 +45,7 @@ class StreamResult(NamedTuple):
             beyond float32.
         inertia: the sum of the distances.
         iterations: how many passes over the points moved the centres.
-        converged: whether the centres came to rest.
+        converged: whether the centres have converged.
     """
 
     centers: Float[np.ndarray, "k c"]
@@ -93,7 +93,7 @@ def fit(
     Args:
         rows: the points.
         ks: numbers of clusters.
-        key: of the sample, the first centres and the order of mini-batches.
+        key: Random key of the sample, the first centres and the order of mini-batches.
         algorithm: how centres move: by Lloyd's iteration or by mini-batches.
         spherical: scale points and centres to length one, so that the nearest centre is that of the greatest
             cosine.
@@ -176,7 +176,7 @@ def _start(
 
     A start is k-means‖ (Bahmani et al. 2012). Several times more candidates than centres are drawn far from
     each other. Each is weighted with the points nearest to it, and the candidates are merged into every k by
-    Ward's criterion. One draw serves all k, and a group that would have got two centres seldom does.
+    Ward's criterion. One draw serves all k, and a group of points seldom gets two centres.
     """
     points = Points(sample, devices, mean, spherical)
     X = jnp.asarray(sample - mean)
@@ -218,7 +218,7 @@ def _lloyd(
     threshold: float,
     on_pass: OnPass = lambda passes, shift: None,
 ) -> _Moved:
-    """Move the centres of every k by Lloyd's iteration until they rest."""
+    """Move the centres of every k by Lloyd's iteration until they converge."""
     return _repeat(
         lambda i, centers: _move(points, points.sum_clusters(centers, sorted(centers)), centers),
         centers,
@@ -271,7 +271,7 @@ def _repeat(
     threshold: float,
     on_pass: OnPass,
 ) -> _Moved:
-    """Make passes until the centres of every k rest."""
+    """Make passes until the centres of every k have converged."""
     centers, iterations, moving = dict(centers), dict.fromkeys(centers, 0), sorted(centers)
     in_pass = moving
     for i in range(max_iterations):

@@ -130,7 +130,7 @@ def _damaged(folder: Path) -> None:
         (_image_alone, r"a\.jpg: an image without a mask \(a_mask\.png or \.jpg\)"),
         (_mask_alone, r"a_mask\.jpg: a mask without an image"),
         (_other_size, "a: image 40 × 60, mask 20 × 30"),
-        (_of_ones, r"a_mask\.png: its largest value is 1: a mask marks by what is above 127"),
+        (_of_ones, r"a_mask\.png: its largest value is 1: a mask's marks must be above 127"),
         (_one_name_twice, r"a\.jpg: has the name of "),
         (_damaged, r"a\.jpg: cannot be read as a slide or image"),
     ],
