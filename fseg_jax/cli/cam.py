@@ -215,16 +215,16 @@ def train(
     "--layer",
     metavar="BLOCK",
     show_default="14 of b1, or its place in others",
-    help="Block to take the heat map from, or stem, top; the paper's are 13, 14, 20 and 22 of b1.",
+    help="Block to take the heat map from: a number, stem or top; the paper uses 13, 14, 20 and 22 of b1.",
 )
 @click.option(
-    "--lower", type=SHARE, default=0.4, show_default=True, help="Value of the heat map that a mask is above."
+    "--lower", type=SHARE, default=0.4, show_default=True, help="Value that heat must exceed in a mask."
 )
 @click.option(
     "--upper",
     type=SHARE,
     show_default="0.7, or none if --lower is given",
-    help="Value of the heat map that a mask is below.",
+    help="Value that heat must stay below in a mask.",
 )
 @click.option(
     "--choose",
@@ -240,8 +240,12 @@ def train(
     metavar="N",
     help="Cut an image into N × N tiles first.",
 )
-@click.option("--whole", is_flag=True, help="Map an image in one piece, as large as its tiles together.")
-@click.option("--reject", is_flag=True, help="Write an empty mask where the classifier sees no such class.")
+@click.option(
+    "--whole", is_flag=True, help="Compute one heat map of an image at the size of its tiles together."
+)
+@click.option(
+    "--reject", is_flag=True, help="Leave a mask empty where the class has a probability below one half."
+)
 @click.option("--largest", type=WholeNumber(1), metavar="N", help="Keep only the N largest pieces of a mask.")
 @click.option("--fill-holes", is_flag=True, help="Fill the holes of masks.")
 @click.option(
@@ -299,10 +303,10 @@ def segment(
 @cam.command()
 @click.argument("masks", type=PATH)
 @click.argument("truth", type=PATH)
-@click.option("-o", "--output", type=PATH, metavar="FILE", help="File to write the table to, too.")
+@click.option("-o", "--output", type=PATH, metavar="FILE", help="Also write the table to this file.")
 @combine(seed_option)
 def evaluate(masks: Path, truth: Path, output: Path | None, seed: int) -> None:
-    """Score a folder of MASKS against one of true masks, beside two baselines that do not look."""
+    """Score a folder of MASKS against one of true masks, beside two baselines that ignore the images."""
     from fseg_jax.cam.score_masks import format_scores, score_folder
     from fseg_jax.files.atomic import replace_atomically
 

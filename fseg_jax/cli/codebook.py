@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=CommandGroup)
 def codebook() -> None:
-    """Cluster centres: read the authors', look at any."""
+    """Import the authors' cluster centres, or show any codebook."""
 
 
 @codebook.command("import")
@@ -31,8 +31,8 @@ def codebook_import(
 ) -> None:
     """Turn the F-SEG authors' joblib file of centres into a codebook, without running anything in it.
 
-    Where the encoder's weights are on this machine, its fingerprint goes with the centres: another of the
-    same width is then refused.
+    Where the encoder's weights are on this machine, its fingerprint is stored too, so that another encoder of
+    the same width is refused.
     """
     from fseg_jax.codebook import Provenance, import_joblib, save_all
     from fseg_jax.files.paths import is_there

@@ -49,7 +49,7 @@ dataset.yaml, of which only the categories are needed:
     - {name: tumour, value: 1}     # several: [2, 3]; or colour: [220, 20, 60]
     - {name: stroma, value: 2}
   ignore: [0]                      # values, or colours
-  case: '^(TCGA-..-....)'          # what in a file's name is its case
+  case: '^(TCGA-..-....)'          # the case, as a regex of the file's name
   test: '^TCGA-(OL|LL)'            # the test split; or else a third of the cases
   mpp: 0.5                         # um per pixel, where it is known
 """
@@ -64,7 +64,7 @@ dataset.yaml, of which only the categories are needed:
 def evaluate() -> None:
     """Score encoders on images with masks, as the papers do: tables and figures.
 
-    `fseg evaluate DATASET ...` is F-SEG's experiment, `fseg evaluate sic DATASET ...` that of clicks. Their
+    `fseg evaluate DATASET ...` is F-SEG's experiment, `fseg evaluate sic DATASET ...` is SIC's. Their
     options: `fseg evaluate fseg --help`, `fseg evaluate sic --help`. A folder called sic is ./sic.
     """
 
@@ -102,7 +102,7 @@ def load_encoders(
 @evaluate.command(
     "fseg",
     cls=ListCommand,
-    short_help="Linear probing and cluster matching; need not be said.",
+    short_help="Linear probing and cluster matching (the default).",
     epilog=_OWN_DATASET,
 )
 @click.argument("dataset", type=PATH)

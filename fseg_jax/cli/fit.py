@@ -67,7 +67,7 @@ from fseg_jax.process import raise_if_stopped
     type=click.Choice(["lloyd", "minibatch"]),
     default="lloyd",
     show_default=True,
-    help="lloyd: move centres after all features. minibatch: after each batch (fewer passes, less exact).",
+    help="lloyd: update centres after each pass. minibatch: after each batch (fewer passes, less exact).",
 )
 @click.option("--spherical", is_flag=True, help="Cluster by cosine distance.")
 @click.option(
@@ -117,8 +117,8 @@ def fit(
     """Fit codebooks on a cohort: tiles sampled from every slide of MANIFEST, clustered into each k.
 
     MANIFEST is a CSV file with the columns slide_id, path and, if wanted, mpp, tissue, site, split; or a
-    folder of slides; or a glob in quotes. Features stay in a folder: what is there is not done again, and
-    another --k or --seed needs no slide.
+    folder of slides; or a glob in quotes. Features are kept in a folder, so that a run
+    that is interrupted goes on, and one with another --k or --seed needs no slide.
     """
     if distributed and shard:
         raise InputError("--shard and --distributed contradict each other: give one of them")

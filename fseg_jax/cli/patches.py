@@ -70,7 +70,10 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
 @click.option("--slide", metavar="NAME", help="Slide to segment, where the folder holds several.")
 @classes_option
 @click.option(
-    "--metric", default="f1", show_default=True, help="Score of the seeds that the iteration maximizes."
+    "--metric",
+    default="f1",
+    show_default=True,
+    help="Score of the seeds to maximize: f1, accuracy or balanced-accuracy.",
 )
 @distance_option
 @click.option("--hard", is_flag=True, help="Keep the labels of the seeds as they are.")

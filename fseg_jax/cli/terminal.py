@@ -66,7 +66,7 @@ def accept_verbose(command: click.Command) -> None:
                 expose_value=False,
                 is_eager=True,
                 callback=_set_verbosity,
-                help="Log what is done, and tracebacks of faults; twice for more.",
+                help="Log each step, and tracebacks of errors; twice for more.",
             )
         )
 

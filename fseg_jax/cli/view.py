@@ -44,7 +44,7 @@ def view(
     distance: "Distance",
     browser: bool,
 ) -> int:
-    """Look at a slide's segmentation, and segment it by clicks, in the browser (this machine's only)."""
+    """Look at a slide's segmentation, and segment it by clicks, in a browser on this machine."""
     check_packages()
     from fseg_jax.pipeline.clicks import SeedSettings
     from fseg_jax.viewer.folder import Folder

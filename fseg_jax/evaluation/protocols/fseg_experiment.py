@@ -173,10 +173,10 @@ class _Sweep:
         for protocol in protocols:
             for split in learnt_on:
                 key = RowKey(self.encoded.card.name, "nearest", source, k, protocol, split)
-                baseline = self.judge.row(key, nearest)
+                baseline = self.judge.make_row(key, nearest)
                 rows.append(baseline)
                 for mode, of_mode in segmentations.items():
-                    rows.append(self.judge.row(key._replace(mode=mode), of_mode, baseline.matrices))
+                    rows.append(self.judge.make_row(key._replace(mode=mode), of_mode, baseline.matrices))
         return rows
 
     def _segment(self, score: counts.Score, mu: Centers) -> Segmentation:
@@ -199,7 +199,7 @@ class _Sweep:
             probe = linear_probe.fit(pairs.X, pairs.y, self.n, balanced=protocol.startswith("balanced"))
             segmentation = self._classify(concepts, linear_probe.classify(probe, concepts.H))
             key = RowKey(self.encoded.card.name, "concepts", "none", self.settings.concepts, protocol)
-            row = self.judge.row(key, [segmentation])
+            row = self.judge.make_row(key, [segmentation])
             rows.append(replace(row, threshold=threshold, pairs=tuple(pairs.per_category.tolist())))
         best = max(range(len(rows)), key=lambda i: rows[i].f1_train, default=None)
         return [replace(row, chosen=i == best) for i, row in enumerate(rows)]

@@ -38,7 +38,7 @@ class RowKey(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """What one start comes to."""
+    """Counts and scores of one start."""
 
     matrices: Int[np.ndarray, "cases n n"]
     contingency: Int[np.ndarray, "cases k n"]
@@ -48,7 +48,7 @@ class _Start(NamedTuple):
 
 
 class Judge:
-    """What turns segmentations of one dataset into rows: it learns matchings, and scores the test split."""
+    """Turns segmentations of one dataset into rows: learns matchings, and scores the test split."""
 
     def __init__(self, dataset: Dataset, seed: int):
         self._is_train: Bool[np.ndarray, " items"] = np.array([i.split == "train" for i in dataset.items])
@@ -56,7 +56,7 @@ class Judge:
         self._case_of: Int[np.ndarray, " tested"] = np.unique(cases, return_inverse=True)[1]
         self._seed = seed
 
-    def row(
+    def make_row(
         self, key: RowKey, segmentations: Sequence[Segmentation], baseline: Matrices | None = None
     ) -> EvaluationRow:
         """Judge the segmentations of all starts; ``gain`` is the F1 above that of ``baseline``."""
