@@ -32,7 +32,10 @@ def encoders(name: str | None) -> None:
 
 @click.command()
 def doctor() -> int:
-    """Check what this machine can do, and say what to repair. Exit code 1 means that segmenting would fail."""
+    """Check what this machine can do, and say what to repair.
+
+    Exit code 1 means that segmenting would fail.
+    """
     from fseg_jax.cli import machine
 
     checks = machine.check_machine()
