@@ -1,7 +1,4 @@
-"""Make every test strict: shapes and dtypes are checked at run time, rank promotion is an error.
-
-No test reads the user's cache.
-"""
+"""The setting of every test: shapes and dtypes are checked, rank promotion is an error, caches are empty."""
 
 import logging
 import os
@@ -11,7 +8,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-# Before the modules are imported: every annotated function of theirs is then checked at each call.
+# The hook comes before the import of these modules; it checks their annotated functions at each call.
 _HOOK = install_import_hook(
     [
         "fseg_jax.numerics",
@@ -23,13 +20,13 @@ _HOOK = install_import_hook(
     "beartype.beartype",
 )
 
-# Compiled programs are shared by the processes of a run, and kept for the next. JAX does not write one in one
-# step: where it is read half-written, it is compiled again, with a warning that no test is to see on stderr.
+# The processes of a run, and later runs, share compiled programs. JAX does not write a program in one step; a
+# process that reads half of one compiles it again and warns, and tests compare stderr: hence the filter.
 _PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache entry:UserWarning")
-# Several processes test at once: on an accelerator none may take all of its memory.
+# Tests run in several processes, which share an accelerator's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax  # noqa: E402
@@ -37,21 +34,21 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-MAPS = 30_000  # of the 65,530 parts of memory that Linux lets a process have; each program takes a few
+MAX_MAPS = 30_000  # memory maps; Linux allows a process 65,530, and a compiled program takes a few
 
 
 @pytest.fixture(scope="module", autouse=True)
-def room_for_programs() -> Iterator[None]:
-    """Compiled programs are forgotten before there are too many, of which XLA would die."""
+def clear_programs() -> Iterator[None]:
+    """Forget compiled programs before XLA runs out of memory maps and dies."""
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_text().splitlines()) > MAPS:
+    if maps.exists() and len(maps.read_text().splitlines()) > MAX_MAPS:
         jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The folder of real slides, tiles and codebooks that ``FSEG_DATA`` names; skips without it."""
+    """Return the folder of real slides, tiles and codebooks that ``FSEG_DATA`` names; skip without it."""
     folder = os.environ.get("FSEG_DATA")
     if not folder:
         pytest.skip("FSEG_DATA is not set: it names a folder with slides/, codebooks/ …")
@@ -61,9 +58,9 @@ def data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test reads or fills the user's cache."""
+def empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give every test an empty cache in place of the user's, and restore the root logger's handlers."""
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
     handlers = logging.getLogger().handlers[:]
     yield
-    logging.getLogger().handlers[:] = handlers  # the command line's write to a stream that a test has closed
+    logging.getLogger().handlers[:] = handlers  # those of the command line write to a closed stream

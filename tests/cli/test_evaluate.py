@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import planted
+import planted_bands
 import pytest
 from PIL import Image
 
@@ -24,7 +24,7 @@ def fseg(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted.write(tmp_path_factory.mktemp("tiles") / "data", images=4)
+    return planted_bands.write_dataset(tmp_path_factory.mktemp("tiles") / "data", images=4)
 
 
 OPTIONS = ["--k", 2, "--starts", 1, "--mode", "fixed", "--concepts", 3, "--threshold", 0.5, 0.9]

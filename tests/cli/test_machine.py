@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
-from stand_in import StandIn, running
+from stand_in_hub import StandInHub, serve
 
 from fseg_jax.cli import machine
 from fseg_jax.cli.machine import Check
@@ -34,16 +34,16 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
     """A hub with two gated encoders."""
     rows = {name: catalog.CATALOG[name] for name in (*GATED, "resnet18")}
     monkeypatch.setattr(catalog, "CATALOG", rows)
-    stand_in = StandIn(
+    stand_in = StandInHub(
         files={rows[name].repo: {file: b"" for file in rows[name].files} for name in GATED},
         gated={rows[name].repo for name in GATED},
         members={"hf_member"},
     )
-    with running(stand_in):
+    with serve(stand_in):
         monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
         yield stand_in
 
@@ -128,7 +128,7 @@ def test_each_gate_is_asked_for(lab, monkeypatch):
     assert named(found, "uni") == Check("uni", True, False, "gated: access granted")
     assert named(found, "virchow").message == "missing"
     assert named(found, "token").ok and "hf_member" not in machine.format_table(found)
-    assert lab.fetched() == []
+    assert lab.list_downloads() == []
 
 
 def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
@@ -145,7 +145,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
 def test_nothing_is_asked_where_the_hub_is_switched_off(lab, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert not named(machine.check_machine(), "hub").ok
-    assert lab.asked == []
+    assert lab.requests == []
 
 
 def test_a_missing_library_fails_with_its_remedy(monkeypatch):

@@ -1,4 +1,4 @@
-"""Cohorts that several files run."""
+"""The slides, codebook, results and bucket that several test files share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from skimage import data as pictures
 
 @pytest.fixture(scope="session")
 def manifest(tmp_path_factory) -> Path:
-    """Four slides of 160 pixels at 1 µm."""
+    """Write four slides of 160 × 160 pixels at 1 µm, and their manifest."""
     return write_slides(tmp_path_factory.mktemp("slides"), pictures.immunohistochemistry(), 4, 160)
 
 
@@ -20,27 +20,27 @@ def codebook(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(manifest, codebook, tmp_path_factory) -> Path:
-    """A place where the four slides are done."""
-    from cohorts import cohort
+def finished_cohort(manifest, codebook, tmp_path_factory) -> Path:
+    """Run the four slides; return the place of their results."""
+    from cohorts import run_in_process
 
     place = tmp_path_factory.mktemp("finished") / "out"
-    summary, _ = cohort(manifest, place, codebook)
+    summary, _ = run_in_process(manifest, place, codebook)
     assert summary.done == 4 and not summary.failed
     return place
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket of a real S3 server on loopback, as an address."""
+    """Yield the address of an empty bucket on an S3 server on 127.0.0.1."""
     server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     boto3 = pytest.importorskip("boto3")
     from moto.moto_api._internal import moto_api_backend
 
-    moto_api_backend.reset()  # moto keeps its buckets as long as the process lives
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
+    moto_api_backend.reset()  # moto keeps its buckets until the process ends
+    s3 = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    s3.start()
+    host, port = s3.get_host_and_port()
     for name, value in (
         ("AWS_ACCESS_KEY_ID", "of-the-test"),
         ("AWS_SECRET_ACCESS_KEY", "of-the-test"),
@@ -52,4 +52,4 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     try:
         yield "s3://cohorts"
     finally:
-        running.stop()
+        s3.stop()

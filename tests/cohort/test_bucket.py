@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import tensorstore as ts
-from generations import NAMES, files, make
+from generations import NAMES, expect_files, write_files
 
 from fseg_jax.cohort.manifest import read_bytes
 from fseg_jax.errors import InputError, OutputError
@@ -56,7 +56,7 @@ def in_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bucket]:
     return lambda: Bucket("s3://bucket/out")
 
 
-def there(bucket: Bucket) -> dict[str, str]:
+def read_objects(bucket: Bucket) -> dict[str, str]:
     """Everything that a bucket holds, what is hidden too."""
     return {key: data.decode() for key, data in bucket.read_all(bucket._list_range("", "")).items()}
 
@@ -65,19 +65,19 @@ def there(bucket: Bucket) -> dict[str, str]:
 def test_killed_at_any_request_the_old_or_the_new_outputs_are_whole(in_memory, tmp_path, decided_before):
     """With what another killed run had decided on, too; and while a record is there, so is all it names."""
     for generation in (1, 2, 3):
-        make(tmp_path / str(generation), generation)
+        write_files(tmp_path / str(generation), generation)
     seen = []
     for at in count():
         bucket = in_memory()
-        for key in there(bucket):
+        for key in read_objects(bucket):
             bucket.delete(key)
         bucket.publish(tmp_path / "2", NAMES)
-        assert there(bucket) == files(2)
+        assert read_objects(bucket) == expect_files(2)
         if decided_before:
             bucket._store = Requests(bucket._store, 14)
             with pytest.raises(Killed):
                 bucket.publish(tmp_path / "3", NAMES)
-            assert ".S.json.whole" in there(in_memory())
+            assert ".S.json.whole" in read_objects(in_memory())
         bucket = in_memory()
         bucket._store = Requests(bucket._store, at)
         try:
@@ -86,26 +86,30 @@ def test_killed_at_any_request_the_old_or_the_new_outputs_are_whole(in_memory, t
         except Killed:
             died = True
         again = in_memory()
-        held = there(again)
+        held = read_objects(again)
         if "S.json" in held:
-            assert {k: v for k, v in held.items() if k[0] != "."} in (files(1), files(2), files(3))
+            assert {k: v for k, v in held.items() if k[0] != "."} in (
+                expect_files(1),
+                expect_files(2),
+                expect_files(3),
+            )
         again._store = Requests(again._store, at // 2)  # killed as it sweeps, too
         with suppress(Killed):
             again.recover()
         last = in_memory()
         last.recover()
-        held = {k: v for k, v in there(last).items() if ".partial/" not in k}
-        assert held in (files(1), files(3) if decided_before else files(2))
-        seen.append(held == files(1))
+        held = {k: v for k, v in read_objects(last).items() if ".partial/" not in k}
+        assert held in (expect_files(1), expect_files(3) if decided_before else expect_files(2))
+        seen.append(held == expect_files(1))
         if not died:
-            assert there(last) == files(1)
+            assert read_objects(last) == expect_files(1)
             break
     assert at > 20 and not seen[0] and seen == sorted(seen)
 
 
 def test_what_was_begun_in_a_bucket_a_day_ago_is_removed(in_memory, tmp_path, monkeypatch):
     for generation in (1, 2):
-        make(tmp_path / str(generation), generation)
+        write_files(tmp_path / str(generation), generation)
     bucket = in_memory()
     bucket.publish(tmp_path / "2", NAMES)
     bucket._store = Requests(bucket._store, 3)
@@ -113,11 +117,11 @@ def test_what_was_begun_in_a_bucket_a_day_ago_is_removed(in_memory, tmp_path, mo
         bucket.publish(tmp_path / "1", NAMES)
     bucket = in_memory()
     bucket.recover()
-    assert there(bucket) != files(2)  # it may be a living run's
+    assert read_objects(bucket) != expect_files(2)  # it may be a living run's
     now = time.time()
     monkeypatch.setattr(bucket_module.time, "time", lambda: now + 2 * 86400)
     bucket.recover()
-    assert there(bucket) == files(2)
+    assert read_objects(bucket) == expect_files(2)
 
 
 # ---------------------------------------------------------------------------------------- one that is silent

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cohorts import InProcess, cohort, contents, job_for, write_manifest, write_slides
+from cohorts import InProcessEngine, hash_files, make_job, run_in_process, write_manifest, write_slides
 from PIL import Image
 from skimage import data as pictures
 
@@ -42,9 +42,9 @@ from fseg_jax.slides.reader import open_slide
 
 
 @pytest.fixture
-def place(finished, tmp_path) -> Path:
+def place(finished_cohort, tmp_path) -> Path:
     """A copy of it, to be spoilt."""
-    return shutil.copytree(finished, tmp_path / "out")
+    return shutil.copytree(finished_cohort, tmp_path / "out")
 
 
 def fseg(*arguments: object) -> int:
@@ -57,33 +57,33 @@ def fseg(*arguments: object) -> int:
 
 
 @pytest.mark.smoke
-def test_everything_is_there_and_nothing_else(finished):
+def test_everything_is_there_and_nothing_else(finished_cohort):
     names = {f"S-{i:02d}{suffix}" for i in range(4) for suffix in SUFFIXES}
     tables = {"areas.csv", "failures.csv", "report.html", "cohort.json", "timings", "thumbnails"}
-    assert {path.name for path in finished.iterdir()} == names | tables
-    assert (finished / "failures.csv").read_text() == "slide_id,path,reason\n"
-    with (finished / "areas.csv").open() as file:
+    assert {path.name for path in finished_cohort.iterdir()} == names | tables
+    assert (finished_cohort / "failures.csv").read_text() == "slide_id,path,reason\n"
+    with (finished_cohort / "areas.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        record = json.loads((finished / f"{row['slide_id']}.json").read_text())
+        record = json.loads((finished_cohort / f"{row['slide_id']}.json").read_text())
         assert {name: float(row[name]) for name in record["areas_mm2"]} == record["areas_mm2"]
     assert [row["site"] for row in rows] == ["Leeds", "Oslo"] * 2
 
 
 @pytest.mark.smoke
-def test_records_say_what_made_them_and_not_when(finished):
-    record = json.loads((finished / "S-00.json").read_text())
+def test_records_say_what_made_them_and_not_when(finished_cohort):
+    record = json.loads((finished_cohort / "S-00.json").read_text())
     assert len(record["settings_hash"]) == 64 and record["dtype"] == "float32"
     assert not {"finished", "seconds", "tiles_per_second"} & set(record)
-    timing = json.loads((finished / "timings" / "S-00.json").read_text())
+    timing = json.loads((finished_cohort / "timings" / "S-00.json").read_text())
     assert timing["seconds"]["segmentation"] > 0 and timing["finished"] > "2020"
 
 
-def test_outputs_depend_on_neither_order_nor_run(manifest, codebook, finished, tmp_path):
-    backwards = InProcess(lambda slides: slides[::-1])
-    cohort(manifest, tmp_path / "out", codebook, backwards)
-    assert backwards.ran[0] == "S-03"
-    assert contents(tmp_path / "out") == contents(finished)
+def test_outputs_depend_on_neither_order_nor_run(manifest, codebook, finished_cohort, tmp_path):
+    backwards = InProcessEngine(lambda slides: slides[::-1])
+    run_in_process(manifest, tmp_path / "out", codebook, backwards)
+    assert backwards.slide_ids[0] == "S-03"
+    assert hash_files(tmp_path / "out") == hash_files(finished_cohort)
 
 
 # ------------------------------------------------------------------------------------ resuming
@@ -91,12 +91,12 @@ def test_outputs_depend_on_neither_order_nor_run(manifest, codebook, finished, t
 
 def test_what_is_done_is_not_done_again(manifest, codebook, place):
     (place / "S-02.json").unlink()
-    before = contents(place)
-    engine = InProcess()
-    summary, told = cohort(manifest, place, codebook, engine)
-    assert engine.ran == ["S-02"] and summary.done == 4
+    before = hash_files(place)
+    engine = InProcessEngine()
+    summary, told = run_in_process(manifest, place, codebook, engine)
+    assert engine.slide_ids == ["S-02"] and summary.done == 4
     assert told[0] == "3 of 4 slides are done, 1 to do"
-    assert before.items() < contents(place).items()
+    assert before.items() < hash_files(place).items()
 
 
 @pytest.mark.parametrize(
@@ -113,23 +113,25 @@ def test_what_is_done_is_not_done_again(manifest, codebook, place):
     ],
 )
 def test_other_settings_are_named_and_refused(manifest, codebook, place, changes):
-    before = contents(place, without=())
+    before = hash_files(place, without=())
     with pytest.raises(InputError) as caught:
-        cohort(manifest, place, codebook, changes=changes)
+        run_in_process(manifest, place, codebook, changes=changes)
     said = str(caught.value)
     assert "\n" not in said and "S-00, S-01, S-02, S-03;" in said and "--redo" in said
     assert next(iter(changes)) in said
-    assert contents(place, without=()) == before
+    assert hash_files(place, without=()) == before
 
 
 def test_other_settings_are_run_again_when_asked(manifest, codebook, place, tmp_path):
     (place / "S-03.json").unlink()
-    engine = InProcess()
-    summary, told = cohort(manifest, place, codebook, engine, redo=True, changes={"resize": "nearest"})
-    assert engine.ran == [f"S-{i:02d}" for i in range(4)] and summary.done == 4
+    engine = InProcessEngine()
+    summary, told = run_in_process(
+        manifest, place, codebook, engine, redo=True, changes={"resize": "nearest"}
+    )
+    assert engine.slide_ids == [f"S-{i:02d}" for i in range(4)] and summary.done == 4
     assert "S-00, S-01, S-02: run with other settings; run again" in told
-    cohort(manifest, tmp_path / "fresh", codebook, changes={"resize": "nearest"})
-    assert contents(place) == contents(tmp_path / "fresh")
+    run_in_process(manifest, tmp_path / "fresh", codebook, changes={"resize": "nearest"})
+    assert hash_files(place) == hash_files(tmp_path / "fresh")
 
 
 def test_an_interrupted_redo_goes_on_where_it_is_asked_to(manifest, codebook, place):
@@ -139,47 +141,47 @@ def test_an_interrupted_redo_goes_on_where_it_is_asked_to(manifest, codebook, pl
 
     changes = {"resize": "nearest"}
     with pytest.raises(KeyboardInterrupt):
-        cohort(manifest, place, codebook, InProcess(third), redo=True, changes=changes)
-    engine = InProcess()
-    summary, _ = cohort(manifest, place, codebook, engine, changes=changes)
-    assert engine.ran == [] and summary.other == ["S-02", "S-03"] and summary.done == 2
+        run_in_process(manifest, place, codebook, InProcessEngine(third), redo=True, changes=changes)
+    engine = InProcessEngine()
+    summary, _ = run_in_process(manifest, place, codebook, engine, changes=changes)
+    assert engine.slide_ids == [] and summary.other == ["S-02", "S-03"] and summary.done == 2
     assert "2 left as they are, from other settings" in summary.to_line("out")
-    cohort(manifest, place, codebook, engine, redo=True, changes=changes)
-    assert engine.ran == ["S-02", "S-03"]
+    run_in_process(manifest, place, codebook, engine, redo=True, changes=changes)
+    assert engine.slide_ids == ["S-02", "S-03"]
 
 
 def test_batch_and_threads_are_no_settings(manifest, codebook, place):
-    engine = InProcess()
-    cohort(manifest, place, codebook, engine, changes={"batch": 2, "threads": 1})
-    assert engine.ran == []
+    engine = InProcessEngine()
+    run_in_process(manifest, place, codebook, engine, changes={"batch": 2, "threads": 1})
+    assert engine.slide_ids == []
 
 
 def test_a_slides_own_mpp_and_tissue_count(manifest, codebook, place, tmp_path):
     rows = [line.split(",") for line in manifest.read_text().splitlines()[1:]]
     changed = [(i, str(manifest.parent / p), "0.9" if i == "S-03" else "", s) for i, p, _, s in rows]
-    summary, _ = cohort(write_manifest(tmp_path / "m.csv", changed), place, codebook)
+    summary, _ = run_in_process(write_manifest(tmp_path / "m.csv", changed), place, codebook)
     assert summary.other == ["S-03"]
     with (tmp_path / "t.csv").open("w") as file:
         file.write("slide_id,path,tissue\n")
         mask = tmp_path / "mask.png"
         Image.fromarray(np.full((10, 10), 255, np.uint8)).save(mask)
         file.writelines(f"{i},{manifest.parent / p},{mask if i == 'S-01' else ''}\n" for i, p, *_ in rows)
-    assert cohort(tmp_path / "t.csv", place, codebook, redo=True)[0].done == 4
+    assert run_in_process(tmp_path / "t.csv", place, codebook, redo=True)[0].done == 4
     before = (place / "S-01.json").read_bytes()
     values = np.full((10, 10), 255, np.uint8)
     values[5:] = 0
     Image.fromarray(values).save(mask)  # the same name, and another mask
-    assert cohort(tmp_path / "t.csv", place, codebook)[0].other == ["S-01"]
-    cohort(tmp_path / "t.csv", place, codebook, redo=True)
+    assert run_in_process(tmp_path / "t.csv", place, codebook)[0].other == ["S-01"]
+    run_in_process(tmp_path / "t.csv", place, codebook, redo=True)
     assert (place / "S-01.json").read_bytes() != before
 
 
 def test_results_of_fseg_segment_are_not_taken_for_a_cohorts(manifest, codebook, tmp_path):
-    job = job_for(tmp_path, codebook)
+    job = make_job(tmp_path, codebook)
     with open_slide(manifest.parent / "s00.tif") as slide:
         slide.name = "S-00"
         segment_slide(slide, tmp_path, classical(), job.codebook, job.settings)
-    summary, _ = cohort(manifest, tmp_path, codebook)
+    summary, _ = run_in_process(manifest, tmp_path, codebook)
     assert summary.other == ["S-00"] and summary.done == 3
 
 
@@ -202,7 +204,9 @@ def flawed(manifest, tmp_path) -> Path:
     return write_manifest(folder / "manifest.csv", rows)
 
 
-def test_failures_have_a_reason_each_and_the_rest_goes_on(flawed, codebook, finished, tmp_path, capsys):
+def test_failures_have_a_reason_each_and_the_rest_goes_on(
+    flawed, codebook, finished_cohort, tmp_path, capsys
+):
     out = tmp_path / "out"
     arguments = ("cohort", flawed, "-o", out, "--encoder", "classical", "--codebook", codebook, "--tile", 128)
     assert fseg(*arguments, "--batch", 4) == 1
@@ -213,8 +217,8 @@ def test_failures_have_a_reason_each_and_the_rest_goes_on(flawed, codebook, fini
     assert list(reasons) == ["damaged", "no-mpp", "unreadable"]
     assert "no resolution (mpp) in the file" in reasons["no-mpp"]
     assert "damaged.tif" in reasons["damaged"] and "none.svs" in reasons["unreadable"]
-    good = contents(finished)
-    here = contents(out)
+    good = hash_files(finished_cohort)
+    here = hash_files(out)
     assert {
         n: h for n, h in here.items() if n.startswith("S-") and ".json" not in n and ".zarr" not in n
     } == {n: h for n, h in good.items() if n.startswith("S-") and ".json" not in n and ".zarr" not in n}
@@ -234,7 +238,7 @@ def test_a_slide_of_other_settings_that_fails_is_in_no_table(manifest, codebook,
         return lay_out(slide, *rest)
 
     monkeypatch.setattr(run, "lay_out", broken)
-    summary, _ = cohort(manifest, place, codebook, redo=True, changes={"resize": "nearest"})
+    summary, _ = run_in_process(manifest, place, codebook, redo=True, changes={"resize": "nearest"})
     assert summary.failed == {"S-01": "it is gone"} and (place / "S-01.json").exists()
     assert "S-01" not in (place / "areas.csv").read_text()
     assert "S-01" in (place / "failures.csv").read_text()
@@ -255,7 +259,7 @@ def serve_crashing(connection, environment, job, verbose):
 def test_a_worker_that_dies_is_one_slides_failure(manifest, codebook, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "_serve", serve_crashing)
     with Local(2) as engine:
-        summary, _ = cohort(manifest, tmp_path / "out", codebook, engine)
+        summary, _ = run_in_process(manifest, tmp_path / "out", codebook, engine)
     assert summary.failed == {"S-02": "its worker process died (SIGKILL, out of memory?)"}
     assert "S-02" in (tmp_path / "out" / "failures.csv").read_text()
     assert not multiprocessing.active_children()
@@ -282,7 +286,7 @@ def test_a_device_on_which_no_worker_starts_is_named_and_the_others_go_on(
 ):
     monkeypatch.setattr(engines, "_serve", serve_but_on_one_device)
     with WithADevice(1) as engine:
-        summary, _ = cohort(manifest, tmp_path / "out", codebook, engine)
+        summary, _ = run_in_process(manifest, tmp_path / "out", codebook, engine)
     assert summary.done == 4 and not summary.failed
     assert [record.getMessage() for record in caplog.records] == [
         "no worker can be started on the device CUDA_VISIBLE_DEVICES=1: its worker process died (SIGKILL, "
@@ -296,9 +300,9 @@ def test_where_no_worker_starts_at_all_the_run_ends_in_one_line(manifest, codebo
 
     monkeypatch.setattr(Local, "_start", start)
     with pytest.raises(InputError, match=r"no worker can be started: it died$"), Local(2) as engine:
-        cohort(manifest, tmp_path / "out", codebook, engine)
+        run_in_process(manifest, tmp_path / "out", codebook, engine)
     with Local(2) as engine, pytest.raises(InputError, match=r"no worker can be started: it died$"):
-        list(engine.run(job_for(tmp_path / "out", codebook), load_manifest(manifest), False))
+        list(engine.run(make_job(tmp_path / "out", codebook), load_manifest(manifest), False))
 
 
 def test_an_error_of_the_program_is_one_slides_failure(manifest, codebook, tmp_path, monkeypatch):
@@ -312,7 +316,7 @@ def test_an_error_of_the_program_is_one_slides_failure(manifest, codebook, tmp_p
         return write_outputs(folder, plan, *rest, **options)
 
     monkeypatch.setattr(run, "write_outputs", broken)
-    summary, _ = cohort(manifest, tmp_path / "out", codebook)
+    summary, _ = run_in_process(manifest, tmp_path / "out", codebook)
     assert summary.failed["S-01"].startswith("ZeroDivisionError: division by zero; this is a fault")
     assert summary.failed["S-02"].startswith("out of memory") and summary.done == 2
 
@@ -333,7 +337,7 @@ def test_shards_that_there_are_not(manifest, tmp_path, given, capsys):
 def test_a_slide_may_not_be_called_as_a_table(manifest, codebook, tmp_path):
     row = ("areas", str(manifest.parent / "s00.tif"), "", "")
     with pytest.raises(InputError, match="slide_id 'areas'"):
-        cohort(write_manifest(tmp_path / "m.csv", [row]), tmp_path / "out", codebook)
+        run_in_process(write_manifest(tmp_path / "m.csv", [row]), tmp_path / "out", codebook)
 
 
 # ------------------------------------------------------------------------------------ storage that fails
@@ -358,14 +362,14 @@ def test_a_full_disk_stops_the_run_in_one_line(manifest, codebook, tmp_path, mon
     monkeypatch.setattr(
         partial_folders.tempfile, "mkdtemp", Full(partial_folders.tempfile.mkdtemp, calls + 1)
     )
-    engine = InProcess()
+    engine = InProcessEngine()
     with pytest.raises(OutputError, match="No space left on device") as caught:
-        cohort(manifest, tmp_path / "out", codebook, engine)
-    assert "\n" not in str(caught.value) and len(engine.ran) == calls + 1
+        run_in_process(manifest, tmp_path / "out", codebook, engine)
+    assert "\n" not in str(caught.value) and len(engine.slide_ids) == calls + 1
     records = [p for p in (tmp_path / "out").glob("S-*.json")]
     assert len(records) == calls
     monkeypatch.undo()
-    summary, _ = cohort(manifest, tmp_path / "out", codebook)
+    summary, _ = run_in_process(manifest, tmp_path / "out", codebook)
     assert summary.done == 4
 
 
@@ -376,7 +380,7 @@ def test_a_read_only_place_is_one_line(manifest, codebook, tmp_path, monkeypatch
     monkeypatch.setattr(partial_folders.tempfile, "mkdtemp", refuse)
     out = tmp_path / "out"
     with pytest.raises(OutputError, match="Read-only file system"):
-        cohort(manifest, out, codebook)
+        run_in_process(manifest, out, codebook)
     assert not out.exists()
     out.write_text("a file")
     assert fseg("cohort", manifest, "-o", out, "--encoder", "classical") == 2
@@ -407,7 +411,7 @@ def test_a_disk_that_is_full_for_labels_leaves_no_record(manifest, codebook, tmp
         ),
     )
     with pytest.raises(OutputError, match="RESOURCE_EXHAUSTED") as caught:
-        cohort(manifest, tmp_path / "out", codebook)
+        run_in_process(manifest, tmp_path / "out", codebook)
     assert "\n" not in str(caught.value)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["cohort.json"]
 
@@ -425,15 +429,17 @@ step refused "$@" --redo --resize nearest
 
 
 @pytest.mark.long
-def test_a_disk_that_is_full_and_then_read_only(manifest, codebook, finished, tmp_path):
+def test_a_disk_that_is_full_and_then_read_only(manifest, codebook, finished_cohort, tmp_path):
     """A real one, with room for half of the slides: one line, and nothing that looks finished. With more room
     the run goes on; where nothing may be written, nothing is changed."""
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]).returncode:
         pytest.skip("no file system can be mounted here, not even for a process of its own")
     out = tmp_path / "out"
     out.mkdir()
-    pages = sum(-(-path.stat().st_size // 4096) for path in finished.rglob("S-*") if path.is_file())
-    pages += sum(-(-p.stat().st_size // 4096) for p in finished.glob("S-*.ome.zarr/**/*") if p.is_file())
+    pages = sum(-(-path.stat().st_size // 4096) for path in finished_cohort.rglob("S-*") if path.is_file())
+    pages += sum(
+        -(-p.stat().st_size // 4096) for p in finished_cohort.glob("S-*.ome.zarr/**/*") if p.is_file()
+    )
     command = [sys.executable, "-m", "fseg_jax", "cohort", manifest, "-o", out, "--codebook", codebook]
     command += ["--encoder", "classical", "--tile", 128, "--batch", 4]
     arguments = [pages * 4 // 2, out, tmp_path, *command]
@@ -448,13 +454,13 @@ def test_a_disk_that_is_full_and_then_read_only(manifest, codebook, finished, tm
     records = sorted(full.glob("S-*.json"))
     assert 1 <= len(records) < 4 and not list(full.rglob(".*")) and not (full / "report.html").exists()
     for record in records:
-        held = contents(full), contents(finished)
+        held = hash_files(full), hash_files(finished_cohort)
         ours, theirs = ({n: h for n, h in of.items() if n.startswith(record.stem)} for of in held)
         assert ours == theirs and len(ours) > len(SUFFIXES) - 1
-    assert said("whole") == (0, "") and contents(tmp_path / "whole") == contents(finished)
+    assert said("whole") == (0, "") and hash_files(tmp_path / "whole") == hash_files(finished_cohort)
     code, line = said("refused")
     assert code == 2 and line.count("\n") == 1 and "Read-only file system" in line
-    assert contents(tmp_path / "refused", without=()) == contents(tmp_path / "whole", without=())
+    assert hash_files(tmp_path / "refused", without=()) == hash_files(tmp_path / "whole", without=())
 
 
 # ------------------------------------------------------------------------ killed runs, several runs
@@ -503,25 +509,25 @@ def test_a_claim_is_waited_for(tmp_path):
     assert order == ["first", "second"] and list(tmp_path.iterdir()) == []
 
 
-def test_a_slide_that_another_run_is_at_is_left_to_it(manifest, codebook, finished, tmp_path):
+def test_a_slide_that_another_run_is_at_is_left_to_it(manifest, codebook, finished_cohort, tmp_path):
     """It is asked for again when all others are done, and then it is there."""
     out = tmp_path / "out"
     out.mkdir()
     with (out / ".S-01.claim").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
 
-        class Engine(InProcess):
+        class Engine(InProcessEngine):
             def run(self, job, slides, wait_for_others):
                 if wait_for_others:  # the other run has finished
-                    for path in finished.glob("S-01*"):
+                    for path in finished_cohort.glob("S-01*"):
                         copy = shutil.copytree if path.is_dir() else shutil.copy
                         copy(path, out / path.name)
                     fcntl.flock(held, fcntl.LOCK_UN)
                 yield from super().run(job, slides, wait_for_others)
 
         engine = Engine()
-        summary, told = cohort(manifest, out, codebook, engine)
-    assert engine.ran == [f"S-{i:02d}" for i in range(4)] + ["S-01"]
+        summary, told = run_in_process(manifest, out, codebook, engine)
+    assert engine.slide_ids == [f"S-{i:02d}" for i in range(4)] + ["S-01"]
     assert summary.done == 4 and told[-1].endswith("S-01: done by another run")
 
 
@@ -530,7 +536,7 @@ def test_an_interrupted_run_ends_its_workers_and_then_clears_away_what_they_were
 ):
     out = tmp_path / "out"
 
-    class Engine(InProcess):
+    class Engine(InProcessEngine):
         is_closed = False
 
         def __exit__(self, *_):
@@ -543,19 +549,19 @@ def test_an_interrupted_run_ends_its_workers_and_then_clears_away_what_they_were
 
     engine = Engine()
     with pytest.raises(KeyboardInterrupt):
-        cohort(manifest, out, codebook, engine)
+        run_in_process(manifest, out, codebook, engine)
     assert engine.is_closed and [path.name for path in out.iterdir()] == ["cohort.json"]
 
 
 def test_a_run_ends_where_another_begins_with_other_settings(manifest, codebook, tmp_path):
     def another(slides):
         yield slides[0]
-        job = job_for(tmp_path / "out", codebook, resize="nearest")
+        job = make_job(tmp_path / "out", codebook, resize="nearest")
         agree(open_storage(job.out), job, classical().card, Survey(set(), [], {}), redo=True)
         yield from slides[1:]
 
     with pytest.raises(OutputError, match="another run has begun there with other settings"):
-        cohort(manifest, tmp_path / "out", codebook, InProcess(another))
+        run_in_process(manifest, tmp_path / "out", codebook, InProcessEngine(another))
     assert [p.name for p in (tmp_path / "out").glob("S-*.json")] == ["S-00.json"]
 
 
@@ -579,7 +585,7 @@ def start(manifest: Path, out: Path, codebook: Path, *options: object, log: Path
 
 
 @pytest.mark.long
-def test_killed_again_and_again_the_results_are_the_same(manifest, codebook, finished, tmp_path):
+def test_killed_again_and_again_the_results_are_the_same(manifest, codebook, finished_cohort, tmp_path):
     """Three times here, once when a slide is half-done; thirty times in the long test."""
     out = tmp_path / "out"
     for begun in (1, 2, 3):
@@ -592,7 +598,7 @@ def test_killed_again_and_again_the_results_are_the_same(manifest, codebook, fin
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert start(manifest, out, codebook).wait(600) == 0
-    assert contents(out) == contents(finished)
+    assert hash_files(out) == hash_files(finished_cohort)
 
 
 def until(true, seconds=600):
@@ -675,13 +681,13 @@ def test_a_worker_ends_with_the_one_who_started_it(manifest, codebook, tmp_path)
 
 
 @pytest.mark.long
-def test_two_shards_and_a_whole_run_together(manifest, codebook, finished, tmp_path):
+def test_two_shards_and_a_whole_run_together(manifest, codebook, finished_cohort, tmp_path):
     """All at once on one place: no slide twice, none left out, and the same results."""
     out, logs = tmp_path / "out", [tmp_path / f"log{i}" for i in range(3)]
     options = [("--shard", "0/2"), ("--shard", "1/2"), ()]
     running = [start(manifest, out, codebook, *o, log=log) for o, log in zip(options, logs, strict=True)]
     assert [process.wait(600) for process in running] == [0, 0, 0]
-    assert contents(out) == contents(finished)
+    assert hash_files(out) == hash_files(finished_cohort)
     lines = [line for log in logs for line in log.read_text().splitlines() if line.startswith("[")]
     made = [line for line in lines if line.endswith(" s")]
     assert sorted(line.split()[1].rstrip(":") for line in made) == [f"S-{i:02d}" for i in range(4)]
@@ -728,8 +734,8 @@ def test_sixty_slides_killed_thirty_times(sixty, codebook, tmp_path):
     assert start(sixty, out, codebook, log=log).wait(3600) == 0
     print(f"{half_done} of 30 kills met a half-done slide; slides done at each: {done}")
     assert half_done >= 10 and max(done) > 0
-    compared = contents(undisturbed)
-    assert contents(out) == compared
+    compared = hash_files(undisturbed)
+    assert hash_files(out) == compared
     # What is left out of that: when and how fast, and the page that says so. The same slides are timed, by
     # the same names, and from the same timings comes the same page.
     for path in (undisturbed / "timings").iterdir():
@@ -738,8 +744,8 @@ def test_sixty_slides_killed_thirty_times(sixty, codebook, tmp_path):
     shutil.rmtree(out / "timings")
     shutil.copytree(undisturbed / "timings", out / "timings")
     assert start(sixty, out, codebook, log=log).wait(3600) == 0
-    everything = contents(undisturbed, without=())
-    assert contents(out, without=()) == everything
+    everything = hash_files(undisturbed, without=())
+    assert hash_files(out, without=()) == everything
     kinds = Counter(re.sub(r"^(.*/)?S-\d+", r"\1S-*", name) for name in everything)
     print(f"{len(compared)} files compared byte by byte, {len(everything) - len(compared)} more of the run:")
     print(dict(kinds))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore as ts
-from killed import dies
+from kill import die_before_step
 from PIL import Image
 
 from fseg_jax.cli import main
@@ -313,7 +313,7 @@ def test_killed_at_any_step_of_writing_a_codebook_and_its_card_are_of_one_fit(
         path.parent.mkdir()
         if overwrite:
             fit.write_books(path, books[0], "0")
-        died = dies(lambda path=path: fit.write_books(path, books[1], "1"), step)
+        died = die_before_step(lambda path=path: fit.write_books(path, books[1], "1"), step)
         try:
             fit.check_codebook_path(path, overwrite)
         except InputError as error:

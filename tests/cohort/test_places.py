@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cohorts import InProcess, cohort, contents, job_for, write_codebook, write_slides
+from cohorts import InProcessEngine, hash_files, make_job, run_in_process, write_codebook, write_slides
 
 from fseg_jax import cli
 from fseg_jax.cohort import job, run
@@ -44,22 +44,22 @@ def fetched(bucket: str, prefix: str, to: Path) -> Path:
     return to
 
 
-def test_a_bucket_holds_what_a_folder_does(manifest, codebook, finished, bucket, tmp_path):
+def test_a_bucket_holds_what_a_folder_does(manifest, codebook, finished_cohort, bucket, tmp_path):
     place = f"{bucket}/some/cohort"
     open_storage(f"{bucket}/some").write("manifest.csv", absolute(manifest))
-    summary, _ = cohort(f"{bucket}/some/manifest.csv", place, codebook)
+    summary, _ = run_in_process(f"{bucket}/some/manifest.csv", place, codebook)
     assert summary.done == 4
-    assert contents(fetched(bucket, "some/cohort/", tmp_path / "a")) == contents(finished)
-    engine = InProcess()
-    cohort(manifest, place, codebook, engine)
-    assert engine.ran == []
+    assert hash_files(fetched(bucket, "some/cohort/", tmp_path / "a")) == hash_files(finished_cohort)
+    engine = InProcessEngine()
+    run_in_process(manifest, place, codebook, engine)
+    assert engine.slide_ids == []
     with pytest.raises(InputError, match="resize was bilinear"):
-        cohort(manifest, place, codebook, changes={"resize": "nearest"})
+        run_in_process(manifest, place, codebook, changes={"resize": "nearest"})
     # Fewer shards than before: none of the old labels may stay.
     changes = {"tissue": "all", "mpp": 2.0}
-    assert cohort(manifest, place, codebook, engine, redo=True, changes=changes)[0].done == 4
-    cohort(manifest, tmp_path / "fresh", codebook, changes=changes)
-    assert contents(fetched(bucket, "some/cohort/", tmp_path / "b")) == contents(tmp_path / "fresh")
+    assert run_in_process(manifest, place, codebook, engine, redo=True, changes=changes)[0].done == 4
+    run_in_process(manifest, tmp_path / "fresh", codebook, changes=changes)
+    assert hash_files(fetched(bucket, "some/cohort/", tmp_path / "b")) == hash_files(tmp_path / "fresh")
 
 
 def absolute(manifest: Path) -> bytes:
@@ -123,7 +123,7 @@ def test_a_record_is_the_last_to_come_and_the_first_to_go(bucket, tmp_path, monk
 def test_a_bucket_that_refuses_is_one_line(manifest, codebook, bucket, monkeypatch, capsys):
     for place, says in ((f"{bucket}-none/out", "NoSuchBucket"), ("s3:///out", "cannot be")):
         with pytest.raises(OutputError, match=says) as caught:
-            cohort(manifest, place, codebook)
+            run_in_process(manifest, place, codebook)
         assert "\n" not in str(caught.value) and place.rpartition("/")[0] in str(caught.value)
     impatient = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
     monkeypatch.setattr(
@@ -131,7 +131,7 @@ def test_a_bucket_that_refuses_is_one_line(manifest, codebook, bucket, monkeypat
     )
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(OutputError, match="connect") as caught:
-        cohort(manifest, f"{bucket}/out", codebook)
+        run_in_process(manifest, f"{bucket}/out", codebook)
     assert "\n" not in str(caught.value)
 
 
@@ -150,10 +150,10 @@ def test_a_bucket_that_refuses_half_way_stops_the_run(manifest, codebook, bucket
         client.delete_bucket(Bucket="cohorts")
         yield from slides[1:]
 
-    engine = InProcess(and_then_none)
+    engine = InProcessEngine(and_then_none)
     with pytest.raises(OutputError):
-        cohort(manifest, f"{bucket}/out", codebook, engine)
-    assert engine.ran == ["S-00", "S-01"]
+        run_in_process(manifest, f"{bucket}/out", codebook, engine)
+    assert engine.slide_ids == ["S-00", "S-01"]
 
 
 # ------------------------------------------------------------------------------------------------ features
@@ -163,15 +163,15 @@ def test_a_bucket_that_refuses_half_way_stops_the_run(manifest, codebook, bucket
 def kept(manifest, codebook, tmp_path_factory) -> Path:
     """A place where features are kept; and the slides are gone."""
     place = tmp_path_factory.mktemp("kept") / "out"
-    _, told = cohort(manifest, place, codebook, kept={"keep_features": True})
+    _, told = run_in_process(manifest, place, codebook, feature_options={"keep_features": True})
     # 2 × 2 tiles of 8 × 8 tokens of 20 channels a slide, two bytes each
     assert "features to keep: 41 kB at most, if all of the slides were tissue; zstd makes it less" in told
     return place
 
 
-def test_keeping_features_changes_no_result(kept, finished):
-    without = {name: h for name, h in contents(kept).items() if ".features.zarr/" not in name}
-    assert without == contents(finished)
+def test_keeping_features_changes_no_result(kept, finished_cohort):
+    without = {name: h for name, h in hash_files(kept).items() if ".features.zarr/" not in name}
+    assert without == hash_files(finished_cohort)
 
 
 def test_features_are_bfloat16_and_the_encoders(kept, manifest):
@@ -207,22 +207,24 @@ def test_features_give_what_the_slides_give(kept, manifest, tmp_path, monkeypatc
     """All outputs, byte by byte, with another codebook; slides and encoder are not touched."""
     changes = dict(changes)
     book = changes.pop("codebook", write_codebook(tmp_path / "other.safetensors", k=6, seed=1))
-    cohort(manifest, tmp_path / "full", book, changes=changes)
+    run_in_process(manifest, tmp_path / "full", book, changes=changes)
     monkeypatch.setattr(run, "open_slide", None)
     for module in (run, job):
         monkeypatch.setattr(module, "load_encoder_once", None)
-    summary, _ = cohort(manifest, tmp_path / "again", book, changes=changes, kept={"features": str(kept)})
+    summary, _ = run_in_process(
+        manifest, tmp_path / "again", book, changes=changes, feature_options={"features": str(kept)}
+    )
     assert summary.done == 4 and not summary.failed
-    assert contents(tmp_path / "again") == contents(tmp_path / "full")
+    assert hash_files(tmp_path / "again") == hash_files(tmp_path / "full")
 
 
-def test_features_from_the_command_line(kept, manifest, finished, codebook, tmp_path, capsys):
+def test_features_from_the_command_line(kept, manifest, finished_cohort, codebook, tmp_path, capsys):
     """On a manifest of slides that are gone."""
     gone = tmp_path / "manifest.csv"
     shutil.copy(manifest, gone)
     arguments = ("cohort", gone, "-o", tmp_path / "out", "--codebook", codebook, "--features", kept)
     assert fseg(*arguments, "--batch", 4) == 0
-    assert contents(tmp_path / "out") == contents(finished)
+    assert hash_files(tmp_path / "out") == hash_files(finished_cohort)
     capsys.readouterr()
     assert fseg(*arguments, "--tile", 256) == 2
     assert "--tile: the features have that already" in capsys.readouterr().err
@@ -239,7 +241,9 @@ def test_features_that_are_not_there_or_of_other_settings_fail_their_slide(
     group.write_text(group.read_text().replace('"features_hash": "', '"features_hash": "x'))
     (place / "S-02.features.zarr" / "tokens" / "c" / "0" / "0" / "0" / "0").write_bytes(b"damaged")
     job._read_kept_agreement.cache_clear()
-    summary, _ = cohort(manifest, tmp_path / "out", codebook, kept={"features": str(place)})
+    summary, _ = run_in_process(
+        manifest, tmp_path / "out", codebook, feature_options={"features": str(place)}
+    )
     assert summary.done == 1
     assert "no finished features" in summary.failed["S-00"]
     assert "kept with other settings" in summary.failed["S-01"]
@@ -249,9 +253,9 @@ def test_features_that_are_not_there_or_of_other_settings_fail_their_slide(
 def test_features_that_are_missing_are_made_on_resuming(kept, manifest, codebook, tmp_path):
     place = shutil.copytree(kept, tmp_path / "out")
     shutil.rmtree(place / "S-03.features.zarr")
-    engine = InProcess()
-    cohort(manifest, place, codebook, engine, kept={"keep_features": True})
-    assert engine.ran == ["S-03"] and contents(place) == contents(kept)
+    engine = InProcessEngine()
+    run_in_process(manifest, place, codebook, engine, feature_options={"keep_features": True})
+    assert engine.slide_ids == ["S-03"] and hash_files(place) == hash_files(kept)
 
 
 # ------------------------------------------------------------------------------------------------ the report
@@ -270,14 +274,14 @@ def browser():
         opened.close()
 
 
-def test_the_report_in_a_browser(manifest, codebook, finished, browser, tmp_path):
+def test_the_report_in_a_browser(manifest, codebook, finished_cohort, browser, tmp_path):
     """It opens from a file, asks for nothing, sorts, filters, and shows what the tables say."""
-    place = shutil.copytree(finished, tmp_path / "out")
+    place = shutil.copytree(finished_cohort, tmp_path / "out")
     failures = {"slide_id": "B<1>", "path": "b.svs", "reason": "b.svs: no <b>resolution</b>"}
     open_storage(str(place)).write("failures/B1.json", json.dumps(failures).encode())
     slides = [*load_manifest(manifest), ManifestSlide("B<1>", Path("b.svs"))]
 
-    write_tables(open_storage(str(place)), job_for(place, codebook), classical().card, slides, is_whole=True)
+    write_tables(open_storage(str(place)), make_job(place, codebook), classical().card, slides, is_whole=True)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     problems, asked = [], []
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -354,14 +358,14 @@ def test_a_ray_cluster_of_which_a_node_is_killed(data, codebook, tmp_path):
     try:
         with Ray(cluster.address, 1) as engine:
             assert ray.cluster_resources()["CPU"] == 2
-            asked = job_for(tmp_path / "out", codebook)
+            asked = make_job(tmp_path / "out", codebook)
             summary = run_cohort(load_manifest(manifest), asked, engine, tell=tell)
     finally:
         cluster.shutdown()
     print("\n".join(told))
     assert summary.done == 12 and not summary.failed and "a node is killed" in told
-    cohort(manifest, tmp_path / "here", codebook)
-    assert contents(tmp_path / "out") == contents(tmp_path / "here")
+    run_in_process(manifest, tmp_path / "here", codebook)
+    assert hash_files(tmp_path / "out") == hash_files(tmp_path / "here")
 
 
 def test_ray_that_is_not_there_is_one_line(manifest, tmp_path, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cohorts import InProcess, cohort, contents, job_for, write_manifest
+from cohorts import InProcessEngine, hash_files, make_job, run_in_process, write_manifest
 
 from fseg_jax.cli import main
 from fseg_jax.cohort import job as jobs
@@ -24,9 +24,9 @@ ANOTHER = "the file at its path is another one"
 
 
 @pytest.fixture
-def place(finished, tmp_path) -> Path:
+def place(finished_cohort, tmp_path) -> Path:
     """A copy of a finished place, to be spoilt."""
-    return shutil.copytree(finished, tmp_path / "out")
+    return shutil.copytree(finished_cohort, tmp_path / "out")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def slides(manifest, tmp_path) -> Path:
 
 
 def seen(manifest: Path, place: Path | str, codebook: Path, **options: Any) -> Survey:
-    job = job_for(place, codebook, **options)
+    job = make_job(place, codebook, **options)
     return survey(open_storage(job.out), job, classical().card, load_manifest(manifest))
 
 
@@ -69,9 +69,9 @@ def edit(path: Path, change) -> None:
 def test_a_slide_whose_path_is_corrected_is_run_again(slides, codebook, place, redo):
     before = areas(place)
     corrected(slides, **{"02": "s03.tif"})
-    engine = InProcess()
-    summary, told = cohort(slides, place, codebook, engine, redo=redo)
-    assert engine.ran == ["S-02"] and summary.done == 4
+    engine = InProcessEngine()
+    summary, told = run_in_process(slides, place, codebook, engine, redo=redo)
+    assert engine.slide_ids == ["S-02"] and summary.done == 4
     assert told[:2] == [f"S-02: {ANOTHER}; run again", "3 of 4 slides are done, 1 to do"]
     now = areas(place)
     assert {**now["S-02"], "site": ""} == {**before["S-03"], "site": ""} != {**before["S-02"], "site": ""}
@@ -114,14 +114,16 @@ def test_results_of_another_file_are_in_no_table_though_the_one_that_is_there_fa
     manifest, slides, codebook, place
 ):
     (slides.parent / "s01.tif").write_bytes(b"another file, and no slide")
-    summary, _ = cohort(slides, place, codebook)
+    summary, _ = run_in_process(slides, place, codebook)
     assert list(summary.failed) == ["S-01"] and summary.done == 3
     assert (place / "S-01.json").exists() and areas(place).keys() == NAMES - {"S-01"}
     with (place / "failures.csv").open() as file:
         assert [row["slide_id"] for row in csv.DictReader(file)] == ["S-01"]
     shutil.copy(manifest.parent / "s01.tif", slides.parent / "s01.tif")  # what it was before
-    assert cohort(slides, place, codebook, engine := InProcess())[0].done == 4
-    assert engine.ran == [] and areas(place).keys() == NAMES and not list((place / "failures").iterdir())
+    assert run_in_process(slides, place, codebook, engine := InProcessEngine())[0].done == 4
+    assert (
+        engine.slide_ids == [] and areas(place).keys() == NAMES and not list((place / "failures").iterdir())
+    )
 
 
 def test_features_that_were_kept_of_another_file_are_not_used(slides, codebook, tmp_path):
@@ -130,22 +132,22 @@ def test_features_that_were_kept_of_another_file_are_not_used(slides, codebook, 
     corrected(slides)
     write_manifest(slides, [("S-00", "s00.tif", "", "")])
     kept, out = tmp_path / "kept", tmp_path / "out"
-    cohort(slides, kept, codebook, kept=keep)
-    assert seen(slides, kept, codebook, kept=keep).done == {"S-00"}
+    run_in_process(slides, kept, codebook, feature_options=keep)
+    assert seen(slides, kept, codebook, feature_options=keep).done == {"S-00"}
     shutil.copy(slides.parent / "s01.tif", slides.parent / "s00.tif")
     jobs._read_kept_agreement.cache_clear()
-    summary, _ = cohort(slides, out, codebook, kept={"features": str(kept)})
+    summary, _ = run_in_process(slides, out, codebook, feature_options={"features": str(kept)})
     assert summary.failed["S-00"] == (
         f"{kept}/S-00.features.zarr: kept of another file than {slides.parent}/s00.tif; run with "
         "--keep-features again"
     )
-    cohort(slides, kept, codebook)  # the results are of the new file, the features of the old one
+    run_in_process(slides, kept, codebook)  # the results are of the new file, the features of the old one
     assert seen(slides, kept, codebook).done == {"S-00"}
-    assert seen(slides, kept, codebook, kept=keep) == Survey(set(), [], {})
+    assert seen(slides, kept, codebook, feature_options=keep) == Survey(set(), [], {})
     (slides.parent / "s00.tif").unlink()  # where there is no slide, features are what there is
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "open_slide", None)
-        job = job_for(out, codebook, kept={"features": str(kept)})
+        job = make_job(out, codebook, feature_options={"features": str(kept)})
         (slide,) = load_manifest(slides, slides_needed=False)
         assert run.run_slide(job, slide).status == "done"
 
@@ -160,20 +162,20 @@ def test_a_slide_that_has_lost_an_output_is_not_done(manifest, codebook, place, 
     assert seen(manifest, place, codebook) == Survey(NAMES - {"S-02"}, [], {"S-02": f"its {suffix} is gone"})
 
 
-def test_an_output_that_was_lost_is_made_again_as_it_was(manifest, codebook, place, finished):
+def test_an_output_that_was_lost_is_made_again_as_it_was(manifest, codebook, place, finished_cohort):
     shutil.rmtree(place / "S-02.ome.zarr")
     (place / "S-02.csv").unlink()
-    engine = InProcess()
-    _, told = cohort(manifest, place, codebook, engine)
-    assert engine.ran == ["S-02"] and told[0] == "S-02: its .ome.zarr and .csv are gone; run again"
-    assert contents(place) == contents(finished)
+    engine = InProcessEngine()
+    _, told = run_in_process(manifest, place, codebook, engine)
+    assert engine.slide_ids == ["S-02"] and told[0] == "S-02: its .ome.zarr and .csv are gone; run again"
+    assert hash_files(place) == hash_files(finished_cohort)
 
 
-def test_an_output_that_is_lost_in_a_bucket_is_missed(manifest, codebook, finished, bucket):
+def test_an_output_that_is_lost_in_a_bucket_is_missed(manifest, codebook, finished_cohort, bucket):
     storage = open_storage(f"{bucket}/out")
-    for path in finished.rglob("*"):
+    for path in finished_cohort.rglob("*"):
         if path.is_file() and path.parent.name not in ("timings", "thumbnails"):
-            storage.write(path.relative_to(finished).as_posix(), path.read_bytes())
+            storage.write(path.relative_to(finished_cohort).as_posix(), path.read_bytes())
     assert seen(manifest, storage.url, codebook).done == NAMES
     storage.delete("S-01.ome.zarr/zarr.json")
     storage.delete("S-03.geojson")
@@ -220,9 +222,9 @@ def test_foreign_files_among_the_logs_harm_no_run(manifest, codebook, place):
     (place / "failures" / "S-09.json").write_text(
         '{"slide_id": "S-09", "path": "x", "reason": "of another manifest"}'
     )
-    engine = InProcess()
-    summary, _ = cohort(manifest, place, codebook, engine)
-    assert engine.ran == [] and summary.done == 4 and areas(place) == before
+    engine = InProcessEngine()
+    summary, _ = run_in_process(manifest, place, codebook, engine)
+    assert engine.slide_ids == [] and summary.done == 4 and areas(place) == before
     assert (place / "failures.csv").read_text() == "slide_id,path,reason\n"
     assert "S-02" in (place / "report.html").read_text()
 
@@ -231,7 +233,7 @@ def test_foreign_files_among_the_logs_harm_no_run(manifest, codebook, place):
 def test_a_damaged_note_of_the_settings_is_written_again(manifest, codebook, place, data):
     held = (place / "cohort.json").read_bytes()
     (place / "cohort.json").write_bytes(data)
-    storage, job, card = open_storage(str(place)), job_for(place, codebook), classical().card
+    storage, job, card = open_storage(str(place)), make_job(place, codebook), classical().card
     assert agree(storage, job, card, Survey(NAMES, [], {}), False) == (
         f"{place}/cohort.json was damaged, and is written again"
     )
@@ -249,7 +251,7 @@ def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined
     manifest, place, monkeypatch
 ):
     """It is said before anything begins; the table has what the slides share, and each slide its own."""
-    job, engine = job_for(place, None, k=4), InProcess()
+    job, engine = make_job(place, None, k=4), InProcessEngine()
     for slide in load_manifest(manifest):  # as if each were of its own centres
         digest = jobs.hash_settings(job, classical().card, jobs.resolve_settings(slide, job))
         edit(
@@ -262,7 +264,7 @@ def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined
     describe = engine.describe
     monkeypatch.setattr(engine, "describe", lambda job: before.append(list(told)) or describe(job))
     summary = run.run_cohort(load_manifest(manifest), job, engine, tell=told.append)
-    assert summary.done == 4 and engine.ran == []
+    assert summary.done == 4 and engine.slide_ids == []
     assert before == [told[:1]] and "cluster 1 of one is not cluster 1 of another; fseg fit" in told[0]
     found = areas(place)
     assert list(found) == sorted(NAMES) and list(found["S-00"]) == ["site", "split", "tissue_mm2"]
@@ -273,16 +275,16 @@ def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined
     assert '"clusters": []' in page and "Heat map" not in page and "each was clustered by itself" in page
 
 
-def test_with_a_codebook_clusters_have_columns(finished):
-    assert list(areas(finished)["S-00"])[3:] == [f"cluster {j}" for j in (1, 2, 3, 4)]
-    assert "Heat map" in (finished / "report.html").read_text()
+def test_with_a_codebook_clusters_have_columns(finished_cohort):
+    assert list(areas(finished_cohort)["S-00"])[3:] == [f"cluster {j}" for j in (1, 2, 3, 4)]
+    assert "Heat map" in (finished_cohort / "report.html").read_text()
 
 
 def test_names_in_a_cohorts_tables_are_no_formulas(manifest, codebook, place):
     rows = [(f"S-{i:02d}", str(manifest.parent / f"s{i:02d}.tif"), "", "=1+1") for i in range(4)]
     table = write_manifest(place.parent / "m.csv", [*rows, ("-x", "none.svs", "", "")])
     slides = load_manifest(table, slides_needed=False)
-    summary = run.run_cohort(slides, job_for(place, codebook), InProcess())
+    summary = run.run_cohort(slides, make_job(place, codebook), InProcessEngine())
     assert list(summary.failed) == ["-x"]
     assert {row["site"] for row in areas(place).values()} == {"'=1+1"}
     assert (place / "failures.csv").read_text().splitlines()[1].startswith("'-x,")

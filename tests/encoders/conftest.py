@@ -1,4 +1,4 @@
-"""A hub with tiny encoders, and the tests' machine without any other."""
+"""Tiny encoders, a stand-in hub that publishes them, and a machine that reaches no other hub."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
-from stand_in import StandIn, running
+from stand_in_hub import StandInHub, serve
 from tiny import CNN, GATED, TINY, VIT, make_vit_tensors
 
 from fseg_jax.encoders.catalog import published as catalog
@@ -24,7 +24,7 @@ def tiny_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Without a token, a network or anything in the hub's cache."""
+    """Hide tokens and the hub's cache, and make the hub unreachable."""
     home = tmp_path_factory.mktemp("hf")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
@@ -35,8 +35,8 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def log() -> Iterator[None]:
-    """Puts the root logger back as it was before the command line set it up."""
+def restored_logger() -> Iterator[None]:
+    """Restore the root logger after the command line has set it up."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
@@ -44,25 +44,25 @@ def log() -> Iterator[None]:
 
 
 @pytest.fixture
-def published(tmp_path: Path) -> Path:
+def checkpoint_file(tmp_path: Path) -> Path:
     path = tmp_path / "published.safetensors"
     save_file(make_vit_tensors(VIT), path)
     return path
 
 
 @pytest.fixture
-def lab(published: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A hub that holds both encoders, one of them behind a gate."""
-    model = {"model.safetensors": published.read_bytes()}
-    stand_in = StandIn(
+def lab(checkpoint_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
+    """Serve a hub with two encoders, one of them gated."""
+    model = {"model.safetensors": checkpoint_file.read_bytes()}
+    hub = StandInHub(
         files={"lab/tiny": dict(model), "lab/locked": dict(model)},
         gated={"lab/locked"},
         members={"hf_member"},
         tokens={"hf_stranger"},
     )
-    with running(stand_in):
-        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
-        yield stand_in
+    with serve(hub):
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
 
 
 @pytest.fixture

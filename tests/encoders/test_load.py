@@ -31,9 +31,9 @@ def test_the_classical_encoder_needs_nothing():
     assert list_cache_files() == []
 
 
-def test_a_published_checkpoint_gives_the_network_it_holds(published, images):
-    tiny = load_encoder("tiny", weights=published)
-    state = open_checkpoint(published)
+def test_a_published_checkpoint_gives_the_network_it_holds(checkpoint_file, images):
+    tiny = load_encoder("tiny", weights=checkpoint_file)
+    state = open_checkpoint(checkpoint_file)
     expected = convert_to_network(state, VIT, label="the test").grid(
         (images / 255 - jnp.array(IMAGENET.mean)[None, None, None])
         / jnp.array(IMAGENET.std)[None, None, None],
@@ -46,12 +46,12 @@ def test_a_published_checkpoint_gives_the_network_it_holds(published, images):
     card = tiny.card
     assert (card.name, card.layer, card.channels, card.stride) == ("tiny", "blocks.1", 32, 8)
     assert (card.tile, card.mpp, card.licence, card.citation) == (32, 1.0, "CC-BY-4.0", "Nobody, 2024")
-    assert card.weights_hash == hash_file(published)
+    assert card.weights_hash == hash_file(checkpoint_file)
 
 
-def test_bfloat16_halves_the_kernels_and_keeps_the_hash(published, images):
-    full = load_encoder("tiny", weights=published)
-    half = load_encoder("tiny", weights=published, dtype="bfloat16")
+def test_bfloat16_halves_the_kernels_and_keeps_the_hash(checkpoint_file, images):
+    full = load_encoder("tiny", weights=checkpoint_file)
+    half = load_encoder("tiny", weights=checkpoint_file, dtype="bfloat16")
     assert half.card == full.card
     expected, features = full(images), half(images)
     assert features.dtype == jnp.float32
@@ -70,36 +70,36 @@ def test_a_cnn_is_fed_larger_tiles(tmp_path):
     assert features.shape == (1, 2, 4, 16) and bool(jnp.isfinite(features).all())
 
 
-def test_a_pytorch_file_gives_what_its_safetensors_gives(published, tmp_path, images):
+def test_a_pytorch_file_gives_what_its_safetensors_gives(checkpoint_file, tmp_path, images):
     torch = pytest.importorskip("torch")
     path = tmp_path / "pytorch_model.bin"
-    torch.save({name: torch.from_numpy(tensor) for name, tensor in load_file(published).items()}, path)
+    torch.save({name: torch.from_numpy(tensor) for name, tensor in load_file(checkpoint_file).items()}, path)
     features = load_encoder("tiny", weights=path)(images)
-    assert bool((features == load_encoder("tiny", weights=published)(images)).all())
+    assert bool((features == load_encoder("tiny", weights=checkpoint_file)(images)).all())
 
 
-def test_calls_compile_once_for_all_loads_of_an_architecture(published, tmp_path, images):
+def test_calls_compile_once_for_all_loads_of_an_architecture(checkpoint_file, tmp_path, images):
     other = tmp_path / "other.safetensors"
     save_file(make_vit_tensors(VIT, seed=1), other)
-    first = load_encoder("tiny", weights=published)
+    first = load_encoder("tiny", weights=checkpoint_file)
     first(images)
     compiled = encoder._encode._cache_size()
-    again, different = load_encoder("tiny", weights=published), load_encoder("tiny", weights=other)
+    again, different = load_encoder("tiny", weights=checkpoint_file), load_encoder("tiny", weights=other)
     assert first.apply is again.apply
     assert bool((first(images) == again(images)).all()) and bool((first(images) != different(images)).any())
     assert encoder._encode._cache_size() == compiled
 
 
-def test_a_network_is_loaded_with_what_its_file_says(published):
-    network, metadata = load_network("tiny", weights=published)
-    assert network.layers()[-1] == "norm" and metadata["source_sha256"] == hash_file(published)
+def test_a_network_is_loaded_with_what_its_file_says(checkpoint_file):
+    network, metadata = load_network("tiny", weights=checkpoint_file)
+    assert network.layers()[-1] == "norm" and metadata["source_sha256"] == hash_file(checkpoint_file)
 
 
 @pytest.mark.parametrize("kind", SPOILED)
-def test_a_checkpoint_that_is_not_the_encoder_s_is_one_line(kind, published, tmp_path, monkeypatch):
+def test_a_checkpoint_that_is_not_the_encoder_s_is_one_line(kind, checkpoint_file, tmp_path, monkeypatch):
     marker = tmp_path / "it ran"
     monkeypatch.setenv("FSEG_TEST_MALICE", str(marker))
-    path = spoil_checkpoint(kind, published)
+    path = spoil_checkpoint(kind, checkpoint_file)
     message = get_error_line(lambda: load_encoder("tiny", weights=path))
     assert str(path) in message
     named = {"missing": "blocks.1.attn.qkv.bias", "extra": "blocks.2.attn.qkv.bias", "shape": "(65, 32)"}
@@ -109,7 +109,7 @@ def test_a_checkpoint_that_is_not_the_encoder_s_is_one_line(kind, published, tmp
 
 @pytest.mark.parametrize("kind", ["truncated", "pickle", "other", "no network", "gated"])
 def test_the_command_line_says_it_in_one_line_and_exits_with_2(
-    kind, published, lab, tmp_path, monkeypatch, capsys, log
+    kind, checkpoint_file, lab, tmp_path, monkeypatch, capsys, restored_logger
 ):
     from PIL import Image
 
@@ -122,7 +122,7 @@ def test_the_command_line_says_it_in_one_line_and_exits_with_2(
     elif kind == "gated":
         name = "locked"
     else:
-        weights = ["--weights", str(spoil_checkpoint(kind, published))]
+        weights = ["--weights", str(spoil_checkpoint(kind, checkpoint_file))]
     arguments = ["segment", str(image), "-o", str(tmp_path / "out"), "--mpp-override", "1", "--encoder", name]
     with pytest.raises(SystemExit) as caught:
         cli.main([*arguments, *weights])

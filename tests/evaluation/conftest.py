@@ -1,8 +1,8 @@
-"""The shapes and dtypes of evaluation are checked at every call, too."""
+"""Check the shapes and dtypes of ``fseg_jax.evaluation`` at every call."""
 
 from jaxtyping import install_import_hook
 
-# Not those of ``settings``: that words and numbers are right is checked by the experiments.
+# ``settings`` is left out: the experiments check its values themselves.
 _HOOK = install_import_hook(
     [f"fseg_jax.evaluation.{name}" for name in ("data", "protocols", "report", "results", "run")],
     "beartype.beartype",

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import planted
+import planted_bands
 import pytest
 from PIL import Image
 
@@ -31,7 +31,7 @@ from fseg_jax.methods import fseg
 from fseg_jax.numerics import nmf
 
 # Under this name no other encoder is added to it.
-ALONE = [planted.encoder("classical")]
+ALONE = [planted_bands.make_encoder("classical")]
 QUICK = EvaluationSettings(k=(3,), starts=1, concepts=3, panels=0, thresholds=(0.5,))
 
 
@@ -45,14 +45,14 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[EvaluationRow]]:
     folder = tmp_path_factory.mktemp("planted")
-    dataset = open_dataset(planted.write(folder / "data"))
+    dataset = open_dataset(planted_bands.write_dataset(folder / "data"))
     reports: list[tuple[str, int, int]] = []
     with pytest.MonkeyPatch.context() as patch:
         # What is added under this name is of the same shapes here, so that nothing compiles for it.
-        patch.setattr(run, "classical", lambda: planted.encoder("classical"))
+        patch.setattr(run, "classical", lambda: planted_bands.make_encoder("classical"))
         rows = evaluate_fseg(
             dataset,
-            [planted.encoder()],
+            [planted_bands.make_encoder()],
             EvaluationSettings(
                 k=(3,), starts=2, concepts=3, thresholds=(0.5, 0.9), same_split=True, panels=2
             ),
@@ -81,7 +81,7 @@ def test_planted_categories_are_found_by_matching_and_probing(
 
 @pytest.mark.usefixtures("undrawn")
 def test_shuffled_labels_fall_to_chance(tmp_path: Path) -> None:
-    dataset = open_dataset(planted.write(tmp_path / "data", images=30, shuffled=True))
+    dataset = open_dataset(planted_bands.write_dataset(tmp_path / "data", images=30, shuffled=True))
     settings = EvaluationSettings(k=(3,), starts=1, concepts=3, panels=0)
     rows = evaluate_fseg(dataset, ALONE, settings, out=tmp_path / "out")
     assert max(row.f1 for row in rows) < 0.45
@@ -134,7 +134,7 @@ def test_what_is_written(result: tuple[Path, list[EvaluationRow]]) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_results_repeat_themselves(tmp_path: Path) -> None:
-    dataset = open_dataset(planted.write(tmp_path / "data", images=30))
+    dataset = open_dataset(planted_bands.write_dataset(tmp_path / "data", images=30))
     settings = replace(QUICK, modes=("assign",))
     first = evaluate_fseg(dataset, ALONE, settings, out=tmp_path / "1")
     second = evaluate_fseg(dataset, ALONE, settings, out=tmp_path / "2")
@@ -147,14 +147,14 @@ def test_results_repeat_themselves(tmp_path: Path) -> None:
 
 
 def test_every_pixel_of_a_large_image_counts_once_and_truth_lies_under_its_labels(tmp_path: Path) -> None:
-    folder = planted.write(tmp_path / "data", images=2)
+    folder = planted_bands.write_dataset(tmp_path / "data", images=2)
     rng = np.random.default_rng(0)
     plan = rng.integers(0, 3, (21, 29))  # 3 × 4 tiles of 64, the last ones moved back inside
     pixels = np.kron(plan, np.ones((8, 8), int))[:165, :230]
-    Image.fromarray(planted.COLOURS[pixels]).save(folder / "images" / "test-large.png")
+    Image.fromarray(planted_bands.COLOURS[pixels]).save(folder / "images" / "test-large.png")
     Image.fromarray((pixels + 1).astype(np.uint8)).save(folder / "masks" / "test-large.png")
     dataset = open_dataset(folder)
-    encoded = encode_dataset(dataset, planted.encoder(), tmp_path)
+    encoded = encode_dataset(dataset, planted_bands.make_encoder(), tmp_path)
     large = next(i for i, item in enumerate(dataset.items) if item.name == "test-large")
     members = np.flatnonzero(encoded.item_of == large)
     assert len(members) == 3 * 4
@@ -172,20 +172,20 @@ def mean_colours(weights: None, x: jax.Array) -> jax.Array:
 
 
 def test_tiles_of_many_sizes_share_programs_and_count_as_they_do_alone(tmp_path: Path) -> None:
-    folder = planted.write(tmp_path / "data", images=2)
+    folder = planted_bands.write_dataset(tmp_path / "data", images=2)
     rng = np.random.default_rng(0)
     sizes = [(12 + 5 * n, 60 - 4 * n) for n in range(9)]
     for height, width in sizes:
         pixels = np.kron(rng.integers(0, 3, (8, 8)), np.ones((8, 8), int))[:height, :width]
         name = f"test-{height}.png"
-        Image.fromarray(planted.COLOURS[pixels]).save(folder / "images" / name)
+        Image.fromarray(planted_bands.COLOURS[pixels]).save(folder / "images" / name)
         Image.fromarray((pixels + 1).astype(np.uint8)).save(folder / "masks" / name)
     dataset = open_dataset(folder)
     jitted = (encoder._encode, nmf._solve, nmf._draw_start, nmf._factorize, counts._label_frames)
     before = [function._cache_size() for function in jitted]
-    colours = encoder.JaxEncoder(planted.encoder().card, mean_colours, None)
+    colours = encoder.JaxEncoder(planted_bands.make_encoder().card, mean_colours, None)
     encoded = encode_dataset(dataset, colours, tmp_path)
-    key, centres = jax.random.key(0), jnp.asarray(planted.COLOURS / 255, jnp.float32)
+    key, centres = jax.random.key(0), jnp.asarray(planted_bands.COLOURS / 255, jnp.float32)
     found = counts.count_clusters(encoded, counts.score_fixed, centres, len(dataset.items), 3)
     concepts = counts.find_concepts(encoded, 3, 3, key)
     assert len({batch.frame for batch in encoded.batches()}) == 2
@@ -207,9 +207,9 @@ def test_tiles_of_many_sizes_share_programs_and_count_as_they_do_alone(tmp_path:
 
 @pytest.mark.usefixtures("undrawn")
 def test_images_are_worked_on_at_the_encoders_resolution(tmp_path: Path) -> None:
-    yaml = planted.YAML + "mpp: 0.5"
-    dataset = open_dataset(planted.write(tmp_path / "data", images=30, side=128, yaml=yaml))
-    encoded = encode_dataset(dataset, planted.encoder(), tmp_path, scale=0.5)
+    yaml = planted_bands.YAML + "mpp: 0.5"
+    dataset = open_dataset(planted_bands.write_dataset(tmp_path / "data", images=30, side=128, yaml=yaml))
+    encoded = encode_dataset(dataset, planted_bands.make_encoder(), tmp_path, scale=0.5)
     assert set(encoded.sizes) == {(64, 64)}
     rows = evaluate_fseg(dataset, ALONE, QUICK, out=tmp_path / "out")
     assert max(row.f1 for row in rows) > 0.9
@@ -219,8 +219,8 @@ def test_images_are_worked_on_at_the_encoders_resolution(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_category_without_pixels_is_reported_as_absent(tmp_path: Path) -> None:
-    yaml = planted.YAML.replace("ignore", "  - {name: violet, value: 4}\nignore")
-    dataset = open_dataset(planted.write(tmp_path / "data", images=30, yaml=yaml))
+    yaml = planted_bands.YAML.replace("ignore", "  - {name: violet, value: 4}\nignore")
+    dataset = open_dataset(planted_bands.write_dataset(tmp_path / "data", images=30, yaml=yaml))
     assert dataset.count_pixels("train")[3] == dataset.count_pixels("test")[3] == 0
     rows = evaluate_fseg(dataset, ALONE, QUICK, out=tmp_path / "out")
     assert all(row.scores.categories[3] is None for row in rows)
@@ -231,7 +231,7 @@ def test_a_category_without_pixels_is_reported_as_absent(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_category_of_the_training_split_alone_is_absent_too(tmp_path: Path) -> None:
-    folder = planted.write(tmp_path / "data", images=30)
+    folder = planted_bands.write_dataset(tmp_path / "data", images=30)
     for path in (folder / "masks").glob("test-*"):
         mask = np.asarray(Image.open(path)).copy()
         mask[mask == 3] = 0
@@ -257,7 +257,7 @@ def test_a_category_of_the_training_split_alone_is_absent_too(tmp_path: Path) ->
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, wrong: dict, message: str) -> None:
-    dataset = open_dataset(planted.write(tmp_path / "data", images=4))
+    dataset = open_dataset(planted_bands.write_dataset(tmp_path / "data", images=4))
     settings = replace(EvaluationSettings(k=(2,), starts=1, concepts=3, panels=0), **wrong)
     with pytest.raises(InputError, match=message) as caught:
         evaluate_fseg(dataset, ALONE, settings, out=tmp_path / "out")
@@ -266,8 +266,8 @@ def test_settings_that_cannot_be(tmp_path: Path, wrong: dict, message: str) -> N
 
 
 def test_no_encoder_or_one_twice(tmp_path: Path) -> None:
-    dataset = open_dataset(planted.write(tmp_path / "data", images=4))
-    for encoders in ([], [planted.encoder(), planted.encoder()]):
+    dataset = open_dataset(planted_bands.write_dataset(tmp_path / "data", images=4))
+    for encoders in ([], [planted_bands.make_encoder(), planted_bands.make_encoder()]):
         with pytest.raises(InputError, match="name each of those to evaluate, once"):
             evaluate_fseg(dataset, encoders, out=tmp_path / "out")
 
@@ -299,7 +299,7 @@ def test_a_patch_of_5000_pixels_a_side_evaluates_within_2_gb(tmp_path: Path) -> 
         image.save(tmp_path / "data/images" / f"{name}.jpg", quality=85)
         mask = Image.fromarray(rng.integers(1, 4, (20, 20), np.uint8))
         mask.resize((5000, 5000), Image.Resampling.NEAREST).save(tmp_path / "data/masks" / f"{name}.png")
-    (tmp_path / "data/dataset.yaml").write_text(planted.YAML)
+    (tmp_path / "data/dataset.yaml").write_text(planted_bands.YAML)
     program = (
         "import resource, sys; from pathlib import Path;"
         "from fseg_jax.encoders.classical import classical;"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pooch
 import pytest
-from stand_in import StandIn, running
+from stand_in_hub import StandInHub, serve
 
 from fseg_jax import cli
 from fseg_jax.errors import InputError
@@ -19,16 +19,16 @@ SLIDE = b"not a slide, but the bytes that are asked for" * 100
 
 
 @pytest.fixture
-def hub() -> Iterator[StandIn]:
-    with running(StandIn(files={"slides": {"small.svs": SLIDE}})) as hub:
+def hub() -> Iterator[StandInHub]:
+    with serve(StandInHub(files={"slides": {"small.svs": SLIDE}})) as hub:
         yield hub
 
 
-def address(hub: StandIn) -> str:
+def address(hub: StandInHub) -> str:
     return f"{hub.url}/slides/resolve/main/small.svs"
 
 
-def fetch(hub: StandIn, sha256: str | None) -> Path:
+def fetch(hub: StandInHub, sha256: str | None) -> Path:
     folder = downloads.find_cache_folder() / "slides"
     return downloads.fetch(address(hub), folder, sha256=sha256, otherwise="do without it")
 
@@ -48,9 +48,9 @@ def test_a_file_is_fetched_once_and_needs_no_network_afterwards(hub):
     digest = hashlib.sha256(SLIDE).hexdigest()
     path = fetch(hub, digest)
     assert path.read_bytes() == SLIDE
-    hub.fails = 500
+    hub.error_status = 500
     assert fetch(hub, digest) == path
-    assert len(hub.fetched()) == 1
+    assert len(hub.list_downloads()) == 1
 
 
 def test_a_file_of_another_hash_is_one_line_and_nothing_kept(hub):
@@ -62,7 +62,7 @@ def test_a_file_of_another_hash_is_one_line_and_nothing_kept(hub):
 
 @pytest.mark.parametrize("code", [404, 500])
 def test_a_server_that_refuses_is_one_line_and_nothing_kept(hub, code):
-    hub.fails = code
+    hub.error_status = code
     with pytest.raises(InputError, match=r"cannot be fetched.*do without it") as caught:
         fetch(hub, None)
     assert "\n" not in str(caught.value)
@@ -70,7 +70,7 @@ def test_a_server_that_refuses_is_one_line_and_nothing_kept(hub, code):
 
 
 def test_a_transfer_cut_short_is_one_line_and_nothing_kept(hub):
-    hub.cut = True
+    hub.truncates = True
     with pytest.raises(InputError, match="cannot be fetched"):
         fetch(hub, None)
     assert left() == []

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import generations
 import pytest
-from generations import SUFFIXES, files, make, publish, there
-from killed import dies
+from generations import SUFFIXES, expect_files, publish, read_files, write_files
+from kill import die_before_step
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.partial_folders import open_partial_folder, recover_folder, recover_outputs
@@ -31,16 +31,16 @@ def test_killed_at_any_step_the_old_or_the_new_outputs_are_whole(tmp_path, old):
         out = tmp_path / str(at)
         out.mkdir()
         if old is not None:
-            make(out, old)
-        before = there(out)
-        died = dies(lambda out=out: publish(out, 1), at)
-        held = there(out)
+            write_files(out, old)
+        before = read_files(out)
+        died = die_before_step(lambda out=out: publish(out, 1), at)
+        held = read_files(out)
         if "S.json" in held:
             visible = {name: text for name, text in held.items() if not name.startswith(".")}
-            assert visible in (before, files(1))
+            assert visible in (before, expect_files(1))
         recover_folder(out)
-        assert there(out) in (before, files(1)) and not list(out.glob(".*"))
-        seen.append(there(out) == files(1))
+        assert read_files(out) in (before, expect_files(1)) and not list(out.glob(".*"))
+        seen.append(read_files(out) == expect_files(1))
         if not died:
             break
     assert at > 40 and not seen[0] and seen == sorted(seen)  # from one step on it is the new ones
@@ -50,14 +50,14 @@ def test_killed_at_any_step_the_old_or_the_new_outputs_are_whole(tmp_path, old):
 def test_killed_again_while_it_is_put_in_order(tmp_path):
     """At any step of finishing what was begun before, too."""
     whole = tmp_path / "whole"
-    make(whole, 2)
+    write_files(whole, 2)
     decided = next(at for at in count() if dies_then_whole(tmp_path / f"a{at}", whole, at))
     for at in count():
         out = shutil.copytree(tmp_path / f"a{decided}", tmp_path / f"b{at}")
-        died = dies(lambda out=out: recover_folder(out), at)
+        died = die_before_step(lambda out=out: recover_folder(out), at)
         recover_outputs("S", out)
         recover_folder(out)
-        assert there(out) == files(1) and not list(out.glob(".*"))
+        assert read_files(out) == expect_files(1) and not list(out.glob(".*"))
         if not died:
             break
     assert at > 20
@@ -65,7 +65,7 @@ def test_killed_again_while_it_is_put_in_order(tmp_path):
 
 def dies_then_whole(out: Path, old: Path, at: int) -> bool:
     shutil.copytree(old, out)
-    dies(lambda: publish(out, 1), at)
+    die_before_step(lambda: publish(out, 1), at)
     return (out / ".S.whole").exists()
 
 
@@ -74,12 +74,12 @@ def test_what_a_killed_run_had_whole_is_there_for_the_next_one(tmp_path):
     for at in count():
         out = tmp_path / str(at)
         out.mkdir()
-        dies(lambda out=out: publish(out, 1), at)
+        die_before_step(lambda out=out: publish(out, 1), at)
         if (out / ".S.whole").exists():
             break
     with pytest.raises(InputError, match="exists: choose another folder, or --overwrite"):
         check_outputs([out / f"S{suffix}" for suffix in SUFFIXES], out, overwrite=False)
-    assert there(out) == files(1)
+    assert read_files(out) == expect_files(1)
 
 
 def test_what_no_run_decided_on_is_not_put_in_place(tmp_path):
@@ -92,7 +92,7 @@ def test_what_no_run_decided_on_is_not_put_in_place(tmp_path):
         if said is not None:
             (out / ".S.whole" / ".names").write_text(said)
         publish(out, 1)
-        assert there(out) == files(1) and (tmp_path / "kept" / "x").read_text() == "kept"
+        assert read_files(out) == expect_files(1) and (tmp_path / "kept" / "x").read_text() == "kept"
 
 
 def test_a_failure_half_way_is_made_good(tmp_path, monkeypatch):
@@ -101,7 +101,7 @@ def test_a_failure_half_way_is_made_good(tmp_path, monkeypatch):
     for error in (OSError(5, "Input/output error"), KeyboardInterrupt()):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         (tmp_path / "out").mkdir()
-        make(tmp_path / "out", 2)
+        write_files(tmp_path / "out", 2)
         left = [3]
 
         def failing(path, target, left=left, error=error):
@@ -113,7 +113,7 @@ def test_a_failure_half_way_is_made_good(tmp_path, monkeypatch):
         monkeypatch.setattr(Path, "replace", failing)
         with pytest.raises((InputError, KeyboardInterrupt)):
             publish(tmp_path / "out", 1)
-        assert there(tmp_path / "out") == files(1)
+        assert read_files(tmp_path / "out") == expect_files(1)
 
 
 def test_a_file_and_a_folder_take_each_others_place(tmp_path):
@@ -121,7 +121,7 @@ def test_a_file_and_a_folder_take_each_others_place(tmp_path):
     (tmp_path / "S.ome.zarr").write_text("a file")
     (tmp_path / "S.png").symlink_to(tmp_path / "nowhere")
     publish(tmp_path, 1)
-    assert there(tmp_path) == files(1) and not (tmp_path / "S.png").is_symlink()
+    assert read_files(tmp_path) == expect_files(1) and not (tmp_path / "S.png").is_symlink()
 
 
 def test_the_record_is_told_as_it_is_written(tmp_path):
@@ -144,9 +144,9 @@ def test_outputs_that_belong_together_come_together(tmp_path):
         out = tmp_path / str(at)
         work(out, 1)
         (out / "masks" / "of the user.png").write_text("kept")
-        died = dies(lambda out=out: work(out, 2), at)
+        died = die_before_step(lambda out=out: work(out, 2), at)
         recover_folder(out)
-        held = there(out)
+        held = read_files(out)
         assert held.pop("masks/of the user.png") == "kept"
         assert held in (dict.fromkeys(names, "1"), dict.fromkeys(names, "2"))
         if not died:
@@ -155,7 +155,7 @@ def test_outputs_that_belong_together_come_together(tmp_path):
     with pytest.raises(ZeroDivisionError), together("r.json", out) as folder:
         (folder / "r.json").write_text("3")
         raise ZeroDivisionError
-    assert set(there(out).values()) == {"2", "kept"}
+    assert set(read_files(out).values()) == {"2", "kept"}
 
 
 def test_small_files_of_a_cohort_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_two_hundred_kills_by_chance(tmp_path):
     """A process that replaces outputs again and again is killed two hundred times: after each kill the
     outputs are those of one generation, the last that it told of or the one after."""
     out = tmp_path / "out"
-    make(out, 0)
+    write_files(out, 0)
     rng, generation, met = random.Random(0), 0, {"half-made": 0, "half-placed": 0}
     for _ in range(200):
         process = subprocess.Popen(
@@ -198,8 +198,10 @@ def test_two_hundred_kills_by_chance(tmp_path):
         met["half-made"] += any(name.endswith(".partial") for name in hidden)
         met["half-placed"] += any(name.endswith(".whole") for name in hidden)
         recover_folder(out)
-        held = there(out)
+        held = read_files(out)
         generation = int(re.findall(r"\d+", held["S.json"])[0])
-        assert held == files(generation) and not list(out.glob(".*")) and generation in (last, last + 1)
+        assert (
+            held == expect_files(generation) and not list(out.glob(".*")) and generation in (last, last + 1)
+        )
     print(f"200 kills, {generation} generations: {met}")
     assert met["half-made"] > 10 and met["half-placed"] > 10

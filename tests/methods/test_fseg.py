@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from given_features import STRIDE, Fixed, blank, smooth_features
+from given_features import STRIDE, FixedEncoder, draw_smooth_features, make_blank_image
 from scipy.ndimage import map_coordinates
 from sklearn.decomposition import NMF, non_negative_factorization
 from sklearn.metrics.pairwise import cosine_distances
@@ -24,7 +24,7 @@ def resized_bilinearly(W: np.ndarray, stride: int) -> np.ndarray:
 
 @pytest.mark.parametrize("k", [8, 32])
 def test_fixed_mode_equals_the_authors(k):
-    A, centers = smooth_features(24, 20, 96, k)
+    A, centers = draw_smooth_features(24, 20, 96, k)
     W, _, _ = non_negative_factorization(
         A.reshape(-1, 96),
         W=None,
@@ -35,7 +35,7 @@ def test_fixed_mode_equals_the_authors(k):
         max_iter=10000,
     )
     theirs = resized_bilinearly(W.reshape(24, 20, k), STRIDE).argmax(-1) + 1
-    ours = segment(blank(A), Fixed(A), Codebook(centers))
+    ours = segment(make_blank_image(A), FixedEncoder(A), Codebook(centers))
     assert ours.dtype == np.uint8 and (ours == theirs).mean() >= 0.995
 
 
@@ -57,12 +57,12 @@ def test_fixed_mode_equals_the_authors_on_their_centres(data):
         max_iter=10000,
     )
     theirs = resized_bilinearly(W.reshape(24, 24, 64), STRIDE).argmax(-1) + 1
-    assert (segment(blank(A), Fixed(A), Codebook(centers)) == theirs).mean() >= 0.995
+    assert (segment(make_blank_image(A), FixedEncoder(A), Codebook(centers)) == theirs).mean() >= 0.995
 
 
 def test_assign_mode_equals_the_authors_from_the_same_start(monkeypatch):
     h, w, c, k, concepts = 24, 20, 96, 12, 8
-    A, centers = smooth_features(h, w, c, k)
+    A, centers = draw_smooth_features(h, w, c, k)
     r = np.random.default_rng(1)
     W0, H0 = r.random((h * w, concepts)).astype(np.float32), r.random((concepts, c)).astype(np.float32)
     model = NMF(concepts, init="custom", max_iter=200)
@@ -81,7 +81,7 @@ def test_assign_mode_equals_the_authors_from_the_same_start(monkeypatch):
 
     monkeypatch.setattr(nmf, "factorize", started)
     fseg._solve_tiles.clear_cache()
-    ours = segment(blank(A), Fixed(A), Codebook(centers), mode="assign", concepts=concepts)
+    ours = segment(make_blank_image(A), FixedEncoder(A), Codebook(centers), mode="assign", concepts=concepts)
     fseg._solve_tiles.clear_cache()
     assert len(set(names)) >= 4
     assert (ours == theirs).mean() >= 0.995

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from label_images import smooth_labels
+from label_images import draw_smooth_labels
 from PIL import Image
 
 from fseg_jax.errors import InputError
@@ -13,7 +13,7 @@ from fseg_jax.outputs.figures import tint, write_overlay
 
 def draw(path, shape, k, labels=None, **options):
     image = np.full((*shape, 3), (230, 180, 205), np.uint8)
-    labels = smooth_labels(tuple(-(-side // 5) for side in shape), k) if labels is None else labels
+    labels = draw_smooth_labels(tuple(-(-side // 5) for side in shape), k) if labels is None else labels
     areas = np.bincount(labels.ravel(), minlength=k + 1)[1:] * 1e-4
     options = {"names": make_default_names(k), "mpp": 1.0, "title": "slide.svs"} | options
     write_overlay(path, image, labels, colours=make_palette(k), areas_mm2=areas, **options)
@@ -48,14 +48,14 @@ def test_nothing_is_drawn_over_the_edge_or_over_something_else(shape, clusters):
 
 @pytest.mark.smoke
 def test_colours_of_the_legend_are_in_the_picture(tmp_path):
-    labels = smooth_labels((512, 512), 5)
+    labels = draw_smooth_labels((512, 512), 5)
     picture = draw(tmp_path / "s.png", (512, 512), 5, labels)
     for label, colour in enumerate(make_palette(5), 1):
         assert ((picture == colour).all(-1).sum() > 200) == (label in labels)
 
 
 def test_labels_may_be_of_another_resolution(tmp_path):
-    labels = smooth_labels((512, 512), 3)
+    labels = draw_smooth_labels((512, 512), 3)
     fine = draw(tmp_path / "a.png", (256, 256), 3, labels)
     coarse = draw(tmp_path / "b.png", (256, 256), 3, labels[::2, ::2])
     assert fine.shape == coarse.shape

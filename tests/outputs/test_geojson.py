@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio.features
 import shapely
-from label_images import smooth_labels
+from label_images import draw_smooth_labels
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import geojson as module
@@ -64,7 +64,7 @@ def check_feature(feature, k, slide_mpp):
 @pytest.mark.parametrize("shape", [(2000, 1500), (1203, 1999)])
 @pytest.mark.parametrize(("k", "slide_mpp"), [(6, 0.5), (300, 0.2527)])
 def test_smooth_regions_come_back(tmp_path, shape, k, slide_mpp):
-    labels = smooth_labels(shape, 6)
+    labels = draw_smooth_labels(shape, 6)
     done, features, pyramid = outline(tmp_path, labels.astype(np.uint16), k, slide_mpp=slide_mpp)
     found = [check_feature(feature, k, slide_mpp) for feature in features]
     assert done.level_mpp == 4.0 and done.tolerance_um == 4.0 and done.min_area_um2 == 256.0
@@ -115,7 +115,7 @@ def test_a_ring_of_diagonal_steps_is_valid(tmp_path):
 
 
 def test_it_says_the_same_twice(tmp_path):
-    labels = smooth_labels((900, 900), 4)
+    labels = draw_smooth_labels((900, 900), 4)
     outline(tmp_path, labels, 4, name="a")
     outline(tmp_path, labels, 4, name="b")
     assert (tmp_path / "a.geojson").read_bytes() == (tmp_path / "b.geojson").read_bytes()
@@ -144,7 +144,7 @@ def test_crumbs_go_to_a_neighbour_and_leave_no_gap():
 
 def test_a_large_slide_is_traced_coarsely_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_MAX_TRACED_PIXELS", 50_000)
-    done, _, pyramid = outline(tmp_path, smooth_labels((1600, 1600), 3), 3)
+    done, _, pyramid = outline(tmp_path, draw_smooth_labels((1600, 1600), 3), 3)
     assert pyramid.levels[done.level].shape == (200, 200)
     assert done.tolerance_um == done.level_mpp == 8.0
 

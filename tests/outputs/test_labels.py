@@ -14,7 +14,7 @@ import referencing
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from label_images import smooth_labels
+from label_images import draw_smooth_labels
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import labels as module
@@ -99,7 +99,7 @@ def test_ome_zarr_py_reads_it(tmp_path):
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
 
-    labels = smooth_labels((600, 900), 5)
+    labels = draw_smooth_labels((600, 900), 5)
     write(tmp_path / "s.ome.zarr", labels, 5)
     (node,) = list(Reader(parse_url(tmp_path / "s.ome.zarr"))())
     assert [level.shape for level in node.data] == [(600, 900), (300, 450), (150, 225)]
@@ -113,7 +113,7 @@ def test_ome_zarr_models_accepts_it(tmp_path):
     models = pytest.importorskip("ome_zarr_models")
     from ome_zarr_models.v05.image_label import ImageLabel
 
-    write(tmp_path / "s.ome.zarr", smooth_labels((300, 300), 3), 3)
+    write(tmp_path / "s.ome.zarr", draw_smooth_labels((300, 300), 3), 3)
     group = zarr.open_group(tmp_path / "s.ome.zarr", mode="r")
     assert isinstance(models.open_ome_zarr(group), ImageLabel)
 
@@ -163,7 +163,7 @@ def files(folder):
 @given(cuts=st.lists(st.integers(0, 2300), max_size=6))
 @settings(max_examples=12, deadline=None)
 def test_the_file_does_not_depend_on_how_rows_come(tmp_path_factory, cuts):
-    labels = smooth_labels((2300, 70), 4)
+    labels = draw_smooth_labels((2300, 70), 4)
     first, second = (tmp_path_factory.mktemp("rows") / "s.ome.zarr" for _ in range(2))
     write(first, labels, 4)
     write(second, labels, 4, cuts=cuts)
@@ -171,7 +171,7 @@ def test_the_file_does_not_depend_on_how_rows_come(tmp_path_factory, cuts):
 
 
 def test_a_wide_slide_gets_lower_shards_and_the_same_labels(tmp_path, monkeypatch):
-    labels = smooth_labels((600, 2100), 4)
+    labels = draw_smooth_labels((600, 2100), 4)
     monkeypatch.setattr(module, "_BAND_BYTES", 1 << 19)
     write(tmp_path / "s.ome.zarr", labels, 4)
     pyramid = open_labels(tmp_path / "s.ome.zarr")
@@ -181,12 +181,12 @@ def test_a_wide_slide_gets_lower_shards_and_the_same_labels(tmp_path, monkeypatc
 
 
 def test_labels_are_compressed(tmp_path):
-    write(tmp_path / "s.ome.zarr", smooth_labels((1024, 1024), 6), 6)
+    write(tmp_path / "s.ome.zarr", draw_smooth_labels((1024, 1024), 6), 6)
     assert sum(map(len, files(tmp_path).values())) < 1024**2 / 15
 
 
 def test_nothing_unfinished_looks_finished(tmp_path):
-    labels = smooth_labels((700, 700), 3)
+    labels = draw_smooth_labels((700, 700), 3)
     writer = LabelWriter(
         tmp_path / "s.ome.zarr", (700, 700), 1.0, 3, names=None, colours=make_palette(3), provenance={}
     )
@@ -205,7 +205,7 @@ def test_nothing_unfinished_looks_finished(tmp_path):
 
 
 def test_a_damaged_level_is_one_line_that_names_it(tmp_path):
-    labels = smooth_labels((700, 900), 5)
+    labels = draw_smooth_labels((700, 900), 5)
     write(tmp_path / "s.ome.zarr", labels, 5)
     pyramid = open_labels(tmp_path / "s.ome.zarr")
     np.testing.assert_array_equal(pyramid.read(0, slice(100, 300)), labels[100:300])
@@ -219,7 +219,7 @@ def test_a_damaged_level_is_one_line_that_names_it(tmp_path):
 
 
 def test_a_label_that_no_cluster_has_is_damage(tmp_path):
-    write(tmp_path / "s.ome.zarr", smooth_labels((300, 300), 5), 5)
+    write(tmp_path / "s.ome.zarr", draw_smooth_labels((300, 300), 5), 5)
     level = zarr.open_array(tmp_path / "s.ome.zarr" / "0", mode="r+")
     level[7, 8] = 6
     with pytest.raises(InputError, match=r"level 0 is damaged.*a label 6 of 5"):
@@ -244,7 +244,7 @@ def test_a_label_that_no_cluster_has_is_damage(tmp_path):
     ],
 )
 def test_metadata_that_contradict_each_other_are_refused(tmp_path, wrong):
-    write(tmp_path / "s.ome.zarr", smooth_labels((300, 300), 5), 5)
+    write(tmp_path / "s.ome.zarr", draw_smooth_labels((300, 300), 5), 5)
     path = tmp_path / "s.ome.zarr" / "zarr.json"
     group = json.loads(path.read_text())
     wrong(group["attributes"])
@@ -254,7 +254,7 @@ def test_metadata_that_contradict_each_other_are_refused(tmp_path, wrong):
 
 
 def test_a_level_that_states_a_greater_size_than_its_pyramid_is_refused(tmp_path):
-    write(tmp_path / "s.ome.zarr", smooth_labels((300, 300), 5), 5)
+    write(tmp_path / "s.ome.zarr", draw_smooth_labels((300, 300), 5), 5)
     path = tmp_path / "s.ome.zarr" / "1" / "zarr.json"
     level = json.loads(path.read_text())
     path.write_text(json.dumps(level | {"shape": [150_000, 150]}))

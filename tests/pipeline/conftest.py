@@ -1,4 +1,4 @@
-"""A picture of tissue, embedded once a file, and seeds for it."""
+"""A picture of tissue, its embedding, made once for each test file, and seeds for it."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from skimage import data as pictures
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory) -> Path:
-    """Tissue of 512 × 384 pixels at 1 µm, with a band of glass."""
+    """Write tissue of 512 × 384 pixels at 1 µm, with a band of glass."""
     image = pictures.immunohistochemistry()[:384].copy()
     image[230:340] = 244
     path = tmp_path_factory.mktemp("picture") / "tissue.png"

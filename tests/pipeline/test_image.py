@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from given_features import STRIDE, Fixed, blank, smooth_features
+from given_features import STRIDE, FixedEncoder, draw_smooth_features, make_blank_image
 from skimage import data as pictures
 
 from fseg_jax.codebook import Codebook, Provenance
@@ -27,9 +27,10 @@ def test_a_sides_that_is_no_multiple_of_the_stride():
 
 
 def test_seed_makes_assign_reproducible():
-    A, centers = smooth_features(8, 8, 24, 6)
+    A, centers = draw_smooth_features(8, 8, 24, 6)
     masks = [
-        segment(blank(A), Fixed(A), Codebook(centers), mode="assign", concepts=5, seed=s) for s in (0, 0)
+        segment(make_blank_image(A), FixedEncoder(A), Codebook(centers), mode="assign", concepts=5, seed=s)
+        for s in (0, 0)
     ]
     assert (masks[0] == masks[1]).all()
 
@@ -42,11 +43,11 @@ def test_features_of_zero_are_background_and_no_cluster(mode, resize):
     A = np.repeat(centers[[1, 2]], 18, 0).reshape(6, 6, 12)
     A[:, 3:] = 0
     more = {"mode": mode, "concepts": 4, "resize": resize}
-    labels = segment(blank(A), Fixed(A), Codebook(centers), **more)
+    labels = segment(make_blank_image(A), FixedEncoder(A), Codebook(centers), **more)
     # Interpolated weights reach the first token's centre of those that have none.
     edge = 3 * STRIDE + (STRIDE // 2 if resize == "bilinear" else 0)
     assert (labels[:, edge:] == 0).all() and set(np.unique(labels[:, :edge])) == {2, 3}
-    assert (segment(blank(A), Fixed(0 * A), Codebook(centers), **more) == 0).all()
+    assert (segment(make_blank_image(A), FixedEncoder(0 * A), Codebook(centers), **more) == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -54,17 +55,17 @@ def test_features_of_zero_are_background_and_no_cluster(mode, resize):
 )
 @pytest.mark.parametrize("mode", ["fixed", "assign"])
 def test_features_and_centres_of_any_size_give_the_same_labels(mode, of_features, of_centres):
-    features, centers = smooth_features(8, 8, 24, 6)
+    features, centers = draw_smooth_features(8, 8, 24, 6)
     more = {"mode": mode, "concepts": 5}
-    plain = segment(blank(features), Fixed(features), Codebook(centers), **more)
+    plain = segment(make_blank_image(features), FixedEncoder(features), Codebook(centers), **more)
     features, centers = (
         np.float32(x.astype(np.float64) * s) for x, s in ((features, of_features), (centers, of_centres))
     )
-    far = segment(blank(features), Fixed(features), Codebook(centers), **more)
+    far = segment(make_blank_image(features), FixedEncoder(features), Codebook(centers), **more)
     assert len(np.unique(plain)) >= 4 and (far == plain).mean() >= 0.99
 
 
-A, CENTERS = smooth_features(8, 8, 24, 6)
+A, CENTERS = draw_smooth_features(8, 8, 24, 6)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +81,15 @@ A, CENTERS = smooth_features(8, 8, 24, 6)
             {"codebook": Codebook(CENTERS, Provenance(encoder="uni"))},
             "made with the encoder 'uni', not with 'given'",
         ),
-        ({"encoder": Fixed(np.where(A.mean() < A, np.nan, A))}, "NaN"),
+        ({"encoder": FixedEncoder(np.where(A.mean() < A, np.nan, A))}, "NaN"),
     ],
 )
 def test_bad_input_is_named(change, says):
-    arguments = {"image": blank(A), "encoder": Fixed(A), "codebook": Codebook(CENTERS)} | change
+    arguments = {
+        "image": make_blank_image(A),
+        "encoder": FixedEncoder(A),
+        "codebook": Codebook(CENTERS),
+    } | change
     with pytest.raises(InputError) as caught:
         segment(**arguments)
     assert says in str(caught.value) and "\n" not in str(caught.value)

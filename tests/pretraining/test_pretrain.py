@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from killed import dies
+from kill import die_before_step
 from PIL import Image
 
 from fseg_jax.cli import main
@@ -188,7 +188,7 @@ def test_killed_at_any_step_of_its_end_the_same_command_goes_on(
             pretraining.check_output(out, overwrite)
             run(out, steps=2, overwrite=overwrite)
 
-        died = dies(work, step)
+        died = die_before_step(work, step)
         recover_folder(out.parent)
         there = {path.name: path.read_bytes() for path in out.parent.iterdir()}
         if out.exists() and there["a.safetensors"] != b"old":

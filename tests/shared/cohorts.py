@@ -1,4 +1,4 @@
-"""Small cohorts to run, and what can be said of a place for results."""
+"""Small cohorts, an engine that runs them in this process, and the hashes of their results."""
 
 import csv
 import hashlib
@@ -17,8 +17,8 @@ from fseg_jax.cohort.run import Summary, run_cohort
 from fseg_jax.encoders.classical import classical
 from fseg_jax.pipeline.plan import Settings
 
-# Made anew by every run: when and how fast, and the page that says so.
-OF_THE_RUN = ("timings", "report.html")
+# Times and speeds, and the report that shows them: they differ from run to run.
+VOLATILE = ("timings", "report.html")
 
 
 def write_slides(folder: Path, image: np.ndarray, count: int, side: int, mpp: float = 1.0) -> Path:
@@ -52,14 +52,14 @@ def write_manifest(path: Path, rows: Sequence[Sequence[str]]) -> Path:
 
 
 def write_codebook(path: Path, k: int = 4, seed: int = 0) -> Path:
-    """Centres of the classical encoder's width, apart from each other."""
+    """Write a codebook of random centres for the classical encoder."""
     centers = np.random.default_rng(seed).gamma(0.5, size=(k, 20)).astype(np.float32)
     save_all(path, {k: Codebook(centers, Provenance(encoder="classical"))})
     return path
 
 
-def contents(place: Path, *, without: Sequence[str] = OF_THE_RUN) -> dict[str, str]:
-    """The hash of every file, what is hidden too, but for what differs from run to run."""
+def hash_files(place: Path, *, without: Sequence[str] = VOLATILE) -> dict[str, str]:
+    """Hash every file of a place, hidden ones too, except those under the names ``without``."""
     files = [path for path in sorted(place.rglob("*")) if path.is_file()]
     names = [path.relative_to(place).as_posix() for path in files]
     return {
@@ -69,12 +69,12 @@ def contents(place: Path, *, without: Sequence[str] = OF_THE_RUN) -> dict[str, s
     }
 
 
-class InProcess(AbstractContextManager):
-    """An engine that runs slides here and now, in the order that is asked for."""
+class InProcessEngine(AbstractContextManager):
+    """An engine that runs slides one after another in this process, in the order of ``order(slides)``."""
 
     def __init__(self, order=lambda slides: slides):
         self._order = order
-        self.ran: list[str] = []
+        self.slide_ids: list[str] = []  # of the slides that were run
 
     def __exit__(self, *_):
         pass
@@ -84,29 +84,31 @@ class InProcess(AbstractContextManager):
 
     def run(self, job, slides, wait_for_others):
         for slide in self._order(list(slides)):
-            self.ran.append(slide.slide_id)
+            self.slide_ids.append(slide.slide_id)
             yield run.run_slide(job, slide, wait=wait_for_others)
 
 
-def job_for(place: Path | str, codebook: Path | None, *, kept: dict | None = None, **changes) -> Job:
-    """A job of the classical encoder; ``kept`` are its options on features, ``changes`` its settings."""
+def make_job(
+    place: Path | str, codebook: Path | None, *, feature_options: dict | None = None, **changes
+) -> Job:
+    """Make a job of the classical encoder; ``changes`` are settings that differ from the tests' own."""
     settings = Settings(**{"tile": 128, "batch": 4, "features": "bfloat16"} | changes)
     book = Codebook.load(codebook) if codebook else None
-    return Job(str(place), "classical", settings, codebook=book, **kept or {})
+    return Job(str(place), "classical", settings, codebook=book, **feature_options or {})
 
 
-def cohort(
+def run_in_process(
     manifest: Path | str,
     place: Path | str,
     codebook: Path | None = None,
     engine=None,
     *,
     changes: dict | None = None,
-    kept: dict | None = None,
+    feature_options: dict | None = None,
     **options,
 ) -> tuple[Summary, list[str]]:
-    """Run a cohort in this process: its summary, and what was told."""
-    told: list[str] = []
+    """Run a cohort in this process; return its summary and its messages."""
+    messages: list[str] = []
     slides = load_manifest(manifest)
-    job = job_for(place, codebook, kept=kept, **changes or {})
-    return run_cohort(slides, job, engine or InProcess(), tell=told.append, **options), told
+    job = make_job(place, codebook, feature_options=feature_options, **changes or {})
+    return run_cohort(slides, job, engine or InProcessEngine(), tell=messages.append, **options), messages

@@ -18,13 +18,13 @@ SEEDS = {
 
 
 def make_facts(height: int, width: int, patch: int, step: int) -> PatchProvenance:
-    """Facts about patches at 1 µm per pixel, with the tissue's mask at the same resolution."""
+    """Make the provenance of patches at 1 µm per pixel, with the tissue's mask at the same resolution."""
     slide = SlideFacts("slide.png", None, "", height, width, 1.0)
     parameters = PatchParameters(patch, 1 - step / patch, 1.0, "find", 0.25, "float32", None, step, patch)
     encoder = PatchEncoder(ENCODER.card)
     return PatchProvenance(1, "SIC", {}, "cpu", slide, encoder, parameters, height, width, 1.0, 1)
 
 
-def embed(picture: Path, out: Path, chosen: PatchSettings = SETTINGS, **options: Any) -> dict[str, Any]:
+def embed(picture: Path, out: Path, settings: PatchSettings = SETTINGS, **options: Any) -> dict[str, Any]:
     with open_slide(picture, 1.0) as slide:
-        return embed_slide(slide, out, ENCODER, chosen, **options)
+        return embed_slide(slide, out, ENCODER, settings, **options)

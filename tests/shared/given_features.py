@@ -1,4 +1,4 @@
-"""Features as an encoder gives them, and an encoder that gives them."""
+"""Features like those of an encoder, and an encoder that returns given features."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +9,11 @@ from fseg_jax.encoders.encoder import EncoderCard
 STRIDE = 16
 
 
-def smooth_features(h: int, w: int, c: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features as an encoder gives them: regions that change smoothly, mixtures of k centres under noise."""
+def draw_smooth_features(h: int, w: int, c: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw features that mix k centres smoothly, under noise; return the features and the centres.
+
+    Features are float32 (h, w, c), centres float32 (k, c).
+    """
     r = np.random.default_rng(seed)
     centers = r.gamma(0.5, size=(k, c))
     fields = r.normal(size=(k, h // 4 + 2, w // 4 + 2))
@@ -20,8 +23,8 @@ def smooth_features(h: int, w: int, c: int, k: int, seed: int = 0) -> tuple[np.n
     return A.astype(np.float32), centers.astype(np.float32)
 
 
-class Fixed:
-    """An encoder whose features are given."""
+class FixedEncoder:
+    """An encoder that returns the same features for every image."""
 
     def __init__(self, features: np.ndarray):
         self.features = features
@@ -33,5 +36,6 @@ class Fixed:
         return jnp.asarray(self.features)[None]
 
 
-def blank(A: np.ndarray) -> np.ndarray:
+def make_blank_image(A: np.ndarray) -> np.ndarray:
+    """Make a black image of the size that features cover."""
     return np.zeros((A.shape[0] * STRIDE, A.shape[1] * STRIDE, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""A small slide, embedded and segmented, and the page's server over it."""
+"""A small slide with its embedding and segmentation, and a server of the page that shows them."""
 
 import asyncio
 import shutil
@@ -29,7 +29,7 @@ def slide_folder(tmp_path_factory) -> Path:
         embed_slide(slide, folder / "out", classical(), PatchSettings(patch=64, mpp=1.0))
         segment_slide(slide, folder / "out", classical(), settings=Settings(k=3, tile=128, mpp=1.0))
     rng = np.random.default_rng(0)
-    # Any projection will do here; other tests run UMAP.
+    # A random projection will do: other tests run UMAP.
     from fseg_jax.outputs.embeddings import open_embeddings
     from fseg_jax.viewer import projection
 

@@ -37,45 +37,45 @@ from fseg_jax.files.downloads import find_cache_folder
 pytestmark = pytest.mark.usefixtures("tiny_rows", "no_hub")
 
 
-def test_a_checkpoint_is_converted_once(published, monkeypatch):
-    load_encoder("tiny", weights=published)
-    assert list_cache_files() == [f"{hash_file(published)[:16]}-float32.safetensors"]
+def test_a_checkpoint_is_converted_once(checkpoint_file, monkeypatch):
+    load_encoder("tiny", weights=checkpoint_file)
+    assert list_cache_files() == [f"{hash_file(checkpoint_file)[:16]}-float32.safetensors"]
     monkeypatch.setattr("fseg_jax.encoders.weights.cache.convert_file", refuse_call)
-    load_encoder("tiny", weights=published)
+    load_encoder("tiny", weights=checkpoint_file)
 
 
-def test_a_file_of_ours_is_read_as_it_is(published, tmp_path, images, monkeypatch):
+def test_a_file_of_ours_is_read_as_it_is(checkpoint_file, tmp_path, images, monkeypatch):
     ours = tmp_path / "ours"
-    convert_file(published, ours, VIT, name="tiny")
+    convert_file(checkpoint_file, ours, VIT, name="tiny")
     monkeypatch.setattr("fseg_jax.encoders.weights.cache.convert_file", refuse_call)
     tiny = load_encoder("tiny", weights=str(ours))
-    assert list_cache_files() == [] and tiny.card.weights_hash == hash_file(published)
+    assert list_cache_files() == [] and tiny.card.weights_hash == hash_file(checkpoint_file)
     monkeypatch.undo()
 
 
-def test_a_file_of_ours_for_another_encoder_is_refused(published, tmp_path):
+def test_a_file_of_ours_for_another_encoder_is_refused(checkpoint_file, tmp_path):
     ours = tmp_path / "ours.safetensors"
-    convert_file(published, ours, VIT, name="uni")
+    convert_file(checkpoint_file, ours, VIT, name="uni")
     assert "of uni, not of tiny" in get_error_line(lambda: load_encoder("tiny", weights=ours))
 
 
-def test_a_truncated_file_of_ours_is_refused(published, tmp_path):
+def test_a_truncated_file_of_ours_is_refused(checkpoint_file, tmp_path):
     ours = tmp_path / "ours.safetensors"
-    convert_file(published, ours, VIT, name="tiny")
+    convert_file(checkpoint_file, ours, VIT, name="tiny")
     ours.write_bytes(ours.read_bytes()[:-100])
     assert "damaged or cut short" in get_error_line(lambda: load_encoder("tiny", weights=ours))
 
 
-def test_first_use_fetches_and_later_use_needs_no_network(lab, published, images, caplog, monkeypatch):
+def test_first_use_fetches_and_later_use_needs_no_network(lab, checkpoint_file, images, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         first = load_encoder("tiny")
         load_encoder("tiny")
         load_encoder("tiny", dtype="bfloat16")
     licence = [record.getMessage() for record in caplog.records if "licence" in record.getMessage()]
     assert licence == ["tiny: licence CC-BY-4.0, see https://huggingface.co/lab/tiny. Cite Nobody, 2024"]
-    assert len(lab.fetched()) == 1
+    assert len(lab.list_downloads()) == 1
     assert list_cache_files() == ["published-bfloat16.safetensors", "published-float32.safetensors"]
-    assert first.card.weights_hash == hash_file(published)
+    assert first.card.weights_hash == hash_file(checkpoint_file)
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -86,8 +86,8 @@ def test_first_use_fetches_and_later_use_needs_no_network(lab, published, images
     assert load_encoder("tiny").card == first.card
 
 
-def test_a_user_s_file_does_not_pass_for_the_published_one(published):
-    load_encoder("tiny", weights=published)
+def test_a_user_s_file_does_not_pass_for_the_published_one(checkpoint_file):
+    load_encoder("tiny", weights=checkpoint_file)
     get_error_line(lambda: load_encoder("tiny"))
 
 
@@ -101,12 +101,12 @@ def test_a_damaged_cached_file_is_made_again(lab, images, caplog):
         with caplog.at_level(logging.WARNING):
             assert bool((load_encoder("tiny")(images) == expected).all())
         assert "made again" in caplog.text and path.read_bytes() == whole
-    assert len(lab.fetched()) == 1
+    assert len(lab.list_downloads()) == 1
 
 
-def test_a_disk_that_fills_up_leaves_nothing_behind(lab, published, monkeypatch):
+def test_a_disk_that_fills_up_leaves_nothing_behind(lab, checkpoint_file, monkeypatch):
     monkeypatch.setattr("fseg_jax.files.atomic.os.fsync", raise_disk_full)
-    assert "No space left on device" in get_error_line(lambda: load_encoder("tiny", weights=published))
+    assert "No space left on device" in get_error_line(lambda: load_encoder("tiny", weights=checkpoint_file))
     assert "No space left on device" in get_error_line(lambda: load_encoder("tiny"))
     assert list_cache_files() == []
 
@@ -115,34 +115,34 @@ def test_a_disk_without_room_is_found_out_before_the_download(lab, monkeypatch):
     usage = cache.shutil.disk_usage("/")
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert "FSEG_CACHE" in get_error_line(lambda: load_encoder("tiny"))
-    assert lab.asked == [] and list_cache_files() == []
+    assert lab.requests == [] and list_cache_files() == []
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(lab, published, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_one_line(lab, checkpoint_file, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path / "file"))
-    assert "FSEG_CACHE" in get_error_line(lambda: load_encoder("tiny", weights=published))
+    assert "FSEG_CACHE" in get_error_line(lambda: load_encoder("tiny", weights=checkpoint_file))
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path / "read-only"))
     monkeypatch.setattr(cache.os, "access", lambda *_: False)
     assert "FSEG_CACHE" in get_error_line(lambda: load_encoder("tiny"))
-    assert lab.asked == []
+    assert lab.requests == []
 
 
-def test_writers_at_the_same_time_do_not_harm_each_other(published, images):
+def test_writers_at_the_same_time_do_not_harm_each_other(checkpoint_file, images):
     with ThreadPoolExecutor(4) as pool:
-        loaded = list(pool.map(lambda _: load_encoder("tiny", weights=published), range(4)))
+        loaded = list(pool.map(lambda _: load_encoder("tiny", weights=checkpoint_file), range(4)))
     assert len({each.card for each in loaded}) == 1 and len(list_cache_files()) == 1
     assert len({np.asarray(each(images)).tobytes() for each in loaded}) == 1
 
 
-def test_what_a_killed_process_left_is_removed_a_day_later(published):
+def test_what_a_killed_process_left_is_removed_a_day_later(checkpoint_file):
     folder = find_cache_folder() / "encoders" / "tiny"
     folder.mkdir(parents=True)
     old, new = folder / ".published-float32.safetensors.abc", folder / ".published-float32.safetensors.def"
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
-    load_encoder("tiny", weights=published)
+    load_encoder("tiny", weights=checkpoint_file)
     assert not old.exists() and new.exists()
 
 
@@ -157,13 +157,13 @@ def test_status_says_whether_weights_can_be_had(lab, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     assert check_status(replace(TINY, files=("none.bin",))).state == "missing"
     assert check_status(replace(TINY, repo="lab/none")).state == "missing"
-    assert lab.fetched() == []
+    assert lab.list_downloads() == []
     hub.fetch_checkpoint(TINY)
     assert check_status(TINY).state == "cached" and "converted when" in check_status(TINY).detail
     load_encoder("tiny")
     assert check_status(TINY).state == "cached" and "published-float32" in check_status(TINY).detail
     assert [(file.name, file.size > 0) for file in cache.list_cached()] == [("tiny", True)]
-    lab.fails = 500
+    lab.error_status = 500
     assert check_status(GATED).state == "offline"
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     assert check_status(TINY).state == "cached" and check_status(GATED).state == "offline"

@@ -22,16 +22,16 @@ pytestmark = pytest.mark.usefixtures("tiny_rows", "no_hub")
 def test_what_the_hub_calls_a_file_names_none_unless_it_is_a_hash(lab, of, name):
     setattr(lab, of, name)
     assert f"names its {of} " in get_error_line(lambda: load_encoder("tiny"))
-    assert lab.fetched() == [] and list_cache_files() == []
+    assert lab.list_downloads() == [] and list_cache_files() == []
 
 
-def test_a_damaged_download_is_fetched_again(lab, published, caplog):
-    lab.damage = 1
+def test_a_damaged_download_is_fetched_again(lab, checkpoint_file, caplog):
+    lab.damaged_answers = 1
     assert "delete it" in get_error_line(lambda: load_encoder("tiny"))
     assert list_cache_files() == []
     with caplog.at_level(logging.WARNING):
-        assert load_encoder("tiny").card.weights_hash == hash_file(published)
-    assert "is damaged" in caplog.text and len(lab.fetched()) == 2
+        assert load_encoder("tiny").card.weights_hash == hash_file(checkpoint_file)
+    assert "is damaged" in caplog.text and len(lab.list_downloads()) == 2
 
 
 def test_a_gate_says_where_to_ask_and_how_to_log_in(lab, monkeypatch):
@@ -51,7 +51,7 @@ def test_what_the_hub_lacks(lab, monkeypatch):
     assert "has no model.safetensors" in get_error_line(lambda: load_encoder("tiny"))
     del lab.files["lab/tiny"]
     assert "knows no repository lab/tiny" in get_error_line(lambda: load_encoder("tiny"))
-    lab.fails = 503
+    lab.error_status = 503
     assert "answered 503" in get_error_line(lambda: load_encoder("tiny"))
     assert list_cache_files() == []
 
@@ -70,7 +70,7 @@ def test_an_encoder_published_elsewhere(lab, monkeypatch):
     assert check_status(row).state == "reachable"
     load_encoder("elsewhere")
     load_encoder("elsewhere", dtype="bfloat16")
-    assert len(lab.fetched()) == 1 and check_status(row).state == "cached"
+    assert len(lab.list_downloads()) == 1 and check_status(row).state == "cached"
 
 
 def test_a_bad_file_from_elsewhere_is_not_kept(lab, monkeypatch):
@@ -89,13 +89,13 @@ def test_a_pytorch_file_without_torch_is_refused_before_it_is_fetched(lab, monke
     monkeypatch.setitem(catalog.CATALOG, "tiny", replace(TINY, files=("pytorch_model.bin",)))
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
     assert "fseg-jax[convert]" in get_error_line(lambda: load_encoder("tiny"))
-    assert lab.fetched() == []
+    assert lab.list_downloads() == []
 
 
 def test_the_second_file_name_is_tried(lab, monkeypatch):
     monkeypatch.setitem(catalog.CATALOG, "tiny", replace(TINY, files=("first.safetensors", *TINY.files)))
     load_encoder("tiny")
-    assert len(lab.fetched()) == 1
+    assert len(lab.list_downloads()) == 1
 
 
 def test_a_hub_cache_that_fills_up_is_one_line(lab, monkeypatch):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import planted
+import planted_bands
 import pytest
 import tifffile
 from PIL import Image
@@ -25,7 +25,7 @@ from fseg_jax.pipeline.embed import PatchSettings
 SIDE = 128
 PATCHES = PatchSettings(patch=32, mpp=0.5, tissue="all")
 SETTINGS = SicSettings(patches=PATCHES)
-ENCODER = planted.encoder()
+ENCODER = planted_bands.make_encoder()
 # A tumour, and two benign tissues of which one is near it in colour: a single cut puts both together.
 TUMOUR, NEAR, FAR = (200, 60, 60), (150, 90, 80), (20, 60, 230)
 
@@ -58,7 +58,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SicRow]]:
     out = tmp_path_factory.mktemp("result")
-    encoders = [ENCODER, planted.encoder("again")]
+    encoders = [ENCODER, planted_bands.make_encoder("again")]
     settings = replace(SETTINGS, clicks=(5, 1), runs=3)
     return out, evaluate_sic(slides, encoders, settings, out=out)
 
@@ -204,7 +204,7 @@ def test_embeddings_are_kept_while_they_are_true(slides, tmp_path, monkeypatch):
     first = (tmp_path / "slides.csv").read_bytes()
     assert run(replace(PATCHES, batch=3, threads=1)) == [] and (tmp_path / "slides.csv").read_bytes() == first
     assert run(replace(PATCHES, overlap=0.25)) == everything
-    other = planted.ColourEncoder(replace(ENCODER.card, weights_hash="1" * 64))
+    other = planted_bands.ColourEncoder(replace(ENCODER.card, weights_hash="1" * 64))
     assert run(replace(PATCHES, overlap=0.25), other) == everything
     (tmp_path / "embeddings/colours/small.embeddings.json").write_text("[")
     assert run(replace(PATCHES, overlap=0.25), other) == ["small"]
@@ -221,7 +221,7 @@ def test_embeddings_are_kept_while_they_are_true(slides, tmp_path, monkeypatch):
 def test_embeddings_stay_in_their_folder_whatever_the_encoder_is_called(slides, tmp_path, name):
     out = tmp_path / "a" / "out"
     settings = replace(SETTINGS, clicks=(1,), runs=1)
-    evaluate_sic(slides, [planted.encoder(name)], settings, out=out)
+    evaluate_sic(slides, [planted_bands.make_encoder(name)], settings, out=out)
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and [p.name for p in out.parent.iterdir()] == ["out"]
     (folder,) = (out / "embeddings").iterdir()
     assert (folder / "small.embeddings.json").exists()

@@ -1,4 +1,4 @@
-"""Image sets in which the right answer is known, and the encoder that sees it."""
+"""Image sets of coloured bands, whose right answer is known, and an encoder of colours."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ test: '^test'
 
 @dataclass(frozen=True)
 class ColourEncoder:
-    """Features are the average colours of the tokens."""
+    """An encoder whose features are the average colours of the tokens."""
 
     card: EncoderCard
 
@@ -35,16 +35,18 @@ class ColourEncoder:
         return grid.astype(jnp.float32).mean((2, 4)) / 255
 
 
-def encoder(name: str = "colours", tile: int = 64) -> ColourEncoder:
+def make_encoder(name: str = "colours", tile: int = 64) -> ColourEncoder:
     zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return ColourEncoder(EncoderCard(name, "mean", 3, STRIDE, tile, 1.0, zero, one, "none", "none", "0" * 64))
 
 
-def write(
+def write_dataset(
     folder: Path, *, images: int = 30, side: int = 64, shuffled: bool = False, yaml: str = YAML
 ) -> Path:
-    """As many training as test images of three bands, one thick and two thin, divided at the tokens' borders;
-    with ``shuffled`` every image gives its colours other categories."""
+    """Write as many training as test images, each of one thick and two thin bands.
+
+    Bands end at the borders of tokens. With ``shuffled`` every image gives its colours other categories.
+    """
     rng = np.random.default_rng(5)
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
@@ -56,8 +58,8 @@ def write(
         pixels = np.kron(plan, np.ones((STRIDE, STRIDE), int))
         noise = rng.integers(-15, 16, (side, side, 3))
         picture = np.clip(COLOURS[pixels].astype(int) + noise, 0, 255).astype(np.uint8)
-        of_colour = rng.permutation(3) if shuffled else np.arange(3)
-        mask = (of_colour[pixels] + 1).astype(np.uint8)
+        category_of_colour = rng.permutation(3) if shuffled else np.arange(3)
+        mask = (category_of_colour[pixels] + 1).astype(np.uint8)
         mask[:2] = 0
         Image.fromarray(picture).save(folder / "images" / f"{name}.png")
         Image.fromarray(mask).save(folder / "masks" / f"{name}.png")

@@ -1,4 +1,4 @@
-"""A hub of one's own on 127.0.0.1, which speaks as much of the hub's protocol as its client asks for."""
+"""A stand-in for the Hugging Face hub on 127.0.0.1, with the part of its protocol that its client uses."""
 
 import hashlib
 import threading
@@ -11,24 +11,24 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
-class StandIn:
-    """What the hub holds, whom it lets in, and what it was asked."""
+class StandInHub:
+    """The files of the hub, who may read them, and the requests it got."""
 
     url: str = ""
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by repository and name
-    gated: set[str] = field(default_factory=set)
+    gated: set[str] = field(default_factory=set)  # repositories that only members read
     members: set[str] = field(default_factory=set)  # tokens with access
     tokens: set[str] = field(default_factory=set)  # tokens that are known
-    cut: bool = False  # whether answers stop half-way
-    damage: int = 0  # how many answers to come have a flipped byte
-    asked: list[tuple[str, str]] = field(default_factory=list)
-    content: str = ""  # what it calls a file's content, where that is set: else its SHA-256
+    truncates: bool = False  # whether answers stop half-way
+    damaged_answers: int = 0  # how many answers to come have a flipped byte
+    requests: list[tuple[str, str]] = field(default_factory=list)  # method and path
+    content: str = ""  # the ETag of every file; empty: the file's SHA-256
     commit: str = COMMIT
-    fails: int = 0  # answers every request with this status, where it is set
+    error_status: int = 0  # the status of every answer; 0: none
 
     def answer(self, path: str, token: str | None) -> tuple[int, dict[str, str], bytes]:
-        if self.fails:
-            return self.fails, {}, b""
+        if self.error_status:
+            return self.error_status, {}, b""
         repo, _, rest = path.strip("/").removeprefix("datasets/").partition("/resolve/")
         commit = {"X-Repo-Commit": self.commit}
         if token is not None and token not in self.tokens | self.members:
@@ -43,23 +43,23 @@ class StandIn:
         content = self.content or hashlib.sha256(data).hexdigest()
         return 200, {"ETag": f'"{content}"', **commit}, data
 
-    def fetched(self) -> list[str]:
-        return [path for method, path in self.asked if method == "GET"]
+    def list_downloads(self) -> list[str]:
+        return [path for method, path in self.requests if method == "GET"]
 
 
 @contextmanager
-def running(hub: StandIn) -> Iterator[StandIn]:
-    """The hub behind an address, while the block runs."""
+def serve(hub: StandInHub) -> Iterator[StandInHub]:
+    """Serve the hub at ``hub.url`` while the block runs."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def respond(self) -> None:
-            hub.asked.append((self.command, self.path))
+            hub.requests.append((self.command, self.path))
             token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
             code, headers, data = hub.answer(self.path, token)
-            if self.command == "GET" and hub.damage and data:
-                hub.damage -= 1
+            if self.command == "GET" and hub.damaged_answers and data:
+                hub.damaged_answers -= 1
                 data = data[:-1] + bytes([data[-1] ^ 1])
             self.send_response(code)
             for name, value in headers.items():
@@ -67,8 +67,8 @@ def running(hub: StandIn) -> Iterator[StandIn]:
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(data[: len(data) // 2] if hub.cut else data)
-            self.close_connection = self.close_connection or hub.cut
+                self.wfile.write(data[: len(data) // 2] if hub.truncates else data)
+            self.close_connection = self.close_connection or hub.truncates
 
         do_GET = do_HEAD = respond  # noqa: N815
 
