@@ -1,4 +1,4 @@
-"""A signal that was swallowed, in a callback of compiled code, is heeded by whatever takes long."""
+"""A signal that was swallowed, in a callback of compiled code, stops whatever takes long."""
 
 import gc
 import multiprocessing

@@ -27,7 +27,7 @@ from fseg_jax.versions import find_version
 
 
 def run() -> None:
-    """Run ``main`` as a program: heed every signal to stop, and end at once."""
+    """Run ``main`` as a program that ends at once on any signal to stop."""
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     silence_swallowed_interrupts()
@@ -48,7 +48,7 @@ def run() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 something found wanting, 2 bad input, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
     limit_heaps()
     sys.exit(run_command(cli, arguments, "fseg"))
 

@@ -215,7 +215,7 @@ def _format_bytes(size: int) -> str:
 
 @contextmanager
 def _show_progress() -> Iterator[tuple[Callable[[int, int, str], None], Callable[[int, float], None]]]:
-    """Show a bar over slides, and then the passes of k-means; without a terminal only heed signals."""
+    """Show a bar over slides, and then the passes of k-means; without a terminal only watch for signals."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -24,7 +24,7 @@ class Clusters(NamedTuple):
     """Clusters of the members.
 
     Attributes:
-        labels: each point's cluster, of the others too.
+        labels: each point's cluster, also for those that are no members.
         soft: memberships of fuzzy c-means (m = 2; Bezdek 1981), which sum to 1 a point.
         centers: the mean of each cluster's members.
         apart: whether the first two clusters are more than one blob cut in two.
@@ -104,7 +104,7 @@ def fit_members(
 ) -> Clusters:
     """Cluster the members by Lloyd's iteration from given centres, those that are live.
 
-    ``pins`` hold a point at a class in the means; −1 leaves it free.
+    ``pins`` fix the class of a point when means are taken; −1 leaves it free.
     """
     k, q = centers.shape
     weight = member.astype(X.dtype)
