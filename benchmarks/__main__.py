@@ -8,22 +8,23 @@ import sys
 
 import click
 
-from benchmarks.readme import QUESTIONS, write
+from benchmarks.readme import QUESTIONS, write_page
 
 
 @click.command()
 @click.argument("questions", nargs=-1, type=click.Choice(list(QUESTIONS)))
 @click.option("--tiny", is_flag=True, help="Sizes that only show that they run; nothing is kept.")
 def main(questions: tuple[str, ...], tiny: bool) -> None:
+    """Run the benchmarks that answer QUESTIONS, or all, each in a process of its own."""
     failed = []
     for question in questions or tuple(QUESTIONS):
         click.echo(f"— {QUESTIONS[question]}")
-        # A process each: memory, threads and caches of one are not the next one's.
+        # A process for each: no benchmark inherits another's memory, threads or caches.
         arguments = [sys.executable, "-m", f"benchmarks.{question}", *(["--tiny"] if tiny else [])]
         if subprocess.run(arguments, check=False).returncode:
             failed.append(question)
     if not tiny:
-        write()
+        write_page()
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

@@ -1,15 +1,15 @@
-"""How good the CAM method's masks of polyps are, and how fast: tables in results/, with the paper's beside.
+"""Measure the CAM method on polyps: tables of scores and of speed in results/, beside the paper's.
 
     FSEG_DATA=/path/to/data python -m benchmarks.cam_polyps [OUT]     everything
     FSEG_DATA=/path/to/data python -m benchmarks.cam_polyps speed     the speed alone
-    FSEG_DATA=/path/to/data python -m benchmarks.cam_polyps scales    how features' scales change spreading
+    FSEG_DATA=/path/to/data python -m benchmarks.cam_polyps scales    features on other scales
 
 ``$FSEG_DATA/polyps`` holds 240 images of HyperKvasir (Borgli et al. 2020, CC BY 4.0) as images/ and masks/.
 Of the runs of ``fseg cam reproduce`` it makes the first, the last, and one without spreading (``ALONE``),
-with the network that a CPU can train; each for three seeds, which draw the images to learn from, to choose
-by and to score on, the labelled tiles and the network's start. The speed is also that of the paper's
-network, b1 at 224 pixels, which does not depend on its weights. With OUT the runs' folders are kept, and an
-interrupted benchmark goes on there. Two cores take about twenty minutes.
+with the network that a CPU can train; each for three seeds, which draw the training, validation and test
+images, the labelled tiles and the initial weights. Speed is measured for the paper's network, b1 at 224
+pixels, too: it does not depend on the weights. With OUT the folders of the runs are kept, and an interrupted
+benchmark resumes there. Two cores take about twenty minutes.
 """
 
 import json
@@ -26,7 +26,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from benchmarks.examples import examples
+from benchmarks.examples import find_examples
 from fseg_jax.cam.batching import map_batches
 from fseg_jax.cam.classifier import (
     SMALL,
@@ -55,11 +55,12 @@ from fseg_jax.slides.masks import read_bright
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
-# Run 1 without spreading: the labelled tiles are all that is learnt from.
+# Run 1 without spreading: it trains on the labelled tiles alone.
 ALONE = Run(name="alone", source="tiles", k=50, layer="blocks.14", lower=0.4, upper=0.7, wanted=200)
-SHOWN = ("1", "5")  # without images that show no polyp, the others are run 5 with fewer clusters
+RUNS = ("1", "5")  # without images that show no polyp, the others are run 5 with fewer clusters
 CLASSIFIER = ClassifierSettings(network=SMALL, size=64, augment=True)
 PICTURES = 4
+SPEED_IMAGES = 20
 LIMITS = """## What limits them
 
 The classifier does. From some 200 to 400 small tiles and a random start it learns little that holds for
@@ -88,46 +89,48 @@ and a whole pass without turning, in which the maps were above "everything" by s
 seen before this one; with turning, seed 0's Dice on its scored images was looked at once before the other
 seeds were run.
 """
-IMAGES = 20  # that are timed
 
 
-def runs(dataset: Path, out: Path) -> None:
-    """The runs for each seed, their tables, and a few pictures."""
+def make_runs(dataset: Path, out: Path) -> None:
+    """Make the runs for each seed, and write their tables and a few pictures."""
     started, records = time.time(), []
     for seed in SEEDS:
 
-        def report(phase: str, done: int, total: int, seed: int = seed) -> None:
+        def print_progress(phase: str, done: int, total: int, seed: int = seed) -> None:
             if done == total:
                 print(f"{time.time() - started:7.0f} s  seed {seed}: {phase}: {total}", flush=True)
 
         setting = ReproductionSettings(replace(CLASSIFIER, seed=seed), seed=seed)
-        home = out / f"seed-{seed}"
-        reproduce(dataset, home, [ALONE, *map(load_run, SHOWN)], setting, progress=report)
-        records.append(json.loads((home / "results.json").read_text(encoding="utf-8")))
-        classify_scored(dataset, home, records[-1], seed)
-        text = _tables(records)
+        folder = out / f"seed-{seed}"
+        reproduce(dataset, folder, [ALONE, *map(load_run, RUNS)], setting, progress=print_progress)
+        records.append(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+        score_on_test(dataset, folder, records[-1], seed)
+        text = format_page(records)
         (RESULTS / "cam_polyps.md").write_text(text, encoding="utf-8")
         (RESULTS / "cam_polyps.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    _pictures(dataset, out / f"seed-{SEEDS[0]}", records[0])
+    _draw_pictures(dataset, out / f"seed-{SEEDS[0]}", records[0])
 
 
-def classify_scored(dataset: Path, home: Path, record: dict[str, Any], seed: int) -> None:
-    """Add to a seed's record how the classifiers do on the tiles of the images that are scored."""
+def score_on_test(dataset: Path, folder: Path, record: dict[str, Any], seed: int) -> None:
+    """Add to a seed's record the classifiers' accuracy on tiles of the test images."""
     parts = split_dataset(find_pairs(dataset), ReproductionSettings(seed=seed))
     parts = parts._replace(development=[], validation=parts.test)
-    tiles = label_tiles(ALONE, parts, home / "scored", seed).given
+    tiles = label_tiles(ALONE, parts, folder / "scored", seed).given
     for run in record["runs"]:
-        classifier = load_classifier(home / f"tiles-k{run['run']['k']}-to-{run['run']['wanted']}")
+        classifier = load_classifier(folder / f"tiles-k{run['run']['k']}-to-{run['run']['wanted']}")
         data = LabelledImages(resize_images(tiles.files, classifier.size).images, tiles.labels)
-        found = score_classifier(make_predictor(classifier.network), data)
-        run["scored_tiles"] = {"accuracy": found.accuracy, "balanced_accuracy": found.balanced}
+        accuracies = score_classifier(make_predictor(classifier.network), data)
+        run["scored_tiles"] = {
+            "accuracy": accuracies.accuracy,
+            "balanced_accuracy": accuracies.balanced,
+        }
 
 
-def _pictures(dataset: Path, home: Path, record: dict[str, Any]) -> None:
-    """The first images that are scored, with their maps in one piece and masks by chosen thresholds."""
+def _draw_pictures(dataset: Path, folder: Path, record: dict[str, Any]) -> None:
+    """Draw the first test images with their maps in one piece and masks by chosen thresholds."""
     run = next(r for r in record["runs"] if r["run"]["name"] == ALONE.name)
     row = next(r for r in run["rows"] if r["method"] == "grad-cam" and r["whole"])
-    classifier = load_classifier(home / f"tiles-k{ALONE.k}-to-{ALONE.wanted}")
+    classifier = load_classifier(folder / f"tiles-k{ALONE.k}-to-{ALONE.wanted}")
     layer = find_equivalent_layer(ALONE.layer, classifier.network.config)
     mapper = HeatMapper(
         classifier, MaskSettings(layer=layer, tiles=ALONE.cuts, whole=True, **row["thresholds"])
@@ -137,21 +140,21 @@ def _pictures(dataset: Path, home: Path, record: dict[str, Any]) -> None:
     for pair in pairs:
         image, truth = read_image(pair.image), read_bright(pair.mask)
         heat, _ = mapper(image)
-        path = home / f"picture-{pair.name}.png"
+        path = folder / f"picture-{pair.name}.png"
         write_picture(path, image, heat, mapper.threshold(heat), title="grad-cam, one piece", truth=truth)
         rows.append(Image.open(path).convert("RGB"))
     canvas = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
-    for number, shown in enumerate(rows):
-        canvas.paste(shown, (0, sum(r.height for r in rows[:number])))
+    for number, picture in enumerate(rows):
+        canvas.paste(picture, (0, sum(r.height for r in rows[:number])))
     canvas.thumbnail((900, 2000))
     canvas.save(RESULTS / "cam_polyps.jpg", quality=80)
 
 
-def _tables(records: list[dict[str, Any]]) -> str:
-    """Means over the seeds, with the least and the greatest."""
+def format_page(records: list[dict[str, Any]]) -> str:
+    """Format the means over the seeds, with the least and the greatest, as a page of Markdown."""
 
-    def scores(of_each: list[dict[str, Any]]) -> list[str]:
-        return [over([s["mean"][MEASURES.index(m)] for s in of_each]) for m in COLUMNS]
+    def format_scores(scores: list[dict[str, Any]]) -> list[str]:
+        return [format_mean([s["mean"][MEASURES.index(m)] for s in scores]) for m in COLUMNS]
 
     parts = records[0]["split"]
     setting = records[0]["setting"]["classifier"]
@@ -173,34 +176,34 @@ def _tables(records: list[dict[str, Any]]) -> str:
         for name, s in PAPER_SCORES.items()
     ]
     for name in records[0]["baselines"]:
-        lines.append([f"**{name}**", "", *scores([r["baselines"][name] for r in records])])
+        lines.append([f"**{name}**", "", *format_scores([r["baselines"][name] for r in records])])
     for number, run in enumerate(records[0]["runs"]):
         for row, way in enumerate(run["rows"]):
-            of_each = [r["runs"][number]["rows"][row] for r in records]
+            ways = [r["runs"][number]["rows"][row] for r in records]
             name = f"{run['run']['name']}: {way['method']}{', one piece' if way['whole'] else ''}"
-            how = "chosen" if way["chosen"] else "the paper's"
-            lines.append([name, how, *scores([w["scores"] for w in of_each])])
+            thresholds = "chosen" if way["chosen"] else "the paper's"
+            lines.append([name, thresholds, *format_scores([w["scores"] for w in ways])])
     text.append(format_table(["run: map", "thresholds", *(m.capitalize() for m in COLUMNS)], lines))
     text.append("## The classifiers\n")
     lines = []
     for number, run in enumerate(records[0]["runs"]):
-        of_each = [r["runs"][number] for r in records]
-        right = [r["spread_right"] for r in of_each if r["spread_right"] is not None]
+        runs = [r["runs"][number] for r in records]
+        right = [r["spread_right"] for r in runs if r["spread_right"] is not None]
         lines.append(
             [
                 run["run"]["name"],
                 str(run["run"]["k"]),
-                f"{np.mean([sum(r['training']['trained_on'].values()) for r in of_each]):.0f}",
-                over(right) if right else "",
-                over([r["scored_tiles"]["balanced_accuracy"] for r in of_each]),
-                over([r["scored_tiles"]["accuracy"] for r in of_each]),
-                over([r["training"]["held_out_accuracy"] for r in of_each]),
-                over([r["training"]["held_out_accuracy_of_the_last_epoch"] for r in of_each]),
-                over([r["training"]["held_out_balanced_accuracy"] for r in of_each]),
-                over(
+                f"{np.mean([sum(r['training']['trained_on'].values()) for r in runs]):.0f}",
+                format_mean(right) if right else "",
+                format_mean([r["scored_tiles"]["balanced_accuracy"] for r in runs]),
+                format_mean([r["scored_tiles"]["accuracy"] for r in runs]),
+                format_mean([r["training"]["held_out_accuracy"] for r in runs]),
+                format_mean([r["training"]["held_out_accuracy_of_the_last_epoch"] for r in runs]),
+                format_mean([r["training"]["held_out_balanced_accuracy"] for r in runs]),
+                format_mean(
                     [
                         max(r["training"]["held_out"].values()) / sum(r["training"]["held_out"].values())
-                        for r in of_each
+                        for r in runs
                     ]
                 ),
             ]
@@ -221,55 +224,56 @@ def _tables(records: list[dict[str, Any]]) -> str:
     return "\n".join([*text, LIMITS])
 
 
-def scales(dataset: Path) -> None:
-    """How many of the labels that spread are right, with the features as they are and put on one scale."""
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+def compare_scales(dataset: Path) -> None:
+    """Measure how many spread labels are right, with the features as they are and on one scale."""
+    joins: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
             parts = split_dataset(find_pairs(dataset), ReproductionSettings(seed=seed))
-            given, truth = label_tiles(load_run("1"), parts, Path(folder), seed)
-            images = resize_images(given.files, LIRE_SIDE).images
+            tiles, truth = label_tiles(load_run("1"), parts, Path(folder), seed)
+            images = resize_images(tiles.files, LIRE_SIDE).images
         X = map_batches(lambda batch: global_features(batch), images)
-        X, labels, truth = (a[~given.held_out] for a in (X, given.labels, truth))
-        for name, scaled in _scaled(X).items():
+        X, labels, truth = (a[~tiles.held_out] for a in (X, tiles.labels, truth))
+        for name, features in _scale(X).items():
             for k in (50, 200, 250):
-                after = cam.propagate(scaled, labels, k, starts=3).labels
+                after = cam.propagate(features, labels, k, starts=3).labels
                 joined = (labels < 0) & (after >= 0) & (truth >= 0)
                 right = [(after == c)[joined & (truth == c)].mean() for c in (0, 1)]
-                found.setdefault((name, k), []).append((float(joined.sum()), float(np.mean(right))))
+                joins.setdefault((name, k), []).append((float(joined.sum()), float(np.mean(right))))
     lines = []
-    for (name, k), of_each in found.items():
-        joined, right = np.array(of_each).T
-        lines.append([name, str(k), f"{joined.mean():.0f}", over(right.tolist())])
-    said = (
+    for (name, k), counts in joins.items():
+        joined, right = np.array(counts).T
+        lines.append([name, str(k), f"{joined.mean():.0f}", format_mean(right.tolist())])
+    text = (
         "Labels that 100 + 100 tiles of polyps spread over the others, and how many are right, averaged over "
         f"the two classes (a coin has 0.5); over {len(SEEDS)} seeds, with the least and the greatest.\n\n"
     )
     table = format_table(["features", "k", "joined", "right"], lines)
-    (RESULTS / "cam_scales.md").write_text(said + table, encoding="utf-8")
-    print(said + table)
+    (RESULTS / "cam_scales.md").write_text(text + table, encoding="utf-8")
+    print(text + table)
 
 
-def _scaled(X: np.ndarray) -> dict[str, np.ndarray]:
-    spread = X.std(0)
+def _scale(X: np.ndarray) -> dict[str, np.ndarray]:
+    """Put features on other scales, by the name of the scale."""
+    deviation = X.std(0)
     return {
         "lire": X,
         "lire-even": scale_evenly(X),
-        "each number's deviation 1": X / np.where(spread > 0, spread, 1),
+        "each number's deviation 1": X / np.where(deviation > 0, deviation, 1),
     }
 
 
-def over(values: list[float]) -> str:
-    """The mean over seeds, with the least and the greatest."""
+def format_mean(values: list[float]) -> str:
+    """Format the mean over seeds, with the least and the greatest."""
     return f"{np.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
 
 
 COLUMNS = ("jaccard", "dice", "recall", "precision")
 
 
-def speed(dataset: Path) -> None:
-    """Seconds from a decoded image to its mask, by layer, with the paper's network and the small one."""
-    images = [read_image(pair.image) for pair in find_pairs(dataset)[:IMAGES]]
+def compare_speeds(dataset: Path) -> None:
+    """Measure the seconds from image to mask, by layer, with the paper's network and the small one."""
+    images = [read_image(pair.image) for pair in find_pairs(dataset)[:SPEED_IMAGES]]
     lines, record = [], []
     for name, size, layers in (
         ("b1", 224, (("blocks.14", 2), *((f"blocks.{n}", 1) for n in (13, 14, 20, 22)))),
@@ -281,11 +285,11 @@ def speed(dataset: Path) -> None:
         classifier = Classifier(network, card.classes, size, card, weights_sha256="")
         for layer, tiles in layers:
             settings = MaskSettings(layer=find_equivalent_layer(layer, network.config), tiles=tiles)
-            found = measure_speed(HeatMapper(classifier, settings), images)
-            what = f"{name}, {size} pixels, {settings.layer}{', four tiles' if tiles > 1 else ''}"
-            lines.append([what, *(f"{s:.3f}" for s in found), *(f"{1 / s:.2f}" for s in found)])
+            times = measure_speed(HeatMapper(classifier, settings), images)
+            title = f"{name}, {size} pixels, {settings.layer}{', four tiles' if tiles > 1 else ''}"
+            lines.append([title, *(f"{s:.3f}" for s in times), *(f"{1 / s:.2f}" for s in times)])
             record.append({"network": name, "size": size, "tiles": tiles, "layer": settings.layer})
-            record[-1] |= found._asdict()
+            record[-1] |= times._asdict()
             print(lines[-1], flush=True)
     head = ["", "Av-time", "Mi-time", "Ma-time", "Av-fps", "Mi-fps", "Ma-fps"]
     paper = [
@@ -297,22 +301,22 @@ def speed(dataset: Path) -> None:
         "9.97–11.19",
         "7.75–10.71",
     ]
-    said = (
-        f"{IMAGES} images of 352 × 352 pixels, one at a time, from decoded image to mask, compilation "
+    text = (
+        f"{SPEED_IMAGES} images of 352 × 352 pixels, one at a time, from decoded image to mask, compilation "
         f"excluded; seconds, and frames per second. {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}.\n\n"
     )
-    (RESULTS / "cam_speed.md").write_text(said + format_table(head, [paper, *lines]), encoding="utf-8")
+    (RESULTS / "cam_speed.md").write_text(text + format_table(head, [paper, *lines]), encoding="utf-8")
     (RESULTS / "cam_speed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    polyps = examples() / "polyps"
-    given = sys.argv[1:]
-    if given == ["scales"]:
-        scales(polyps)
+    polyps = find_examples() / "polyps"
+    arguments = sys.argv[1:]
+    if arguments == ["scales"]:
+        compare_scales(polyps)
         sys.exit()
-    if given != ["speed"]:
+    if arguments != ["speed"]:
         with tempfile.TemporaryDirectory() as folder:
-            runs(polyps, Path(given[0]) if given else Path(folder))
-    speed(polyps)
+            make_runs(polyps, Path(arguments[0]) if arguments else Path(folder))
+    compare_speeds(polyps)

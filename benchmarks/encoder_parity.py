@@ -1,13 +1,14 @@
-"""Is every encoder of the catalog, at its real size, the published one?
+"""Compare every encoder of the catalog, at its real size, with the published network.
 
     python -m benchmarks.encoder_parity [NAME …]
 
-For each architecture, the publisher's own network (timm's or transformers', with the publishers' arguments)
-gets random weights, which the converter takes to ours. For one image it gives the relative error ‖ours −
-theirs‖ / ‖theirs‖ of the features that F-SEG reads and of the embedding, in float32 and bfloat16, and the
-number of parameters. Each runs in a process of its own, so that its memory is freed. Results are added to
-``results/encoder_parity.json`` as they come; an architecture with a result is not run again (delete its entry
-to repeat it). Needs torch, timm and transformers, and 12 GB of memory for the largest.
+For each architecture, the publisher's network (from timm or transformers, with the publisher's arguments)
+gets random weights, and the converter makes our network of them. For one image, the relative error ‖ours −
+theirs‖ / ‖theirs‖ of the features that F-SEG reads and of the embedding is measured in float32 and bfloat16,
+and the parameters are counted. Each architecture runs in a process of its own, which frees its memory.
+Results are added to ``results/encoder_parity.json`` one by one; an architecture with a result is not run
+again (delete its entry to repeat it). Needs torch, timm and transformers, and 12 GB of memory for the
+largest.
 """
 
 import dataclasses
@@ -39,12 +40,19 @@ RESULTS = Path(__file__).parent / "results" / "encoder_parity.json"
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A published network."""
+    """A published network.
 
-    source: str  # the library that has it
-    name: str  # in that library
-    arguments: dict[str, Any]  # of that library
-    rows: tuple[str, ...]  # of our catalog
+    Attributes:
+        source: the library that builds it.
+        name: in that library.
+        arguments: of that library's constructor.
+        rows: names of the encoders in our catalog.
+    """
+
+    source: str
+    name: str
+    arguments: dict[str, Any]
+    rows: tuple[str, ...]
 
 
 def _timm(name: str, *rows: str, **arguments: Any) -> Architecture:
@@ -59,7 +67,7 @@ _VIT = {"num_classes": 0, "img_size": 224, "dynamic_img_size": True}
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 _HF_SWIGLU = {"use_swiglu_ffn": True, "image_size": 224, "patch_size": 14}
 
-# The arguments are those of the publishers' own instructions, not derived from the catalog.
+# Arguments from the publishers' instructions, not from the catalog, which they check.
 ARCHITECTURES = (
     _timm("resnet18", "resnet18", "resnet18-a1", "resnet18-ciga", num_classes=0),
     _timm("resnet50", "resnet50", "resnet50-tv2", "resnet50-a1", "lunit-resnet50", num_classes=0),
@@ -161,7 +169,7 @@ ARCHITECTURES = (
 
 
 def build_published(architecture: Architecture) -> Any:
-    """Build the publisher's network, its parameters not yet drawn."""
+    """Build the publisher's network; its parameters are unset, or drawn by its library."""
     references: Any = importlib.import_module("weights_convert.references")
     timm = references.import_timm()
     torch: Any = importlib.import_module("torch")
@@ -171,9 +179,9 @@ def build_published(architecture: Architecture) -> Any:
     if architecture.source == "transformers":
         hub: Any = importlib.import_module("transformers")
         config = getattr(hub, f"{architecture.name}Config")(**arguments)
-        make = getattr(hub, f"{architecture.name}Model")
-        make = functools.partial(make, add_pooling_layer=False) if architecture.name == "ViT" else make
-        return _build_unset(torch, lambda: make(config))
+        model = getattr(hub, f"{architecture.name}Model")
+        model = functools.partial(model, add_pooling_layer=False) if architecture.name == "ViT" else model
+        return _build_unset(torch, lambda: model(config))
     if "mlp_layer" in arguments:
         layers: Any = importlib.import_module("timm.layers")
         arguments |= {"mlp_layer": layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
@@ -183,10 +191,10 @@ def build_published(architecture: Architecture) -> Any:
     return references.ConchTower(trunk, 768, 8) if "CONCH" in architecture.source else trunk
 
 
-def _build_unset(torch: Any, make: Callable[[], Any]) -> Any:
-    # Parameters are drawn later: to draw a billion twice takes minutes.
+def _build_unset(torch: Any, build: Callable[[], Any]) -> Any:
+    # ``randomise`` draws the parameters later: to draw a billion twice takes minutes.
     with torch.device("meta"):
-        module = make()
+        module = build()
     return module.to_empty(device="cpu")
 
 
@@ -196,9 +204,11 @@ def measure(architecture: Architecture) -> dict[str, Any]:
     start = time.perf_counter()
     row = CATALOG[architecture.rows[0]]
     module = references.randomise(build_published(architecture), seed=0)
-    counted = [parameter for name, parameter in module.named_parameters() if not name.endswith("mask_token")]
+    parameters = [
+        parameter for name, parameter in module.named_parameters() if not name.endswith("mask_token")
+    ]
     x = np.random.default_rng(0).standard_normal((1, row.input_size, row.input_size, 3), np.float32)
-    theirs = _observe(module, x, row)
+    reference = _observe(module, x, row)
     autocast = _observe(module, x, row, autocast=True)
     state = references.get_published(module)
     if row.name == "ctranspath":
@@ -208,15 +218,17 @@ def measure(architecture: Architecture) -> dict[str, Any]:
         "reference": f"{architecture.source}: {architecture.name}",
         "image": row.input_size,
         "layer": row.layer,
-        "parameters": sum(parameter.numel() for parameter in counted),
+        "parameters": sum(parameter.numel() for parameter in parameters),
         "catalog": {name: CATALOG[name].parameters for name in architecture.rows},
     }
     for dtype in ("float32", "bfloat16"):
-        ours, result["ours"] = _run(row, state, x, dtype)
-        result[dtype] = {name: _relative_error(ours[name], theirs[name]) for name in ("map", "head")}
-    # torch's own loss in bfloat16 is the yardstick for ours.
+        outputs, result["ours"] = _run(row, state, x, dtype)
+        result[dtype] = {
+            name: _compute_relative_error(outputs[name], reference[name]) for name in ("map", "head")
+        }
+    # The error of torch's own bfloat16 is the yardstick for ours.
     result["torch bfloat16"] = {
-        name: _relative_error(autocast[name], theirs[name]) for name in ("map", "head")
+        name: _compute_relative_error(autocast[name], reference[name]) for name in ("map", "head")
     }
     result["seconds"] = round(time.perf_counter() - start, 1)
     versions = ("jax", "flax", "torch", "timm", "transformers")
@@ -226,6 +238,7 @@ def measure(architecture: Architecture) -> dict[str, Any]:
 
 
 def _observe(module: Any, x: np.ndarray, row: Row, *, autocast: bool = False) -> dict[str, np.ndarray]:
+    """Run the publisher's network; return the map (b, h, w, c) that F-SEG reads and the embedding."""
     references: Any = importlib.import_module("weights_convert.references")
     outputs = references.observe(module, x, (row.layer,), autocast=autocast)
     output = outputs[row.layer]
@@ -236,6 +249,7 @@ def _observe(module: Any, x: np.ndarray, row: Row, *, autocast: bool = False) ->
 
 
 def _run(row: Row, state: Any, x: np.ndarray, dtype: str) -> tuple[dict[str, np.ndarray], int]:
+    """Run our network; return its map and embedding, and the number of its parameters."""
     network = convert_to_network(state, row.config, label=row.name, dtype=jnp.dtype(dtype))
     if isinstance(row.config, ViTConfig):
         assert network.config == row.config  # type: ignore[attr-defined]
@@ -246,15 +260,15 @@ def _run(row: Row, state: Any, x: np.ndarray, dtype: str) -> tuple[dict[str, np.
     @jax.jit
     def run(weights: Any, x: jax.Array) -> dict[str, jax.Array]:
         net = nnx.merge(graphdef, weights)
-        # XLA computes the part that both share once.
+        # XLA computes the layers that both outputs share once.
         return {"map": net.grid(x, row.layer), "head": net(x)}
 
     return {name: np.asarray(value) for name, value in run(weights, jnp.asarray(x)).items()}, count
 
 
-def _relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    return float(np.linalg.norm(ours.astype(np.float64) - theirs) / np.linalg.norm(theirs))
+def _compute_relative_error(output: np.ndarray, reference: np.ndarray) -> float:
+    assert output.shape == reference.shape, (output.shape, reference.shape)
+    return float(np.linalg.norm(output.astype(np.float64) - reference) / np.linalg.norm(reference))
 
 
 _PREAMBLE = """\
@@ -283,7 +297,8 @@ _COLUMNS = (
 )
 
 
-def _table(results: dict[str, Any]) -> str:
+def format_page(results: dict[str, Any]) -> str:
+    """Format the results as a page of Markdown."""
     lines = [
         *_PREAMBLE.splitlines(),
         "",
@@ -311,18 +326,19 @@ def _table(results: dict[str, Any]) -> str:
 
 
 def _save(results: dict[str, Any]) -> None:
+    """Write the results as JSON and as a page, in the order of the architectures."""
     order = [architecture.rows[0] for architecture in ARCHITECTURES]
     results = {name: results[name] for name in order if name in results}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    RESULTS.with_suffix(".md").write_text(_table(results))
+    RESULTS.with_suffix(".md").write_text(format_page(results))
 
 
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--one", help="Measure this architecture in this process and print it as JSON.")
 def main(names: tuple[str, ...], one: str | None) -> None:
-    """Measure the architectures of the rows named, or of all, that have no result yet."""
+    """Measure the architectures of the encoders NAME, or of all, that have no result yet."""
     by_row = {row: architecture for architecture in ARCHITECTURES for row in architecture.rows}
     assert by_row.keys() == CATALOG.keys(), by_row.keys() ^ CATALOG.keys()
     if one:

@@ -1,10 +1,10 @@
-"""Are the encoders faster? Images a second through the map that F-SEG reads.
+"""Measure the speed of encoders: images a second up to the map that F-SEG reads.
 
     python -m benchmarks.encoders [--tiny] [NAME …]
 
-Beside torch with timm, at the best of its settings here: float32 and bfloat16 (autocast), eager and
-``torch.compile``, channels last for the convolutional ones, as many threads as there are cores. The same
-random weights on both sides; the maps are compared, and a mismatch is an error. Needs torch and timm.
+The peer is torch with timm, at each of its settings: float32 and bfloat16 (autocast), eager and
+``torch.compile``, channels last for convolutional networks, a thread for each core. Both sides have the same
+random weights; their maps are compared, and a mismatch is an error. Needs torch and timm.
 """
 
 import importlib
@@ -19,7 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix_rate, row, save
+from benchmarks.measure import (
+    OURS,
+    REPEATS,
+    count_cores,
+    is_missing,
+    measure_matrix_rate,
+    report_row,
+    save_result,
+    time_interleaved,
+)
 from fseg_jax.encoders.catalog.published import CATALOG
 from fseg_jax.encoders.classical import BINS, MAX_DENSITY, STRIDE, UNMIXING, classical
 from fseg_jax.encoders.encoder import EncoderCard, build_encoder
@@ -30,12 +39,20 @@ from fseg_jax.encoders.weights.convert import convert_to_network
 
 
 class Peer(NamedTuple):
-    """An architecture that timm has too."""
+    """An architecture of ours that timm has too.
 
-    row: str  # of our catalog
-    name: str  # timm's
-    arguments: dict[str, Any]  # timm's
-    side: int  # of an image, pixels
+    Attributes:
+        row: name in our catalog.
+        name: name in timm.
+        arguments: of timm's constructor.
+        side: pixels of an image's side.
+        batch: images of a call.
+    """
+
+    row: str
+    name: str
+    arguments: dict[str, Any]
+    side: int
     batch: int
 
 
@@ -51,16 +68,20 @@ PEERS = {
     ),
     "ResNet-50 to stride 16": Peer("resnet50", "resnet50", {"num_classes": 0}, 256, 8),
 }
-TARGET = {"cpu": 1.0, "gpu": 1.15}
-MAX_ERROR = 3e-2  # relative, of bfloat16 maps
+TARGET = {"cpu": 1.0, "gpu": 1.15}  # times as fast as the best peer
+MAX_ERROR = 3e-2  # relative error of bfloat16 maps
 
 
 def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, Any]:
-    """Time one architecture: our two precisions, and torch's settings."""
+    """Time one architecture at our two precisions and at torch's settings.
+
+    Raises:
+        SystemExit: the maps differ.
+    """
     torch: Any = importlib.import_module("torch")
     references: Any = importlib.import_module("weights_convert.references")
     timm = references.import_timm()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(count_cores())
     arguments = dict(peer.arguments)
     if "SwiGLU" in title:
         layers: Any = importlib.import_module("timm.layers")
@@ -77,17 +98,17 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
         graphdef, weights = nnx.split(network)
 
         @jax.jit
-        def grid(weights: Any, x: jax.Array, graphdef: Any = graphdef) -> jax.Array:
+        def compute_map(weights: Any, x: jax.Array, graphdef: Any = graphdef) -> jax.Array:
             features: jax.Array = nnx.merge(graphdef, weights).grid(x, entry.layer)
             return features
 
         name = f"{OURS} {dtype}"
-        sides[name] = partial(grid, weights, images)
+        sides[name] = partial(compute_map, weights, images)
         maps[name] = np.asarray(sides[name]())
-    costs = grid.lower(weights, images).cost_analysis()
+    costs = compute_map.lower(weights, images).cost_analysis()
     operations = float(costs.get("flops", 0.0)) if costs else 0.0
-    convolutional = peer.row.startswith("resnet")
-    if convolutional:  # what is after the map is not to be computed
+    is_convolutional = peer.row.startswith("resnet")
+    if is_convolutional:  # the layers after the map are left out
         module = torch.nn.Sequential(
             module.conv1, module.bn1, module.act1, module.maxpool, module.layer1, module.layer2, module.layer3
         )
@@ -97,74 +118,79 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
         module.norm = torch.nn.Identity()
         module.forward = module.forward_features
     pixels = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
-    if convolutional:
+    if is_convolutional:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-    sides |= torch_sides(torch, module, pixels, compiled)
-    if convolutional:  # which XLA does not count where they are another library's
+    sides |= prepare_torch_sides(torch, module, pixels, compiled)
+    if is_convolutional:  # XLA does not count the operations of oneDNN's convolutions
         operations = 2.0 * peer.batch * count_multiplications(torch, module, peer.side)
     with torch.inference_mode():
-        theirs = module(pixels).float()
-    if convolutional:
-        reference = theirs.permute(0, 2, 3, 1).numpy()
+        output = module(pixels).float()
+    if is_convolutional:
+        reference = output.permute(0, 2, 3, 1).numpy()
     else:
         size = peer.side // entry.stride
-        reference = theirs[:, entry.prefix :].reshape(peer.batch, size, size, -1).numpy()
+        reference = output[:, entry.prefix :].reshape(peer.batch, size, size, -1).numpy()
     error = float(np.linalg.norm(maps[f"{OURS} bfloat16"] - reference) / np.linalg.norm(reference))
     if not error < MAX_ERROR:
         raise SystemExit(f"{title}: not the same map: {error:.3g}")
-    timings = interleaved(sides, repeats)
+    timings = time_interleaved(sides, repeats)
     backend = "gpu" if jax.default_backend() == "gpu" else "cpu"
-    return row(
+    return report_row(
         f"{title}, {peer.side} px, batch {peer.batch}",
         "images/s",
         peer.batch,
         timings,
         target=TARGET[backend],
-        limit=matrix_rate("bfloat16") * peer.batch / operations if operations else None,
+        limit=measure_matrix_rate("bfloat16") * peer.batch / operations if operations else None,
         limited_by="products in bfloat16",
         relative_error=error,
     )
 
 
 def compare_he_small(repeats: int, compiled: bool, side: int = 224, batch: int = 8) -> list[dict[str, Any]]:
-    """Time he-small's trunk beside the same in torch, and all of it beside trunk and stains in torch."""
+    """Time he-small's trunk, and all of he-small, beside the same networks in torch.
+
+    Raises:
+        SystemExit: the stain features differ.
+    """
     torch: Any = importlib.import_module("torch")
-    torch.set_num_threads(cores())
+    torch.set_num_threads(count_cores())
     pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     images = jnp.asarray(pixels)
     card = load_encoder("he-small").card
     shift, scale = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (card.mean, card.std))
-    net, features = build_trunk(torch).eval().to(memory_format=torch.channels_last), build_stains(torch)
+    trunk = build_trunk(torch).eval().to(memory_format=torch.channels_last)
+    encode_stains = build_stains(torch)
 
     def run_trunk(x: Any) -> Any:
         normal = ((x.permute(0, 3, 1, 2).float() / 255 - shift) / scale).to(memory_format=torch.channels_last)
-        return net(normal)
+        return trunk(normal)
 
     def run_whole(x: Any) -> Any:
-        of_stains = features(x.permute(0, 3, 1, 2).float().contiguous() / 255)
-        return torch.cat([torch.relu(run_trunk(x)).float(), of_stains], dim=1)
+        stains = encode_stains(x.permute(0, 3, 1, 2).float().contiguous() / 255)
+        return torch.cat([torch.relu(run_trunk(x)).float(), stains], dim=1)
 
-    ours = np.asarray(classical()(images)).transpose(0, 3, 1, 2)
-    theirs = features(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().contiguous() / 255)
-    if not np.allclose(ours, theirs.numpy(), atol=1e-4):
-        raise SystemExit(f"not the same stains: {np.abs(ours - theirs.numpy()).max():.3g}")
+    stains = np.asarray(classical()(images)).transpose(0, 3, 1, 2)
+    reference = encode_stains(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().contiguous() / 255)
+    if not np.allclose(stains, reference.numpy(), atol=1e-4):
+        raise SystemExit(f"not the same stains: {np.abs(stains - reference.numpy()).max():.3g}")
     rows = []
-    for title, make, run in (
+    for title, load, run in (
         ("he-small's trunk", load_trunk, run_trunk),
         ("he-small", load_encoder, run_whole),
     ):
         sides: dict[str, Callable[[], Any]] = {}
         for dtype in ("float32", "bfloat16"):
-            sides[f"{OURS} {dtype}"] = partial(make("he-small", dtype=dtype), images)
-        sides |= torch_sides(torch, run, torch.from_numpy(pixels), compiled)
+            sides[f"{OURS} {dtype}"] = partial(load("he-small", dtype=dtype), images)
+        sides |= prepare_torch_sides(torch, run, torch.from_numpy(pixels), compiled)
         rows.append(
-            row(
+            report_row(
                 f"{title}, {side} px, batch {batch}",
                 "images/s",
                 batch,
-                interleaved(sides, repeats),
+                time_interleaved(sides, repeats),
                 target=TARGET["gpu" if jax.default_backend() == "gpu" else "cpu"],
-                limit=matrix_rate("bfloat16") / (2 * count_multiplications(torch, net, side)),
+                limit=measure_matrix_rate("bfloat16") / (2 * count_multiplications(torch, trunk, side)),
                 limited_by="the trunk's products in bfloat16",
             )
         )
@@ -172,14 +198,16 @@ def compare_he_small(repeats: int, compiled: bool, side: int = 224, batch: int =
 
 
 def load_trunk(name: str, *, dtype: str) -> Callable[[jax.Array], jax.Array]:
-    """Load the trunk of an encoder that comes with the program."""
+    """Load the trunk of an encoder that is shipped with fseg_jax."""
     loaded = weights_file.load(find_shipped(name), dtype=jnp.dtype(dtype))
     card = EncoderCard.from_json(json.loads(loaded.metadata["card"]))
     return build_encoder(loaded.network, card)
 
 
-def torch_sides(torch: Any, run: Callable[..., Any], x: Any, compiled: bool) -> dict[str, Callable[[], Any]]:
-    """Prepare a function of torch's at each of its settings."""
+def prepare_torch_sides(
+    torch: Any, run: Callable[..., Any], x: Any, compiled: bool
+) -> dict[str, Callable[[], Any]]:
+    """Prepare calls of a torch function at each setting that this machine can run."""
     sides: dict[str, Callable[[], Any]] = {}
     for kind in ("eager", "compiled") if compiled else ("eager",):
         function = torch.compile(run) if kind == "compiled" else run
@@ -191,7 +219,7 @@ def torch_sides(torch: Any, run: Callable[..., Any], x: Any, compiled: bool) -> 
 
             try:
                 call()
-            except Exception as failure:  # no compiler on this machine
+            except Exception as failure:  # torch.compile needs a C++ compiler
                 print(f"torch {kind} {dtype}: {str(failure).splitlines()[0]}", flush=True)
                 continue
             sides[f"torch {kind} {dtype}"] = call
@@ -214,37 +242,42 @@ def count_multiplications(torch: Any, net: Any, side: int) -> int:
 
 
 def build_stains(torch: Any) -> Callable[[Any], Any]:
-    """Build ``classical.encode_stains`` in torch, of images (B, 3, H, W) in [0, 1]."""
+    """Build ``classical.encode_stains`` in torch, for images (B, 3, H, W) in [0, 1]."""
     pool, pad = torch.nn.functional.avg_pool2d, torch.nn.functional.pad
     unmixing, maximum = torch.tensor(UNMIXING), torch.tensor(MAX_DENSITY).reshape(1, 2, 1, 1)
 
-    def energy(d: Any) -> Any:
+    def compute_edges(d: Any) -> Any:
         p = pad(d, (1, 1, 1, 1), mode="replicate")
         dy, dx = (p[:, :, 2:, 1:-1] - p[:, :, :-2, 1:-1]) / 2, (p[:, :, 1:-1, 2:] - p[:, :, 1:-1, :-2]) / 2
         return torch.sqrt(dy * dy + dx * dx + 1e-8)
 
-    def features(x: Any) -> Any:
+    def encode(x: Any) -> Any:
         density = torch.einsum("bchw,cs->bshw", -torch.log10(x.clamp(min=1 / 255)), unmixing).relu()
         position = (density / maximum).clamp(max=1) * (BINS - 1)
         histograms = [pool((1 - (position - center).abs()).relu(), STRIDE) for center in range(BINS)]
-        fine, coarse = pool(energy(density), STRIDE), pool(energy(pool(density, 4)), STRIDE // 4)
-        stained = torch.stack(histograms, 2).flatten(1, 2)
-        out = pad(torch.cat([stained, 4 * fine, 4 * coarse], 1), (1, 1, 1, 1), mode="replicate")
+        fine, coarse = (
+            pool(compute_edges(density), STRIDE),
+            pool(compute_edges(pool(density, 4)), STRIDE // 4),
+        )
+        stains = torch.stack(histograms, 2).flatten(1, 2)
+        out = pad(torch.cat([stains, 4 * fine, 4 * coarse], 1), (1, 1, 1, 1), mode="replicate")
         out = 0.25 * out[:, :, :-2] + 0.5 * out[:, :, 1:-1] + 0.25 * out[:, :, 2:]
         return 0.25 * out[..., :-2] + 0.5 * out[..., 1:-1] + 0.25 * out[..., 2:]
 
-    return features
+    return encode
 
 
 def build_trunk(torch: Any) -> Any:
-    """Build he-small's trunk in torch, folded: the same convolutions, which take all of the time."""
+    """Build he-small's trunk in torch with its norms folded, for its speed alone: weights are random."""
     from fseg_jax.pretraining.simclr import TRUNK
 
     assert TRUNK.patches and TRUNK.block == "basic"
     nn: Any = torch.nn
-    base: type = nn.Module
+    base: type = nn.Module  # a name of its own: mypy runs without torch
 
     class Block(base):
+        """A basic residual block."""
+
         def __init__(self, before: int, after: int, stride: int) -> None:
             super().__init__()
             self.first = nn.Conv2d(before, after, 3, stride, 1)
@@ -253,6 +286,7 @@ def build_trunk(torch: Any) -> Any:
             self.shortcut = nn.Identity() if keeps_shape else nn.Conv2d(before, after, 1, stride)
 
         def forward(self, x: Any) -> Any:
+            """Compute the output."""
             return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
 
     parts: list[Any] = [nn.PixelUnshuffle(4), nn.Conv2d(48, TRUNK.stem_channels, 3, 1, 1), nn.ReLU()]
@@ -270,7 +304,7 @@ def build_trunk(torch: Any) -> Any:
 @click.option("--no-compile", is_flag=True, help="Leave torch.compile out.")
 def main(names: tuple[str, ...], tiny: bool, no_compile: bool) -> None:
     """Measure the architectures whose titles contain NAMES, or all."""
-    if absent("torch") or absent("timm"):
+    if is_missing("torch") or is_missing("timm"):
         return
     rows: list[dict[str, Any]] = []
     for title, peer in PEERS.items():
@@ -278,14 +312,14 @@ def main(names: tuple[str, ...], tiny: bool, no_compile: bool) -> None:
             continue
         peer = peer._replace(batch=1) if tiny else peer
         rows.append(compare(title, peer, 1 if tiny else REPEATS, compiled=not (tiny or no_compile)))
-        save("encoders", rows, tiny=tiny)  # after each: the largest take minutes
+        save_result("encoders", rows, tiny=tiny)  # after each architecture: the largest take minutes
     if tiny or not names or "he-small" in names:
         rows += (
             compare_he_small(1, False, side=64, batch=1)
             if tiny
             else compare_he_small(REPEATS, not no_compile)
         )
-    save("encoders", rows, tiny=tiny)
+    save_result("encoders", rows, tiny=tiny)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How well F-SEG segments glands in EBHI-Seg, and what the factorization buys: the table in results/.
+"""Evaluate F-SEG on the glands of EBHI-Seg, with and without factorization; write the table in results/.
 
     FSEG_DATA=/path/to/data python -m benchmarks.evaluate_ebhi [K ...]
 
 ``$FSEG_DATA/ebhi`` holds EBHI-Seg (Shi et al. 2023, figshare 21540159, CC BY 4.0) as CLASS/images and
-CLASS/masks. Only the encoders ``he-small`` and ``classical`` need no download, so only they are here; others
-are given to ``fseg evaluate``. No image of the test cases was among those that he-small was trained on.
+CLASS/masks. The encoders are ``he-small`` and ``classical``, which need no download; ``fseg evaluate`` takes
+others. he-small was not trained on images of the test cases.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.examples import examples
+from benchmarks.examples import find_examples
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.evaluation.data.layouts import open_dataset
@@ -36,17 +36,18 @@ RESULT_NAMES = {
 @click.command()
 @click.argument("k", nargs=-1, type=click.IntRange(2))
 def main(k: tuple[int, ...]) -> None:
+    """Evaluate with K centres (16, 32, 64, 128 and 256 by default)."""
     started = time.time()
 
-    def progress(phase: str, done: int, total: int) -> None:
+    def print_progress(phase: str, done: int, total: int) -> None:
         if done == total or phase.startswith("cluster"):
             print(f"{time.time() - started:7.0f} s  {phase}: {done} of {total}", flush=True)
 
-    dataset = open_dataset(examples() / "ebhi")
+    dataset = open_dataset(find_examples() / "ebhi")
     settings = EvaluationSettings(k=k or (16, 32, 64, 128, 256), same_split=True, panels=0)
     with tempfile.TemporaryDirectory() as folder:
         encoders = [load_encoder("he-small"), classical()]
-        evaluate_fseg(dataset, encoders, settings, out=Path(folder), progress=progress)
+        evaluate_fseg(dataset, encoders, settings, out=Path(folder), progress=print_progress)
         for name, result_name in RESULT_NAMES.items():
             shutil.copyfile(Path(folder) / name, RESULTS / result_name)
 

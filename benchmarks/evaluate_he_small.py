@@ -1,12 +1,12 @@
-"""Is ``he-small`` better than what it is made of? Macro F1 by matching on what it was not trained on.
+"""Evaluate ``he-small`` beside its parts: macro F1 by matching, on images that it was not trained on.
 
     FSEG_DATA=... python -m benchmarks.evaluate_he_small [ENCODER [bcss] [ebhi]]
 
-Beside it stand a network of the same shape that was not trained (its norms' statistics are of the training
-images), the classical encoder, and, in every table, tokens without factorization. The data: the held-out
-cases of EBHI-Seg (gland or not; every third image of the other cases teaches the matching), and BCSS (tumour
-or not), of which nothing was trained on: three regions of three patients, cut into squares of 128 µm; two
-regions teach centres and matching, the third is tested, and the three tests are pooled. Results go to
+The others are an untrained network of the same shape (the statistics of its norms are of the training
+images), the classical encoder, and, in every table, tokens without factorization. Data: the held-out cases of
+EBHI-Seg (gland or not), where every third image of the other cases fits the matching; and BCSS (tumour or
+not), on which nothing was trained: three regions of three patients, cut into squares of 128 µm. Two regions
+fit centres and matching, the third is tested, and the three tests are pooled. Results go to
 ``benchmarks/results/he_small_*``.
 """
 
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from benchmarks.examples import examples
+from benchmarks.examples import find_examples
 from benchmarks.he_small_manifest import main as write_manifest
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.encoders.classical import classical
@@ -46,13 +46,13 @@ from fseg_jax.slides.reader import open_slide
 
 RESULTS = Path(__file__).parent / "results"
 K, STARTS = (32, 64), 3
-STAINS = 0.5  # as he-small was made
+STAINS = 0.5  # weight of the stain features, as in he-small
 SQUARE = 512  # pixels of BCSS, at 0.25 µm
-CALIBRATION = 30  # steps without learning, after which a running statistic is 96 % of these images'
+CALIBRATION = 30  # steps without learning; a running statistic is then 96 % of these images'
 
 
-def untrained(like: Encoder, folder: Path) -> Encoder:
-    """A network of the same shape at the start of its training, normed by the same images."""
+def build_untrained(like: Encoder, folder: Path) -> Encoder:
+    """Build an encoder of the same shape with random weights; its norms are calibrated on training images."""
     write_manifest(str(folder / "manifest.csv"))
     geometry, settings = Geometry(side=96), Settings(steps=CALIBRATION, pairs=32, learning_rate=1e-12, seed=1)
     fields = []
@@ -73,10 +73,10 @@ def untrained(like: Encoder, folder: Path) -> Encoder:
     return load_trained(path)
 
 
-def bcss_squares(source: Path, out: Path) -> list[Dataset]:
-    """BCSS's regions as squares, each its own case: a dataset for each region that is tested.
+def cut_bcss(source: Path, out: Path) -> list[Dataset]:
+    """Cut the regions of BCSS into squares, each a case; return a dataset for each tested region.
 
-    Those that teach overlap by half, so that there are more of them than centres.
+    Training squares overlap by half, so that they outnumber the centres.
     """
     regions = sorted((source / "images").glob("*.jpg"))
     datasets = []
@@ -102,76 +102,79 @@ def bcss_squares(source: Path, out: Path) -> list[Dataset]:
     return datasets
 
 
-def thinned(dataset: Dataset) -> Dataset:
-    """A dataset with every third of its training images."""
+def thin_training(dataset: Dataset) -> Dataset:
+    """Return a dataset with every third of its training images."""
     train = [n for n, item in enumerate(dataset.items) if item.split == "train"]
-    kept = sorted({*range(len(dataset.items))} - {*train} | {*train[::3]})
-    return replace(dataset, items=tuple(dataset.items[n] for n in kept), pixels=dataset.pixels[kept])
+    indices = sorted({*range(len(dataset.items))} - {*train} | {*train[::3]})
+    return replace(dataset, items=tuple(dataset.items[n] for n in indices), pixels=dataset.pixels[indices])
 
 
-def table(folds: list[list[EvaluationRow]], names: list[str]) -> list[dict[str, Any]]:
-    """Pool the tests of every segmentation over the folds, with the first encoder's lead over the others."""
+def pool_folds(folds: list[list[EvaluationRow]], names: list[str]) -> list[dict[str, Any]]:
+    """Pool the tests of every segmentation over the folds, and compare the first encoder with the others."""
 
-    def key(row: EvaluationRow) -> tuple[Any, ...]:
+    def get_key(row: EvaluationRow) -> tuple[Any, ...]:
         return row.encoder, row.k, MODE_NAMES[row.mode], row.centers, row.protocol
 
     pooled = {
-        key(row): np.concatenate([next(r for r in rows if key(r) == key(row)).matrices for rows in folds], 1)
+        get_key(row): np.concatenate(
+            [next(r for r in rows if get_key(r) == get_key(row)).matrices for rows in folds], 1
+        )
         for row in folds[0]
     }
     lines = []
-    for (encoder, *how), matrices in pooled.items():
+    for (encoder, *setting), matrices in pooled.items():
         line = dict(
-            zip(("encoder", "k", "segmentation", "centres of", "protocol"), (encoder, *how), strict=True)
+            zip(("encoder", "k", "segmentation", "centres of", "protocol"), (encoder, *setting), strict=True)
         )
-        each = metrics.macro_f1(matrices.sum(1))
+        scores = metrics.macro_f1(matrices.sum(1))
         line |= {
-            "f1": float(each.mean()),
+            "f1": float(scores.mean()),
             "interval": metrics.bootstrap(metrics.macro_f1, matrices),
-            "spread over starts": float(each.std(ddof=1)),
+            "spread over starts": float(scores.std(ddof=1)),
         }
         if encoder == names[0]:
             for other in names[1:]:
-                line[f"above {other}"] = compare_f1(matrices, pooled[other, *how], seed=0)
+                line[f"above {other}"] = compare_f1(matrices, pooled[other, *setting], seed=0)
         lines.append(line)
     return lines
 
 
-def told(title: str, text: str, lines: list[dict[str, Any]], names: list[str]) -> str:
-    """The table for people."""
+def format_page(title: str, text: str, lines: list[dict[str, Any]], names: list[str]) -> str:
+    """Format the pooled results as a page of Markdown."""
 
-    def cells(line: dict[str, Any]) -> list[str]:
+    def format_cells(line: dict[str, Any]) -> list[str]:
         out = [str(line[name]) for name in ("encoder", "k", "segmentation", "centres of")]
         out += ["balanced" if line["protocol"].startswith("balanced") else "plain"]
         out += [format_with_interval(line["f1"], line["interval"]), f"{line['spread over starts']:.3f}"]
         for other in names[1:]:
-            above = line.get(f"above {other}")
-            out.append(format_with_interval(above[0], above[1], "+.3f") if above else "")
+            lead = line.get(f"above {other}")
+            out.append(format_with_interval(lead[0], lead[1], "+.3f") if lead else "")
         return out
 
     head = ["encoder", "k", "segmentation", "centres of", "matching", "macro F1", "±"]
     head += [f"{names[0]} above {other}" for other in names[1:]]
     return "\n".join(
-        [f"# {title}", "", text, "", *format_markdown_table(head, [cells(line) for line in lines]), ""]
+        [f"# {title}", "", text, "", *format_markdown_table(head, [format_cells(line) for line in lines]), ""]
     )
 
 
-def main(name: str = "he-small", *chosen: str) -> None:
-    data = examples()
+def main(name: str = "he-small", *short_names: str) -> None:
+    """Evaluate an encoder on the datasets, ``bcss`` and ``ebhi`` by default, and write the results."""
+    data = find_examples()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        ours = load_encoder(name)
-        encoders = [ours, untrained(ours, folder), classical()]
+        encoder = load_encoder(name)
+        encoders = [encoder, build_untrained(encoder, folder), classical()]
         names = [encoder.card.name for encoder in encoders]
         settings = EvaluationSettings(
             k=K, modes=("fixed",), protocols=("matching", "balanced matching"), starts=STARTS, panels=0
         )
-        for short in chosen or ("bcss", "ebhi"):
+        for short in short_names or ("bcss", "ebhi"):
             if short == "bcss":
-                datasets = bcss_squares(data / "bcss_tumour", folder / "bcss")
+                datasets = cut_bcss(data / "bcss_tumour", folder / "bcss")
                 title = "BCSS, tumour or not, one region tested by what two others teach"
             else:
-                datasets = [thinned(open_dataset(data / "ebhi"))]
+                datasets = [thin_training(open_dataset(data / "ebhi"))]
                 title = "EBHI-Seg, gland or not, held-out cases"
             folds = [
                 evaluate_fseg(
@@ -185,17 +188,17 @@ def main(name: str = "he-small", *chosen: str) -> None:
                 )
                 for fold, dataset in enumerate(datasets)
             ]
-            lines = table(folds, names)
-            tested = [item for dataset in datasets for item in dataset.items if item.split == "test"]
+            lines = pool_folds(folds, names)
+            tests = [item for dataset in datasets for item in dataset.items if item.split == "test"]
             text = (
-                f"`python -m benchmarks.evaluate_he_small {name} {short}`: {len(tested)} test images of "
-                f"{len({item.case for item in tested})} cases, {STARTS} starts of k-means. Brackets: 95 % "
+                f"`python -m benchmarks.evaluate_he_small {name} {short}`: {len(tests)} test images of "
+                f"{len({item.case for item in tests})} cases, {STARTS} starts of k-means. Brackets: 95 % "
                 "bootstrap intervals over the cases, those of differences of the same resampled cases; ±: "
                 "standard deviation over the starts."
             )
             if short == "bcss":
                 text += " A case is a square: three patients say little about others."
-            page = told(title, text, lines, names)
+            page = format_page(title, text, lines, names)
             (RESULTS / f"he_small_{short}.md").write_text(page)
             record = {**made_with().to_json(), "device": jax.devices()[0].device_kind, "rows": lines}
             record |= {"encoders": {e.card.name: e.card.weights_hash for e in encoders}}

@@ -1,13 +1,13 @@
-"""How well few clicks find the tumour in mosaics of real tiles: SIC's experiment, and the table in results/.
+"""Evaluate SIC: run its experiment of few clicks on mosaics of real tiles, and write the table in results/.
 
     FSEG_DATA=/path/to/data python -m benchmarks.evaluate_sic [--encoder NAME,...]
 
-``make_mosaics.py`` says what the slides are. ``classical`` is the encoder that needs no download; others have
-their weights from the cache or the hub, or from ``--weights NAME=FILE``. Embeddings are kept in ``--work``
-where it is given, so that another encoder can be added without embedding the first ones again.
+``make_mosaics.py`` describes the slides. The encoder ``classical`` needs no download; others take their
+weights from the cache, the hub, or ``--weights NAME=FILE``. Embeddings stay in the folder ``--work`` if it is
+given, and are not computed again when another encoder is added.
 
-``he-small`` was trained, without labels, on EBHI-Seg's tiles too, but for a third of its cases. A mosaic is
-one case; so beside the table of all mosaics there is one of those of the cases held out.
+``he-small`` was trained, without labels, on two thirds of EBHI-Seg's cases. A mosaic is of one case: a second
+table is of the held-out cases alone.
 """
 
 import csv
@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.examples import examples
+from benchmarks.examples import find_examples
 from benchmarks.make_mosaics import write_mosaics
 from fseg_jax.cli.evaluate import load_encoders
 from fseg_jax.cli.options import weights_option
@@ -38,17 +38,17 @@ RESULT_NAMES = {
 }
 
 
-def held_out(ebhi: Path, slides: Path) -> str:
-    """The table of the mosaics of held-out cases alone, from the experiment's line for every run."""
+def format_held_out(ebhi: Path, slides: Path) -> str:
+    """Format the table of held-out cases, from the experiment's CSV file of runs on slides."""
     items = open_dataset(ebhi).items
     cases = {f"mosaic-{item.case}" for item in items if item.split == "test"}
     with slides.open(encoding="utf-8", newline="") as file:
         runs = [run for run in csv.DictReader(file) if run["slide"] in cases]
     lines, names = [], sorted({run["slide"] for run in runs})
     for encoder, clicks in dict.fromkeys((run["encoder"], run["clicks"]) for run in runs):
-        each = [run for run in runs if (run["encoder"], run["clicks"]) == (encoder, clicks)]
+        selection = [run for run in runs if (run["encoder"], run["clicks"]) == (encoder, clicks)]
         f1, single = (
-            np.array([[float(run[column]) for run in each if run["slide"] == name] for name in names])
+            np.array([[float(run[column]) for run in selection if run["slide"] == name] for name in names])
             for column in ("f1", "f1_one_pass")
         )
         cells = [f1.max(1), f1.mean(1), single.mean(1)]
@@ -72,22 +72,22 @@ def held_out(ebhi: Path, slides: Path) -> str:
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where mosaics are kept.")
 def main(encoders: tuple[str, ...], weights: tuple[str, ...], work: Path | None) -> None:
     """Make the mosaics, run the experiment, and write benchmarks/results/sic_mosaics.*."""
-    loaded = load_encoders(encoders, weights, "float32")
+    loaded_encoders = load_encoders(encoders, weights, "float32")
     with tempfile.TemporaryDirectory() as temporary:
         folder = work or Path(temporary)
         slides = folder / "ebhi-seg-mosaics"
         if not slides.exists():
             part = folder / "ebhi-seg-mosaics.part"
             shutil.rmtree(part, ignore_errors=True)
-            for path in write_mosaics(examples() / "ebhi", part):
+            for path in write_mosaics(find_examples() / "ebhi", part):
                 click.echo(path.name)
             part.rename(slides)
         with show_progress(1) as progress:
-            evaluate_sic(slides, loaded, out=folder / "out", overwrite=True, progress=progress)
+            evaluate_sic(slides, loaded_encoders, out=folder / "out", overwrite=True, progress=progress)
         for name, result_name in RESULT_NAMES.items():
             shutil.copyfile(folder / "out" / name, RESULTS / result_name)
         with (RESULTS / RESULT_NAMES["results.md"]).open("a", encoding="utf-8") as file:
-            file.write(held_out(examples() / "ebhi", folder / "out" / "slides.csv"))
+            file.write(format_held_out(find_examples() / "ebhi", folder / "out" / "slides.csv"))
     click.echo(RESULTS / "sic_mosaics.md")
 
 

@@ -1,10 +1,10 @@
-"""What grows with what? Time and memory against the area of a slide, the tiles, k and the slides.
+"""Measure how time and memory grow with the area of a slide, with k and with the number of slides.
 
     FSEG_DATA=... python -m benchmarks.growth [--tiny]
 
-``fseg segment`` and ``fseg cohort`` in processes of their own, on slides made by ``benchmarks.make_slide``;
-peak memory is the process's resident maximum. The exponents are those of power laws through the points: 1 is
-linear, and memory should be near 0.
+``fseg segment`` and ``fseg cohort`` run in processes of their own, on slides made by
+``benchmarks.make_slide``. Peak memory is the resident maximum of the process. Exponents are of power laws
+fitted to the points: 1 is linear; that of memory should be near 0.
 """
 
 import os
@@ -20,15 +20,15 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.examples import examples
-from benchmarks.make_slide import made_slide
-from benchmarks.measure import OURS, Timing, row, save
+from benchmarks.examples import find_examples
+from benchmarks.make_slide import make_slide_in_process
+from benchmarks.measure import OURS, Timing, report_row, save_result
 
 SIDES, SMALL, CLUSTERS, SLIDES = (10_000, 20_000, 40_000), 5_000, (16, 64, 256), (4, 8, 16)
 
 
-def measured(arguments: Sequence[str]) -> tuple[float, float]:
-    """Wall seconds and peak memory in MB of an ``fseg`` command."""
+def measure_command(arguments: Sequence[str]) -> tuple[float, float]:
+    """Run an ``fseg`` command; return its wall seconds and peak memory in MB."""
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "fseg_jax", *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -38,42 +38,47 @@ def measured(arguments: Sequence[str]) -> tuple[float, float]:
     return time.perf_counter() - begin, usage.ru_maxrss * unit / 1e6
 
 
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Fit a power law and return its exponent."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def line(
-    what: str, unit: str, sizes: Sequence[float], found: Sequence[tuple[float, float]]
+def report_growth(
+    title: str, unit: str, sizes: Sequence[float], costs: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    times, memory = zip(*found, strict=True)
-    return row(
-        what,
+    """Report wall seconds and peak MB at each size, and their exponents."""
+    times, memory = zip(*costs, strict=True)
+    return report_row(
+        title,
         unit,
         float(sizes[-1]),
-        {OURS: Timing.of(times[-1:], times[-1])},
+        {OURS: Timing.from_repeats(times[-1:], times[-1])},
         sizes=[float(size) for size in sizes],
         wall_s=[round(value, 2) for value in times],
         peak_mb=[round(value) for value in memory],
-        time_exponent=round(exponent(sizes, times), 2),
-        memory_exponent=round(exponent(sizes, memory), 2),
+        time_exponent=round(fit_exponent(sizes, times), 2),
+        memory_exponent=round(fit_exponent(sizes, memory), 2),
     )
 
 
 @click.command()
 @click.option("--tiny", is_flag=True, help="Sizes that only show that it runs.")
 def main(tiny: bool) -> None:
-    source = examples() / "slides" / "CMU-1-Small-Region.svs"
+    """Measure growth with the area, with k and with the slides."""
+    source = find_examples() / "slides" / "CMU-1-Small-Region.svs"
     sides, small = ((600, 900), 600) if tiny else (SIDES, SMALL)
     clusters, slides = ((2, 3), (1, 2)) if tiny else (CLUSTERS, SLIDES)
     encoder = ("--encoder", "classical") if tiny else ()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        made = {side: made_slide(source, folder / f"{side}.tif", side) for side in {small, *sides}}
+        paths = {
+            side: make_slide_in_process(source, folder / f"{side}.tif", side) for side in {small, *sides}
+        }
 
         def segment(side: int, k: int) -> tuple[float, float]:
             out = ["-o", str(folder / f"out-{side}-{k}"), "--overwrite"]
-            return measured(["segment", str(made[side]), *out, "--k", str(k), *encoder])
+            return measure_command(["segment", str(paths[side]), *out, "--k", str(k), *encoder])
 
         for k in clusters:
             segment(small, k)  # fills the compilation cache
@@ -81,19 +86,19 @@ def main(tiny: bool) -> None:
         by_k = [segment(small, k) for k in clusters]
         by_slides = []
         for count in slides:
-            listed = folder / f"slides-{count}"
-            listed.mkdir()
+            cohort = folder / f"slides-{count}"
+            cohort.mkdir()
             for number in range(count):
-                (listed / f"slide-{number}.tif").symlink_to(made[small])
+                (cohort / f"slide-{number}.tif").symlink_to(paths[small])
             out = folder / f"cohort-{count}"
-            book = ("--codebook", "he-small", "--k", "16") if not tiny else ("--k", "2")
-            by_slides.append(measured(["cohort", str(listed), "-o", str(out), *book, *encoder]))
+            codebook = ("--codebook", "he-small", "--k", "16") if not tiny else ("--k", "2")
+            by_slides.append(measure_command(["cohort", str(cohort), "-o", str(out), *codebook, *encoder]))
     rows = [
-        line("area of a slide", "pixels/s", [side**2 for side in sides], by_area),
-        line(f"k, {small}² pixels", "k/s", clusters, by_k),
-        line(f"slides of {small}² pixels", "slides/s", slides, by_slides),
+        report_growth("area of a slide", "pixels/s", [side**2 for side in sides], by_area),
+        report_growth(f"k, {small}² pixels", "k/s", clusters, by_k),
+        report_growth(f"slides of {small}² pixels", "slides/s", slides, by_slides),
     ]
-    save("growth", rows, tiny=tiny)
+    save_result("growth", rows, tiny=tiny)
 
 
 if __name__ == "__main__":

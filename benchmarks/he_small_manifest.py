@@ -1,24 +1,23 @@
-"""Write the manifest of what ``he-small`` is trained on: open H&E.
+"""Write the manifest of the open H&E images that ``he-small`` is trained on.
 
 A third of EBHI-Seg's cases and all of BCSS are left out.
 
     FSEG_DATA=... python -m benchmarks.he_small_manifest he-small.csv
     FSEG_DATA=... python -m benchmarks.he_small_manifest he-small-codebook.csv 6
 
-The second, with every sixth image of EBHI-Seg so that colon does not fill it, is what its codebook is fitted
-on.
-µm per pixel are given where a file does not say: by the sources' magnifications, and for EBHI-Seg and the
-oral fields, which were reduced, by the size of nuclei.
+The second manifest is for fitting the codebook; it has every sixth image of EBHI-Seg, so that colon does not
+dominate. µm per pixel are given for files without them: from the magnification of the source, and for
+EBHI-Seg and the oral fields, which were reduced in size, from the size of nuclei.
 """
 
 import csv
 import sys
 from pathlib import Path
 
-from benchmarks.examples import examples
+from benchmarks.examples import find_examples
 from fseg_jax.evaluation.data.layouts import open_dataset
 
-# Site (what is balanced), files, µm per pixel.
+# Site (training is balanced over sites), files, µm per pixel (empty: the file's own).
 SOURCES = (
     ("oral", "oral/*/*_400x*", 1.0),
     ("oral_originals", "oral_originals/*.jpg", 0.15),
@@ -31,7 +30,8 @@ SOURCES = (
 
 
 def main(out: str, every: str = "1") -> None:
-    data = examples()
+    """Write the manifest, with every n-th training image of EBHI-Seg."""
+    data = find_examples()
     rows = [(site, path, mpp) for site, pattern, mpp in SOURCES for path in sorted(data.glob(pattern))]
     ebhi = open_dataset(data / "ebhi")
     train = [item for item in ebhi.items if item.split == "train"]

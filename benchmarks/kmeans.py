@@ -1,11 +1,11 @@
-"""Is k-means faster, to the same inertia? 50,000 × 1024 tokens, k = 16, 64, 256.
+"""Measure the speed of k-means at equal inertia: 50,000 × 1024 tokens, k = 16, 64, 256.
 
     python -m benchmarks.kmeans [--tiny]
 
-Beside scikit-learn (Lloyd, Elkan, and mini-batch), faiss and ott (``ott.tools.k_means``), all from the same
-first centres for as many iterations, or until nothing changes (scikit-learn, ott and ours). The inertia of
-each is compared in the same run; ott's, which is JAX as ours is, must be the same to 1e-6.
-``benchmarks/kmeans_scale.py`` has 2.2 million.
+The peers are scikit-learn (Lloyd, Elkan and mini-batch), faiss and ott (``ott.tools.k_means``). All start
+from the same centres and run the same number of iterations, or until nothing changes (scikit-learn, ott and
+ours). Inertias are compared in the same run; that of ott, which is in JAX as ours is, must agree to 1e-6.
+``benchmarks/kmeans_scale.py`` clusters 2.2 million.
 """
 
 import warnings
@@ -19,23 +19,32 @@ import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from benchmarks.measure import OURS, REPEATS, absent, cores, interleaved, matrix_rate, row, save
+from benchmarks.measure import (
+    OURS,
+    REPEATS,
+    count_cores,
+    is_missing,
+    measure_matrix_rate,
+    report_row,
+    save_result,
+    time_interleaved,
+)
 from fseg_jax.numerics import kmeans
 
 ROWS, CHANNELS, ITERATIONS = 50_000, 1024, 20
-TARGET, SAME = 1.5, 1e-3
-SAME_OTT = 1e-6
+TARGET = 1.5  # times as fast as the best peer
+TOLERANCE, TOLERANCE_OTT = 1e-3, 1e-6  # relative, of the inertia
 
 
-def tokens(n: int, c: int) -> np.ndarray:
-    """Draw a mixture of 100 sorts of tissue that overlap."""
+def draw_tokens(n: int, c: int) -> np.ndarray:
+    """Draw tokens, float32 (n, c), of 100 overlapping groups."""
     r = np.random.default_rng(0)
     centers = r.normal(size=(100, c)).astype(np.float32)
     X = r.standard_normal((n, c), np.float32)
     return X + 0.5 * centers[r.integers(0, len(centers), n)]
 
 
-def inertia(X: np.ndarray, centers: np.ndarray) -> float:
+def compute_inertia(X: np.ndarray, centers: np.ndarray) -> float:
     """Sum the squared distances of the points to their nearest centres, in float64."""
     total = 0.0
     centers = centers.astype(np.float64)
@@ -47,76 +56,86 @@ def inertia(X: np.ndarray, centers: np.ndarray) -> float:
 
 
 def compare(k: int, n: int, c: int, repeats: int) -> dict[str, Any]:
-    """Race ours and the peers from one start, and compare their inertias."""
-    X = tokens(n, c)
+    """Time all sides from the same start, and compare their inertias.
+
+    Raises:
+        SystemExit: our inertia is above a peer's.
+    """
+    X = draw_tokens(n, c)
     start = X[np.random.default_rng(k).choice(n, k, replace=False)]
     device, first = jnp.asarray(X), jnp.asarray(start)
     centers: dict[str, np.ndarray] = {}
 
-    def ours() -> None:
+    def fit_ours() -> None:
         result = kmeans.fit(
             device, k, key=jax.random.key(0), start=first, max_iterations=ITERATIONS, tolerance=0.0
         )
         centers[OURS] = np.asarray(result.centers)
 
-    def lloyd() -> None:
+    def fit_lloyd() -> None:
         model = KMeans(k, init=start, n_init=1, max_iter=ITERATIONS, tol=0, algorithm="lloyd").fit(X)
         centers["scikit-learn"] = model.cluster_centers_
 
-    def batches() -> None:
+    def fit_mini_batches() -> None:
         model = MiniBatchKMeans(k, init=start, n_init=1, random_state=0).fit(X)
         centers["scikit-learn mini-batch"] = model.cluster_centers_
 
-    def elkan() -> None:
+    def fit_elkan() -> None:
         model = KMeans(k, init=start, n_init=1, max_iter=ITERATIONS, tol=0, algorithm="elkan").fit(X)
         centers["scikit-learn elkan"] = model.cluster_centers_
 
-    sides: dict[str, Callable[[], Any]] = {OURS: ours, "scikit-learn": lloyd, "scikit-learn elkan": elkan}
-    if not absent("faiss-cpu"):
+    sides: dict[str, Callable[[], Any]] = {
+        OURS: fit_ours,
+        "scikit-learn": fit_lloyd,
+        "scikit-learn elkan": fit_elkan,
+    }
+    if not is_missing("faiss-cpu"):
         import faiss
 
-        faiss.omp_set_num_threads(cores())
+        faiss.omp_set_num_threads(count_cores())
 
-        def by_faiss() -> None:
+        def fit_faiss() -> None:
             model = faiss.Kmeans(c, k, niter=ITERATIONS, max_points_per_centroid=n, min_points_per_centroid=1)
             model.train(X, init_centroids=start)
             centers["faiss"] = np.asarray(model.centroids)
 
-        sides["faiss"] = by_faiss
-    if not absent("ott-jax"):
+        sides["faiss"] = fit_faiss
+    if not is_missing("ott-jax"):
         from ott.tools import k_means
 
         @jax.jit
-        def ott_fit(X: jax.Array, start: jax.Array) -> jax.Array:
+        def run_ott(X: jax.Array, start: jax.Array) -> jax.Array:
             centroids: jax.Array = k_means.k_means(
                 X, k, init=lambda *_: start, n_init=1, tol=0.0, max_iterations=ITERATIONS
             ).centroids
             return centroids
 
-        def by_ott() -> None:
-            centers["ott"] = np.asarray(ott_fit(device, first))
+        def fit_ott() -> None:
+            centers["ott"] = np.asarray(run_ott(device, first))
 
-        sides["ott"] = by_ott
-    timings = interleaved(sides, repeats)
-    our_inertia = inertia(X, centers[OURS])
-    same = {name: our_inertia / inertia(X, result) for name, result in centers.items() if name != OURS}
-    if any(ratio > 1 + SAME for ratio in same.values()):
-        raise SystemExit(f"k = {k}: a higher inertia than another's: {same}")
-    unequal = [name for name in ("ott",) if abs(same.get(name, 1) - 1) > SAME_OTT]
-    # Mini-batch stops where it likes, at a higher inertia: told, but not raced.
-    quick = interleaved({"scikit-learn mini-batch": batches}, 1)["scikit-learn mini-batch"]
-    same["scikit-learn mini-batch"] = our_inertia / inertia(X, centers["scikit-learn mini-batch"])
-    return row(
+        sides["ott"] = fit_ott
+    timings = time_interleaved(sides, repeats)
+    our_inertia = compute_inertia(X, centers[OURS])
+    ratios = {
+        name: our_inertia / compute_inertia(X, result) for name, result in centers.items() if name != OURS
+    }
+    if any(ratio > 1 + TOLERANCE for ratio in ratios.values()):
+        raise SystemExit(f"k = {k}: a higher inertia than another's: {ratios}")
+    unequal = [name for name in ("ott",) if abs(ratios.get(name, 1) - 1) > TOLERANCE_OTT]
+    # Mini-batch k-means stops at a higher inertia: it is reported, but left out of the ratio.
+    mini_batch = time_interleaved({"scikit-learn mini-batch": fit_mini_batches}, 1)["scikit-learn mini-batch"]
+    ratios["scikit-learn mini-batch"] = our_inertia / compute_inertia(X, centers["scikit-learn mini-batch"])
+    return report_row(
         f"k-means, {ITERATIONS} iterations, k = {k}",
         "iterations/s",
         ITERATIONS,
         timings,
         target=TARGET,
-        limit=matrix_rate("float32") / (2 * n * c * k),
+        limit=measure_matrix_rate("float32") / (2 * n * c * k),
         limited_by="X·Cᵀ in float32",
         unequal=unequal,
-        inertia_over_theirs=same,
-        mini_batch_seconds=quick.median,
+        inertia_over_theirs=ratios,
+        mini_batch_seconds=mini_batch.median,
     )
 
 
@@ -126,7 +145,7 @@ def main(tiny: bool) -> None:
     """Compare k-means at three numbers of clusters."""
     warnings.simplefilter("ignore", ConvergenceWarning)
     size = (500, 16, 1) if tiny else (ROWS, CHANNELS, REPEATS)
-    save("kmeans", [compare(k, *size) for k in ((4,) if tiny else (16, 64, 256))], tiny=tiny)
+    save_result("kmeans", [compare(k, *size) for k in ((4,) if tiny else (16, 64, 256))], tiny=tiny)
 
 
 if __name__ == "__main__":

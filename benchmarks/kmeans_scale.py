@@ -1,17 +1,17 @@
-"""k-means at the paper's scale: 2.2 million × 1024 features, k = 16, 32, 64, 128 and 256, from disk.
+"""Cluster 2.2 million × 1024 features from disk, as many as the paper, with k = 16, 32, 64, 128 and 256.
 
     python benchmarks/kmeans_scale.py --folder SCRATCH
 
-The points are a planted mixture: 16 groups, each of which divides in two, four times over, so that every k
-has its own planted centres; float16, non-negative, shuffled. Points also scatter along the last division, so
-that its two halves overlap: one point in 44 lies beyond the middle. Values below 0 become 0, which alone
-moves 2 of the 256 planted centres a tenth of the way to the next and more (0.12).
+The points are a planted mixture: 16 groups, each divided in two, four times over, so that every k has planted
+centres of its own; float16, non-negative, shuffled. Points also scatter along the last division, so that its
+two halves overlap: one point in 44 is beyond the middle. Negative values become 0; this alone moves 2 of the
+256 planted centres by a tenth of the way to the next or more (0.12).
 
-Points are written to a Zarr array on disk (4.5 GB), which ``kmeans.streaming`` reads as it goes.
-scikit-learn's MiniBatchKMeans gets every point once, in batches. faiss gets the points that it would draw by
-itself, 256 a centre, for 25 iterations. Every inertia is of the centres on all the points, in float32. Times
-are of clustering alone: wall clock, and CPU seconds of this process, which is what to compare on a shared
-machine. Memory is the peak of the process up to the end of our fit. Needs scikit-learn, faiss-cpu and psutil.
+Points are written to a Zarr array on disk (4.5 GB), which ``kmeans.streaming`` reads in parts.
+MiniBatchKMeans of scikit-learn gets every point once, in batches. faiss gets 256 drawn points a centre, its
+own default, for 25 iterations. Every inertia is of the centres on all points, in float32. Times are of
+clustering alone: wall clock, and CPU seconds of this process, which are to be compared on a shared machine.
+Memory is the peak of the process up to the end of our fit. Needs scikit-learn, faiss-cpu and psutil.
 """
 
 import argparse
@@ -40,11 +40,11 @@ from fseg_jax.numerics.kmeans import streaming
 from fseg_jax.numerics.kmeans.shards import Points
 
 KS = (16, 32, 64, 128, 256)
-OFFSETS = (0.5, 0.32, 0.25, 0.2, 0.16)  # of each division, in a channel
-NOISE = 0.12  # of each point, in a channel
+OFFSETS = (0.5, 0.32, 0.25, 0.2, 0.16)  # of each division, standard deviation in a channel
+NOISE = 0.12  # of each point, standard deviation in a channel
 SPREAD = 0.5  # along the last division, as a share of the way from its middle to a half's centre
 CHUNK = 8192  # points read at once
-EPOCHS = 1  # how often MiniBatchKMeans gets every point
+EPOCHS = 1  # of MiniBatchKMeans
 
 
 class StoredRows:
@@ -59,7 +59,7 @@ class StoredRows:
 
 
 def plant(channels: int, rng: np.random.Generator) -> tuple[dict[int, np.ndarray], np.ndarray, np.ndarray]:
-    """Plant the centres of each k; return them, the shares of the 256, and their last division."""
+    """Draw the planted centres of each k; return them, the 256 groups' shares, and their last offsets."""
     centers = 2 + OFFSETS[0] * rng.standard_normal((16, channels))
     for offset in OFFSETS[1:]:
         step = offset * rng.standard_normal(centers.shape)
@@ -74,14 +74,14 @@ def plant(channels: int, rng: np.random.Generator) -> tuple[dict[int, np.ndarray
     return planted, shares, np.repeat(step, 2, axis=0)
 
 
-def make(folder: Path, n: int, channels: int) -> tuple[StoredRows, dict[int, np.ndarray]]:
-    """Write the points to a folder, unless they are there, and return them with the planted centres."""
+def write_points(folder: Path, n: int, channels: int) -> tuple[StoredRows, dict[int, np.ndarray]]:
+    """Write the points to a folder that lacks them; return them and the planted centres."""
     rng = np.random.default_rng(0)
     planted, shares, last = plant(channels, rng)
     leaves, last = planted[256].astype(np.float32), last.astype(np.float32)
-    done = folder / "points" / "done"
+    marker = folder / "points" / "done"
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder / 'points'}/"}}
-    if done.exists():
+    if marker.exists():
         return StoredRows(ts.open(spec, read=True).result()), planted
     store = ts.open(
         {
@@ -107,26 +107,26 @@ def make(folder: Path, n: int, channels: int) -> tuple[StoredRows, dict[int, np.
         X += leaves[leaf]
         X += SPREAD * rng.standard_normal((m, 1), np.float32) * last[leaf]
         store[start : start + m].write(np.maximum(X, 0).astype(np.float16)).result()
-    done.touch()
+    marker.touch()
     return StoredRows(store), planted
 
 
 def count_recovered(planted: np.ndarray, centers: np.ndarray) -> dict[str, float]:
-    """Count the planted centres that have a centre of their own within a tenth of the way to the next."""
+    """Count the planted centres that a centre of their own is near: a tenth of the way to the next."""
     apart = np.linalg.norm(planted[:, None] - planted[None], axis=-1)
     nearest = np.where(np.eye(len(planted), dtype=bool), np.inf, apart).min(1)
     distance = np.linalg.norm(planted[:, None] - centers[None].astype(np.float64), axis=-1)
     row, column = linear_sum_assignment(distance)
-    off = distance[row, column] / nearest
+    misses = distance[row, column] / nearest
     return {
-        "recovered": int((off < 0.1).sum()),
+        "recovered": int((misses < 0.1).sum()),
         "of": len(planted),
-        "largest_miss": round(float(off.max()), 4),
+        "largest_miss": round(float(misses.max()), 4),
     }
 
 
-def timed(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """Run a function; return its result, and the seconds that it took."""
+def time_call(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Run a function; return its result and its wall and CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = run()
     return result, {
@@ -135,42 +135,42 @@ def timed(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     }
 
 
-def parts(rows: StoredRows, size: int) -> Iterator[np.ndarray]:
+def read_parts(rows: StoredRows, size: int) -> Iterator[np.ndarray]:
     """Read the points in parts of one size, float32."""
     for start in range(0, rows.shape[0], size):
         yield rows[slice(start, min(start + size, rows.shape[0]))].astype(np.float32)
 
 
-def with_sklearn(rows: StoredRows) -> dict[int, np.ndarray]:
+def fit_sklearn(rows: StoredRows) -> dict[int, np.ndarray]:
     """Cluster with MiniBatchKMeans: every point once, in batches."""
     models = {k: MiniBatchKMeans(k, random_state=0, n_init=3, batch_size=CHUNK) for k in KS}
     for _ in range(EPOCHS):
-        for part in parts(rows, CHUNK):
+        for part in read_parts(rows, CHUNK):
             for model in models.values():
                 if len(part) >= model.n_clusters:
                     model.partial_fit(part)
     return {k: model.cluster_centers_ for k, model in models.items()}
 
 
-def with_faiss(rows: StoredRows) -> dict[int, np.ndarray]:
+def fit_faiss(rows: StoredRows) -> dict[int, np.ndarray]:
     """Cluster with faiss: 256 drawn points a centre."""
     rng = np.random.default_rng(0)
     n, channels = rows.shape
-    drawn = np.sort(rng.choice(n, min(n, 256 * max(KS)), replace=False))
+    indices = np.sort(rng.choice(n, min(n, 256 * max(KS)), replace=False))
     sample = np.concatenate(
-        [part[drawn[(drawn >= s) & (drawn < s + CHUNK)] - s] for s, part in zip(
-            range(0, n, CHUNK), parts(rows, CHUNK), strict=True)]
+        [part[indices[(indices >= s) & (indices < s + CHUNK)] - s] for s, part in zip(
+            range(0, n, CHUNK), read_parts(rows, CHUNK), strict=True)]
     )  # fmt: skip
-    out: dict[int, np.ndarray] = {}
+    centers: dict[int, np.ndarray] = {}
     for k in KS:
         model = faiss.Kmeans(channels, k, niter=25, seed=1, min_points_per_centroid=1)
         model.train(sample[rng.permutation(len(sample))[: 256 * k]])
-        out[k] = np.asarray(model.centroids)
-    return out
+        centers[k] = np.asarray(model.centroids)
+    return centers
 
 
 def main() -> None:
-    """Parse the command line, and measure in a folder of its own or the given one."""
+    """Parse the command line, and measure in the given folder or in a temporary one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_200_000)
     parser.add_argument("--channels", type=int, default=1024)
@@ -193,8 +193,8 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    """Cluster with all three, judge the centres on all points, and write the results."""
-    rows, planted = make(folder, arguments.rows, arguments.channels)
+    """Cluster with all three, compute every inertia on all points, and write the results."""
+    rows, planted = write_points(folder, arguments.rows, arguments.channels)
     print(f"{arguments.rows} × {arguments.channels} points in {folder}", flush=True)
     load = psutil.getloadavg()[0]
     passes: list[float] = []
@@ -203,29 +203,29 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         passes.append(time.perf_counter())
         print(f"pass {i}: shift {shift:.3g} of the threshold", flush=True)
 
-    def ours() -> dict[int, streaming.StreamResult]:
+    def fit_ours() -> dict[int, streaming.StreamResult]:
         return streaming.fit(rows, KS, key=jax.random.key(0), restarts=arguments.restarts, on_pass=on_pass)
 
-    results, our_time = timed(ours)
+    results, our_time = time_call(fit_ours)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"fseg_jax: {our_time}, {memory:.2f} GiB", flush=True)
     peers, peer_time = {}, {}
-    for name, run in (("MiniBatchKMeans", with_sklearn), ("faiss", with_faiss)):
-        peers[name], peer_time[name] = timed(partial(run, rows))
+    for name, run in (("MiniBatchKMeans", fit_sklearn), ("faiss", fit_faiss)):
+        peers[name], peer_time[name] = time_call(partial(run, rows))
         print(f"{name}: {peer_time[name]}", flush=True)
-    # The inertia of the peers is on all the points, as ours is.
-    whole = Points(rows, jax.devices(), planted[16].mean(0).astype(np.float32), spherical=False)
-    judged = {}
+    # Ours is the inertia on all points; compute the same for the peers, which saw some of them.
+    points = Points(rows, jax.devices(), planted[16].mean(0).astype(np.float32), spherical=False)
+    inertias = {}
     for name, centers in {**peers, "planted": planted}.items():
-        _, distances = whole.assign({k: c.astype(np.float32) for k, c in centers.items()}, KS)
-        judged[name] = dict(zip(KS, distances.sum(1, dtype=np.float64).tolist(), strict=True))
-        print(f"{name}: inertia {judged[name]}", flush=True)
-    of_k = {}
+        _, distances = points.assign({k: c.astype(np.float32) for k, c in centers.items()}, KS)
+        inertias[name] = dict(zip(KS, distances.sum(1, dtype=np.float64).tolist(), strict=True))
+        print(f"{name}: inertia {inertias[name]}", flush=True)
+    comparisons = {}
     for k in KS:
-        best = min(judged[name][k] for name in peers)
-        of_k[str(k)] = {
+        best = min(inertias[name][k] for name in peers)
+        comparisons[str(k)] = {
             "passes": results[k].iterations,
-            "inertia": {"fseg_jax": results[k].inertia, **{name: judged[name][k] for name in judged}},
+            "inertia": {"fseg_jax": results[k].inertia, **{name: inertias[name][k] for name in inertias}},
             "over_the_better_of_theirs": round(results[k].inertia / best, 6),
             "planted": {
                 "fseg_jax": count_recovered(planted[k], results[k].centers),
@@ -244,7 +244,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         "seconds": {"fseg_jax": our_time, **peer_time},
         "seconds_a_pass": round((passes[-1] - passes[0]) / max(1, len(passes) - 1), 1),
         "peak_resident_GiB": round(memory, 2),
-        "k": of_k,
+        "k": comparisons,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

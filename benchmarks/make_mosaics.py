@@ -1,17 +1,17 @@
-"""Build slides with known borders from real tiles: a mosaic of EBHI-Seg for each case that has both kinds.
+"""Make slides with known borders of tissue: a mosaic of EBHI-Seg's tiles for each case with both kinds.
 
     FSEG_DATA=/path/to/data python -m benchmarks.make_mosaics OUT
 
 ``$FSEG_DATA/ebhi`` holds EBHI-Seg (Shi et al. 2023, figshare 21540159, CC BY 4.0) as CLASS/images. OUT is
-laid out as DigestPath is: ``tissue-train-pos/mosaic-CASE.tif`` with ``mosaic-CASE_mask.png``, 255 where the
-tumour is.
+laid out like DigestPath: ``tissue-train-pos/mosaic-CASE.tif`` with ``mosaic-CASE_mask.png``, 255 in the
+tumour.
 
-A slide is one case, so that laboratory and stain tell little of the tissue (photographs of one case differ,
-too): its malignant tiles (adenocarcinoma, high-grade neoplasia) fill one wavy region, its benign ones
-(normal, polyp, low-grade neoplasia, serrated adenoma) the rest of a wavy piece of tissue on glass. Tiles are
-turned, mirrored and repeated until it is full. The regions' shares of the tissue go from 3 % to 60 % over the
-slides in equal ratios, dealt at random. EBHI-Seg does not say its µm per pixel: 0.5 is written, at which a
-tile is a little less than the paper's patch of 256 pixels.
+A slide has tiles of one case, so that laboratory and stain reveal little about the tissue (photographs of one
+case still differ). Malignant tiles (adenocarcinoma, high-grade neoplasia) fill one wavy region; benign ones
+(normal, polyp, low-grade neoplasia, serrated adenoma) fill the rest of a wavy piece of tissue on glass. Tiles
+are turned, mirrored and repeated to fill it. The tumour's share of the tissue goes from 3 % to 60 % over the
+slides in equal ratios, in random order. EBHI-Seg has no µm per pixel: 0.5 is written, at which a tile is a
+little smaller than the paper's patch of 256 pixels.
 """
 
 import re
@@ -24,31 +24,31 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from benchmarks.examples import examples
+from benchmarks.examples import find_examples
 
 MALIGNANT = ("Adenocarcinoma", "High-grade_IN")
 BENIGN = ("Normal", "Polyp", "Low-grade_IN", "Serrated_adenoma")
 MPP = 0.5
 SHARES = (0.03, 0.6)
 _GLASS = 243
-_EDGE = 2  # pixels of each tile's edge that are left out: the outermost are dark
+_EDGE = 2  # pixels cut from each side of a tile: the outermost are dark
 _TILE = 224 - 2 * _EDGE
 
 
 class Case(NamedTuple):
-    """One case's tiles of both kinds."""
+    """A case and the files of its tiles."""
 
     name: str
     benign: tuple[Path, ...]
     malignant: tuple[Path, ...]
 
 
-def cases(ebhi: Path, fewest: int) -> list[Case]:
-    """The cases that have at least so many tiles of each kind, by name."""
+def find_cases(ebhi: Path, fewest: int) -> list[Case]:
+    """Find the cases with at least ``fewest`` tiles of each kind, in order of their names."""
     tiles: dict[str, tuple[list[Path], list[Path]]] = {}
     for kind, classes in enumerate((BENIGN, MALIGNANT)):
         for path in sorted(path for c in classes for path in (ebhi / c / "images").iterdir()):
-            # The number is the case, whatever letters go before it.
+            # GT1-…, GTXC1-… and so on are of case 1.
             number = re.sub(r"^GT[A-Za-z]*", "", path.name).split("-")[0]
             tiles.setdefault(number, ([], []))[kind].append(path)
     return [
@@ -61,15 +61,19 @@ def cases(ebhi: Path, fewest: int) -> list[Case]:
 def write_mosaics(
     ebhi: Path, out: Path, *, size: tuple[int, int] = (2560, 3584), fewest: int = 4, seed: int = 0
 ) -> Iterator[Path]:
-    """Write every case's slide and mask, and yield the slides' paths. The seed decides everything."""
-    found = cases(ebhi, fewest)
-    if not found:
+    """Write the slide and mask of every case; yield the paths of the slides.
+
+    Raises:
+        click.UsageError: no case has ``fewest`` tiles of each kind.
+    """
+    cases = find_cases(ebhi, fewest)
+    if not cases:
         raise click.UsageError(f"{ebhi}: no case has {fewest} tiles of each kind")
     folder = out / "tissue-train-pos"
     folder.mkdir(parents=True, exist_ok=True)
-    shares = np.random.default_rng(seed).permutation(np.geomspace(*SHARES, len(found)))
-    for case, share in zip(found, shares.tolist(), strict=True):
-        image, mask = mosaic(case, size, share, np.random.default_rng([seed, int(case.name)]))
+    shares = np.random.default_rng(seed).permutation(np.geomspace(*SHARES, len(cases)))
+    for case, share in zip(cases, shares.tolist(), strict=True):
+        image, mask = draw_mosaic(case, size, share, np.random.default_rng([seed, int(case.name)]))
         path = folder / f"mosaic-{case.name}.tif"
         Image.fromarray(mask).save(path.with_name(f"{path.stem}_mask.png"))
         tifffile.imwrite(
@@ -86,31 +90,31 @@ def write_mosaics(
         yield path
 
 
-def mosaic(
+def draw_mosaic(
     case: Case, size: tuple[int, int], share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A slide, uint8 (height, width, 3), and its mask, uint8 (height, width), 255 where the tumour is.
+    """Draw a slide, uint8 (height, width, 3), and its mask, uint8 (height, width), 255 in the tumour.
 
-    The tumour is ``share`` of the tissue, to a pixel's row.
+    The tumour is ``share`` of the tissue.
     """
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     middle, half = np.array(size) / 2, np.array(size) / 2
-    tissue = _distance(y, x, middle, half * 0.8, rng) < 1
+    tissue = _measure_distance(y, x, middle, half * 0.8, rng) < 1
     centre = middle + rng.uniform(-0.45, 0.45, 2) * half
     radii = np.exp(rng.uniform(-0.25, 0.25)) ** np.array([1, -1])
-    distance = np.where(tissue, _distance(y, x, centre, radii, rng), np.inf)
-    # The distance that so much of the tissue is nearer than.
-    wanted = max(1, round(share * int(tissue.sum())))
-    tumour = distance <= np.partition(distance.reshape(-1), wanted - 1)[wanted - 1]
+    distance = np.where(tissue, _measure_distance(y, x, centre, radii, rng), np.inf)
+    # The tumour is the pixels of tissue nearest to its centre, as many as its share asks for.
+    area = max(1, round(share * int(tissue.sum())))
+    tumour = distance <= np.partition(distance.reshape(-1), area - 1)[area - 1]
     image = np.where(tumour[..., None], _fill(case.malignant, size, rng), _fill(case.benign, size, rng))
     image[~tissue] = _GLASS
     return image, np.where(tumour, 255, 0).astype(np.uint8)
 
 
-def _distance(
+def _measure_distance(
     y: np.ndarray, x: np.ndarray, centre: np.ndarray, radii: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """How far pixels are from a centre, in units of a wavy ellipse's radius there."""
+    """Measure how far pixels are from a centre, in radii of a wavy ellipse."""
     dy, dx = (y - centre[0]) / radii[0], (x - centre[1]) / radii[1]
     angle = np.arctan2(dy, dx)
     wave = sum(
@@ -121,7 +125,7 @@ def _distance(
 
 
 def _fill(tiles: tuple[Path, ...], size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A picture full of tiles in random order and orientation, each used as often as any other."""
+    """Fill a picture with tiles in random order and orientation, each used equally often."""
     inside = slice(_EDGE, -_EDGE)
     images = [np.asarray(Image.open(path).convert("RGB"))[inside, inside] for path in tiles]
     rows, columns = (-(-side // _TILE) for side in size)
@@ -141,7 +145,7 @@ def _fill(tiles: tuple[Path, ...], size: tuple[int, int], rng: np.random.Generat
 @click.option("--seed", default=0, show_default=True, help="of everything drawn at random")
 def main(out: Path, fewest: int, seed: int) -> None:
     """Write a mosaic slide with its mask to OUT for every case of EBHI-Seg that has both kinds of tile."""
-    for path in write_mosaics(examples() / "ebhi", out, fewest=fewest, seed=seed):
+    for path in write_mosaics(find_examples() / "ebhi", out, fewest=fewest, seed=seed):
         click.echo(path)
 
 

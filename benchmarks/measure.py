@@ -1,4 +1,4 @@
-"""How the benchmarks measure: both sides in turn, medians, the first call apart, and what the machine is."""
+"""Timing of the benchmarks' sides in turn, lines of results, and the description of the machine."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 5
-OURS = "fseg_jax"  # what the name of each of our sides begins with
+OURS = "fseg_jax"  # the names of our sides begin with this
 PACKAGES = (
     "fseg-jax",
     "jax",
@@ -39,7 +39,14 @@ PACKAGES = (
 
 
 class Timing(NamedTuple):
-    """Seconds: the median of the repeats, their extremes, and the first call, which compiles."""
+    """The seconds of a call.
+
+    Attributes:
+        median: of the repeats.
+        fastest: of the repeats.
+        slowest: of the repeats.
+        first: of the first call, which compiles.
+    """
 
     median: float
     fastest: float
@@ -47,36 +54,37 @@ class Timing(NamedTuple):
     first: float
 
     @classmethod
-    def of(cls, times: Sequence[float], first: float) -> "Timing":
+    def from_repeats(cls, times: Sequence[float], first: float) -> "Timing":
+        """Summarise the seconds of repeated calls."""
         return cls(float(np.median(times)), min(times), max(times), first)
 
 
-def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, Timing]:
-    """Time every side once, and then round after round, so that what slows the machine slows all of them."""
-    first = {name: seconds(run) for name, run in sides.items()}
-    rounds = [{name: seconds(run) for name, run in sides.items()} for _ in range(repeats)]
-    return {name: Timing.of([one[name] for one in rounds], first[name]) for name in sides}
+def time_interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, Timing]:
+    """Time every side once, then all sides in each round, so that load on the machine slows all of them."""
+    first = {name: measure_seconds(run) for name, run in sides.items()}
+    rounds = [{name: measure_seconds(run) for name, run in sides.items()} for _ in range(repeats)]
+    return {name: Timing.from_repeats([one[name] for one in rounds], first[name]) for name in sides}
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """What a call takes until what it returns is ready, and that."""
+def time_call(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds until the result of a call is ready, and the result."""
     begin = time.perf_counter()
     result = jax.block_until_ready(run())
     return time.perf_counter() - begin, result
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """What a call takes until what it returns is ready."""
-    return timed(run)[0]
+def measure_seconds(run: Callable[[], Any]) -> float:
+    """Return the seconds until the result of a call is ready."""
+    return time_call(run)[0]
 
 
-def cores() -> int:
-    """How many this process may use: as many threads get all peers."""
+def count_cores() -> int:
+    """Count the cores that this process may use; every peer gets as many threads."""
     return len(os.sched_getaffinity(0))
 
 
-def row(
-    what: str,
+def report_row(
+    title: str,
     unit: str,
     work: Mapping[str, float] | float,
     timings: Mapping[str, Timing],
@@ -85,62 +93,71 @@ def row(
     limit: float | None = None,
     limited_by: str = "",
     unequal: Sequence[str] = (),
-    **more: Any,
+    **extra: Any,
 ) -> dict[str, Any]:
-    """Print a line of a result and return it.
+    """Print a row of a result and return it.
 
-    The line holds ``work`` a call (of each side, or of all) over its time, our fastest side over the fastest
-    of the peers, and the rate that the machine would allow at most. ``unequal`` are the sides that did not
-    reach the same answer: they are shown, but not raced.
+    Args:
+        title: what was timed.
+        unit: of the rates.
+        work: units of work of a call, one number for all sides or one for each.
+        timings: by the name of the side; the names of our sides begin with ``OURS``.
+        target: ratio of our fastest side to the fastest peer that is to be reached.
+        limit: highest rate that the machine allows.
+        limited_by: what sets the limit.
+        unequal: peers that did not reach the same answer: shown, but left out of the ratio.
+        extra: further entries of the row.
     """
     each = dict.fromkeys(timings, work) if isinstance(work, int | float) else dict(work)
     rates = {name: each[name] / timing.median for name, timing in timings.items()}
     ours = max((name for name in rates if name.startswith(OURS)), key=rates.__getitem__)
     peers = [name for name in rates if not name.startswith(OURS) and name not in unequal]
     peer = max(peers, key=rates.__getitem__, default=None)
-    ratio = _short(rates[ours] / rates[peer]) if peer else None
-    told = ", ".join(f"{name} {_short(rate):g}" for name, rate in rates.items())
-    print(f"{what}: {told} {unit}" + (f"; {ratio:g} × {peer}" if peer else ""), flush=True)
+    ratio = _round(rates[ours] / rates[peer]) if peer else None
+    summary = ", ".join(f"{name} {_round(rate):g}" for name, rate in rates.items())
+    print(f"{title}: {summary} {unit}" + (f"; {ratio:g} × {peer}" if peer else ""), flush=True)
     return {
-        "what": what,
+        "what": title,
         "unit": unit,
-        "rates": {name: _short(rate) for name, rate in rates.items()},
-        "seconds": {name: [_short(value) for value in timing] for name, timing in timings.items()},
+        "rates": {name: _round(rate) for name, rate in rates.items()},
+        "seconds": {name: [_round(value) for value in timing] for name, timing in timings.items()},
         "ours": ours,
         "peer": peer,
         "ratio": ratio,
         "target": target,
-        "limit": limit and _short(limit),
+        "limit": limit and _round(limit),
         "limited_by": limited_by,
         "unequal": list(unequal),
-        "of_limit": _short(rates[ours] / limit) if limit else None,
-        **more,
+        "of_limit": _round(rates[ours] / limit) if limit else None,
+        **extra,
     }
 
 
-def save(question: str, rows: list[dict[str, Any]], *, tiny: bool, **more: Any) -> dict[str, Any]:
-    """Keep a result, unless it is of tiny sizes, as ``results/speed_QUESTION.json``."""
-    result = {"question": question, **machine(), **more, "rows": rows}
+def save_result(question: str, rows: list[dict[str, Any]], *, tiny: bool, **extra: Any) -> dict[str, Any]:
+    """Return a result, and write it to ``results/speed_QUESTION.json`` unless its sizes are tiny."""
+    result = {"question": question, **describe_machine(), **extra, "rows": rows}
     if not tiny:
         text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
         (RESULTS / f"speed_{question}.json").write_text(text, encoding="utf-8")
     return result
 
 
-def _commit() -> str:
-    """The code's; what the benchmarks write themselves does not count as a change of it."""
+def _describe_commit() -> str:
+    """Name the commit, with ``-dirty`` if tracked files other than the benchmarks' own results differ."""
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=RESULTS, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+    def run_git(*arguments: str) -> str:
+        process = subprocess.run(
+            ["git", *arguments], cwd=RESULTS, capture_output=True, text=True, check=False
+        )
+        return process.stdout.strip()
 
-    written = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)benchmarks/README.md")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *written)
-    return git("describe", "--always") + ("-dirty" if changed else "")
+    paths = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)benchmarks/README.md")
+    changes = run_git("status", "--porcelain", "--untracked-files=no", "--", *paths)
+    return run_git("describe", "--always") + ("-dirty" if changes else "")
 
 
-def machine() -> dict[str, Any]:
-    """What was measured on, with what, and when."""
+def describe_machine() -> dict[str, Any]:
+    """Describe the device, the versions of packages, the commit and the time of a measurement."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -149,40 +166,28 @@ def machine() -> dict[str, Any]:
             continue
     return {
         "device": jax.devices()[0].device_kind,
-        "processor": _processor(),
-        "cores": cores(),
+        "processor": _read_processor(),
+        "cores": count_cores(),
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
         "versions": versions,
-        "commit": _commit(),
+        "commit": _describe_commit(),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 @cache
-def matrix_rate(dtype: str) -> float:
-    """Measure the operations a second of a large product, the limit of what is bound by products.
-
-    Operands have the dtype; sums are float32.
-    """
+def measure_matrix_rate(dtype: str) -> float:
+    """Measure the operations a second of a large matrix product, operands of a dtype, sums float32."""
     side = 1536 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((side, side), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     jax.block_until_ready(product(a))
-    return 2 * side**3 / min(seconds(lambda: product(a)) for _ in range(7))
+    return 2 * side**3 / min(measure_seconds(lambda: product(a)) for _ in range(7))
 
 
-@cache
-def memory_rate() -> float:
-    """Bytes a second that are read and written by copying what no cache holds."""
-    a = jnp.ones((64 if jax.default_backend() == "cpu" else 1024) * 1024 * 1024, jnp.float32)
-    copy = jax.jit(lambda a: a + 1)
-    jax.block_until_ready(copy(a))
-    return 2 * a.nbytes / min(seconds(lambda: copy(a)) for _ in range(5))
-
-
-def absent(package: str) -> bool:
-    """Test whether a peer is missing; then it is left out, and the line that installs it is printed."""
+def is_missing(package: str) -> bool:
+    """Test whether a peer's package is missing, and print the command that installs it if it is."""
     try:
         metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -191,7 +196,8 @@ def absent(package: str) -> bool:
     return False
 
 
-def _processor() -> str:
+def _read_processor() -> str:
+    """Read the processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -199,5 +205,6 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def _short(value: float) -> float:
+def _round(value: float) -> float:
+    """Round to four significant digits."""
     return float(f"{value:.4g}")

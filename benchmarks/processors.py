@@ -1,13 +1,11 @@
-"""Which precision is fast on which processor?
-
-Images a second on one core, in float32 and bfloat16, on this processor and as on one without AVX-512:
+"""Measure the speed of float32 and bfloat16 encoders on this processor and as on one without AVX-512.
 
     python -m benchmarks.processors [--tiny]
 
-Each kind of processor is a process of its own, limited by ``ONEDNN_MAX_CPU_ISA`` and ``XLA_FLAGS``. CPU time
-on one core is measured, on which the machine's other work has little influence. XLA's own products, which are
-all that a transformer does, ask the processor itself and ignore both variables: transformers are left out
-where they are set.
+Rates are images a second of CPU time on one core, which other work on the machine hardly changes. For each
+kind of processor a process runs with instructions limited by ``ONEDNN_MAX_CPU_ISA`` and ``XLA_FLAGS``. The
+matrix products of XLA, which take all of a transformer's time, ignore both variables: transformers are left
+out where they are set.
 """
 
 import json
@@ -21,7 +19,7 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import OURS, REPEATS, Timing, row, save
+from benchmarks.measure import OURS, REPEATS, Timing, report_row, save_result
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}
 KINDS: dict[str, dict[str, str]] = {"this processor": {}, "AVX2": AVX2}
@@ -29,8 +27,8 @@ BATCH = 2
 SIDES = {"he-small": 224, "ResNet-50 to stride 16": 256, "ViT-S/16": 224}
 
 
-def encode(name: str, dtype: str) -> Callable[[], Any]:
-    """Prepare a call that encodes a batch of noise; all weights but he-small's are noise too."""
+def prepare_encoder(name: str, dtype: str) -> Callable[[], Any]:
+    """Prepare a call that encodes a batch of noise; weights are random too, except those of he-small."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -48,12 +46,12 @@ def encode(name: str, dtype: str) -> Callable[[], Any]:
     graphdef, state = nnx.split(build_abstract(entry.config, dtype=jnp.dtype(dtype)))
     weights = jax.tree.map(lambda a: jnp.asarray(0.02 * generator.standard_normal(a.shape), a.dtype), state)
     x = jnp.asarray(generator.standard_normal((BATCH, side, side, 3)), jnp.float32)
-    grid = jax.jit(lambda weights, x: nnx.merge(graphdef, weights).grid(x, entry.layer))
-    return partial(grid, weights, x)
+    compute_map = jax.jit(lambda weights, x: nnx.merge(graphdef, weights).grid(x, entry.layer))
+    return partial(compute_map, weights, x)
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Measure CPU seconds of each network and precision, in turn."""
+    """Measure the CPU seconds of each network and precision, in turn."""
     import jax
 
     from fseg_jax.encoders.kernels.processor import detect_processor
@@ -63,13 +61,15 @@ def measure(repeats: int) -> dict[str, Any]:
         jax.block_until_ready(call())
         return time.process_time() - begin
 
-    calls = {(name, dtype): encode(name, dtype) for name in SIDES for dtype in ("float32", "bfloat16")}
+    calls = {
+        (name, dtype): prepare_encoder(name, dtype) for name in SIDES for dtype in ("float32", "bfloat16")
+    }
     first = {key: seconds(call) for key, call in calls.items()}
     rounds = [{key: seconds(call) for key, call in calls.items()} for _ in range(repeats)]
-    timed = {key: Timing.of([seconds_of[key] for seconds_of in rounds], first[key]) for key in calls}
+    timings = {key: Timing.from_repeats([times[key] for times in rounds], first[key]) for key in calls}
     return {
         "instruction_set": detect_processor().instruction_set,
-        "seconds": [[name, dtype, *timing] for (name, dtype), timing in timed.items()],
+        "seconds": [[name, dtype, *timing] for (name, dtype), timing in timings.items()],
     }
 
 
@@ -93,10 +93,10 @@ def main(tiny: bool, here: bool) -> None:
             if not (variables and name.startswith("ViT")):
                 timings[name][f"{OURS} {dtype}, {title}"] = Timing(*timing)
     rows = [
-        row(f"{name}, {SIDES[name]} px, batch {BATCH}, one core", "images/s", BATCH, timings[name])
+        report_row(f"{name}, {SIDES[name]} px, batch {BATCH}, one core", "images/s", BATCH, timings[name])
         for name in SIDES
     ]
-    save("processors", rows, tiny=tiny)
+    save_result("processors", rows, tiny=tiny)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write ``benchmarks/README.md`` and its plot from the results that are there.
+"""Write ``benchmarks/README.md`` and its plot from the results in ``benchmarks/results``.
 
 python -m benchmarks.readme
 """
@@ -21,18 +21,25 @@ QUESTIONS = {
     "startup": "From the command to the first tile",
     "growth": "What grows with what",
 }
-# What was tried where a row falls short, and what it would take: kept here, beside what is measured.
+# Under rows that miss their target: what was tried, and what is missing.
 NOTES: dict[str, str] = json.loads((HERE / "notes.json").read_text(encoding="utf-8"))
 
 
-def results() -> dict[str, dict[str, Any]]:
+def read_results() -> dict[str, dict[str, Any]]:
+    """Read the results, by question; questions without a result are left out."""
     paths = {question: RESULTS / f"speed_{question}.json" for question in QUESTIONS}
     return {q: json.loads(path.read_text(encoding="utf-8")) for q, path in paths.items() if path.exists()}
 
 
-def write() -> None:
-    """The page and the plot; questions without a result are left out."""
-    found = results()
+def write_page() -> None:
+    """Write the page and the plot."""
+    results = read_results()
+    (HERE / "README.md").write_text(format_page(results), encoding="utf-8")
+    draw_ratios(results)
+
+
+def format_page(results: dict[str, dict[str, Any]]) -> str:
+    """Format the page as Markdown."""
     text = [
         "# Benchmarks of speed",
         "",
@@ -45,11 +52,18 @@ def write() -> None:
         "",
         "![Ours over the best peer](results/speed.png)",
     ]
-    for question, result in found.items():
-        text += ["", f"## {QUESTIONS[question]}", "", _where(result), "", *_table(question, result["rows"])]
+    for question, result in results.items():
+        text += [
+            "",
+            f"## {QUESTIONS[question]}",
+            "",
+            _format_setting(result),
+            "",
+            *_format_table(question, result["rows"]),
+        ]
         if question in NOTES:
             text += ["", NOTES[question]]
-    text += ["", *_click(), "", *_cohort()]
+    text += ["", *_format_click(), "", *_format_cohort()]
     text += [
         "",
         "## Elsewhere",
@@ -57,11 +71,11 @@ def write() -> None:
         "[Encoders' parity](results/encoder_parity.md) · [evaluations](../docs/he-small.md)",
         "",
     ]
-    (HERE / "README.md").write_text("\n".join(text), encoding="utf-8")
-    draw(found)
+    return "\n".join(text)
 
 
-def _where(result: dict[str, Any]) -> str:
+def _format_setting(result: dict[str, Any]) -> str:
+    """Format the machine, the commit and the versions of a result."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
         f"{result['processor'] or result['device']}, {result['cores']} cores; load "
@@ -70,7 +84,8 @@ def _where(result: dict[str, Any]) -> str:
     )
 
 
-def _table(question: str, rows: list[dict[str, Any]]) -> list[str]:
+def _format_table(question: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Format the rows of a result as a table; some questions have columns of their own."""
     if question == "growth":
         head = ["against", "sizes", "seconds", "peak MB", "time grows with the power", "memory"]
         return format_markdown_table(
@@ -104,10 +119,11 @@ def _table(question: str, rows: list[dict[str, Any]]) -> list[str]:
         )
     head = ["what", "ours", "best peer", "ratio", "to reach", "of the limit"]
     head += ["overhead"] if question == "slide" else []
-    return format_markdown_table(head, [_cells(question, row) for row in rows])
+    return format_markdown_table(head, [_format_cells(question, row) for row in rows])
 
 
-def _cells(question: str, row: dict[str, Any]) -> list[str]:
+def _format_cells(question: str, row: dict[str, Any]) -> list[str]:
+    """Format a row that compares our side with a peer."""
     peer = row["peer"]
     cells = [
         row["what"],
@@ -120,25 +136,26 @@ def _cells(question: str, row: dict[str, Any]) -> list[str]:
         f"{100 * row['of_limit']:.0f} % of {row['limited_by']}" if row["of_limit"] else "",
     ]
     if question == "slide":
-        missed = row["overhead"] > row["overhead_target"]
+        is_missed = row["overhead"] > row["overhead_target"]
         cells.append(
-            f"{row['overhead']:.3g}" + (f" ({row['overhead_target']:.3g}: not reached)" if missed else "")
+            f"{row['overhead']:.3g}" + (f" ({row['overhead_target']:.3g}: not reached)" if is_missed else "")
         )
     return cells
 
 
-def _click() -> list[str]:
-    """What ``benchmarks/sic_click.py`` found."""
-    found = json.loads((RESULTS / "sic_click.json").read_text(encoding="utf-8"))
-    click, one = found["click_ms"], found["one_seeded_kmeans_ms"]
-    theirs = found["sklearn_kmeans_same_start_ms"]
-    ratio = theirs / click["median"]
+def _format_click() -> list[str]:
+    """Format the result of ``benchmarks/sic_click.py``."""
+    result = json.loads((RESULTS / "sic_click.json").read_text(encoding="utf-8"))
+    click, one = result["click_ms"], result["one_seeded_kmeans_ms"]
+    sklearn = result["sklearn_kmeans_same_start_ms"]
+    ratio = sklearn / click["median"]
     return [
-        f"## A click on {found['patches']:,} patches × {found['channels']}",
+        f"## A click on {result['patches']:,} patches × {result['channels']}",
         "",
-        f"`python benchmarks/sic_click.py`, {found['cores']} cores: clustered anew after each of ten clicks, "
-        f"three clusterings each, of what was prepared once in {found['prepare_once_s']} s; scikit-learn "
-        "once and in full, from the start of the first of the three, which ends with the same labels.",
+        f"`python benchmarks/sic_click.py`, {result['cores']} cores: clustered anew after each of ten "
+        f"clicks, three clusterings each, of what was prepared once in {result['prepare_once_s']} s; "
+        "scikit-learn once and in full, from the start of the first of the three, which ends with the same "
+        "labels.",
         "",
         *format_markdown_table(
             ["what", "ms", "ratio", "to reach"],
@@ -149,46 +166,46 @@ def _click() -> list[str]:
                     f"**{ratio:.3g} ×**",
                     "3 ×" + ("" if ratio >= 3 else ": not reached"),
                 ],
-                ["one clustering", f"{one}", f"{theirs / one:.3g} ×", ""],
-                ["scikit-learn, one clustering", f"{theirs:g}", "", ""],
+                ["one clustering", f"{one}", f"{sklearn / one:.3g} ×", ""],
+                ["scikit-learn, one clustering", f"{sklearn:g}", "", ""],
             ],
         ),
     ]
 
 
-def _cohort() -> list[str]:
-    """What ``benchmarks/kmeans_scale.py`` found."""
-    found = json.loads((RESULTS / "kmeans_scale.json").read_text(encoding="utf-8"))
-    n, channels = found["points"]
+def _format_cohort() -> list[str]:
+    """Format the result of ``benchmarks/kmeans_scale.py``."""
+    result = json.loads((RESULTS / "kmeans_scale.json").read_text(encoding="utf-8"))
+    n, channels = result["points"]
     rows = []
-    for name, seconds in found["seconds"].items():
-        over = [each["inertia"][name] / each["inertia"]["fseg_jax"] for each in found["k"].values()]
-        planted = [f"{each['planted'][name]['recovered']}/{k}" for k, each in found["k"].items()]
-        inertia = f"{min(over):.3f} to {max(over):.3f}"
+    for name, seconds in result["seconds"].items():
+        ratios = [each["inertia"][name] / each["inertia"]["fseg_jax"] for each in result["k"].values()]
+        planted = [f"{each['planted'][name]['recovered']}/{k}" for k, each in result["k"].items()]
+        inertia = f"{min(ratios):.3f} to {max(ratios):.3f}"
         rows.append([name, f"{seconds['wall_s']}", inertia, " · ".join(planted)])
     return [
         f"## k-means over a cohort: {n:,} × {channels}",
         "",
-        f"`{found['command']}`, {found['cores']} cores, from disk; all of k = {', '.join(found['k'])}. The "
-        "others are quicker, and end well above our inertia: at equal inertia they were not raced.",
+        f"`{result['command']}`, {result['cores']} cores, from disk; all of k = {', '.join(result['k'])}. "
+        "The others are quicker, and end well above our inertia: at equal inertia they were not raced.",
         "",
         *format_markdown_table(["what", "seconds", "inertia over ours", "planted centres found, by k"], rows),
     ]
 
 
-def draw(found: dict[str, dict[str, Any]]) -> None:
-    """Bars of ours over the best peer, with what is to be reached."""
+def draw_ratios(results: dict[str, dict[str, Any]]) -> None:
+    """Draw a bar for each row: our speed over the best peer's, with the target."""
     from matplotlib.figure import Figure
 
-    rows = [row for result in found.values() for row in result["rows"] if row["ratio"]]
+    rows = [row for result in results.values() for row in result["rows"] if row["ratio"]]
     if not rows:
         return
     with use_style():
         figure = Figure(figsize=(7.2, 0.28 * len(rows) + 0.9), layout="constrained")
         axis = figure.add_subplot()
         for y, row in enumerate(rows):
-            reached = row["target"] is None or row["ratio"] >= row["target"]
-            axis.barh(y, row["ratio"], color=OKABE_ITO[2 if reached else 1], height=0.6)
+            is_reached = row["target"] is None or row["ratio"] >= row["target"]
+            axis.barh(y, row["ratio"], color=OKABE_ITO[2 if is_reached else 1], height=0.6)
             axis.text(row["ratio"] * 1.06, y, f"{row['ratio']:.3g}", va="center", fontsize=7)
             if row["target"]:
                 axis.plot([row["target"]] * 2, [y - 0.4, y + 0.4], color="black", lw=1.2)
@@ -201,4 +218,4 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    write()
+    write_page()

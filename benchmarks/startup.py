@@ -1,9 +1,10 @@
-"""How long until something happens? ``fseg --help``, and the first tile of a cold start.
+"""Time the start: ``fseg --help``, and the first tile of a new process.
 
     python -m benchmarks.startup [--tiny]
 
-Each in a process of its own, modules compiled to bytecode as ``pip install`` leaves them; the first tile with
-the compilation cache warm: imports, he-small loaded, its codebook, one tile of 512 pixels encoded and solved.
+Each runs in a process of its own, with modules compiled to bytecode as ``pip install`` leaves them. The first
+tile has a warm compilation cache; its process imports fseg_jax, loads he-small and its codebook, and encodes
+and solves one tile of 512 pixels.
 """
 
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.measure import OURS, REPEATS, interleaved, row, save
+from benchmarks.measure import OURS, REPEATS, report_row, save_result, time_interleaved
 
 FIRST_TILE = """
 import numpy as np, jax
@@ -31,6 +32,7 @@ jax.block_until_ready(fseg.nmf.solve_weights(A.reshape(1, -1, A.shape[-1]), jax.
 @click.command()
 @click.option("--tiny", is_flag=True, help="Once each.")
 def main(tiny: bool) -> None:
+    """Time both starts."""
     repeats = 1 if tiny else REPEATS
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -45,15 +47,17 @@ def main(tiny: bool) -> None:
             command = [sys.executable, *arguments]
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
 
-        # The first of each, which may fill caches, is apart.
-        help_s = interleaved({OURS: partial(start, "-m", "fseg_jax", "--help")}, repeats)
-        tile_s = interleaved({OURS: partial(start, "-c", FIRST_TILE)}, repeats)
-        kept = sum(1 for _ in Path(folder, "programs").iterdir())
+        # The first call of each may fill caches, and is recorded apart.
+        help_timings = time_interleaved({OURS: partial(start, "-m", "fseg_jax", "--help")}, repeats)
+        tile_timings = time_interleaved({OURS: partial(start, "-c", FIRST_TILE)}, repeats)
+        programs = sum(1 for _ in Path(folder, "programs").iterdir())
     rows = [
-        row("fseg --help", "starts/s", 1, help_s, limit=1 / 0.5, limited_by="0.5 s, the aim"),
-        row("first tile, cache warm", "starts/s", 1, tile_s, limit=1 / 3, limited_by="3 s, the aim"),
+        report_row("fseg --help", "starts/s", 1, help_timings, limit=1 / 0.5, limited_by="0.5 s, the aim"),
+        report_row(
+            "first tile, cache warm", "starts/s", 1, tile_timings, limit=1 / 3, limited_by="3 s, the aim"
+        ),
     ]
-    save("startup", rows, tiny=tiny, cached_programs=kept)
+    save_result("startup", rows, tiny=tiny, cached_programs=programs)
 
 
 if __name__ == "__main__":

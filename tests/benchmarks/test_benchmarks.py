@@ -1,4 +1,4 @@
-"""The benchmarks of speed run, on sizes that say nothing."""
+"""The benchmarks of speed run on tiny sizes, and their page agrees with their results."""
 
 import json
 import os
@@ -17,14 +17,14 @@ RESULTS = ROOT / "benchmarks" / "results"
     ["nmf", "kmeans", *(pytest.param(name, marks=pytest.mark.long) for name in ("startup", "processors"))],
 )
 def test_a_benchmark_runs(question: str) -> None:
-    kept = RESULTS / f"speed_{question}.json"
-    before = kept.read_bytes()
+    path = RESULTS / f"speed_{question}.json"
+    before = path.read_bytes()
     run = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{question}", "--tiny"], cwd=ROOT, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     assert "fseg_jax" in run.stdout
-    assert kept.read_bytes() == before  # figures of tiny sizes are not kept
+    assert path.read_bytes() == before  # results of tiny sizes are not written
 
 
 @pytest.mark.long
@@ -36,10 +36,10 @@ def test_a_benchmark_of_slides_runs(question: str, data: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("given", [{}, {"FSEG_DATA": "/no/such/folder"}], ids=["not set", "not there"])
+@pytest.mark.parametrize("variables", [{}, {"FSEG_DATA": "/no/such/folder"}], ids=["not set", "not there"])
 @pytest.mark.parametrize("name", ["growth", "evaluate_ebhi"])
-def test_example_data_that_is_not_there_is_said_in_a_line(name: str, given: dict[str, str]) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "FSEG_DATA"} | given
+def test_missing_example_data_is_one_line_on_stderr(name: str, variables: dict[str, str]) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "FSEG_DATA"} | variables
     run = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}"],
         cwd=ROOT,
@@ -52,7 +52,7 @@ def test_example_data_that_is_not_there_is_said_in_a_line(name: str, given: dict
 
 
 def test_the_page_is_of_the_results() -> None:
-    """Every ratio on the page is one of the results beside it."""
+    """The page has every row and ratio of the results."""
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     for path in RESULTS.glob("speed_*.json"):
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:

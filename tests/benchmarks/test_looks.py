@@ -1,21 +1,21 @@
-"""What labels look like, on labels of which it is known."""
+"""Measures of how labels look, on labels for which they are known."""
 
 import numpy as np
 import pytest
 
-from benchmarks.looks import MPP, looks_of
+from benchmarks.looks import MPP, measure_looks
 
 SIDE = 200
 
 
-def disc(radius: float) -> np.ndarray:
+def draw_disc(radius: float) -> np.ndarray:
     y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
     return np.hypot(y, x) <= radius
 
 
 def test_a_shell_round_a_piece_of_tissue_is_a_ring() -> None:
-    labels = np.where(disc(80), np.where(disc(75), 1, 2), 0).astype(np.uint8)
-    looks = looks_of(labels, MPP)
+    labels = np.where(draw_disc(80), np.where(draw_disc(75), 1, 2), 0).astype(np.uint8)
+    looks = measure_looks(labels, MPP)
     shell = (labels == 2).sum() / (labels > 0).sum()
     assert looks.ring == pytest.approx(shell)
     assert looks.bands == pytest.approx(shell, abs=0.01)  # 20 µm thick
@@ -23,36 +23,36 @@ def test_a_shell_round_a_piece_of_tissue_is_a_ring() -> None:
 
 
 def test_halves_of_a_piece_are_no_rings() -> None:
-    labels = np.where(disc(80), 1 + (np.arange(SIDE) > 99), 0).astype(np.uint8)
-    looks = looks_of(labels, MPP)
+    labels = np.where(draw_disc(80), 1 + (np.arange(SIDE) > 99), 0).astype(np.uint8)
+    looks = measure_looks(labels, MPP)
     assert looks.ring == 0 and looks.bands < 0.02
     assert looks.regions == pytest.approx(2 / ((labels > 0).sum() * 16e-6))
 
 
 def test_the_frame_of_a_picture_is_no_border() -> None:
     labels = np.ones((SIDE, SIDE), np.uint8)
-    labels[:, :5] = 2  # 20 µm along the frame, of tissue that goes on beyond it
-    assert looks_of(labels, MPP).ring == 0
+    labels[:, :5] = 2  # 20 µm along the frame, where the tissue goes on
+    assert measure_looks(labels, MPP).ring == 0
     labels[:, -1] = 0
     labels[:, -6:-1] = 3  # and as much along glass
-    assert looks_of(labels, MPP).ring == pytest.approx(5 / (SIDE - 1))
+    assert measure_looks(labels, MPP).ring == pytest.approx(5 / (SIDE - 1))
 
 
-@pytest.mark.parametrize(("width", "taken"), [(10, True), (14, False)])
-def test_bands_are_what_is_thinner_than_48_um(width: int, taken: bool) -> None:
+@pytest.mark.parametrize(("width", "is_band"), [(10, True), (14, False)])
+def test_bands_are_what_is_thinner_than_48_um(width: int, is_band: bool) -> None:
     labels = np.ones((SIDE, SIDE), np.uint8)
     labels[:, 100 : 100 + width] = 2
-    assert looks_of(labels, MPP).bands == pytest.approx(width / SIDE if taken else 0)
+    assert measure_looks(labels, MPP).bands == pytest.approx(width / SIDE if is_band else 0)
 
 
 def test_specks_are_counted_as_regions() -> None:
     labels = np.ones((SIDE, SIDE), np.uint8)
     labels[10:15, 10:15] = 2  # 400 µm²
     labels[50:56, 50:56] = 3  # 576 µm²
-    looks = looks_of(labels, MPP)
+    looks = measure_looks(labels, MPP)
     assert looks.specks == pytest.approx(1 / 3)
     assert looks.regions == pytest.approx(3 / (SIDE**2 * 16e-6))
 
 
 def test_a_picture_without_tissue_has_nothing() -> None:
-    assert looks_of(np.zeros((9, 9), np.uint8), MPP) == (0, 0, 0, 0)
+    assert measure_looks(np.zeros((9, 9), np.uint8), MPP) == (0, 0, 0, 0)

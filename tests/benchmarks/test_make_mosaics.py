@@ -1,4 +1,4 @@
-"""Mosaic slides of tiles: cases, borders, the layout, and that the seed decides everything."""
+"""Mosaic slides of tiles: their cases, borders and layout, and that a seed gives the same slides again."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ TILES = {"Normal/GT1-1": (0, 150, 0), "Polyp/GTxc1-2": (0, 200, 0), "Adenocarcin
 
 @pytest.fixture
 def ebhi(tmp_path: Path) -> Path:
-    """Two tiles of each kind of case 1, benign ones green and malignant ones red; case 2 has only benign."""
+    """Write two green benign and two red malignant tiles of case 1, and one benign tile of case 2."""
     for c in (*make_mosaics.BENIGN, *make_mosaics.MALIGNANT):
         (tmp_path / "ebhi" / c / "images").mkdir(parents=True)
     more = {"High-grade_IN/GTXC1-4": (220, 0, 0), "Normal/GT2-1": (0, 90, 0)}
@@ -27,15 +27,15 @@ def ebhi(tmp_path: Path) -> Path:
 
 
 def test_cases_have_both_kinds(ebhi):
-    (case,) = make_mosaics.cases(ebhi, 2)
+    (case,) = make_mosaics.find_cases(ebhi, 2)
     assert (case.name, len(case.benign), len(case.malignant)) == ("1", 2, 2)
-    assert make_mosaics.cases(ebhi, 3) == []
+    assert make_mosaics.find_cases(ebhi, 3) == []
 
 
 def test_the_mask_is_where_the_malignant_tiles_are(ebhi):
-    (case,) = make_mosaics.cases(ebhi, 2)
+    (case,) = make_mosaics.find_cases(ebhi, 2)
     for share in (0.05, 0.5):
-        image, mask = make_mosaics.mosaic(case, (500, 700), share, np.random.default_rng(0))
+        image, mask = make_mosaics.draw_mosaic(case, (500, 700), share, np.random.default_rng(0))
         assert ((mask == 255) == (image[..., 0] > image[..., 1])).all() and set(np.unique(mask)) == {0, 255}
         tissue = ~(image == 243).all(-1)
         assert (mask == 255).sum() == pytest.approx(share * tissue.sum(), rel=1e-3)
@@ -45,12 +45,12 @@ def test_the_mask_is_where_the_malignant_tiles_are(ebhi):
 def test_slides_are_as_digestpaths_and_the_seed_decides_them(ebhi, tmp_path):
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         (path,) = make_mosaics.write_mosaics(ebhi, tmp_path / name, size=(500, 700), fewest=2, seed=seed)
-    read = {
+    slides = {
         name: (tmp_path / name / "tissue-train-pos" / path.name).read_bytes()
         for name in ("one", "two", "three")
     }
-    assert read["one"] == read["two"] != read["three"]
+    assert slides["one"] == slides["two"] != slides["three"]
     (slide,) = find_slides(tmp_path / "one")
     assert slide.name == "mosaic-1"
-    with open_slide(slide.image) as opened:
-        assert opened.mpp == pytest.approx(0.5) and (opened.height, opened.width) == (500, 700)
+    with open_slide(slide.image) as image:
+        assert image.mpp == pytest.approx(0.5) and (image.height, image.width) == (500, 700)

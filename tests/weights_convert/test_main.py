@@ -11,16 +11,11 @@ from weights_convert.__main__ import convert, main
 RESNET = "resnet_bottleneck"
 
 
-def one_line(error: pytest.ExceptionInfo) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 def test_the_command_converts_a_file(tmp_path, monkeypatch):
-    theirs = read_fixture(RESNET)
+    fixture = read_fixture(RESNET)
     row = catalog.CATALOG["resnet50"]
-    small = type(row)(**{**vars(row), "config": theirs.config})
-    monkeypatch.setitem(catalog.CATALOG, "resnet50", small)
+    small_row = type(row)(**{**vars(row), "config": fixture.config})
+    monkeypatch.setitem(catalog.CATALOG, "resnet50", small_row)
     out = tmp_path / "ours.safetensors"
     source = write_published(tmp_path, RESNET)
     result = CliRunner().invoke(convert, ["resnet50", "--checkpoint", str(source), "-o", str(out)])
