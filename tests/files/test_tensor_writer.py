@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from fseg_jax.errors import OutputError
@@ -36,6 +37,20 @@ def test_arrays_of_every_layout_come_back_as_they_were(tmp_path):
     for name, array in LAYOUTS.items():
         assert back[name].shape == array.shape, name
         np.testing.assert_array_equal(back[name], np.asarray(array), err_msg=name)
+
+
+def test_equal_contents_give_equal_files(tmp_path):
+    """The library orders metadata anew in every process."""
+    metadata = {f"key {i}": f"{i} µm" for i in range(12)}
+    write_tensors(tmp_path / "a.safetensors", {"x": PLAIN}, metadata)
+    write_tensors(tmp_path / "b.safetensors", {"x": PLAIN}, dict(reversed(metadata.items())))
+    data = (tmp_path / "a.safetensors").read_bytes()
+    assert data == (tmp_path / "b.safetensors").read_bytes()
+    places = [data.index(f'"{key}"'.encode()) for key in sorted(metadata)]
+    assert places == sorted(places)
+    with safe_open(tmp_path / "a.safetensors", "np") as file:
+        assert file.metadata() == metadata
+        np.testing.assert_array_equal(file.get_tensor("x"), PLAIN)
 
 
 def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path):
