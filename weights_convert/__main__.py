@@ -1,4 +1,4 @@
-"""Convert a published encoder's checkpoint to a file of ours: ``python -m weights_convert NAME``."""
+"""Convert a published checkpoint to a weights file of fseg_jax: ``python -m weights_convert NAME``."""
 
 import sys
 from pathlib import Path

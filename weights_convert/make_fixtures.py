@@ -1,8 +1,8 @@
 """Write ``tests/encoders/fixtures``: ``python -m weights_convert.make_fixtures tests/encoders/fixtures``.
 
-A fixture is a publisher's small network with random weights, for tests without torch. It holds the weights
-(``weights/KEY``, under the published names), an image (``input``) and the output of every stage
-(``stages/NAME``); its metadata has our configuration. Together, fixtures exercise every option of our
+A fixture is a small network of a publisher's design with random weights, for tests without torch. It holds
+the weights (``weights/KEY``, under the published names), an image (``input``) and the output of every stage
+(``stages/NAME``); its metadata has our configuration. Together, the fixtures use every option of our
 networks and every layout of checkpoints.
 """
 
@@ -39,27 +39,34 @@ State = Mapping[str, np.ndarray]
 
 
 class Fixture(NamedTuple):
-    """A network to write as a fixture."""
+    """A network to write as a fixture.
+
+    Attributes:
+        module: the network in torch.
+        config: our configuration of it.
+        size: rows and columns of the image, pixels.
+        rename: from the module's keys to the publisher's.
+    """
 
     module: nn.Module
-    config: Config  # ours
-    size: tuple[int, int]  # rows and columns of the image, pixels
-    rename: Callable[[State], State]  # from the module's keys to the publisher's
+    config: Config
+    size: tuple[int, int]
+    rename: Callable[[State], State]
 
 
 _WIDTHS: dict[str, Any] = {"dim": 12, "depth": 2, "heads": 3, "mlp_width": 48}
 
 
 def build_fixtures() -> dict[str, Fixture]:
-    """Build all networks, by the name of their fixture."""
-    return {**_vits(), **_transformers_vits(), **_convolutional()}
+    """Build every network, by the name of its fixture."""
+    return {**_build_vits(), **_build_transformers_vits(), **_build_convolutional()}
 
 
 def _keep_names(state: State) -> State:
     return state
 
 
-def _vits() -> dict[str, Fixture]:
+def _build_vits() -> dict[str, Fixture]:
     import_timm()
     timm = importlib.import_module("timm.models.vision_transformer")
     swiglu = {
@@ -71,7 +78,7 @@ def _vits() -> dict[str, Fixture]:
     registers: dict[str, Any] = {"reg_tokens": 4, "no_embed_class": True}
     config_registers: dict[str, Any] = {"registers": 4, "embed_prefix": False}
 
-    def vit(**arguments: Any) -> nn.Module:
+    def build_vit(**arguments: Any) -> nn.Module:
         return timm.VisionTransformer(
             embed_dim=12,
             depth=2,
@@ -80,37 +87,37 @@ def _vits() -> dict[str, Fixture]:
             **{"init_values": 1e-5, "dynamic_img_size": True, **arguments},
         )
 
-    def teacher(state: State) -> State:
+    def rename_to_teacher(state: State) -> State:
         heads = {"dino_head.mlp.0.weight": np.zeros((2, 2), np.float32)}
         return {**rename_to_dinov2(state, chunk=1, prefix="backbone."), **heads}
 
     return {
         "vit_plain_patch8": Fixture(
-            vit(patch_size=8, img_size=32, init_values=None),
+            build_vit(patch_size=8, img_size=32, init_values=None),
             ViTConfig(patch=8, image_size=32, **_WIDTHS),
             (32, 32),
             _keep_names,
         ),
         "vit_layer_scale_patch16_resampled": Fixture(
-            vit(patch_size=16, img_size=64),
+            build_vit(patch_size=16, img_size=64),
             ViTConfig(patch=16, image_size=64, layer_scale=True, **_WIDTHS),
             (48, 96),
             _keep_names,
         ),
         "vit_swiglu_registers_patch14": Fixture(
-            vit(patch_size=14, img_size=56, **swiglu, **registers),
+            build_vit(patch_size=14, img_size=56, **swiglu, **registers),
             ViTConfig(patch=14, image_size=56, **gated, **config_registers),
             (42, 70),
             _keep_names,
         ),
         "vit_swiglu_registers_embedded": Fixture(
-            vit(patch_size=14, img_size=42, reg_tokens=4, **swiglu),
+            build_vit(patch_size=14, img_size=42, reg_tokens=4, **swiglu),
             ViTConfig(patch=14, image_size=42, registers=4, **gated),
             (56, 42),
             _keep_names,
         ),
         "vit_no_class_token": Fixture(
-            vit(
+            build_vit(
                 patch_size=8,
                 img_size=32,
                 class_token=False,
@@ -123,19 +130,19 @@ def _vits() -> dict[str, Fixture]:
             _keep_names,
         ),
         "vit_dinov2_teacher": Fixture(
-            vit(patch_size=14, img_size=56),
+            build_vit(patch_size=14, img_size=56),
             ViTConfig(patch=14, image_size=56, layer_scale=True, **_WIDTHS),
             (56, 56),
-            teacher,
+            rename_to_teacher,
         ),
         "vit_dinov2_registers": Fixture(
-            vit(patch_size=14, img_size=56, **swiglu, **registers),
+            build_vit(patch_size=14, img_size=56, **swiglu, **registers),
             ViTConfig(patch=14, image_size=56, **gated, **config_registers),
             (28, 56),
             functools.partial(rename_to_dinov2, chunk=2, prefix=""),
         ),
         "vit_conch": Fixture(
-            ConchTower(vit(patch_size=16, img_size=48), dim=8, heads=2),
+            ConchTower(build_vit(patch_size=16, img_size=48), dim=8, heads=2),
             ViTConfig(
                 patch=16,
                 image_size=48,
@@ -150,7 +157,7 @@ def _vits() -> dict[str, Fixture]:
     }
 
 
-def _transformers_vits() -> dict[str, Fixture]:
+def _build_transformers_vits() -> dict[str, Fixture]:
     hub: Any = importlib.import_module("transformers")
     widths = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
     gated: dict[str, Any] = {**_WIDTHS, "mlp_width": 64, "mlp": "swiglu", "layer_scale": True}
@@ -190,7 +197,7 @@ def _transformers_vits() -> dict[str, Fixture]:
     }
 
 
-def _convolutional() -> dict[str, Fixture]:
+def _build_convolutional() -> dict[str, Fixture]:
     import_timm()
     resnet = importlib.import_module("timm.models.resnet")
     channels = (8, 8, 16, 16)
@@ -211,10 +218,10 @@ def _convolutional() -> dict[str, Fixture]:
     }
     swin_config: dict[str, Any] = {"dim": 16, "depths": (2, 2), "heads": (1, 2), "window": 4}
 
-    def prefixed(state: State) -> State:
+    def add_prefix(state: State) -> State:
         return {f"model.resnet.{name}": value for name, value in state.items()}
 
-    def with_tables(state: State) -> State:
+    def rename_with_masks(state: State) -> State:
         masks = {"layers.0.blocks.1.attn_mask": np.zeros((16, 16, 16), np.float32)}
         return {**rename_to_ctranspath(state), **masks}
 
@@ -229,16 +236,16 @@ def _convolutional() -> dict[str, Fixture]:
             resnet.ResNet(resnet.Bottleneck, (1, 2, 1, 1), channels=(4, 4, 8, 8), num_classes=0),
             ResNetConfig("bottleneck", (1, 2, 1, 1), (4, 4, 8, 8)),
             (48, 33),
-            prefixed,
+            add_prefix,
         ),
         "efficientnet_symmetric": Fixture(
-            _efficientnet(stages, "", 1e-5),
+            _build_efficientnet(stages, "", 1e-5),
             EfficientNetConfig(**efficientnet),
             (47, 48),
             _keep_names,
         ),
         "efficientnet_same": Fixture(
-            _efficientnet(stages, "same", 1e-3),
+            _build_efficientnet(stages, "same", 1e-3),
             EfficientNetConfig(**efficientnet, padding="same", bn_eps=1e-3),
             (47, 48),
             rename_to_lukemelas,
@@ -248,12 +255,12 @@ def _convolutional() -> dict[str, Fixture]:
             build_ctranspath(**{**swin, "img_size": (72, 48)}),
             SwinConfig(**swin_config),
             (72, 48),
-            with_tables,
+            rename_with_masks,
         ),
     }
 
 
-def _efficientnet(stages: tuple[tuple[int, ...], ...], padding: str, eps: float) -> nn.Module:
+def _build_efficientnet(stages: tuple[tuple[int, ...], ...], padding: str, eps: float) -> nn.Module:
     timm = importlib.import_module("timm.models.efficientnet")
     builder = importlib.import_module("timm.models._efficientnet_builder")
     rows = [[f"{'ir' if e > 1 else 'ds'}_r{r}_k{k}_s{s}_e{e}_c{c}_se0.25"] for r, k, s, e, c in stages]

@@ -1,7 +1,7 @@
-"""The publishers' own networks in torch, with random weights, and the output of each of their stages.
+"""The publishers' networks in torch, with random weights, and the outputs of their stages.
 
-Our networks are compared with them by ``make_fixtures`` and ``benchmarks/encoder_parity.py``. Only these need
-torch, timm and transformers.
+``make_fixtures`` and ``benchmarks/encoder_parity.py`` compare our networks with them. Needs torch, timm and
+transformers.
 """
 
 import importlib.util
@@ -20,9 +20,9 @@ from fseg_jax.encoders.weights.checkpoint import Checkpoint, open_checkpoint
 
 
 def import_timm() -> Any:
-    """Import timm, with a stand-in for torchvision where that is not installed.
+    """Import timm, with a stand-in for torchvision if that is not installed.
 
-    timm imports torchvision, but the networks do not need it.
+    timm imports torchvision, but the networks do not use it.
     """
     stand_ins = []
     if "timm" not in sys.modules and importlib.util.find_spec("torchvision") is None:
@@ -44,13 +44,15 @@ def import_timm() -> Any:
         frozen = type("FrozenBatchNorm2d", (nn.Module,), {})
         sys.modules["torchvision.ops.misc"].FrozenBatchNorm2d = frozen  # type: ignore[attr-defined]
     timm = importlib.import_module("timm")
-    # Take the stand-ins out again: other packages ask whether torchvision is installed.
+    # Remove the stand-ins: other packages test whether torchvision is installed.
     for name in stand_ins:
         del sys.modules[name]
     return timm
 
 
 class _AnythingType(type):
+    """The type of a class that has every attribute."""
+
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -58,6 +60,8 @@ class _AnythingType(type):
 
 
 class _Anything(types.ModuleType):
+    """A module that has every attribute."""
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -101,14 +105,14 @@ class ConchTower(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the output."""
         trunk: Any = self.trunk
-        stored, patch = trunk.pos_embed, trunk.patch_embed.patch_size[0]
-        old = round((stored.shape[1] - 1) ** 0.5)
-        new = (x.shape[2] // patch, x.shape[3] // patch)
-        grid = stored[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-        if new != (old, old):
-            scale = ((new[0] + 0.1) / old, (new[1] + 0.1) / old)
+        embedding, patch = trunk.pos_embed, trunk.patch_embed.patch_size[0]
+        old_side = round((embedding.shape[1] - 1) ** 0.5)
+        new_size = (x.shape[2] // patch, x.shape[3] // patch)
+        grid = embedding[:, 1:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)
+        if new_size != (old_side, old_side):
+            scale = ((new_size[0] + 0.1) / old_side, (new_size[1] + 0.1) / old_side)
             grid = nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic")
-        positions = torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        positions = torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
         tokens = trunk.patch_embed(x).flatten(1, 2)
         tokens = torch.cat([trunk.cls_token.expand(len(x), -1, -1), tokens], dim=1) + positions
         tokens = trunk.norm(trunk.blocks(trunk.norm_pre(tokens)))
@@ -141,7 +145,7 @@ class ConvStem(nn.Module):
 
 
 def build_ctranspath(**arguments: Any) -> nn.Module:
-    """Build a Swin of timm's with CTransPath's stem."""
+    """Build timm's Swin transformer with CTransPath's stem."""
     import_timm()
     swin = importlib.import_module("timm.models.swin_transformer")
     return swin.SwinTransformer(embed_layer=ConvStem, num_classes=0, **arguments)
@@ -155,8 +159,8 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
         if not value.is_floating_point():
             continue
         if name.endswith("bn3.weight"):
-            # The end of a residual branch is small beside its shortcut, as after training. A deep network
-            # whose branches are as large as their shortcuts magnifies any rounding, torch's own too.
+            # The output of a residual branch is smaller than its shortcut, as after training. A deep network
+            # with branches as large as their shortcuts magnifies any rounding, torch's own too.
             value.uniform_(0.2, 0.4, generator=random)
         elif last in ("running_var", "gamma", "lambda1") or (last == "weight" and value.ndim == 1):
             value.uniform_(0.7, 1.3, generator=random)
@@ -179,42 +183,42 @@ def find_stages(module: nn.Module) -> dict[str, nn.Module]:
         return {"stem": m.maxpool, **{f"layer{n}": getattr(m, f"layer{n}") for n in range(1, 5)}}
     if hasattr(m, "conv_head"):
         blocks = [block for stage in m.blocks for block in stage]
-        return {"stem": m.bn1, **_numbered("blocks", blocks), "top": m.bn2}
+        return {"stem": m.bn1, **_number("blocks", blocks), "top": m.bn2}
     if hasattr(m, "layernorm"):
         blocks = m.layers if hasattr(m, "layers") else m.encoder.layer
         ends = {"patch_embed": m.embeddings.patch_embeddings, "embed": m.embeddings}
-        return {**ends, **_numbered("blocks", blocks), "norm": m.layernorm}
+        return {**ends, **_number("blocks", blocks), "norm": m.layernorm}
     if isinstance(m.patch_embed, ConvStem):
-        return {"patch_embed": m.patch_embed, **_numbered("layers", m.layers), "norm": m.norm}
+        return {"patch_embed": m.patch_embed, **_number("layers", m.layers), "norm": m.norm}
     ends = {"patch_embed": m.patch_embed, "embed": m.norm_pre}
-    return {**ends, **_numbered("blocks", m.blocks), "norm": m.norm}
+    return {**ends, **_number("blocks", m.blocks), "norm": m.norm}
 
 
-def _numbered(name: str, modules: Any) -> dict[str, nn.Module]:
+def _number(name: str, modules: Any) -> dict[str, nn.Module]:
     return {f"{name}.{index}": module for index, module in enumerate(modules)}
 
 
 def observe(
-    module: nn.Module, x: np.ndarray, wanted: tuple[str, ...] | None = None, *, autocast: bool = False
+    module: nn.Module, x: np.ndarray, stages: tuple[str, ...] | None = None, *, autocast: bool = False
 ) -> dict[str, np.ndarray]:
-    """Run a module and return the outputs of its stages, channels last, and of the whole (``head``).
+    """Run a module and return the outputs of its stages, channels last, and of the network (``head``).
 
     Args:
         module: the network.
         x: images (B, H, W, 3).
-        wanted: names of the stages to return; all of them by default.
+        stages: names of the stages to return; all by default.
         autocast: whether to run in torch's own bfloat16.
     """
     outputs: dict[str, np.ndarray] = {}
-    convolutional = hasattr(module, "maxpool") or hasattr(module, "conv_head")
+    is_convolutional = hasattr(module, "maxpool") or hasattr(module, "conv_head")
 
-    def keep(name: str) -> Any:
+    def make_hook(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             value = output[0] if isinstance(output, tuple) else output
-            if convolutional:
+            if is_convolutional:
                 value = value.permute(0, 2, 3, 1)
             elif name == "patch_embed" and value.ndim == 3:
-                # A patch is as many pixels high as wide.
+                # Patches are square.
                 h = round((value.shape[1] * x.shape[1] / x.shape[2]) ** 0.5)
                 value = value.unflatten(1, (h, -1))
             outputs[name] = value.float().numpy().copy()
@@ -222,7 +226,7 @@ def observe(
         return hook
 
     submodules = find_stages(module)
-    hooks = [submodules[name].register_forward_hook(keep(name)) for name in wanted or submodules]
+    hooks = [submodules[name].register_forward_hook(make_hook(name)) for name in stages or submodules]
     arguments = {"interpolate_pos_encoding": True} if type(module).__name__ == "ViTModel" else {}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = module(torch.from_numpy(x).permute(0, 3, 1, 2), **arguments)
@@ -241,7 +245,7 @@ def get_published(module: nn.Module) -> Mapping[str, np.ndarray]:
 
 
 def _save_by_transformers(module: Any) -> Checkpoint:
-    # transformers renames tensors on saving: the file has the published names, the module has others.
+    # transformers renames tensors on saving: only the saved file has the published names.
     folder = tempfile.TemporaryDirectory()
     module.save_pretrained(folder.name, max_shard_size="100GB")
     checkpoint = open_checkpoint(Path(folder.name) / "model.safetensors")
@@ -250,7 +254,7 @@ def _save_by_transformers(module: Any) -> Checkpoint:
 
 
 def rename_to_ctranspath(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename timm's tensors as in CTransPath's checkpoint, where the grid is halved at a stage's end."""
+    """Rename timm's tensors as in CTransPath's checkpoint, which halves the grid at the end of a stage."""
     renamed = {}
     for name, value in state.items():
         parts = name.split(".")
@@ -261,20 +265,20 @@ def rename_to_ctranspath(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def rename_to_dinov2(state: Mapping[str, np.ndarray], *, chunk: int, prefix: str) -> dict[str, np.ndarray]:
-    """Rename timm's tensors as in DINOv2's own checkpoints.
+    """Rename timm's tensors as in DINOv2's checkpoints.
 
-    A gated MLP has w12 and w3, blocks are in chunks, and in a network with registers the class token's
-    position is a tensor of its own.
+    There a gated MLP has w12 and w3, blocks are in chunks, and a network with registers has a position
+    embedding for its class token.
     """
     renamed = {}
-    gated = "blocks.0.mlp.fc1.weight" in state and (
+    is_gated = "blocks.0.mlp.fc1.weight" in state and (
         state["blocks.0.mlp.fc1.weight"].shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]
     )
     for name, value in state.items():
         parts = name.split(".")
         if parts[0] == "blocks":
             parts.insert(1, str(int(parts[1]) // chunk))
-            if gated and parts[3] == "mlp":
+            if is_gated and parts[3] == "mlp":
                 parts[4] = {"fc1": "w12", "fc2": "w3"}[parts[4]]
         renamed[".".join(parts)] = value
     if "reg_token" in renamed:
