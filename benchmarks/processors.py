@@ -56,7 +56,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
     from fseg_jax.encoders.kernels.processor import detect_processor
 
-    def seconds(call: Callable[[], Any]) -> float:
+    def measure_cpu_seconds(call: Callable[[], Any]) -> float:
         begin = time.process_time()
         jax.block_until_ready(call())
         return time.process_time() - begin
@@ -64,8 +64,8 @@ def measure(repeats: int) -> dict[str, Any]:
     calls = {
         (name, dtype): prepare_encoder(name, dtype) for name in SIDES for dtype in ("float32", "bfloat16")
     }
-    first = {key: seconds(call) for key, call in calls.items()}
-    rounds = [{key: seconds(call) for key, call in calls.items()} for _ in range(repeats)]
+    first = {key: measure_cpu_seconds(call) for key, call in calls.items()}
+    rounds = [{key: measure_cpu_seconds(call) for key, call in calls.items()} for _ in range(repeats)]
     timings = {key: Timing.from_repeats([times[key] for times in rounds], first[key]) for key in calls}
     return {
         "instruction_set": detect_processor().instruction_set,
