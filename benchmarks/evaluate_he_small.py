@@ -39,7 +39,7 @@ from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.files.images import load_image
 from fseg_jax.numerics import metrics
 from fseg_jax.pipeline.record import made_with
-from fseg_jax.pretraining.simclr import TRUNK, Settings, make_trainer
+from fseg_jax.pretraining.simclr import TRUNK, TrainingSettings, make_trainer
 from fseg_jax.pretraining.views import Geometry, compute_probabilities, draw_fields, draw_views
 from fseg_jax.slides.masks import read_bright
 from fseg_jax.slides.reader import open_slide
@@ -54,7 +54,10 @@ CALIBRATION = 30  # steps without learning; a running statistic is then 96 % of 
 def build_untrained(like: Encoder, folder: Path) -> Encoder:
     """Build an encoder of the same shape with random weights; its norms are calibrated on training images."""
     write_manifest(str(folder / "manifest.csv"))
-    geometry, settings = Geometry(side=96), Settings(steps=CALIBRATION, pairs=32, learning_rate=1e-12, seed=1)
+    geometry, settings = (
+        Geometry(side=96),
+        TrainingSettings(steps=CALIBRATION, pairs=32, learning_rate=1e-12, seed=1),
+    )
     fields = []
     for row in load_manifest(folder / "manifest.csv")[::10]:
         with open_slide(row.path, row.mpp) as slide:

@@ -25,7 +25,7 @@ from fseg_jax.process import raise_if_stopped
 
 if TYPE_CHECKING:
     from fseg_jax.encoders.encoder import Encoder
-    from fseg_jax.pretraining.pretrain import Report
+    from fseg_jax.pretraining.pretrain import StepReport
     from fseg_jax.pretraining.views import Field, Geometry
 
 
@@ -152,7 +152,7 @@ def pretrain(
     --overwrite another run's checkpoint is replaced too. Then: fseg segment --encoder FILE.
     """
     from fseg_jax.pretraining.pretrain import check_output, pretrain
-    from fseg_jax.pretraining.simclr import Settings
+    from fseg_jax.pretraining.simclr import TrainingSettings
     from fseg_jax.pretraining.views import Geometry
 
     check_output(output, overwrite)
@@ -162,7 +162,7 @@ def pretrain(
     if temperature <= 0 or learning_rate <= 0:
         raise InputError("--temperature and --learning-rate must be above 0")
     geometry = Geometry(crop, finest, coarsest, regions)
-    settings = Settings(
+    settings = TrainingSettings(
         steps=steps,
         pairs=pairs,
         temperature=temperature,
@@ -176,7 +176,7 @@ def pretrain(
     fields = _list_fields(sources, geometry, mpp_override, fields_per_slide, seed)
     sites = {field.site for field in fields}
     click.echo(f"fseg: {len(fields)} fields of {len(sites)} site(s)", err=True)
-    with _bar(steps, every) as report:
+    with _show_steps(steps, every) as report:
         pretrain(
             fields,
             output,
@@ -226,32 +226,32 @@ def _make_score(dataset: Path) -> "Callable[[Encoder], float]":
 
 
 @contextmanager
-def _bar(steps: int, every: int) -> "Iterator[Callable[[Report], None]]":
+def _show_steps(steps: int, every: int) -> "Iterator[Callable[[StepReport], None]]":
     """Show a bar with the loss, the learning rate, images/s and the score; without a terminal, lines."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def say(at: "Report") -> str:
+    def format_step(at: "StepReport") -> str:
         score = "" if at.score is None else f" · score {at.score:.3f}"
         return (
             f"loss {at.loss:.3f} · rate {at.learning_rate:.1e} · {at.images_per_second:.0f} images/s{score}"
         )
 
-    def line(at: "Report") -> None:
+    def print_step(at: "StepReport") -> None:
         raise_if_stopped()
         if at.step % every == 0 or at.step in (1, steps):
-            click.echo(f"fseg: step {at.step}/{steps} · {say(at)}", err=True)
+            click.echo(f"fseg: step {at.step}/{steps} · {format_step(at)}", err=True)
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield line
+        yield print_step
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=steps, now="")
 
-        def update(at: "Report") -> None:
+        def update(at: "StepReport") -> None:
             raise_if_stopped()
-            progress.update(task, completed=at.step, now=say(at))
+            progress.update(task, completed=at.step, now=format_step(at))
 
         yield update

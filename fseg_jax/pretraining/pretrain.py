@@ -35,7 +35,7 @@ from fseg_jax.pretraining.simclr import (
     STD,
     STRIDE,
     TRUNK,
-    Settings,
+    TrainingSettings,
     make_schedule,
     make_trainer,
 )
@@ -45,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 TILE, MPP = 512, 1.0  # pixels and µm per pixel that the encoder is used at by default: F-SEG's
 
 
-class Report(NamedTuple):
+class StepReport(NamedTuple):
     """How far a run is.
 
     Attributes:
@@ -70,7 +70,7 @@ def pretrain(
     out: Path,
     *,
     name: str,
-    settings: Settings,
+    settings: TrainingSettings,
     geometry: Geometry,
     config: ResNetConfig = TRUNK,
     licence: str = "",
@@ -78,7 +78,7 @@ def pretrain(
     score: Callable[[Encoder], float] | None = None,
     every: int = 100,
     overwrite: bool = False,
-    report: Callable[[Report], None] = lambda progress: None,
+    report: Callable[[StepReport], None] = lambda progress: None,
 ) -> Json:
     """Train an encoder on views of fields, and write it; an interrupted run goes on when called again.
 
@@ -178,7 +178,7 @@ def pretrain(
             previous, lap = lap, time.perf_counter()
             rate = 2 * settings.pairs / (lap - previous)
             latest = float(scores[-1][1]) if scores else None
-            report(Report(step + 1, settings.steps, values[0], float(schedule(step)), rate, latest))
+            report(StepReport(step + 1, settings.steps, values[0], float(schedule(step)), rate, latest))
     except KeyboardInterrupt:
         save()
         raise
@@ -225,7 +225,7 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out} exists: choose another name, or --overwrite")
 
 
-def draw_curves(path: Path, history: History, settings: Settings) -> None:
+def draw_curves(path: Path, history: History, settings: TrainingSettings) -> None:
     """Draw the loss, smoothed over 20 steps, and the held-out score."""
     from matplotlib.figure import Figure
 

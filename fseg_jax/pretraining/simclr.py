@@ -39,7 +39,7 @@ PROJECTION_CHANNELS = 128
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """How to train. All of it affects the weights.
 
     Attributes:
@@ -196,13 +196,13 @@ class Trainer(NamedTuple):
         return fold_norms(model.trunk)
 
 
-def make_schedule(settings: Settings) -> optax.Schedule:
+def make_schedule(settings: TrainingSettings) -> optax.Schedule:
     """Make the function from a step to its learning rate: a linear rise, then a cosine to zero."""
     warm = max(1, round(settings.warmup * settings.steps))
     return optax.warmup_cosine_decay_schedule(0, settings.learning_rate, warm, max(settings.steps, warm + 1))
 
 
-def make_trainer(settings: Settings, config: ResNetConfig = TRUNK) -> Trainer:
+def make_trainer(settings: TrainingSettings, config: ResNetConfig = TRUNK) -> Trainer:
     """Set up the network, the optimiser and the step, over all local devices.
 
     Raises:

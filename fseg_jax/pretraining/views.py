@@ -154,8 +154,8 @@ def _draw_pair(
     size = np.array([height, width], float)
     corners = np.empty((2, 2))
     corners[larger] = rng.uniform(0, size - sides[larger])
-    centre = corners[larger] + sides[larger] / 2 + rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * sides[larger]
-    corners[1 - larger] = np.clip(centre - sides[1 - larger] / 2, 0, size - sides[1 - larger])
+    center = corners[larger] + sides[larger] / 2 + rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * sides[larger]
+    corners[1 - larger] = np.clip(center - sides[1 - larger] / 2, 0, size - sides[1 - larger])
 
     top, bottom = corners.max(0), (corners + sides[:, None]).min(0)
     side = rng.uniform(*REGION_SIDES, (geometry.regions, 1)) * (bottom - top).min()

@@ -23,7 +23,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.partial_folders import recover_folder
 from fseg_jax.pretraining import pretrain as pretraining
 from fseg_jax.pretraining.pretrain import pretrain
-from fseg_jax.pretraining.simclr import Settings, Trainer, make_trainer
+from fseg_jax.pretraining.simclr import Trainer, TrainingSettings, make_trainer
 from fseg_jax.pretraining.views import Field, Geometry
 
 TINY = ResNetConfig("basic", (1, 1, 1), (8, 8, 16), stem_channels=8, norms=True, patches=True)
@@ -36,7 +36,7 @@ def fields(n: int = 3) -> list[Field]:
 
 
 def run(out: Path, steps: int = 6, **options):
-    settings = Settings(
+    settings = TrainingSettings(
         steps=steps, pairs=4, **{k: options.pop(k) for k in ("learning_rate",) if k in options}
     )
     defaults = {"name": "ours", "settings": settings, "geometry": GEOMETRY, "config": TINY, "every": 2}
@@ -148,7 +148,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path):
 @pytest.fixture
 def trained_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which a run was interrupted after its last step; steps and curves take no time."""
-    trainer = make_trainer(Settings(steps=2, pairs=4), TINY)
+    trainer = make_trainer(TrainingSettings(steps=2, pairs=4), TINY)
     trunk = trainer.build_trunk(trainer.begin)
 
     def step(state, drawn):

@@ -12,8 +12,8 @@ from fseg_jax.pretraining.augment import augment
 from fseg_jax.pretraining.simclr import (
     MEAN,
     STD,
-    Settings,
     SimCLR,
+    TrainingSettings,
     make_schedule,
     make_trainer,
     nt_xent,
@@ -72,7 +72,7 @@ def test_folding_changes_nothing():
 
 
 def test_a_step_learns_and_compiles_once():
-    made = make_trainer(Settings(steps=30, pairs=6, learning_rate=3e-3), TINY)
+    made = make_trainer(TrainingSettings(steps=30, pairs=6, learning_rate=3e-3), TINY)
     state, losses = made.begin, []
     with jax.log_compiles(False):
         for _ in range(25):
@@ -86,7 +86,7 @@ def test_a_step_learns_and_compiles_once():
 
 
 def test_chunks_differentiate_the_same_loss():
-    settings = Settings(steps=10, pairs=6, chunk=4, warmup=0)
+    settings = TrainingSettings(steps=10, pairs=6, chunk=4, warmup=0)
     made = make_trainer(settings, TINY)
     drawn = views()
     # Plain SGD of the loss over chunks, by autodiff through all of them at once; Adam's first step is its
@@ -113,11 +113,11 @@ def test_chunks_differentiate_the_same_loss():
 
 
 def test_the_learning_rate_rises_and_falls():
-    rate = make_schedule(Settings(steps=100, warmup=0.1, learning_rate=1.0))
+    rate = make_schedule(TrainingSettings(steps=100, warmup=0.1, learning_rate=1.0))
     assert float(rate(0)) == 0 and float(rate(10)) == 1 and abs(float(rate(55)) - 0.5) < 1e-6
     assert float(rate(100)) < 1e-6
 
 
 def test_a_chunk_that_does_not_divide():
     with pytest.raises(InputError, match="--chunk 5: must divide the 12 views"):
-        make_trainer(Settings(pairs=6, chunk=5), TINY)
+        make_trainer(TrainingSettings(pairs=6, chunk=5), TINY)
