@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from fseg_jax.cli.fit import _show_progress
-from fseg_jax.cli.pretrain import _bar
+from fseg_jax.cli.pretrain import _show_steps
 from fseg_jax.cli.terminal import show_progress
 from fseg_jax.cohort.engines import Local, _Worker
 from fseg_jax.process import STOPPED, silence_swallowed_interrupts
@@ -39,7 +39,7 @@ def test_by_fit(swallowed):
 
 def test_by_pretrain(swallowed):
     at = SimpleNamespace(step=1, loss=1.0, learning_rate=1e-3, images_per_second=1.0, score=None)
-    with _bar(3, 1) as report, pytest.raises(KeyboardInterrupt):
+    with _show_steps(3, 1) as report, pytest.raises(KeyboardInterrupt):
         report(at)
 
 

@@ -31,7 +31,7 @@ from fseg_jax.slides.reader import open_slide
 
 SIDE = 128
 TRUNK = ResNetConfig("basic", (1, 1), (8, 8), stem_channels=8, patches=True)
-TRAINED = simclr.Settings(steps=2, pairs=2)
+TRAINED = simclr.TrainingSettings(steps=2, pairs=2)
 LEARNER = classifier.ClassifierSettings(network="small", size=32, epochs=1, batch=2)
 SAMPLED = SampleSettings(tiles=2, tile=64, mpp=1.0, tissue="all")
 KEEPING = Settings(tile=64, mpp=1.0, k=2, tissue="all", features="bfloat16", batch=2)
