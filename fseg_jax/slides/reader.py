@@ -64,6 +64,11 @@ class Slide:
         self._warn_lock = threading.Lock()
         self._warned = False
 
+    @property
+    def level_mpps(self) -> list[float]:
+        """µm per pixel of each level, finest first."""
+        return [self.mpp * max(downsamples) for downsamples in self._downsamples]
+
     def read(
         self, y: int, x: int, height: int, width: int, mpp: float
     ) -> UInt8[np.ndarray, "height width 3"]:

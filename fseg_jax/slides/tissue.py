@@ -1,6 +1,7 @@
 """The tissue mask of a slide: found on a thumbnail, or read from a mask image or a GeoJSON file."""
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +18,10 @@ from fseg_jax.slides.masks import read_marked
 from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
 from fseg_jax.slides.tissue_segmentation import segment_tissue
 
-_THUMBNAIL_MPP = 8.0  # µm per pixel
+_THUMBNAIL_MPP = 4.0  # µm per pixel
+_LEVEL_MPP = (3.0, 8.5)  # µm per pixel of a level of the slide that is taken as it is
 _MIN_SHORT_SIDE = 256  # pixels of the thumbnail's shorter side, where the slide has as many
-_MAX_LONG_SIDE = 1536  # pixels of the thumbnail's longer side
+_MAX_PIXELS = 32_000_000  # of the thumbnail
 _MAX_OUTLINE_SIDE = 8192  # pixels of the longer side of a mask that is drawn from outlines
 _MAX_SKEW = 1.02  # factor by which a mask's aspect ratio may differ from the slide's
 
@@ -94,9 +96,9 @@ def choose_tissue(slide: Slide, how: str) -> Tissue:
 
 
 def find_tissue(slide: Slide) -> Tissue:
-    """Find the tissue of an H&E or IHC slide on a thumbnail of about 8 µm per pixel."""
+    """Find the tissue of an H&E or IHC slide on a thumbnail of about 4 µm per pixel."""
     image, mpp = read_thumbnail(slide, _choose_thumbnail_side(slide))
-    return Tissue(segment_tissue(image, mpp), mpp)
+    return Tissue(segment_tissue(image, mpp).tissue, mpp)
 
 
 def take_whole_slide(slide: Slide) -> Tissue:
@@ -106,10 +108,12 @@ def take_whole_slide(slide: Slide) -> Tissue:
 
 
 def _choose_thumbnail_side(slide: Slide) -> int:
-    """Choose the pixels of the thumbnail's longer side."""
+    """Choose the pixels of the thumbnail's longer side: where a level fits, its own, to read it as it is."""
     longer, shorter = max(slide.height, slide.width), min(slide.height, slide.width)
-    wanted = max(longer * slide.mpp / _THUMBNAIL_MPP, longer / shorter * _MIN_SHORT_SIDE)
-    return max(1, round(min(wanted, longer, _MAX_LONG_SIDE)))
+    fitting = [mpp for mpp in slide.level_mpps if _LEVEL_MPP[0] <= mpp <= _LEVEL_MPP[1]]
+    wanted = longer * slide.mpp / (min(fitting) if fitting else _THUMBNAIL_MPP)
+    largest = math.sqrt(_MAX_PIXELS * longer / shorter)
+    return max(1, round(min(max(wanted, longer / shorter * _MIN_SHORT_SIDE), largest, longer)))
 
 
 def load_tissue(path: str | Path, slide: Slide) -> Tissue:
