@@ -82,7 +82,8 @@ def test_sites_count_by_the_root_of_their_area():
 def test_fields_of_a_slide(tmp_path: Path):
     rng = np.random.default_rng(0)
     pixels = np.full((1500, 2100, 3), 245, np.uint8)
-    pixels[:, :1600] = rng.integers(90, 180, (1500, 1600, 1)) * np.array([1.0, 0.6, 0.9])
+    cells = rng.integers(90, 180, (150, 160, 1)).repeat(10, axis=0).repeat(10, axis=1)
+    pixels[:, :1600] = cells * np.array([1.0, 0.6, 0.9])
     Image.fromarray(pixels).save(tmp_path / "large.png")
     Image.fromarray(pixels[:300, :400]).save(tmp_path / "tile.png")
     Image.fromarray(pixels[:40, :400]).save(tmp_path / "thin.png")
