@@ -41,7 +41,6 @@ def one_a_class(tissue: np.ndarray, negative: int, seed: int) -> np.ndarray:
     return seeds_of(len(tissue), {chosen[0]: 0, chosen[1]: 1})
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("share", [0.01, 0.3])
 @pytest.mark.parametrize("negative", [0, 1])
 def test_planted_slides_are_found_from_one_seed_a_class(share, negative):

@@ -99,7 +99,6 @@ def test_solve_weights_is_finite_and_optimal(seed, k, zero_rows, zero_concept, d
     assert (objective(A, W, H) - best <= 1e-4 * (best + 0.01 * (np.float64(A) ** 2).sum(1))).all()
 
 
-@pytest.mark.smoke
 def test_concepts_that_are_all_but_equal():
     """Their Gram matrix is singular to rounding: no step along it may run off to infinity."""
     H = np.array([[0.4903742, 0.28469408, 0.28420484], [0.28392118, 0.284443, 0.49047107]], np.float32)

@@ -17,8 +17,6 @@ from fseg_jax.outputs.colours import make_default_names, make_palette
 from fseg_jax.outputs.geojson import merge_small, write_geojson
 from fseg_jax.outputs.labels import LabelWriter, open_labels
 
-pytestmark = pytest.mark.smoke
-
 
 def outline(tmp_path, labels, k, *, mpp=1.0, slide_mpp=0.5, name="s", **options):
     """The labels written, outlined and read again: what was done and the parsed file."""
@@ -89,6 +87,7 @@ def test_smooth_regions_come_back(tmp_path, shape, k, slide_mpp):
         assert shapely.coverage_is_valid(polygons)
 
 
+@pytest.mark.smoke
 def test_holes_are_kept(tmp_path):
     labels = np.zeros((400, 400), np.uint8)
     labels[40:360, 40:360] = 1
@@ -100,6 +99,7 @@ def test_holes_are_kept(tmp_path):
     assert inner.equals(shapely.box(120, 120, 280, 280) - shapely.box(160, 160, 240, 200))
 
 
+@pytest.mark.smoke
 def test_regions_that_touch_at_a_corner_are_two(tmp_path):
     labels = np.zeros((256, 256), np.uint8)
     labels[64:128, 64:128] = labels[128:192, 128:192] = 1
@@ -107,6 +107,7 @@ def test_regions_that_touch_at_a_corner_are_two(tmp_path):
     assert [check_feature(feature, 1, 4.0)[1].area for feature in features] == [4096, 4096]
 
 
+@pytest.mark.smoke
 def test_a_ring_of_diagonal_steps_is_valid(tmp_path):
     y, x = np.mgrid[:256, :256]
     labels = np.where((y // 8 + x // 8) % 3 == 0, 1, 2).astype(np.uint8)
@@ -114,6 +115,7 @@ def test_a_ring_of_diagonal_steps_is_valid(tmp_path):
     assert sum(check_feature(feature, 2, 0.25)[1].area for feature in features) == 4096**2
 
 
+@pytest.mark.smoke
 def test_it_says_the_same_twice(tmp_path):
     labels = draw_smooth_labels((900, 900), 4)
     outline(tmp_path, labels, 4, name="a")
@@ -121,16 +123,19 @@ def test_it_says_the_same_twice(tmp_path):
     assert (tmp_path / "a.geojson").read_bytes() == (tmp_path / "b.geojson").read_bytes()
 
 
+@pytest.mark.smoke
 def test_no_tissue_is_an_empty_collection(tmp_path):
     done, features, _ = outline(tmp_path, np.zeros((300, 300), np.uint8), 3)
     assert features == [] and done.features == 0
 
 
+@pytest.mark.smoke
 def test_a_slide_of_one_pixel(tmp_path):
     _, (feature,), _ = outline(tmp_path, np.ones((1, 1), np.uint8), 1, mpp=8.0, slide_mpp=1.0)
     assert shapely.box(0, 0, 8, 8).covers(check_feature(feature, 1, 1.0)[1])
 
 
+@pytest.mark.smoke
 def test_crumbs_go_to_a_neighbour_and_leave_no_gap():
     labels = np.ones((40, 40), np.uint8)
     labels[:, 20:] = 2
@@ -142,6 +147,7 @@ def test_crumbs_go_to_a_neighbour_and_leave_no_gap():
     assert (found[labels == 3] == 1).all() and found[30, 30] == 2 and (found == 4).sum() == 16
 
 
+@pytest.mark.smoke
 def test_a_large_slide_is_traced_coarsely_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_MAX_TRACED_PIXELS", 50_000)
     done, _, pyramid = outline(tmp_path, draw_smooth_labels((1600, 1600), 3), 3)
@@ -164,6 +170,7 @@ def test_noise_stays_small_enough_for_qupath(tmp_path, monkeypatch, noise):
     assert covered == pytest.approx(labels.size * (1 if noise == "tokens" else 16) * 4, rel=1e-6)
 
 
+@pytest.mark.smoke
 def test_what_cannot_be_read_or_written_is_one_line(tmp_path):
     outline(tmp_path, np.ones((300, 300), np.uint8), 1)
     for path, folder in [

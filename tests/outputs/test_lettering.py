@@ -13,8 +13,6 @@ from fseg_jax.outputs.lettering import (
 )
 from fseg_jax.outputs.style import use_style
 
-pytestmark = pytest.mark.smoke
-
 
 def letter(path, pixels, *words):
     with use_style():

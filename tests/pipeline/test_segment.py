@@ -51,7 +51,6 @@ def book() -> Codebook:
     return Codebook(A[:: len(A) // 5][:5])
 
 
-@pytest.mark.smoke
 def test_everything_is_written_and_agrees(picture, tmp_path):
     record, labels = run(picture, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
