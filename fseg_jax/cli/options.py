@@ -133,6 +133,22 @@ method_options = combine(
         show_default=True,
         help="bilinear: resize the weights, then label. nearest: label, then resize the labels.",
     ),
+    click.option(
+        "--smoothing",
+        type=Number(0, 1000),
+        default=24.0,
+        show_default=True,
+        metavar="MICRONS",
+        help="Average each cluster's weights within tissue by a Gaussian of this width; 0 (the paper): none.",
+    ),
+    click.option(
+        "--mixtures",
+        type=WholeNumber(0, 64),
+        default=4,
+        show_default=True,
+        metavar="M",
+        help="Without a codebook: centres for tokens of glass or two tissues, which name nothing; 0: none.",
+    ),
 )
 tissue_options = combine(
     click.option("--tissue", metavar="FILE", help="Mask image or GeoJSON file that marks the tissue."),

@@ -66,6 +66,8 @@ class SharedDependencies:
         mpp: Resolution in µm per pixel.
         tile: Side of a tile in pixels.
         halo: Overlap of tiles, as a fraction of the tile.
+        smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged.
+        mixtures: Centres of mixed tokens, where each slide is clustered by itself.
         seed: Random seed.
         features: Number type that features are rounded to.
     """
@@ -83,6 +85,8 @@ class SharedDependencies:
     mpp: float
     tile: int
     halo: float
+    smoothing: float
+    mixtures: int | None
     seed: int
     features: str
 
@@ -205,6 +209,8 @@ def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:
         mpp=choose_mpp(card, settings, book),
         tile=settings.tile or card.tile,
         halo=settings.halo,
+        smoothing=settings.smoothing,
+        mixtures=settings.mixtures if book is None else None,
         seed=settings.seed,
         features=settings.features,
     )

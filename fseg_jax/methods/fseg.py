@@ -42,6 +42,7 @@ Mode = Literal["fixed", "assign"]
 Resize = Literal["bilinear", "nearest"]
 MODES: tuple[Mode, ...] = ("fixed", "assign")
 RESIZES: tuple[Resize, ...] = ("bilinear", "nearest")
+_FAINT = 1e-6  # far below any contribution
 CONCEPTS = 20  # concepts of a tile in mode "assign": the authors' default
 
 
@@ -81,6 +82,7 @@ def solve_tiles(
     mode: Mode,
     concepts: int = CONCEPTS,
     tokens: Int[Array | np.ndarray, " b"] | None = None,
+    mixtures: Float[Array | np.ndarray, "m c"] | None = None,
 ) -> TileWeights:
     """Solve for the contribution W of every cluster to every token, in either mode (§3.2.1, §3.2.2).
 
@@ -95,11 +97,14 @@ def solve_tiles(
         mode: "fixed" or "assign".
         concepts: how many concepts a tile has in mode "assign".
         tokens: how many tokens of each tile count, row by row. The others must be zero; they change nothing.
+        mixtures: centres of tokens that see glass or two tissues, ``(m, c)``. They take part in the
+            factorization and name nothing: their contributions are left out, so that a token at a border
+            belongs to the tissue in it. Not in the paper.
     """
     _, h, w, _ = features.shape
     if mode == "assign":
         check_concepts(concepts, h * w)
-    result: TileWeights = _solve_tiles(features, mu, key, mode, concepts, tokens)
+    result: TileWeights = _solve_tiles(features, mu, key, mode, concepts, tokens, mixtures)
     return result
 
 
@@ -111,19 +116,31 @@ def _solve_tiles(
     mode: str,
     concepts: int,
     tokens: Int[Array | np.ndarray, " b"] | None = None,
+    mixtures: Float[Array | np.ndarray, "m c"] | None = None,
 ) -> TileWeights:
     b, h, w, c = features.shape
+    k = mu.shape[0]
     A = features.reshape(b, h * w, c).astype(jnp.float32)
     finite = jnp.isfinite(A).all((1, 2))
     A = jnp.where(finite[:, None, None], A, 0)  # a broken tile must not keep the solver going
+    named = mu if mixtures is None else jnp.concatenate([mu, mixtures])
     if mode == "fixed":  # §3.2.2: H = μ
-        W, converged = nmf.solve(A, mu * safe_scale(jnp.max(mu)))
+        W, converged = nmf.solve(A, named * safe_scale(jnp.max(named)))
     else:  # §3.1 and §3.2.1: A ≈ W · H, then names for H
         factors = nmf.factorize(A, concepts, key=key, rows=tokens)
-        W = merge_concepts(factors.W, name_concepts(factors.H, mu), mu.shape[0])
+        W = merge_concepts(factors.W, name_concepts(factors.H, named), named.shape[0])
         converged = jnp.broadcast_to(factors.converged[:, None], (b, h * w))
     finite &= jnp.isfinite(W).all((1, 2))
+    if mixtures is not None:
+        W = _fill_unnamed(W[..., :k], A, mu)
     return TileWeights(W.reshape(b, h, w, -1), finite, converged.reshape(b, h, w))
+
+
+def _fill_unnamed(W: Float[Array, "b n k"], A: Float[Array, "b n c"], mu: Centers) -> Float[Array, "b n k"]:
+    """Give a token to which no named cluster contributes a faint contribution of those that are like it."""
+    cosine = jnp.matmul(normalize(A), normalize(mu).T, precision="highest")
+    unnamed = ~jnp.any(W > 0, axis=-1, keepdims=True)
+    return jnp.where(unnamed, _FAINT * jnp.maximum(cosine, 0), W)
 
 
 def name_concepts(H: Float[Array, "*b m c"], mu: Centers) -> Int[Array, "*b m"]:

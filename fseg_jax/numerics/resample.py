@@ -4,6 +4,7 @@ A token's value lies at the centre of its ``stride × stride`` pixels (half-pixe
 ``interpolate(align_corners=False)``).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -140,6 +141,33 @@ def _pop_lowest_bit(words: UInt[Array, "words n"]) -> tuple[Int[Array, "1 n"], U
     return 32 * word + (31 - jax.lax.clz(bit)).astype(jnp.int32), jnp.where(in_word, words ^ bit, words)
 
 
+@partial(jax.jit, static_argnames="radius")
+def smooth(
+    W: Float[Array, "b p q k"], weight: Float[Array, "b p q"], sigma: Float[Array, ""] | float, radius: int
+) -> Float[Array, "b h w k"]:
+    """Average W over the tokens round each token by a Gaussian, counting each token by its weight.
+
+    The frame of ``radius`` tokens on each side is left out of the result, ``h = p − 2·radius``. Where no
+    token has any weight the result is 0.
+
+    Args:
+        W: contributions.
+        weight: how much each token counts, ≥ 0.
+        sigma: standard deviation of the Gaussian, in tokens.
+        radius: tokens on each side that are averaged over.
+    """
+    taps = jnp.exp(-0.5 * (jnp.arange(-radius, radius + 1) / sigma) ** 2)
+
+    def average_along(axis: int, values: Float[Array, "b h w n"]) -> Float[Array, "b h2 w2 n"]:
+        length = values.shape[axis] - 2 * radius
+        parts = (jax.lax.slice_in_dim(values, i, i + length, axis=axis) for i in range(2 * radius + 1))
+        return sum((tap * part for tap, part in zip(taps, parts, strict=True)), jnp.zeros((), W.dtype))
+
+    weighted = jnp.concatenate([W * weight[..., None], weight[..., None]], axis=-1)
+    total = average_along(2, average_along(1, weighted))
+    return total[..., :-1] / jnp.maximum(total[..., -1:], jnp.finfo(W.dtype).tiny)
+
+
 # ------------------------------------------------------------------------------ overlapping tiles, blended
 
 
@@ -172,8 +200,9 @@ def blend(
     column: int,
     halo: int,
     grid_shape: tuple[int, int],
+    frame: int = 1,
 ) -> Float[np.ndarray, "p p k"]:
-    """Blend a tile's W with its neighbours', and return its core with a frame of one token on each side.
+    """Blend a tile's W with its neighbours', and return its core with a frame of tokens on each side.
 
     Where two tiles overlap, a token counts the more the deeper it lies in its tile, so that no seam shows.
     The result depends on the tile and its eight neighbours alone, summed in one order: not on when they were
@@ -185,20 +214,22 @@ def blend(
         column: of the tile, in the grid of tiles.
         halo: how many tokens on each side overlap the neighbours.
         grid_shape: rows and columns of the slide, in tokens. Beyond its edge the last token is repeated.
+        frame: tokens of the frame on each side. Those that no tile holds are 0.
     """
     tile = tiles[row, column]
     t, k = tile.shape[0], tile.shape[2]
     pitch = t - 2 * halo
     ramp = np.minimum(np.minimum(np.arange(t) + 0.5, t - 0.5 - np.arange(t)) / (2 * halo), 1)
     ramp = ramp.astype(tile.dtype)
-    total = np.zeros((pitch + 2, pitch + 2, k), tile.dtype)
-    weight = np.zeros((pitch + 2, pitch + 2, 1), tile.dtype)
+    side = pitch + 2 * frame
+    total = np.zeros((side, side, k), tile.dtype)
+    weight = np.zeros((side, side, 1), tile.dtype)
 
     def overlap(step: int) -> tuple[slice, slice]:
         """Find the tokens shared with a neighbour ``step`` tiles away, in the core's places and its own."""
-        begin = max(0, step * pitch - halo + 1)
-        end = min(pitch + 2, step * pitch + pitch + halo + 1)
-        shift = halo - 1 - step * pitch
+        begin = max(0, step * pitch - halo + frame)
+        end = min(side, step * pitch + pitch + halo + frame)
+        shift = halo - frame - step * pitch
         return slice(begin, end), slice(begin + shift, end + shift)
 
     for dy in (-1, 0, 1):
@@ -210,11 +241,11 @@ def blend(
             share = ramp[tile_y, None, None] * ramp[tile_x, None]
             total[core_y, core_x] += share * W[tile_y, tile_x]
             weight[core_y, core_x] += share
-    total /= weight
+    np.divide(total, weight, out=total, where=weight > 0)
 
     def clip_to_grid(position: int, tokens: int) -> Int[np.ndarray, " p"]:
-        first = position * pitch - 1
-        return np.asarray(np.clip(np.arange(first, first + pitch + 2), 0, tokens - 1) - first)
+        first = position * pitch - frame
+        return np.asarray(np.clip(np.arange(first, first + side), 0, tokens - 1) - first)
 
     rows, columns = clip_to_grid(row, grid_shape[0]), clip_to_grid(column, grid_shape[1])
     return np.asarray(total[rows][:, columns])

@@ -3,6 +3,7 @@
 Of the slide, a few rows of tiles are in memory.
 """
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.methods import fseg
 from fseg_jax.numerics.prefetch import prefetch
-from fseg_jax.numerics.resample import blend
+from fseg_jax.numerics.resample import blend, smooth
 from fseg_jax.outputs.labels import choose_label_dtype
 from fseg_jax.pipeline.plan import Plan, Settings, Tile
 from fseg_jax.pipeline.tokens import FeatureSource, not_finite_error
@@ -47,6 +48,7 @@ def label_rows(
     settings: Settings,
     progress: Progress,
     shortfall: Shortfall,
+    mixtures: Float[np.ndarray, "m c"] | None = None,
 ) -> Iterator[UInt[np.ndarray, "n width"]]:
     """Yield the slide's labels from top to bottom, a row of tiles at a time.
 
@@ -66,7 +68,14 @@ def label_rows(
         for batch, features in source(tiles):
             yield (
                 batch,
-                fseg.solve_tiles(features, centers, key, mode=settings.mode, concepts=settings.concepts),
+                fseg.solve_tiles(
+                    features,
+                    centers,
+                    key,
+                    mode=settings.mode,
+                    concepts=settings.concepts,
+                    mixtures=None if mixtures is None else jnp.asarray(mixtures),
+                ),
             )
 
     def start_finished_rows() -> Iterator[Future[UInt[np.ndarray, "n width"]]]:
@@ -115,16 +124,27 @@ def _label_row(
     columns = np.flatnonzero(plan.tissue_tiles[row])
     shape = (-(-grid.height // stride), -(-grid.width // stride))
     # Blocks go to the device in batches of one size, bounded so that k × pixels stays small.
-    side = grid.pitch // stride + 2
+    sigma = settings.smoothing / (plan.mpp * stride)  # in tokens
+    radius = min(math.ceil(3 * sigma), grid.pitch // stride)
+    frame = 1 + radius
+    side = grid.pitch // stride + 2 * frame
     batch = max(1, min(_BATCH, _BATCH_WEIGHTS // (side * side * k)))
 
     def label_blocks() -> Iterator[tuple[Int[np.ndarray, " b"], UInt[jax.Array, "b height width"]]]:
         for start in range(0, len(columns), batch):
             part = columns[start : start + batch]
             blocks = np.zeros((batch, side, side, k), np.float32)
+            tissue = np.zeros((batch, side, side), np.float32)
             for i, column in enumerate(part):
-                blocks[i] = blend(weights, row, int(column), grid.halo // stride, shape)
-            yield part, fseg.label_pixels(jnp.asarray(blocks), stride, settings.resize)
+                blocks[i] = blend(weights, row, int(column), grid.halo // stride, shape, frame)
+                y, x, *_ = grid.locate_core(row, int(column))
+                tissue[i] = plan.tissue.crop(
+                    y // stride - frame, x // stride - frame, side, side, plan.mpp * stride
+                )
+            W = jnp.asarray(blocks)
+            if radius:
+                W = smooth(W, jnp.asarray(tissue), sigma, radius)
+            yield part, fseg.label_pixels(W, stride, settings.resize)
 
     for part, blocks in prefetch(label_blocks()):
         for column, block in zip(part, np.asarray(blocks), strict=False):

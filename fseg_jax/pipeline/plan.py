@@ -38,6 +38,8 @@ class Settings:
         tile: Side of a tile in pixels; None: the encoder's.
         halo: Overlap with the next tile, as a fraction of the tile.
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
+        smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged within tissue; 0: none.
+        mixtures: Centres of mixed tokens that a codebook fitted on the slide gets besides; 0: none.
         seed: Random seed.
         mpp_override: µm per pixel of the slide's finest level, in place of what its file says.
         features: Dtype that features are rounded to first.
@@ -53,6 +55,8 @@ class Settings:
     tile: int | None = None
     halo: float = 1 / 16
     tissue: str = "find"
+    smoothing: float = 24.0
+    mixtures: int = 4
     seed: int = 0
     mpp_override: float | None = None
     features: Literal["float32", "bfloat16"] = "float32"

@@ -168,6 +168,8 @@ class Parameters:
         tile: Side of a tile in pixels.
         halo: Overlap with the next tile in pixels.
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
+        smoothing: Standard deviation, in µm, of the Gaussian by which W was averaged; 0: none.
+        mixtures: Centres of mixed tokens beside the codebook's.
         seed: Random seed.
         mpp_override: µm per pixel in place of what the slide's file says.
         features: Dtype that features were rounded to.
@@ -180,6 +182,8 @@ class Parameters:
     tile: int
     halo: int
     tissue: str
+    smoothing: float
+    mixtures: int
     seed: int
     mpp_override: float | None
     features: str

@@ -42,7 +42,7 @@ from fseg_jax.slides.reader import Slide, open_slide
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the outputs: raised when what they hold changes
+FORMAT = 2  # of the outputs: raised when what they hold changes
 METHOD = "F-SEG (Gildenblat & Hadar 2024, arXiv 2409.05697)"
 # The record first: it goes first when outputs are replaced, and comes last.
 SUFFIXES = (".json", ".ome.zarr", ".geojson", ".png", ".csv")
@@ -142,12 +142,13 @@ def write_outputs(
         progress: Called as the work goes on.
     """
     clock.lap("tissue")
+    mixtures = None
     if codebook is None:
-        codebook = fit_codebook(plan, source, card, settings, progress)
+        codebook, mixtures = fit_codebook(plan, source, card, settings, progress)
         clock.lap("codebook")
     k, name = codebook.k, plan.name
     names, colours = make_default_names(k), make_palette(k)
-    provenance = _provenance(plan, card, codebook, settings)
+    provenance = _provenance(plan, card, codebook, settings, 0 if mixtures is None else len(mixtures))
     labels_path = folder / f"{name}.ome.zarr"
     shape = (plan.grid.height, plan.grid.width)
     shortfall = Shortfall()
@@ -158,7 +159,7 @@ def write_outputs(
     if keep is not None:
         keeper = open_writer(folder, plan, card, keep.features_hash, keep.dtype)
         source = keep_features(source, keeper)
-    for rows in label_rows(plan, source, card, codebook, settings, progress, shortfall):
+    for rows in label_rows(plan, source, card, codebook, settings, progress, shortfall, mixtures):
         writer.append(rows)
     if keeper is not None:
         keeper.close()
@@ -214,7 +215,9 @@ def _warn_of_shortfall(plan: Plan, tokens: int, uncovered_mm2: float) -> None:
         _log.warning("%s: the factorization of %d tokens of tissue has not converged", plan.name, tokens)
 
 
-def _provenance(plan: Plan, card: EncoderCard, codebook: Codebook, settings: Settings) -> Provenance:
+def _provenance(
+    plan: Plan, card: EncoderCard, codebook: Codebook, settings: Settings, mixtures: int
+) -> Provenance:
     """Collect all that affects the result, and what made it."""
     return Provenance(
         format=FORMAT,
@@ -231,6 +234,8 @@ def _provenance(plan: Plan, card: EncoderCard, codebook: Codebook, settings: Set
             tile=plan.grid.tile,
             halo=plan.grid.halo,
             tissue=settings.tissue,
+            smoothing=settings.smoothing,
+            mixtures=mixtures,
             seed=settings.seed,
             mpp_override=settings.mpp_override,
             features=settings.features,

@@ -222,7 +222,10 @@ def test_features_from_the_command_line(kept, manifest, finished_cohort, codeboo
     """On a manifest of slides that are gone."""
     gone = tmp_path / "manifest.csv"
     shutil.copy(manifest, gone)
-    arguments = ("cohort", gone, "-o", tmp_path / "out", "--codebook", codebook, "--features", kept)
+    arguments = (
+        *("cohort", gone, "-o", tmp_path / "out", "--codebook", codebook, "--smoothing", 0),
+        *("--features", kept),
+    )
     assert fseg(*arguments, "--batch", 4) == 0
     assert hash_files(tmp_path / "out") == hash_files(finished_cohort)
     capsys.readouterr()

@@ -1,5 +1,8 @@
 """F-SEG against the authors' algorithm run with scikit-learn, SciPy's resampling, and hand-made cases."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -141,3 +144,30 @@ def test_labels_are_those_of_all_clusters_interpolated(k: int, kind: str) -> Non
     cut = stretch(stretch(W, 1), 2)[:, 2:-2, 2:-2]
     labels = np.asarray(fseg.label_pixels(jnp.asarray(W), stride))
     np.testing.assert_array_equal(labels, np.where(cut.max(-1) > 0, cut.argmax(-1) + 1, 0))
+
+
+@pytest.mark.parametrize("mode", ["fixed", "assign"])
+def test_mixtures_take_part_and_name_nothing(mode):
+    """A token of glass and one tissue belongs to the tissue; one of glass alone to what it is most like."""
+    r = np.random.default_rng(0)
+    tissue, glass = (
+        r.gamma(0.3, size=(3, 64)).astype(np.float32),
+        r.gamma(0.3, size=(1, 64)).astype(np.float32),
+    )
+    share = r.uniform(0.2, 1, (8, 8, 1)).astype(np.float32)
+    names = r.integers(0, 3, (8, 8))
+    A = share * tissue[names] + (1 - share) * 3 * glass[0]
+    A[0, 0] = glass[0] + 0.01 * tissue[2]
+    solve = partial(fseg.solve_tiles, jnp.asarray(A[None]), jnp.asarray(tissue), jax.random.key(0), mode=mode)
+    W = np.asarray(solve(concepts=8, mixtures=jnp.asarray(glass)).W)[0]
+    assert W.shape == (8, 8, 3) and (W.max(-1) > 0).all()
+    assert (W.argmax(-1) == names)[1:].mean() >= (1 if mode == "fixed" else 0.9)
+
+
+def test_a_mixture_that_explains_nothing_changes_nothing():
+    r = np.random.default_rng(0)
+    A, mu = r.random((1, 4, 4, 16), np.float32), r.random((3, 16), np.float32)
+    A[..., 15] = mu[:, 15] = 0
+    solve = partial(fseg.solve_tiles, jnp.asarray(A), jnp.asarray(mu), jax.random.key(0), mode="fixed")
+    elsewhere = jnp.eye(1, 16, 15)
+    np.testing.assert_allclose(solve().W, solve(mixtures=elsewhere).W, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,9 @@
 """Overlapping tiles, split and blended, on hand-made fields."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from fseg_jax.numerics import resample
 
@@ -29,6 +31,17 @@ def test_blending_agreeing_tiles_changes_nothing(pitch, halo):
         np.testing.assert_allclose(block, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("frame", [1, 3, 6])
+def test_a_wider_frame_holds_what_the_neighbours_have(frame):
+    field = np.random.default_rng(0).random((19, 14, 3)).astype(np.float32)
+    tiles = cut(field, 8, 2)
+    framed = np.pad(field, ((frame, frame + 8), (frame, frame + 8), (0, 0)), mode="edge")
+    for r, c in tiles:
+        block = resample.blend(tiles, r, c, 2, field.shape[:2], frame)
+        expected = framed[r * 8 : r * 8 + 8 + 2 * frame, c * 8 : c * 8 + 8 + 2 * frame]
+        np.testing.assert_allclose(block, expected, rtol=1e-5)
+
+
 def test_blending_is_bitwise_independent_of_order_and_continuous_across_the_seam():
     r = np.random.default_rng(0)
     tiles = {(y, x): r.random((8, 8, 2)).astype(np.float32) for y in range(3) for x in range(3)}
@@ -52,3 +65,29 @@ def test_tiles_cover_an_axis_and_count_as_one_in_all(n, tile):
         assert start + len(share) <= n and len(share) == min(n, tile) and (share > 0).all()
         total[start : start + len(share)] += share
     np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.5])
+def test_smoothing_is_scipys_gaussian_over_the_tokens_that_count(sigma):
+    r = np.random.default_rng(0)
+    W = r.random((2, 20, 17, 3)).astype(np.float32)
+    weight = (r.random((2, 20, 17)) < 0.7).astype(np.float32)
+    radius = int(np.ceil(3 * sigma))
+    smoothed = np.asarray(resample.smooth(jnp.asarray(W), jnp.asarray(weight), sigma, radius))
+
+    def blur(plane: np.ndarray) -> np.ndarray:
+        return ndimage.gaussian_filter(np.float64(plane), sigma, radius=radius, mode="constant")
+
+    inner = (slice(radius, -radius), slice(radius, -radius))
+    for i in range(2):
+        for j in range(3):
+            expected = blur(W[i, ..., j] * weight[i]) / blur(weight[i])
+            np.testing.assert_allclose(smoothed[i, ..., j], expected[inner], rtol=1e-5)
+
+
+def test_smoothing_where_nothing_counts_is_nothing():
+    W = jnp.ones((1, 9, 9, 2))
+    assert (np.asarray(resample.smooth(W, jnp.zeros((1, 9, 9)), 1.0, 3)) == 0).all()
+    # One token that counts is spread over all that it reaches, and is not diluted.
+    one = jnp.zeros((1, 9, 9)).at[0, 4, 4].set(1)
+    np.testing.assert_allclose(np.asarray(resample.smooth(W, one, 1.0, 3)), 1, rtol=1e-6)

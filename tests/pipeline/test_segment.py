@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage import data as pictures
+from skimage.measure import label
 
 from fseg_jax import open_slide
 from fseg_jax.codebook import Codebook, Provenance
@@ -75,7 +76,9 @@ def test_everything_is_written_and_agrees(picture, tmp_path):
 @pytest.mark.parametrize("mode", ["fixed", "assign"])
 def test_one_tile_over_everything_is_segment(picture, tmp_path, book, mode):
     """A slide that fits into a single core gives the labels that ``segment`` gives for the picture."""
-    settings = Settings(tile=640, halo=0.05, tissue="all", batch=1, mode=mode, concepts=6)
+    settings = Settings(
+        tile=640, halo=0.05, tissue="all", batch=1, mode=mode, concepts=6, smoothing=0, mixtures=0
+    )
     with open_slide(picture, 1.0) as slide:
         padded = slide.read(-32, -32, 640, 640, 1.0)
     _, labels = run(picture, tmp_path, settings, book)
@@ -87,9 +90,46 @@ def test_one_tile_over_everything_is_segment(picture, tmp_path, book, mode):
 
 def test_tiles_meet_without_a_seam(picture, tmp_path, book):
     """Tiled in small pieces, the labels are those of the whole, but for pixels where two clusters tie."""
-    _, small = run(picture, tmp_path / "s", Settings(tile=96, halo=0.25, tissue="all"), book)
-    _, whole = run(picture, tmp_path / "w", Settings(tile=640, halo=0.05, tissue="all", batch=1), book)
+    _, small = run(picture, tmp_path / "s", Settings(tile=96, halo=0.25, tissue="all", smoothing=0), book)
+    _, whole = run(
+        picture, tmp_path / "w", Settings(tile=640, halo=0.05, tissue="all", batch=1, smoothing=0), book
+    )
     assert (small == whole).mean() >= 0.98
+
+
+def test_smoothing_sees_no_tiles_and_leaves_fewer_regions(picture, tmp_path, book):
+    _, small = run(picture, tmp_path / "s", Settings(tile=256, halo=0.125, tissue="all"), book)
+    _, whole = run(picture, tmp_path / "w", Settings(tile=640, halo=0.05, tissue="all", batch=1), book)
+    _, rough = run(picture, tmp_path / "r", Settings(tile=256, halo=0.125, tissue="all", smoothing=0), book)
+    assert (small == whole).mean() >= 0.98
+    regions = [label(labels, connectivity=1).max() for labels in (small, rough)]
+    assert regions[0] < 0.6 * regions[1]
+
+
+def test_clusters_of_a_slide_are_of_tokens_away_from_glass(tmp_path):
+    """A piece of one tissue on glass is one cluster to its border, where its tokens see glass."""
+    rng = np.random.default_rng(0)
+    image = np.full((640, 640, 3), 244, np.uint8)
+    cells = rng.integers(-25, 25, (96, 96, 1)).repeat(5, axis=0).repeat(5, axis=1)
+    piece = np.empty((480, 480, 3))
+    piece[:, :240], piece[:, 240:] = (225, 130, 180), (120, 80, 160)
+    image[80:560, 80:560] = (piece + cells).clip(0, 255)
+    Image.fromarray(image).save(tmp_path / "tissue.png")
+    settings = Settings(k=2, tile=320, smoothing=0)
+    record, labels = run(tmp_path / "tissue.png", tmp_path / "pure", settings)
+    _, all_tokens = run(tmp_path / "tissue.png", tmp_path / "all", replace(settings, k=3, mixtures=0))
+    assert record["parameters"]["mixtures"] == 4
+    inside = labels[84:556, 84:556]
+    left, right = inside[:, :220], inside[:, 252:]
+    counts = [np.bincount(half[half > 0], minlength=3) / (half > 0).sum() for half in (left, right)]
+    assert counts[0].max() > 0.97 and counts[1].max() > 0.97
+    assert counts[0].argmax() != counts[1].argmax()
+    # The same two tissues with a third centre, fitted on all tokens, have a cluster that is the border.
+    border = np.zeros(labels.shape, bool)
+    border[80:560, 80:560] = True
+    border[112:528, 112:528] = False
+    shares = [(border & (all_tokens == j)).sum() / max((all_tokens == j).sum(), 1) for j in (1, 2, 3)]
+    assert max(shares) > 0.5
 
 
 @pytest.mark.parametrize("mode", ["fixed", "assign"])
@@ -201,7 +241,7 @@ class Blind:
 
 @pytest.mark.parametrize("mode", ["fixed", "assign"])
 def test_tissue_without_weight_in_any_cluster_is_uncovered_and_said_so(picture, tmp_path, book, mode, caplog):
-    settings = Settings(tile=640, halo=0.05, tissue="all", batch=1, mode=mode, concepts=6)
+    settings = Settings(tile=640, halo=0.05, tissue="all", batch=1, mode=mode, concepts=6, smoothing=0)
     with open_slide(picture, 1.0) as slide:
         record = segment_slide(slide, tmp_path, Blind(), book, settings)
     labels = open_labels(tmp_path / "tissue.ome.zarr").levels[0].read().result()

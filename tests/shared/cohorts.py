@@ -92,7 +92,7 @@ def make_job(
     place: Path | str, codebook: Path | None, *, feature_options: dict | None = None, **changes
 ) -> Job:
     """Make a job of the classical encoder; ``changes`` are settings that differ from the tests' own."""
-    settings = Settings(**{"tile": 128, "batch": 4, "features": "bfloat16"} | changes)
+    settings = Settings(**{"tile": 128, "batch": 4, "features": "bfloat16", "smoothing": 0.0} | changes)
     book = Codebook.load(codebook) if codebook else None
     return Job(str(place), "classical", settings, codebook=book, **feature_options or {})
 
