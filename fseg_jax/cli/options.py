@@ -136,8 +136,7 @@ method_options = combine(
     click.option(
         "--smoothing",
         type=Number(0, 1000),
-        default=24.0,
-        show_default=True,
+        show_default="1.5 tokens",
         metavar="MICRONS",
         help="Average each cluster's weights within tissue by a Gaussian of this width; 0 (the paper): none.",
     ),

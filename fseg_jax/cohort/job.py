@@ -13,7 +13,7 @@ from fseg_jax.encoders.load import load_encoder
 from fseg_jax.errors import InputError
 from fseg_jax.files.storage import open_storage
 from fseg_jax.pipeline.image import check_codebook
-from fseg_jax.pipeline.plan import Settings, choose_mpp
+from fseg_jax.pipeline.plan import Settings, choose_mpp, choose_smoothing
 from fseg_jax.pipeline.segment import FORMAT
 from fseg_jax.pipeline.tokens import KEPT_DTYPE, KEPT_FORMAT
 
@@ -209,7 +209,7 @@ def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:
         mpp=choose_mpp(card, settings, book),
         tile=settings.tile or card.tile,
         halo=settings.halo,
-        smoothing=settings.smoothing,
+        smoothing=choose_smoothing(settings, choose_mpp(card, settings, book), card.stride),
         mixtures=settings.mixtures if book is None else None,
         seed=settings.seed,
         features=settings.features,

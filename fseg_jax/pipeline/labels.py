@@ -19,7 +19,7 @@ from fseg_jax.methods import fseg
 from fseg_jax.numerics.prefetch import prefetch
 from fseg_jax.numerics.resample import blend, smooth
 from fseg_jax.outputs.labels import choose_label_dtype
-from fseg_jax.pipeline.plan import Plan, Settings, Tile
+from fseg_jax.pipeline.plan import Plan, Settings, Tile, choose_smoothing
 from fseg_jax.pipeline.tokens import FeatureSource, not_finite_error
 from fseg_jax.process import Progress
 
@@ -124,7 +124,7 @@ def _label_row(
     columns = np.flatnonzero(plan.tissue_tiles[row])
     shape = (-(-grid.height // stride), -(-grid.width // stride))
     # Blocks go to the device in batches of one size, bounded so that k × pixels stays small.
-    sigma = settings.smoothing / (plan.mpp * stride)  # in tokens
+    sigma = choose_smoothing(settings, plan.mpp, stride) / (plan.mpp * stride)  # in tokens
     radius = min(math.ceil(3 * sigma), grid.pitch // stride)
     frame = 1 + radius
     side = grid.pitch // stride + 2 * frame

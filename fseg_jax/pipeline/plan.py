@@ -20,6 +20,7 @@ from fseg_jax.slides.tissue import Tissue, choose_tissue
 _log = logging.getLogger(__name__)
 
 FIGURE_SIDE = 1600  # pixels of the longer side of the picture of a whole slide
+_SMOOTHING_TOKENS = 1.5  # the standard deviation of the Gaussian by which W is averaged
 _MAX_ENLARGEMENT = 4  # a finer working resolution than this shows nothing more
 
 Tile = tuple[int, int]  # row and column in the grid
@@ -38,7 +39,8 @@ class Settings:
         tile: Side of a tile in pixels; None: the encoder's.
         halo: Overlap with the next tile, as a fraction of the tile.
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
-        smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged within tissue; 0: none.
+        smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged within tissue; 0: none;
+            None: 1.5 tokens.
         mixtures: Centres of mixed tokens that a codebook fitted on the slide gets besides; 0: none.
         seed: Random seed.
         mpp_override: µm per pixel of the slide's finest level, in place of what its file says.
@@ -55,7 +57,7 @@ class Settings:
     tile: int | None = None
     halo: float = 1 / 16
     tissue: str = "find"
-    smoothing: float = 24.0
+    smoothing: float | None = None
     mixtures: int = 4
     seed: int = 0
     mpp_override: float | None = None
@@ -139,6 +141,11 @@ def choose_mpp(card: EncoderCard, settings: Settings, codebook: Codebook | None)
     """Choose the working resolution: as set, or the codebook's, or the encoder's."""
     codebook_mpp = codebook.provenance.mpp if codebook else None
     return settings.mpp if settings.mpp is not None else codebook_mpp or card.mpp
+
+
+def choose_smoothing(settings: Settings, mpp: float, stride: int) -> float:
+    """Choose by how many µm W is smoothed: as set, or by 1.5 tokens."""
+    return _SMOOTHING_TOKENS * mpp * stride if settings.smoothing is None else settings.smoothing
 
 
 def warn_if_mpp_differs(name: str, mpp: float, codebook: Codebook | None) -> None:

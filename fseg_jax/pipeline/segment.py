@@ -21,7 +21,7 @@ from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, read_level_for
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
-from fseg_jax.pipeline.plan import Plan, Settings, lay_out
+from fseg_jax.pipeline.plan import Plan, Settings, choose_smoothing, lay_out
 from fseg_jax.pipeline.record import (
     Clock,
     Json,
@@ -234,7 +234,7 @@ def _provenance(
             tile=plan.grid.tile,
             halo=plan.grid.halo,
             tissue=settings.tissue,
-            smoothing=settings.smoothing,
+            smoothing=choose_smoothing(settings, plan.mpp, card.stride),
             mixtures=mixtures,
             seed=settings.seed,
             mpp_override=settings.mpp_override,

@@ -102,6 +102,8 @@ def test_smoothing_sees_no_tiles_and_leaves_fewer_regions(picture, tmp_path, boo
     _, whole = run(picture, tmp_path / "w", Settings(tile=640, halo=0.05, tissue="all", batch=1), book)
     _, rough = run(picture, tmp_path / "r", Settings(tile=256, halo=0.125, tissue="all", smoothing=0), book)
     assert (small == whole).mean() >= 0.98
+    record, _ = run(picture, tmp_path / "s", Settings(tile=256, tissue="all", mpp=0.5), book, overwrite=True)
+    assert record["parameters"]["smoothing"] == 12  # µm: 1.5 tokens
     regions = [label(labels, connectivity=1).max() for labels in (small, rough)]
     assert regions[0] < 0.6 * regions[1]
 
