@@ -146,7 +146,7 @@ method_options = combine(
         default=4,
         show_default=True,
         metavar="M",
-        help="Without a codebook: centres for tokens of glass or two tissues, which name nothing; 0: none.",
+        help="Without a codebook: centres for tokens at the border of tissue, which name nothing; 0: none.",
     ),
 )
 tissue_options = combine(

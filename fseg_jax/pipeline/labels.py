@@ -59,6 +59,7 @@ def label_rows(
     """
     grid = plan.grid
     centers = jnp.asarray(codebook.centers)
+    others = None if mixtures is None else jnp.asarray(mixtures)
     key = jax.random.key(settings.seed)
     tiles = plan.tiles()
     weights: dict[Tile, Float[np.ndarray, "t t k"]] = {}
@@ -74,7 +75,7 @@ def label_rows(
                     key,
                     mode=settings.mode,
                     concepts=settings.concepts,
-                    mixtures=None if mixtures is None else jnp.asarray(mixtures),
+                    mixtures=others,
                 ),
             )
 
@@ -134,15 +135,16 @@ def _label_row(
         for start in range(0, len(columns), batch):
             part = columns[start : start + batch]
             blocks = np.zeros((batch, side, side, k), np.float32)
-            tissue = np.zeros((batch, side, side), np.float32)
             for i, column in enumerate(part):
                 blocks[i] = blend(weights, row, int(column), grid.halo // stride, shape, frame)
-                y, x, *_ = grid.locate_core(row, int(column))
-                tissue[i] = plan.tissue.crop(
-                    y // stride - frame, x // stride - frame, side, side, plan.mpp * stride
-                )
             W = jnp.asarray(blocks)
             if radius:
+                tissue = np.zeros((batch, side, side), np.float32)
+                for i, column in enumerate(part):
+                    y, x, *_ = grid.locate_core(row, int(column))
+                    tissue[i] = plan.tissue.crop(
+                        y // stride - frame, x // stride - frame, side, side, plan.mpp * stride
+                    )
                 W = smooth(W, jnp.asarray(tissue), sigma, radius)
             yield part, fseg.label_pixels(W, stride, settings.resize)
 

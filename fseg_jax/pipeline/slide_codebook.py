@@ -32,7 +32,7 @@ class SlideCodebook(NamedTuple):
 
     Attributes:
         codebook: The centres of its clusters, from tokens of one tissue each.
-        mixtures: Centres of the other tokens, which see glass or two tissues; None where there are none.
+        mixtures: Centres of the tokens near the tissue's border, which see glass; None where there are few.
     """
 
     codebook: Codebook
@@ -63,7 +63,7 @@ def fit_codebook(
 
     A token whose receptive field holds glass, or two tissues, is a mixture. Were centres fitted on all
     tokens, some would be mixtures' own: shells round every piece of tissue, bands between tissues. So the k
-    centres are fitted on pure tokens, deep in tissue and like their neighbours; the others get
+    centres are fitted on pure tokens, deep in tissue and like their neighbours; those near the border get
     ``settings.mixtures`` centres, which take part in the factorization and name no cluster.
 
     Raises:
@@ -182,8 +182,8 @@ def _draw_tokens(
 ) -> Float[np.ndarray, "m c"]:
     """Draw 1024 tokens, 2048 …, ``most`` at the most: k-means then compiles once for slides of many sizes.
 
-    Where there are fewer than 1024, all are taken, about as often. Where so many would be
-    too few for k centres, all are taken.
+    Where there are fewer than 1024, all are taken, about as often; where so many would be too few for k
+    centres, all are taken once.
     """
     sample = max(_LEAST_TOKENS, min(most, 1 << (len(X).bit_length() - 1)))
     if sample < 4 * k and sample < len(X):

@@ -1,13 +1,10 @@
 """The classifier's scores, its layers and its settings."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from planted_squares import SETTINGS
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 
-from fseg_jax.cam import classifier, classifier_training
+from fseg_jax.cam import classifier
 from fseg_jax.cam.classifier import LabelledImages
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig, configure_efficientnet
 from fseg_jax.errors import InputError
@@ -36,19 +33,3 @@ def test_a_layer_of_b1_has_its_place_in_other_networks():
     assert classifier.find_equivalent_layer("top", small) == "top"
     with pytest.raises(InputError, match=r"blocks\.23"):
         classifier.find_equivalent_layer("blocks.23", b1)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"network": "b9"}, "--network b9"),
-        ({"size": 16}, "--size 16"),
-        ({"epochs": 0}, "one epoch"),
-        ({"start": "moon"}, "--start moon"),
-        ({"start": "imagenet", "network": "b4"}, "b0 and b1"),
-        ({"learning_rate": 0.0}, "--learning-rate 0"),
-    ],
-)
-def test_settings_that_cannot_be_are_an_error(change, message):
-    with pytest.raises(InputError, match=message):
-        classifier_training.make_trainer(replace(SETTINGS, **change), 2)
