@@ -36,7 +36,7 @@ from fseg_jax.cam.step_outputs import check_record_is_new, write_json
 from fseg_jax.cam.train_classifier import train_folder
 from fseg_jax.errors import InputError
 from fseg_jax.methods import cam
-from fseg_jax.pipeline.record import together
+from fseg_jax.pipeline.publish import together
 from fseg_jax.process import Progress
 from fseg_jax.slides.masks import read_bright
 

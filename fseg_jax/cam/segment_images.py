@@ -26,7 +26,7 @@ from fseg_jax.cam.step_outputs import (
 )
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.masks import write_mask, write_picture
-from fseg_jax.pipeline.record import together
+from fseg_jax.pipeline.publish import together
 from fseg_jax.process import Progress
 
 RECORD = "masks.json"

@@ -38,7 +38,7 @@ from fseg_jax.cam.step_outputs import (
 )
 from fseg_jax.errors import InputError
 from fseg_jax.methods import cam
-from fseg_jax.pipeline.record import together
+from fseg_jax.pipeline.publish import together
 from fseg_jax.process import Progress
 
 RECORD = "training.json"

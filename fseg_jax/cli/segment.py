@@ -76,7 +76,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     """Check all slides and options, then segment slide after slide, and return the exit code."""
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.pipeline.plan import Settings
-    from fseg_jax.pipeline.record import check_outputs
+    from fseg_jax.pipeline.publish import check_outputs
     from fseg_jax.pipeline.segment import output_paths, segment_slide
     from fseg_jax.slides.reader import name_outputs, open_slide
 

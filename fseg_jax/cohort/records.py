@@ -14,7 +14,7 @@ from typing import Any
 
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.outputs.report import SlideTiming, SlideTotals
-from fseg_jax.pipeline.record import encode_json
+from fseg_jax.pipeline.publish import encode_json
 from fseg_jax.slides.identity import SlideFile
 
 AGREEMENT = "cohort.json"

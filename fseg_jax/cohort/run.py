@@ -42,7 +42,7 @@ from fseg_jax.files.partial_folders import BusyError
 from fseg_jax.files.storage import Storage, open_storage
 from fseg_jax.outputs import report
 from fseg_jax.pipeline.plan import Plan, Settings, choose_mpp, lay_out, warn_if_mpp_differs
-from fseg_jax.pipeline.record import Clock, encode_json
+from fseg_jax.pipeline.publish import Clock, encode_json
 from fseg_jax.pipeline.segment import SUFFIXES, Keep, write_outputs
 from fseg_jax.pipeline.tokens import KEPT_SUFFIX, FeatureSource, bound_kept_bytes, encode_tiles, open_kept
 from fseg_jax.process import Progress

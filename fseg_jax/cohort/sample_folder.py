@@ -32,7 +32,8 @@ from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.zarr import create_array
 from fseg_jax.outputs.csv_table import format_csv
-from fseg_jax.pipeline.record import MadeWith, SlideFacts
+from fseg_jax.pipeline.record import MadeWith
+from fseg_jax.pipeline.slide_facts import SlideFacts
 
 FORMAT = 1  # of the folder: raised when what it holds changes
 MIN_TISSUE = 0.25  # smallest fraction of tissue in a tile that is sampled

@@ -37,7 +37,8 @@ from fseg_jax.cohort.survey import identify_slide
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.pipeline.embed import measure_tissue
-from fseg_jax.pipeline.record import made_with, slide_facts
+from fseg_jax.pipeline.record import made_with
+from fseg_jax.pipeline.slide_facts import slide_facts
 from fseg_jax.slides.identity import is_same_slide
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches
 from fseg_jax.slides.tissue import choose_tissue

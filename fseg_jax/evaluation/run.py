@@ -18,7 +18,7 @@ from fseg_jax.evaluation.report import panels, plots, sic_report, tables
 from fseg_jax.evaluation.results import EvaluationRow, SicRow
 from fseg_jax.evaluation.settings import EvaluationSettings, SicSettings
 from fseg_jax.files.partial_folders import recover_outputs
-from fseg_jax.pipeline.record import check_outputs, together
+from fseg_jax.pipeline.publish import check_outputs, together
 from fseg_jax.process import Progress
 
 RECORD = "evaluation.json"

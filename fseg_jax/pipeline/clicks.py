@@ -33,9 +33,11 @@ from fseg_jax.pipeline.patch_records import (
     SeedRecord,
     read_provenance,
 )
-from fseg_jax.pipeline.record import Clock, Json, SlideFacts, check_outputs, finish, made_with
+from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish
+from fseg_jax.pipeline.record import made_with
 from fseg_jax.pipeline.seed_file import read_seeds
 from fseg_jax.pipeline.segment import output_paths
+from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.pipeline.voting import vote
 from fseg_jax.slides.identity import identify
 

@@ -23,7 +23,9 @@ from fseg_jax.outputs.anndata_export import import_anndata, try_write_anndata
 from fseg_jax.outputs.embeddings import EmbeddingsWriter, open_embeddings
 from fseg_jax.pipeline.patch_records import EmbedRecord, PatchEncoder, PatchParameters, PatchProvenance
 from fseg_jax.pipeline.plan import FIGURE_SIDE
-from fseg_jax.pipeline.record import Clock, Json, check_outputs, finish, made_with, slide_facts
+from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish
+from fseg_jax.pipeline.record import made_with
+from fseg_jax.pipeline.slide_facts import slide_facts
 from fseg_jax.process import Progress
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches, read_thumbnail
 from fseg_jax.slides.tissue import Tissue, choose_tissue

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import Embeddings
-from fseg_jax.pipeline.record import Json, SlideFacts
+from fseg_jax.pipeline.publish import Json
+from fseg_jax.pipeline.slide_facts import SlideFacts
 
 if TYPE_CHECKING:
     from fseg_jax.outputs.geojson import OutlineFacts

@@ -12,7 +12,7 @@ from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
-from fseg_jax.pipeline.record import SlideFacts, slide_facts
+from fseg_jax.pipeline.slide_facts import SlideFacts, slide_facts
 from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
 from fseg_jax.slides.tiles import TileGrid, find_tissue_tiles, make_grid
 from fseg_jax.slides.tissue import Tissue, choose_tissue

@@ -22,19 +22,8 @@ from fseg_jax.outputs.labels import LabelWriter, read_level_for
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
 from fseg_jax.pipeline.plan import Plan, Settings, choose_smoothing, lay_out
-from fseg_jax.pipeline.record import (
-    Clock,
-    Json,
-    Parameters,
-    Provenance,
-    Segmentation,
-    Timing,
-    check_outputs,
-    codebook_facts,
-    finish,
-    made_with,
-    now,
-)
+from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish, now
+from fseg_jax.pipeline.record import Parameters, Provenance, Segmentation, Timing, codebook_facts, made_with
 from fseg_jax.pipeline.slide_codebook import fit_codebook
 from fseg_jax.pipeline.tokens import FeatureSource, encode_tiles, keep_features, open_writer
 from fseg_jax.process import Progress

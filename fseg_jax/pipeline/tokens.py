@@ -24,7 +24,7 @@ from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.storage import Storage
 from fseg_jax.outputs.rows import RowsWriter, open_rows
 from fseg_jax.pipeline.plan import Plan, Settings, Tile
-from fseg_jax.pipeline.record import SlideFacts
+from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches
 from fseg_jax.slides.tiles import TileGrid, make_grid
 from fseg_jax.slides.tissue import Tissue

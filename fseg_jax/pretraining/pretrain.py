@@ -27,7 +27,8 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.exchange import exchange_outputs
 from fseg_jax.files.partial_folders import open_partial_folder, recover_outputs
 from fseg_jax.outputs.style import OKABE_ITO, save_figure, use_style
-from fseg_jax.pipeline.record import Json, made_with, now
+from fseg_jax.pipeline.publish import Json, now
+from fseg_jax.pipeline.record import made_with
 from fseg_jax.pretraining.checkpoint import History, load_checkpoint, save_checkpoint
 from fseg_jax.pretraining.simclr import (
     LAYER,

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from fseg_jax.slides.glass import CELL
+from fseg_jax.slides.glass import CELL, COARSE_MPP
 from fseg_jax.slides.planes import (
     Mask,
     Plane,
@@ -19,7 +19,6 @@ from fseg_jax.slides.planes import (
     repeat,
 )
 
-COARSE_MPP = 8.0  # µm per pixel at which tissue is told from glass; the border is drawn at the image's own
 INK_AREA = 4_000.0  # µm²: smaller patches of an ink's colour are taken as tissue
 INK_TEXTURE = 0.2  # standard deviation over density, less of which ink of an ink's colour has
 INK_FRINGE = 26.0  # µm that ink bleeds past what is recognised as ink

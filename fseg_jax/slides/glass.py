@@ -17,6 +17,7 @@ from fseg_jax.slides.planes import (
     make_odd,
 )
 
+COARSE_MPP = 8.0  # µm per pixel at which tissue is told from glass; the border is drawn at the image's own
 WINDOW = 40.0  # µm, the side of the square whose texture is measured: a few cells
 CELL = 32.0  # µm, the side of a cell of the background's grid
 # Texture: standard deviation of optical density within WINDOW. Glass has less than SMOOTH_NOISE times its own

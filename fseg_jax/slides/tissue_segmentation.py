@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
-from fseg_jax.slides.artefacts import COARSE_MPP, find_blurred, find_folds, find_ink
+from fseg_jax.slides.artefacts import find_blurred, find_folds, find_ink
 from fseg_jax.slides.glass import (
+    COARSE_MPP,
     HIGH_FACTOR,
     LOW_LIMITS,
     SMOOTH_LIMITS,

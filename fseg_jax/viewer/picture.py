@@ -15,7 +15,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.labels import LabelPyramid
-from fseg_jax.pipeline.record import SlideFacts
+from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.slides.identity import identify
 from fseg_jax.slides.reader import Slide, open_slide, read_thumbnail
 

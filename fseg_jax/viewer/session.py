@@ -18,7 +18,7 @@ from fseg_jax.outputs.embeddings import RECORD, list_embedded_slides, open_embed
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.pipeline.patch_records import read_provenance
-from fseg_jax.pipeline.record import SlideFacts
+from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.process import raise_if_stopped
 from fseg_jax.viewer.page_state import filter_page_state, read_page_state, write_page_state
 from fseg_jax.viewer.picture import LabelLayer, open_picture

@@ -20,7 +20,7 @@ from kill import die_before_step
 from fseg_jax.errors import InputError
 from fseg_jax.files.partial_folders import open_partial_folder, recover_folder, recover_outputs
 from fseg_jax.files.storage import open_storage
-from fseg_jax.pipeline.record import check_outputs, finish, together
+from fseg_jax.pipeline.publish import check_outputs, finish, together
 
 
 @pytest.mark.parametrize("old", [None, 2], ids=["new", "replaced"])

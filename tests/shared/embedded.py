@@ -7,7 +7,7 @@ from fseg_jax import open_slide
 from fseg_jax.encoders.classical import classical
 from fseg_jax.pipeline.embed import PatchSettings, embed_slide
 from fseg_jax.pipeline.patch_records import PatchEncoder, PatchParameters, PatchProvenance
-from fseg_jax.pipeline.record import SlideFacts
+from fseg_jax.pipeline.slide_facts import SlideFacts
 
 ENCODER = classical()
 SETTINGS = PatchSettings(patch=64, mpp=1.0, batch=4)

@@ -16,7 +16,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.patch_records import read_provenance
-from fseg_jax.pipeline.record import SlideFacts
+from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.pipeline.voting import vote
 from fseg_jax.slides.identity import identify
 from fseg_jax.viewer.mask import MaskPainter

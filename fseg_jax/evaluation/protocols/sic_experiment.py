@@ -42,7 +42,8 @@ from fseg_jax.numerics.pca import reduce_channels
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.pipeline.embed import PatchSettings, embed_slide
 from fseg_jax.pipeline.patch_records import read_provenance
-from fseg_jax.pipeline.record import made_with, slide_facts
+from fseg_jax.pipeline.record import made_with
+from fseg_jax.pipeline.slide_facts import slide_facts
 from fseg_jax.process import Progress
 from fseg_jax.slides.reader import open_slide
 

@@ -1,0 +1,70 @@
+"""Which slide a result is of, as records state it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fseg_jax.pipeline.publish import Json
+from fseg_jax.slides.identity import SlideFile, identify
+from fseg_jax.slides.reader import Slide
+
+_LONGEST_SIDE = 1 << 31  # pixels of a slide
+_COARSEST_MPP = 1e9
+
+
+@dataclass(frozen=True)
+class SlideFacts:
+    """Which slide a result is of.
+
+    Attributes:
+        path: Its file, or folder.
+        identity: Hash of its content (``slides.identity``); None in records of earlier versions.
+        format: The reader's name for its format; "" where a record does not say.
+        height: Height of the finest level in pixels.
+        width: Width of the finest level in pixels.
+        mpp: µm per pixel of the finest level.
+    """
+
+    path: str
+    identity: str | None
+    format: str
+    height: int
+    width: int
+    mpp: float
+
+    @property
+    def file(self) -> SlideFile:
+        """Its path and identity."""
+        return SlideFile(self.path, self.identity)
+
+    def to_json(self) -> Json:
+        """Give the facts as JSON; an unknown identity is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "SlideFacts":
+        """Read the facts from JSON.
+
+        Raises:
+            LookupError, TypeError, ValueError: Something is missing, or cannot be.
+        """
+        path, height, width, mpp = (value[key] for key in ("path", "height", "width", "mpp"))
+        if not isinstance(path, str):
+            raise TypeError("the slide's path is no text")
+        for side in (height, width):
+            if type(side) is not int or not 0 < side < _LONGEST_SIDE:
+                raise ValueError("the slide's size cannot be")
+        if type(mpp) not in (int, float) or not 0 < mpp < _COARSEST_MPP:
+            raise ValueError("the slide's resolution cannot be")
+        return cls(path, value.get("identity"), value.get("format", ""), height, width, mpp)
+
+
+def slide_facts(slide: Slide) -> SlideFacts:
+    """Collect which slide a result is of."""
+    return SlideFacts(
+        path=str(slide.path),
+        identity=identify(slide.path),
+        format=slide.format,
+        height=slide.height,
+        width=slide.width,
+        mpp=slide.mpp,
+    )
