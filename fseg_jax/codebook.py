@@ -1,28 +1,26 @@
 """Read, check and write codebooks: cluster centres that name F-SEG's concepts (§3.2), and their origin."""
 
 import hashlib
-import io
 import json
-import pickle
 import re
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.files.array_pickle import unpickle_arrays
 from fseg_jax.files.kinds import CODEBOOK, describe_kind, suggest_names
 from fseg_jax.files.paths import is_file
 from fseg_jax.files.tensor_reader import BrokenFileError, Tensors, open_tensors
 from fseg_jax.files.tensor_writer import write_tensors
 
 FORMAT = CODEBOOK
+VERSIONS = ("1", "2")  # of the file: 2 if there are mixtures, which earlier readers refuse
+MIXTURES = "mixtures"  # the entry of the file that holds them
 SHIPPED = "he-small"  # the codebook that comes with the encoder of that name
 
 
@@ -62,27 +60,23 @@ class Codebook:
     Attributes:
         centers: The centres, float32 and non-negative; cluster j + 1 is row j.
         provenance: Where they came from.
+        mixtures: Centres of tokens that see glass or two tissues, float32 and non-negative: they take part in
+            the factorization of slides and name no cluster. None: there are none, as in the paper.
     """
 
     centers: Float[np.ndarray, "k c"]
     provenance: Provenance = field(default_factory=Provenance)
+    mixtures: Float[np.ndarray, "m _"] | None = None
 
     def __post_init__(self) -> None:
-        values = np.asarray(self.centers)
-        with np.errstate(over="ignore", under="ignore"):
-            centers = values.astype(np.float32)
-        if centers.ndim != 2 or 0 in centers.shape:
-            raise InputError(f"codebook: centres have the shape {centers.shape}; (k, channels) is needed")
-        if not np.isfinite(values).all():
-            raise InputError("codebook: the centres hold a NaN or an infinity")
-        vanished = (centers.max(1) < np.finfo(np.float32).tiny) & (values.max(1) > 0)
-        if not np.isfinite(centers).all() or vanished.any():
-            size = np.abs(values).max()
+        object.__setattr__(self, "centers", _check_centers(self.centers, "centres"))
+        if self.mixtures is None:
+            return
+        object.__setattr__(self, "mixtures", _check_centers(self.mixtures, "mixtures"))
+        if self.mixtures.shape[1] != self.channels:
             raise InputError(
-                f"codebook: float32 does not hold centres of such a size ({size:.3g}): scale them"
+                f"codebook: the mixtures are {self.mixtures.shape[1]} wide, the centres {self.channels}"
             )
-        # Averages of non-negative features are negative only by rounding. The authors' code does the same.
-        object.__setattr__(self, "centers", np.maximum(centers, 0))
 
     @property
     def k(self) -> int:
@@ -96,8 +90,11 @@ class Codebook:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the centres, shape and values."""
-        return hashlib.sha256(repr(self.centers.shape).encode() + self.centers.tobytes()).hexdigest()
+        """SHA-256 of the centres, and of the mixtures if there are any: shapes and values."""
+        digest = hashlib.sha256(repr(self.centers.shape).encode() + self.centers.tobytes())
+        if self.mixtures is not None:
+            digest.update(MIXTURES.encode() + repr(self.mixtures.shape).encode() + self.mixtures.tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def load(cls, path: str | Path, k: int | None = None) -> "Codebook":
@@ -140,6 +137,27 @@ class Codebook:
             )
 
 
+def _check_centers(centers: Float[np.ndarray, "k c"], what: str) -> Float[np.ndarray, "k c"]:
+    """Check centres, or what else is called so, and return them as float32, non-negative.
+
+    Raises:
+        InputError: They have no rows, are not finite, or of a size that float32 does not hold.
+    """
+    values = np.asarray(centers)
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = values.astype(np.float32)
+    if narrow.ndim != 2 or 0 in narrow.shape:
+        raise InputError(f"codebook: {what} have the shape {narrow.shape}; (k, channels) is needed")
+    if not np.isfinite(values).all():
+        raise InputError(f"codebook: the {what} hold a NaN or an infinity")
+    vanished = (narrow.max(1) < np.finfo(np.float32).tiny) & (values.max(1) > 0)
+    if not np.isfinite(narrow).all() or vanished.any():
+        size = np.abs(values).max()
+        raise InputError(f"codebook: float32 does not hold {what} of such a size ({size:.3g}): scale them")
+    # Averages of non-negative features are negative only by rounding. The authors' code does the same.
+    return np.maximum(narrow, 0)
+
+
 def load_all(path: str | Path) -> dict[int, Codebook]:
     """Read all codebooks of a file, by k.
 
@@ -161,10 +179,15 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
         with open_tensors(path) as file:
             if file.header.metadata.get("format") != FORMAT:
                 raise InputError(f"{path}: {describe_kind(path)}, not a codebook")
+            if file.header.metadata.get("version", "1") not in VERSIONS:
+                raise InputError(f"{path}: a codebook of a later version: update fseg-jax to read it")
             provenance = Provenance(**json.loads(file.header.metadata["provenance"]))
             _check_provenance(provenance)
+            mixtures = _read_floats(file, MIXTURES) if MIXTURES in file.header.entries else None
             books = {
-                int(name): Codebook(_read_floats(file, name), provenance) for name in file.header.entries
+                int(name): Codebook(_read_floats(file, name), provenance, mixtures)
+                for name in file.header.entries
+                if name != MIXTURES
             }
     except BrokenFileError as error:
         kind = describe_kind(path)
@@ -187,20 +210,34 @@ def find_shipped_codebook() -> Path:
 
 
 def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:
-    """Write codebooks of one provenance and several k to one safetensors file, atomically.
+    """Write codebooks of one provenance, with the same mixtures, and several k to one safetensors file.
+
+    The file appears whole or not at all.
 
     Raises:
-        InputError: The codebooks differ in provenance.
+        InputError: The codebooks differ in provenance or mixtures.
     """
     path = Path(path)
     origins = {book.provenance for book in books.values()}
     if len(origins) != 1:
         raise InputError(f"{path}: the codebooks of one file must have one provenance")
+    mixtures = next(iter(books.values())).mixtures
+    if not all(_are_same(mixtures, book.mixtures) for book in books.values()):
+        raise InputError(f"{path}: the codebooks of one file must have the same mixtures")
     origin = vars(origins.pop())
     if not origin["fingerprint"]:  # as earlier versions, which know no fingerprints, wrote it
         origin = {name: value for name, value in origin.items() if name != "fingerprint"}
-    metadata = {"format": FORMAT, "version": "1", "provenance": json.dumps(origin)}
-    write_tensors(path, {str(k): book.centers for k, book in sorted(books.items())}, metadata)
+    version = VERSIONS[0] if mixtures is None else VERSIONS[1]
+    metadata = {"format": FORMAT, "version": version, "provenance": json.dumps(origin)}
+    tensors = {str(k): book.centers for k, book in sorted(books.items())}
+    write_tensors(path, tensors if mixtures is None else {**tensors, MIXTURES: mixtures}, metadata)
+
+
+def _are_same(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    """Whether two arrays are equal, or neither is there."""
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first, second)
 
 
 def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dict[int, Codebook]:
@@ -220,7 +257,7 @@ def import_joblib(path: str | Path, provenance: Provenance | None = None) -> dic
     if data[:1] == b"x" or data[:2] in (b"\x1f\x8b", b"BZ") or data[:6] == b"\xfd7zXZ\x00":
         raise InputError(f"{path}: the joblib file is compressed; save it again with compress=0")
     try:
-        content = _ArrayUnpickler(data).load()
+        content = unpickle_arrays(data)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can raise almost anything
@@ -256,105 +293,5 @@ def _check_provenance(origin: Provenance) -> None:
 def _read_floats(file: Tensors, name: str) -> np.ndarray:
     """Read an array. Raises ``ValueError`` where it is not of floats."""
     if file.header.entries[name].dtype not in ("F16", "F32", "F64"):
-        raise ValueError(f"the centres {name[:40]} are no floats")
+        raise ValueError(f"{name[:40]}: the centres are no floats")
     return file.get(name)
-
-
-class _ArrayWrapper:
-    """A stand-in for ``joblib.numpy_pickle.NumpyArrayWrapper``: the array's bytes follow it in the stream."""
-
-
-class _ArrayType:
-    """A stand-in for ``numpy.ndarray``, which a file may name but not call: a call would allocate."""
-
-    def __new__(cls, *_: Any) -> "_ArrayType":
-        raise InputError("makes an array of its own: refused, nothing was run")
-
-
-class _DtypeState:
-    """A stand-in for ``numpy.dtype``: the kind and size of the numbers, and their byte order."""
-
-    def __init__(self, name: str, *_: Any) -> None:
-        self.name, self.order = name, "="
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1] if state[1] in ("<", ">") else "="
-
-    def make_dtype(self) -> np.dtype[Any]:
-        """Make the dtype. Raises ``InputError`` where it is not one of numbers."""
-        if not (isinstance(self.name, str) and re.fullmatch("[biuf][1248]", self.name)):
-            raise InputError("holds an array that is not of numbers: refused, nothing was run")
-        return np.dtype(self.order + self.name)
-
-
-def _require_plain_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
-    """Wrap an opcode that fills a dictionary to accept only text and whole numbers as keys.
-
-    Hashing a deeply nested key would overflow the stack.
-    """
-
-    def check_and_load(self: Any) -> None:
-        if not all(isinstance(key, str | int) for key in self.stack[keys]):
-            raise InputError("has keys that are no names or numbers: refused, nothing was run")
-        load(self)
-
-    return check_and_load
-
-
-_LOAD: dict[int, Any] = pickle._Unpickler.dispatch
-
-
-class _ArrayUnpickler(pickle._Unpickler):
-    """An unpickler that constructs numpy arrays and plain containers, and refuses every other name."""
-
-    def __init__(self, data: bytes) -> None:
-        self._stream = io.BytesIO(data)
-        super().__init__(self._stream)
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Look up a name of the pickle. Raises ``InputError`` for all but numpy's arrays and dtypes."""
-        if (module, name) == ("joblib.numpy_pickle", "NumpyArrayWrapper"):
-            return _ArrayWrapper
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return _ArrayType if name == "ndarray" else _DtypeState
-        raise InputError(
-            f"names {module}.{name}, which a file of centres has no need of: refused, nothing was run"
-        )
-
-    def load_build(self) -> None:
-        """Run the opcode BUILD; an array's wrapper is replaced by the array."""
-        super().load_build()  # type: ignore[misc]
-        if isinstance(self.stack[-1], _ArrayWrapper):  # type: ignore[attr-defined]
-            self.stack[-1] = self._read_array(vars(self.stack[-1]))  # type: ignore[attr-defined]
-
-    def _read_array(self, wrapper: dict[str, Any]) -> np.ndarray:
-        """Read the bytes of an array from the stream."""
-        dtype, shape = wrapper["dtype"].make_dtype(), tuple(wrapper["shape"])
-        if not all(type(n) is int and n >= 0 for n in shape):
-            raise InputError("holds an array of no shape: refused, nothing was run")
-        read = self._file_read  # type: ignore[attr-defined]
-        if wrapper.get("numpy_array_alignment_bytes") is not None:
-            (padding,) = struct.unpack("B", read(1))
-            read(padding)
-        size = dtype.itemsize * prod(shape)
-        if size > self._count_left():
-            raise InputError("the file is truncated")
-        data = read(size)
-        if wrapper.get("order") == "F":
-            return np.frombuffer(data, dtype).reshape(shape[::-1]).T
-        return np.frombuffer(data, dtype).reshape(shape)
-
-    def _count_left(self) -> int:
-        """Count the bytes of the file that are still to be read."""
-        stream = self._stream
-        return stream.getbuffer().nbytes - stream.tell()
-
-    dispatch: ClassVar[dict[int, Any]] = dict(_LOAD)
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.SETITEM[0]] = _require_plain_keys(_LOAD[pickle.SETITEM[0]], slice(-2, -1))
-    dispatch[pickle.SETITEMS[0]] = _require_plain_keys(_LOAD[pickle.SETITEMS[0]], slice(None, None, 2))
-    dispatch[pickle.DICT[0]] = _require_plain_keys(_LOAD[pickle.DICT[0]], slice(None, None, 2))
-    for _opcode in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
-        del dispatch[
-            _opcode[0]
-        ]  # a file of centres has none of these; BYTEARRAY8 would allocate any size it states

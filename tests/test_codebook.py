@@ -1,5 +1,6 @@
 """Codebooks: our file, the authors' joblib file, and pickles that must not run."""
 
+import hashlib
 import pickle
 import subprocess
 
@@ -7,8 +8,10 @@ import joblib
 import numpy as np
 import pytest
 
-from fseg_jax.codebook import Codebook, Provenance, import_joblib, load_all, save_all
+from fseg_jax.codebook import FORMAT, Codebook, Provenance, import_joblib, load_all, save_all
 from fseg_jax.errors import InputError
+from fseg_jax.files.tensor_reader import read_header
+from fseg_jax.files.tensor_writer import write_tensors
 
 pytestmark = pytest.mark.smoke
 
@@ -23,6 +26,68 @@ def test_round_trip(tmp_path):
     assert back.provenance == origin and back.hash == books[5].hash
     np.testing.assert_array_equal(back.centers, CENTERS[5])
     assert [p.name for p in tmp_path.iterdir()] == ["b.safetensors"]
+
+
+def test_mixtures_are_kept_and_are_part_of_the_hash(tmp_path):
+    mixtures = np.random.default_rng(9).random((3, 6), np.float32)
+    books = {k: Codebook(c, mixtures=mixtures) for k, c in CENTERS.items()}
+    plain = {k: Codebook(c) for k, c in CENTERS.items()}
+    save_all(tmp_path / "with.safetensors", books)
+    save_all(tmp_path / "without.safetensors", plain)
+    for k, book in load_all(tmp_path / "with.safetensors").items():
+        np.testing.assert_array_equal(book.mixtures, mixtures)
+        np.testing.assert_array_equal(book.centers, CENTERS[k])
+        assert book.hash == books[k].hash != plain[k].hash and book.k == k
+    assert all(book.mixtures is None for book in load_all(tmp_path / "without.safetensors").values())
+    # The hash of centres alone is what it was before there were mixtures.
+    digest = hashlib.sha256(repr((5, 6)).encode() + CENTERS[5].tobytes()).hexdigest()
+    assert plain[5].hash == digest
+    assert Codebook(CENTERS[5], mixtures=mixtures + 1).hash != books[5].hash
+    headers = [read_header(tmp_path / f"{name}.safetensors") for name in ("with", "without")]
+    assert [header.metadata["version"] for header in headers] == ["2", "1"]
+    assert [list(header.entries) for header in headers] == [["2", "5", "mixtures"], ["2", "5"]]
+
+
+@pytest.mark.parametrize(
+    ("mixtures", "message"),
+    [
+        (np.zeros((0, 6)), "mixtures have the shape"),
+        (np.full((2, 6), np.inf), "the mixtures hold a NaN"),
+        (np.ones((2, 5)), "the mixtures are 5 wide, the centres 6"),
+        (np.full((2, 6), 1e60), "float32 does not hold mixtures"),
+    ],
+)
+def test_bad_mixtures_are_named(mixtures, message):
+    with pytest.raises(InputError, match=message):
+        Codebook(CENTERS[2], mixtures=mixtures)
+    assert Codebook(CENTERS[2], mixtures=np.full((1, 6), -1e-9)).mixtures.min() == 0
+
+
+def test_codebooks_of_one_file_have_the_same_mixtures(tmp_path):
+    for mixtures in (None, np.ones((2, 6))):
+        books = {
+            2: Codebook(CENTERS[2], mixtures=np.zeros((2, 6))),
+            5: Codebook(CENTERS[5], mixtures=mixtures),
+        }
+        with pytest.raises(InputError, match="must have the same mixtures"):
+            save_all(tmp_path / "b.safetensors", books)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("mixtures", "version", "message"),
+    [
+        (np.ones((2, 6), np.int32), "2", "no floats"),
+        (np.ones((2, 7), np.float32), "2", "the mixtures are 7 wide"),
+        (np.ones((2, 6), np.float32), "3", "of a later version: update fseg-jax"),
+    ],
+)
+def test_files_of_mixtures_that_cannot_be_are_one_line(tmp_path, mixtures, version, message):
+    metadata = {"format": FORMAT, "version": version, "provenance": "{}"}
+    write_tensors(tmp_path / "b.safetensors", {"2": CENTERS[2], "mixtures": mixtures}, metadata)
+    with pytest.raises(InputError, match=message) as caught:
+        load_all(tmp_path / "b.safetensors")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -82,5 +82,9 @@ def codebook_show(path: Path) -> None:
     books = load_all(path)
     for name, value in vars(next(iter(books.values())).provenance).items():
         click.echo(f"{name:12}  {'unknown' if value in ('', None) else value}")
+    mixtures = next(iter(books.values())).mixtures
+    click.echo(
+        f"{'mixtures':12}  {'none' if mixtures is None else f'{len(mixtures)}, for tokens at borders'}"
+    )
     for k, book in sorted(books.items()):
         click.echo(f"k = {k:<8}  {book.channels} channels, hash {book.hash[:12]}")

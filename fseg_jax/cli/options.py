@@ -146,7 +146,8 @@ method_options = combine(
         default=4,
         show_default=True,
         metavar="M",
-        help="Without a codebook: centres for tokens at the border of tissue, which name nothing; 0: none.",
+        help="Centres for tokens at the border of tissue, which name nothing, where clusters are fitted on "
+        "the slide; a codebook has its own. 0 (the paper): none.",
     ),
 )
 tissue_options = combine(

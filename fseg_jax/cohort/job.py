@@ -67,7 +67,7 @@ class SharedDependencies:
         tile: Side of a tile in pixels.
         halo: Overlap of tiles, as a fraction of the tile.
         smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged.
-        mixtures: Centres of mixed tokens, where each slide is clustered by itself.
+        mixtures: Centres of mixed tokens; None where the codebook has none.
         seed: Random seed.
         features: Number type that features are rounded to.
     """
@@ -210,10 +210,17 @@ def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:
         tile=settings.tile or card.tile,
         halo=settings.halo,
         smoothing=choose_smoothing(settings, choose_mpp(card, settings, book), card.stride),
-        mixtures=settings.mixtures if book is None else None,
+        mixtures=settings.mixtures if book is None else _count_mixtures(settings, book),
         seed=settings.seed,
         features=settings.features,
     )
+
+
+def _count_mixtures(settings: Settings, codebook: Codebook) -> int | None:
+    """Count the codebook's mixtures that are used; None where it has none."""
+    if codebook.mixtures is None:
+        return None
+    return len(codebook.mixtures) if settings.mixtures else 0
 
 
 def _hash(values: dict[str, object]) -> str:

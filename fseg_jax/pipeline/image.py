@@ -71,6 +71,7 @@ def segment(
     image = np.pad(image, [(0, -height % stride), (0, -width % stride), (0, 0)], mode="edge")
     h, w = image.shape[0] // stride, image.shape[1] // stride
     centers, key = jax.device_put(codebook.centers), jax.random.key(seed)
+    mixtures = None if codebook.mixtures is None else jax.device_put(codebook.mixtures)
     largest = frame_sides(card)[-1] // stride
     rows, columns = min(h, largest), min(w, largest)
     if mode == "assign":
@@ -79,7 +80,7 @@ def segment(
     for y, weights_y in split_axis(h, largest):
         for x, weights_x in split_axis(w, largest):
             tile = image[y * stride : (y + rows) * stride, x * stride : (x + columns) * stride]
-            tile_W = _solve_framed(tile, encoder, centers, key, mode, concepts)
+            tile_W = _solve_framed(tile, encoder, centers, mixtures, key, mode, concepts)
             W[y : y + rows, x : x + columns] += weights_y[:, None, None] * weights_x[:, None] * tile_W
     return _label_in_blocks(W, card, resize)[:height, :width]
 
@@ -96,6 +97,7 @@ def _solve_framed(
     image: UInt8[np.ndarray, "height width 3"],
     encoder: Encoder,
     centers: Centers,
+    mixtures: Float[jax.Array, "m c"] | None,
     key: Key,
     mode: Mode,
     concepts: int,
@@ -112,7 +114,13 @@ def _solve_framed(
     A = np.pad(A, [(0, padded - len(A)), (0, 0)])
     tokens = np.array([h * w], np.int32)
     W, finite, _ = solve_tiles(
-        jax.device_put(A[None, None]), centers, key, mode=mode, concepts=concepts, tokens=tokens
+        jax.device_put(A[None, None]),
+        centers,
+        key,
+        mode=mode,
+        concepts=concepts,
+        tokens=tokens,
+        mixtures=mixtures,
     )
     if not np.asarray(finite).all():
         raise InputError(f"the features of the encoder {card.name!r} hold a NaN or an infinity")

@@ -19,7 +19,7 @@ from fseg_jax.methods import fseg
 from fseg_jax.numerics.prefetch import prefetch
 from fseg_jax.numerics.resample import blend, smooth
 from fseg_jax.outputs.labels import choose_label_dtype
-from fseg_jax.pipeline.plan import Plan, Settings, Tile, choose_smoothing
+from fseg_jax.pipeline.plan import Plan, Settings, Tile, choose_mixtures, choose_smoothing
 from fseg_jax.pipeline.tokens import FeatureSource, not_finite_error
 from fseg_jax.process import Progress
 
@@ -48,7 +48,6 @@ def label_rows(
     settings: Settings,
     progress: Progress,
     shortfall: Shortfall,
-    mixtures: Float[np.ndarray, "m c"] | None = None,
 ) -> Iterator[UInt[np.ndarray, "n width"]]:
     """Yield the slide's labels from top to bottom, a row of tiles at a time.
 
@@ -59,6 +58,7 @@ def label_rows(
     """
     grid = plan.grid
     centers = jnp.asarray(codebook.centers)
+    mixtures = choose_mixtures(settings, codebook)
     others = None if mixtures is None else jnp.asarray(mixtures)
     key = jax.random.key(settings.seed)
     tiles = plan.tiles()

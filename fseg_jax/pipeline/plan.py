@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import EncoderCard
@@ -41,7 +41,8 @@ class Settings:
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
         smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged within tissue; 0: none;
             None: 1.5 tokens.
-        mixtures: Centres of mixed tokens that a codebook fitted on the slide gets besides; 0: none.
+        mixtures: Centres of mixed tokens that a codebook fitted on the slide gets besides. A codebook that is
+            given has its own. 0: neither are used.
         seed: Random seed.
         mpp_override: µm per pixel of the slide's finest level, in place of what its file says.
         features: Dtype that features are rounded to first.
@@ -146,6 +147,11 @@ def choose_mpp(card: EncoderCard, settings: Settings, codebook: Codebook | None)
 def choose_smoothing(settings: Settings, mpp: float, stride: int) -> float:
     """Choose by how many µm W is smoothed: as set, or by 1.5 tokens."""
     return _SMOOTHING_TOKENS * mpp * stride if settings.smoothing is None else settings.smoothing
+
+
+def choose_mixtures(settings: Settings, codebook: Codebook) -> Float[np.ndarray, "m c"] | None:
+    """Choose the centres of mixed tokens: the codebook's, unless the settings want none."""
+    return codebook.mixtures if settings.mixtures else None
 
 
 def warn_if_mpp_differs(name: str, mpp: float, codebook: Codebook | None) -> None:

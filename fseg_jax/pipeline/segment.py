@@ -21,7 +21,7 @@ from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, read_level_for
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
-from fseg_jax.pipeline.plan import Plan, Settings, choose_smoothing, lay_out
+from fseg_jax.pipeline.plan import Plan, Settings, choose_mixtures, choose_smoothing, lay_out
 from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish, now
 from fseg_jax.pipeline.record import Parameters, Provenance, Segmentation, Timing, codebook_facts, made_with
 from fseg_jax.pipeline.slide_codebook import fit_codebook
@@ -131,13 +131,12 @@ def write_outputs(
         progress: Called as the work goes on.
     """
     clock.lap("tissue")
-    mixtures = None
     if codebook is None:
-        codebook, mixtures = fit_codebook(plan, source, card, settings, progress)
+        codebook = fit_codebook(plan, source, card, settings, progress)
         clock.lap("codebook")
     k, name = codebook.k, plan.name
     names, colours = make_default_names(k), make_palette(k)
-    provenance = _provenance(plan, card, codebook, settings, 0 if mixtures is None else len(mixtures))
+    provenance = _provenance(plan, card, codebook, settings)
     labels_path = folder / f"{name}.ome.zarr"
     shape = (plan.grid.height, plan.grid.width)
     shortfall = Shortfall()
@@ -148,7 +147,7 @@ def write_outputs(
     if keep is not None:
         keeper = open_writer(folder, plan, card, keep.features_hash, keep.dtype)
         source = keep_features(source, keeper)
-    for rows in label_rows(plan, source, card, codebook, settings, progress, shortfall, mixtures):
+    for rows in label_rows(plan, source, card, codebook, settings, progress, shortfall):
         writer.append(rows)
     if keeper is not None:
         keeper.close()
@@ -204,10 +203,9 @@ def _warn_of_shortfall(plan: Plan, tokens: int, uncovered_mm2: float) -> None:
         _log.warning("%s: the factorization of %d tokens of tissue has not converged", plan.name, tokens)
 
 
-def _provenance(
-    plan: Plan, card: EncoderCard, codebook: Codebook, settings: Settings, mixtures: int
-) -> Provenance:
+def _provenance(plan: Plan, card: EncoderCard, codebook: Codebook, settings: Settings) -> Provenance:
     """Collect all that affects the result, and what made it."""
+    mixtures = choose_mixtures(settings, codebook)
     return Provenance(
         format=FORMAT,
         method=METHOD,
@@ -224,7 +222,7 @@ def _provenance(
             halo=plan.grid.halo,
             tissue=settings.tissue,
             smoothing=choose_smoothing(settings, plan.mpp, card.stride),
-            mixtures=mixtures,
+            mixtures=0 if mixtures is None else len(mixtures),
             seed=settings.seed,
             mpp_override=settings.mpp_override,
             features=settings.features,

@@ -27,18 +27,6 @@ _PURE_SHARE = 0.5  # of the deep tokens: those that differ least from their neig
 _TOKENS_PER_CENTER = 16  # pure tokens a centre, or else all tokens of tissue are taken
 
 
-class SlideCodebook(NamedTuple):
-    """What is fitted on a slide.
-
-    Attributes:
-        codebook: The centres of its clusters, from tokens of one tissue each.
-        mixtures: Centres of the tokens near the tissue's border, which see glass; None where there are few.
-    """
-
-    codebook: Codebook
-    mixtures: Float[np.ndarray, "m c"] | None
-
-
 class _Tokens(NamedTuple):
     """The tokens of tissue of some tiles.
 
@@ -55,7 +43,7 @@ class _Tokens(NamedTuple):
 
 def fit_codebook(
     plan: Plan, source: FeatureSource, card: EncoderCard, settings: Settings, progress: Progress
-) -> SlideCodebook:
+) -> Codebook:
     """Fit k centres on a slide's own tissue tokens, and centres of mixtures besides.
 
     The paper fits on the averages of many tiles a slide over a cohort (§3.3). One slide has too few tiles for
@@ -96,8 +84,14 @@ def fit_codebook(
         fitted = kmeans.fit(
             _draw_tokens(others, settings.mixtures, _LEAST_TOKENS, rng), settings.mixtures, key=key
         )
-        mixtures = np.maximum(np.asarray(fitted.centers), 0)
-    codebook = Codebook(
+        if not fitted.converged:
+            _log.warning(
+                "%s: k-means of the tokens at the border has not converged in %d iterations",
+                plan.name,
+                fitted.iterations,
+            )
+        mixtures = np.asarray(fitted.centers)
+    return Codebook(
         centers,
         Provenance(
             encoder=card.name,
@@ -108,8 +102,8 @@ def fit_codebook(
             seed=settings.seed,
             source=f"{file} itself, {len(X)} tokens",
         ),
+        mixtures,
     )
-    return SlideCodebook(codebook, mixtures)
 
 
 def _collect_tokens(

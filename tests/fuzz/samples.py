@@ -145,7 +145,8 @@ def _manifest(path: Path) -> None:
 
 def _codebook(path: Path) -> None:
     books = {
-        k: Codebook(np.ones((k, 3)), Provenance(encoder="uni", mpp=1.0, tiles=2, seed=0)) for k in (2, 3)
+        k: Codebook(np.ones((k, 3)), Provenance(encoder="uni", mpp=1.0, tiles=2, seed=0), np.ones((1, 3)))
+        for k in (2, 3)
     }
     save_all(path, books)
 

@@ -35,6 +35,18 @@ def test_seed_makes_assign_reproducible():
     assert (masks[0] == masks[1]).all()
 
 
+@pytest.mark.parametrize("mode", ["fixed", "assign"])
+def test_a_codebooks_mixtures_name_nothing(mode):
+    """Tokens that owe most to a mixture get the cluster that has the rest of them."""
+    centers = np.eye(12, dtype=np.float32)[:3]
+    A = centers[[0] * 8 + [1] * 8].reshape(4, 4, 12) * 1.0
+    A[1:3, :, 5] = 4
+    book = Codebook(centers, mixtures=np.eye(12)[5:6])
+    labels = segment(make_blank_image(A), FixedEncoder(A), book, mode=mode, concepts=3, resize="nearest")
+    half = 2 * STRIDE
+    assert (labels[:half] == 1).all() and (labels[half:] == 2).all()
+
+
 @pytest.mark.parametrize("resize", ["bilinear", "nearest"])
 @pytest.mark.parametrize("mode", ["fixed", "assign"])
 def test_features_of_zero_are_background_and_no_cluster(mode, resize):

@@ -134,6 +134,24 @@ def test_clusters_of_a_slide_are_of_tokens_away_from_glass(tmp_path):
     assert max(shares) > 0.5
 
 
+def test_a_codebooks_mixtures_take_part_and_name_nothing(picture, tmp_path, book):
+    """Of seven clusters, the two that are made mixtures vanish; ``mixtures=0`` leaves them out."""
+
+    def labels(codebook: Codebook, **changes: int):
+        return run(picture, tmp_path, Settings(tile=128, smoothing=0, **changes), codebook, overwrite=True)
+
+    A = np.asarray(ENCODER(jnp.asarray(pictures.immunohistochemistry())[None]))[0].reshape(-1, 20)
+    others = A[100 :: len(A) // 2][:2]
+    _, of_seven = labels(Codebook(np.concatenate([book.centers, others])))
+    record, of_five = labels(Codebook(book.centers, mixtures=others))
+    assert record["parameters"]["mixtures"] == 2 and of_five.max() == 5
+    named = (of_seven > 0) & (of_seven <= 5) & (of_five > 0)
+    assert (of_five == of_seven)[named].mean() > 0.99 and ((of_five > 0) == (of_seven > 0)).mean() > 0.99
+    without, plain = labels(Codebook(book.centers, mixtures=others), mixtures=0)
+    assert without["parameters"]["mixtures"] == 0
+    assert (plain == labels(book)[1]).all() and (plain != of_five).any()
+
+
 @pytest.mark.parametrize("mode", ["fixed", "assign"])
 def test_labels_do_not_depend_on_threads_or_batch(picture, tmp_path, book, mode):
     def labels(**changes):
