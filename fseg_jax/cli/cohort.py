@@ -1,8 +1,9 @@
 """``fseg cohort``."""
 
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +21,9 @@ from fseg_jax.cli.options import (
 )
 from fseg_jax.cli.parameters import WholeNumber
 from fseg_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from fseg_jax.cohort.job import Job
 
 _DEFAULT = click.core.ParameterSource.DEFAULT
 # Options that cannot be chosen again once features are kept.
@@ -158,7 +162,24 @@ def cohort(
         click.echo(line)
         sys.stdout.flush()
 
+    if book is None:
+        tell(f"no --codebook: {_offer_fit(manifest, split, job)}")
     runner = Local(workers) if engine == "local" else Ray(ray_address, settings.threads)
     summary = run_cohort(slides, job, runner, shard=shard, redo=redo, tell=tell)
     click.echo(f"fseg: {summary.to_line(output)}")
     return 0 if summary.done == summary.slides else 1
+
+
+def _offer_fit(manifest: str, split: str | None, job: "Job") -> str:
+    """Say what clusters without a codebook are, and how to make one of the same slides."""
+    from fseg_jax.codebook import SHIPPED
+
+    options = ["-o", "codebook.safetensors", "--encoder", job.encoder]
+    options += ["--weights", job.weights] if job.weights else []
+    options += ["--split", split] if split else []
+    shipped = f" (or --codebook {SHIPPED}, which is there)" if job.encoder == SHIPPED else ""
+    return (
+        "each slide is clustered by itself, and cluster 1 of one is not cluster 1 of another; for clusters "
+        f"that mean the same on all, stop and run: {shlex.join(['fseg', 'fit', manifest, *options])}; "
+        f"then add --codebook codebook.safetensors{shipped}"
+    )

@@ -143,11 +143,6 @@ def run_cohort(
     if reserved := [slide.slide_id for slide in slides if slide.slide_id.casefold() in _RESERVED]:
         raise InputError(f"the slide_id {reserved[0]!r} is that of a cohort's own table; give it another")
     share = list(slides[shard[0] :: shard[1]])
-    if job.codebook is None:
-        tell(
-            "no --codebook: each slide is clustered by itself, so that cluster 1 of one is not cluster 1 of "
-            "another; fseg fit makes a codebook for all of them"
-        )
     storage = open_storage(job.out)
     try:
         with engine:

@@ -19,9 +19,10 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.files.storage import Storage
 from fseg_jax.outputs import report
 from fseg_jax.outputs.csv_table import format_csv
-from fseg_jax.outputs.report import SlideTotals
+from fseg_jax.outputs.report import SlideTotals, make_own_label
 
 _FAILURE_COLUMNS = ("slide_id", "path", "reason")
+_OWN_COLUMNS = ("slide_id", "site", "split", "cluster", "area_mm2", "share_of_tissue")
 
 
 def write_tables(
@@ -64,7 +65,8 @@ def write_tables(
         storage.write("failures.csv", _encode_table(_FAILURE_COLUMNS, failed))
         if not is_whole and len(totals) + len(failed) < len(slides):
             continue  # the last shard writes the rest
-        storage.write("areas.csv", _encode_areas(slides, totals, job.codebook is not None))
+        encode_areas = _encode_areas if job.codebook else _encode_own_areas
+        storage.write("areas.csv", encode_areas([s for s in slides if s.slide_id in totals], totals))
         storage.write("report.html", _render_report(storage, job, card, slides, totals, failed).encode())
 
 
@@ -106,28 +108,40 @@ def _render_report(
     )
 
 
-def _encode_areas(
-    slides: Sequence[ManifestSlide], totals: Mapping[str, SlideTotals], has_codebook: bool
-) -> bytes:
-    """Encode ``areas.csv``.
-
-    Clusters have columns only where all slides share a codebook: where each slide was clustered by itself,
-    cluster 1 of one is not cluster 1 of another.
-    """
-    areas = {slide_id: slide.areas_mm2 if has_codebook else {} for slide_id, slide in totals.items()}
-    clusters = list(dict.fromkeys(name for by_cluster in areas.values() for name in by_cluster))
+def _encode_areas(slides: Sequence[ManifestSlide], totals: Mapping[str, SlideTotals]) -> bytes:
+    """Encode ``areas.csv`` of slides that share a codebook: a line a slide, a column a cluster."""
+    clusters = list(dict.fromkeys(name for slide in totals.values() for name in slide.areas_mm2))
     rows = [
         {
             "slide_id": slide.slide_id,
             "site": slide.site,
             "split": slide.split,
             "tissue_mm2": totals[slide.slide_id].tissue_mm2,
-            **areas[slide.slide_id],
+            **totals[slide.slide_id].areas_mm2,
         }
         for slide in slides
-        if slide.slide_id in totals
     ]
     return _encode_table(["slide_id", "site", "split", "tissue_mm2", *clusters], rows)
+
+
+def _encode_own_areas(slides: Sequence[ManifestSlide], totals: Mapping[str, SlideTotals]) -> bytes:
+    """Encode ``areas.csv`` of slides that were each clustered by themselves: a line a cluster.
+
+    No column and no name is common to clusters of two slides, so that nothing lines them up by mistake.
+    """
+    rows = [
+        {
+            "slide_id": slide.slide_id,
+            "site": slide.site,
+            "split": slide.split,
+            "cluster": make_own_label(slide.slide_id, label),
+            "area_mm2": area,
+            "share_of_tissue": f"{area / total:.4f}" if (total := totals[slide.slide_id].tissue_mm2) else "",
+        }
+        for slide in slides
+        for label, area in enumerate(totals[slide.slide_id].areas_mm2.values(), 1)
+    ]
+    return _encode_table(_OWN_COLUMNS, rows)
 
 
 def _encode_table(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> bytes:

@@ -18,6 +18,7 @@ from fseg_jax.files.images import load_image
 from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.labels import open_labels, read_level_for, resample_nearest
 
+OWN_LISTED = 12  # clusters of a slide's own that its line shows, the largest ones
 SIDE = 160  # pixels of the longer side of a slide in a thumbnail, which shows it twice
 _ALPHA = 0.55  # opacity of the clusters' colours
 _QUALITY = 75  # of JPEG
@@ -113,8 +114,8 @@ def render_report(
         failures: The slides that failed, with ``slide_id`` and ``reason``.
         settings: The settings of the run.
         encoder: The encoder's card.
-        codebook: What the codebook was made with; None where each slide has clusters of its own, which cannot
-            be compared between slides.
+        codebook: What the codebook was made with; None where each slide has clusters of its own, which are
+            shown in its own line, as no two of them are the same.
     """
     from jinja2 import Environment, select_autoescape
 
@@ -134,6 +135,7 @@ def render_report(
             slide.timing.tiles_per_second if slide.timing else 0,
             [round(slide_totals.areas_mm2.get(name, 0), 4) for name in clusters],
             picture,
+            [] if codebook else _list_own_clusters(slide.slide_id, slide_totals),
         ]
         for slide, slide_totals, picture in zip(done, totals, pictures, strict=True)
     ]
@@ -155,8 +157,29 @@ def render_report(
             "rows": rows,
             "clusters": clusters,
             "colours": [format_hex(colour) for colour in make_palette(len(clusters))],
+            "listed": OWN_LISTED,
         },
     )
+
+
+def make_own_label(slide_id: str, label: int) -> str:
+    """Name a cluster that was fitted on one slide alone so that it is no other slide's.
+
+    >>> make_own_label("S-01", 3)
+    'S-01/3'
+    """
+    return f"{slide_id}/{label}"
+
+
+def _list_own_clusters(slide_id: str, totals: SlideTotals) -> list[tuple[str, str, float]]:
+    """List the clusters found on a slide: label, colour and area in mm², the largest first."""
+    areas = list(totals.areas_mm2.values())
+    rows = [
+        (make_own_label(slide_id, label), format_hex(colour), round(area, 4))
+        for label, (colour, area) in enumerate(zip(make_palette(len(areas)), areas, strict=True), 1)
+        if area > 0
+    ]
+    return sorted(rows, key=lambda row: -row[2])
 
 
 def _sum_totals(

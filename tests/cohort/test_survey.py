@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from cohorts import InProcessEngine, hash_files, make_job, run_in_process, write_manifest
 
 from fseg_jax.cli import main
+from fseg_jax.cli.fit import fit
 from fseg_jax.cohort import job as jobs
 from fseg_jax.cohort import run
 from fseg_jax.cohort.agreement import agree
@@ -247,10 +250,8 @@ def test_a_damaged_note_of_the_settings_is_written_again(manifest, codebook, pla
 # ------------------------------------------------------------------------------ without a codebook
 
 
-def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined_up(
-    manifest, place, monkeypatch
-):
-    """It is said before anything begins; the table has what the slides share, and each slide its own."""
+def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined_up(manifest, place):
+    """The table has a line for each cluster of each slide, the page a list in each slide's line."""
     job, engine = make_job(place, None, k=4), InProcessEngine()
     for slide in load_manifest(manifest):  # as if each were of its own centres
         digest = jobs.hash_settings(job, classical().card, jobs.resolve_settings(slide, job))
@@ -259,20 +260,48 @@ def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined
             lambda record, digest=digest: record.update(settings_hash=digest),
         )
     (place / "cohort.json").unlink()
-    told: list[str] = []
-    before: list[list[str]] = []
-    describe = engine.describe
-    monkeypatch.setattr(engine, "describe", lambda job: before.append(list(told)) or describe(job))
-    summary = run.run_cohort(load_manifest(manifest), job, engine, tell=told.append)
+    summary = run.run_cohort(load_manifest(manifest), job, engine)
     assert summary.done == 4 and engine.slide_ids == []
-    assert before == [told[:1]] and "cluster 1 of one is not cluster 1 of another; fseg fit" in told[0]
-    found = areas(place)
-    assert list(found) == sorted(NAMES) and list(found["S-00"]) == ["site", "split", "tissue_mm2"]
-    for name, row in found.items():
-        record = json.loads((place / f"{name}.json").read_text())
-        assert float(row["tissue_mm2"]) == record["tissue_mm2"] and len(record["areas_mm2"]) == 4
+    with (place / "areas.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert list(found[0]) == ["slide_id", "site", "split", "cluster", "area_mm2", "share_of_tissue"]
+    assert [row["cluster"] for row in found] == [
+        f"{name}/{j}" for name in sorted(NAMES) for j in (1, 2, 3, 4)
+    ]
     page = (place / "report.html").read_text()
-    assert '"clusters": []' in page and "Heat map" not in page and "each was clustered by itself" in page
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    assert shown["clusters"] == [] and "Heat map" not in page and "each slide was clustered by itself" in page
+    for slide_id, *_, picture, own in shown["rows"]:
+        record = json.loads((place / f"{slide_id}.json").read_text())
+        rows = [row for row in found if row["slide_id"] == slide_id]
+        assert [float(row["area_mm2"]) for row in rows] == list(record["areas_mm2"].values())
+        assert sum(float(row["share_of_tissue"]) for row in rows) == pytest.approx(1, abs=2e-4)
+        assert {name: area for name, _, area in own} == {
+            f"{slide_id}/{j}": round(area, 4)
+            for j, area in enumerate(record["areas_mm2"].values(), 1)
+            if area > 0
+        }
+        assert [area for *_, area in own] == sorted((area for *_, area in own), reverse=True) and picture
+
+
+def test_a_cohort_without_a_codebook_offers_to_fit_one_first(
+    manifest, codebook, tmp_path, monkeypatch, capsys
+):
+    """It is the first line; the command that it offers is one that ``fseg fit`` takes."""
+    monkeypatch.setattr(run, "run_cohort", lambda *_, **__: run.Summary(0, 0, {}, []))
+
+    def start(*options: object) -> list[str]:
+        with pytest.raises(SystemExit):
+            main(["cohort", str(manifest), "-o", str(tmp_path / "out"), *map(str, options)])
+        return capsys.readouterr().out.splitlines()
+
+    line, last = start("--encoder", "classical")
+    assert "cluster 1 of one is not cluster 1 of another" in line and last.startswith("fseg: 0 of 0")
+    command = shlex.split(line.partition("run: ")[2].partition("; then add")[0])
+    assert command == ["fseg", "fit", str(manifest), "-o", "codebook.safetensors", "--encoder", "classical"]
+    fit.make_context("fit", command[2:])
+    assert "--codebook he-small, which is there" in start()[0]
+    assert len(start("--encoder", "classical", "--codebook", codebook)) == 1
 
 
 def test_with_a_codebook_clusters_have_columns(finished_cohort):
