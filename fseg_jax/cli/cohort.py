@@ -13,6 +13,7 @@ from fseg_jax.cli.options import (
     encoder_options,
     manifest_options,
     method_options,
+    names_option,
     no_tissue_option,
     pop_tissue_setting,
     seed_option,
@@ -46,6 +47,7 @@ _FIXED_BY_FEATURES = (
     ),
     encoder_options,
     method_options,
+    names_option,
     tiling_options,
 )
 @click.option(
@@ -106,6 +108,7 @@ def cohort(
     redo: bool,
     keep_features: bool,
     features: str | None,
+    names: Path | None,
     **options: Any,
 ) -> int:
     """Segment every slide of a cohort; run it again to go on where it stopped.
@@ -120,13 +123,14 @@ def cohort(
     from fseg_jax.cohort.run import run_cohort
     from fseg_jax.files.paths import is_file
     from fseg_jax.methods import fseg
+    from fseg_jax.outputs.cluster_names import load_names
     from fseg_jax.pipeline.plan import Settings
 
     if features is not None:
         fixed = [name for name in _FIXED_BY_FEATURES if context.get_parameter_source(name) is not _DEFAULT]
         if fixed:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
-            raise InputError(f"{names}: the features have that already; leave it out with --features")
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+            raise InputError(f"{given}: the features have that already; leave it out with --features")
     rows = load_manifest(
         manifest,
         sample_check=sample_check,
@@ -154,6 +158,7 @@ def cohort(
         codebook=book,
         keep_features=keep_features,
         features=features,
+        names=load_names(names) if names else None,
     )
     if features is not None:
         job = adopt_kept_settings(job)

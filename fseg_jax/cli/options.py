@@ -150,6 +150,12 @@ method_options = combine(
         "the slide; a codebook has its own. 0 (the paper): none.",
     ),
 )
+names_option = click.option(
+    "--names",
+    type=PATH,
+    metavar="FILE",
+    help="Names of clusters: CSV with the columns cluster, name and, if wanted, colour (#rrggbb).",
+)
 tissue_options = combine(
     click.option("--tissue", metavar="FILE", help="Mask image or GeoJSON file that marks the tissue."),
     no_tissue_option(),

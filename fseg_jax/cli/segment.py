@@ -13,6 +13,7 @@ from fseg_jax.cli.options import (
     combine,
     encoder_options,
     method_options,
+    names_option,
     output_option,
     overwrite_option,
     pop_tissue_setting,
@@ -39,6 +40,7 @@ DEMO_MPP = 0.5  # an estimate: nuclei of the colon are some 10 µm long, and som
     output_option(),
     encoder_options,
     method_options,
+    names_option,
     tiling_options,
     tissue_options,
     seed_option,
@@ -75,6 +77,7 @@ def demo(slide: bool, output: Path, overwrite: bool, **options: Any) -> int:
 def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any]) -> int:
     """Check all slides and options, then segment slide after slide, and return the exit code."""
     from fseg_jax.encoders.load import load_encoder
+    from fseg_jax.outputs.cluster_names import load_names, name_clusters
     from fseg_jax.pipeline.plan import Settings
     from fseg_jax.pipeline.publish import check_outputs
     from fseg_jax.pipeline.segment import output_paths, segment_slide
@@ -85,6 +88,12 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     if repeated := {name for name in names if names.count(name) > 1}:
         raise InputError(
             f"several slides are called {sorted(repeated)[0]!r}: segment them to different folders"
+        )
+    names_file = options.pop("names", None)
+    cluster_names = load_names(names_file) if names_file else None
+    if cluster_names and len(slides) > 1 and options.get("codebook") is None:
+        raise InputError(
+            "--names: without --codebook each slide has clusters of its own; give a codebook, or one slide"
         )
     for name in names:
         check_outputs(output_paths(name, output), output, overwrite)
@@ -98,6 +107,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     book = _load_codebook(options.pop("codebook", None), options, encoder)
     chosen = {name: value for name, value in options.items() if value is not None}
     settings = Settings(**chosen, tissue=tissue)
+    name_clusters(cluster_names, book.k if book else settings.k)
 
     done = 0
     with show_progress(len(readable)) as progress:
@@ -110,6 +120,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
                         encoder,
                         book,
                         settings,
+                        names=cluster_names,
                         overwrite=overwrite,
                         progress=progress(slide.name),
                     )

@@ -1,15 +1,16 @@
 """See that a place is for the settings of a run, so that two runs never mix theirs."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fseg_jax.cohort.job import Job, hash_cohort_settings, list_dependencies
-from fseg_jax.cohort.records import AGREEMENT, Agreement
+from fseg_jax.cohort.records import AGREEMENT, NAMES, Agreement
 from fseg_jax.cohort.survey import Survey
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.files.storage import Storage
+from fseg_jax.outputs.cluster_names import format_names, parse_names
 
 _NAMES_LISTED = 5  # slides that a message names
 _VALUE_LENGTH = 40  # characters of a value in a message; a hash is cut
@@ -54,6 +55,34 @@ def is_agreed(storage: Storage, job: Job, card: EncoderCard) -> bool:
     """Whether a place is still for the settings of a run."""
     present = Agreement.from_json(storage.read(AGREEMENT))
     return present is not None and present.settings_hash == hash_cohort_settings(job, card)
+
+
+def agree_on_names(storage: Storage, job: Job, before: Survey) -> Job:
+    """Write what the clusters of a place are called, or take what they are called there.
+
+    Returns the job with the names of the place.
+
+    Raises:
+        InputError: They are called otherwise there already, or the names there do not fit the codebook.
+    """
+    if job.codebook is None:
+        return job
+    present = storage.read(NAMES)
+    if job.names is not None:
+        given = format_names(job.names)
+        if present is None and not before.done and not storage.create(NAMES, given):
+            present = storage.read(NAMES)  # another run was quicker
+        if present != given and (present is not None or before.done):
+            raise InputError(
+                f"{storage.url}: its clusters have other names; fseg names {storage.url} "
+                f"{job.names.source} renames them"
+            )
+        return job
+    if present is None:
+        return job
+    names = parse_names(present, f"{storage.url}/{NAMES}")
+    names.apply(job.codebook.k)
+    return replace(job, names=names)
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.errors import InputError
 from fseg_jax.files.storage import open_storage
+from fseg_jax.outputs.cluster_names import ClusterNames
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.plan import Settings, choose_mpp, choose_smoothing
 from fseg_jax.pipeline.segment import FORMAT
@@ -36,6 +37,7 @@ class Job:
         keep_features: Whether the token features of every slide are kept beside its results.
         features: Place where an earlier run kept features. Slides are segmented from them, and neither the
             slides nor the encoder are opened.
+        names: Names and colours of the codebook's clusters; None: ``cluster 1``, …
     """
 
     out: str
@@ -46,6 +48,7 @@ class Job:
     codebook: Codebook | None = None
     keep_features: bool = False
     features: str | None = None
+    names: ClusterNames | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ of them may be damaged, or somebody else's: reading then gives None, as if it we
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -19,6 +20,7 @@ from fseg_jax.slides.identity import SlideFile
 
 AGREEMENT = "cohort.json"
 FAILURES = "failures"  # folder
+NAMES = "names.csv"  # what the clusters of all slides are called
 
 
 def record_key(slide_id: str) -> str:
@@ -135,13 +137,16 @@ class SlideRecord:
 
 def _read_totals(content: dict[str, Any]) -> SlideTotals | None:
     areas, versions = content.get("areas_mm2"), content.get("versions")
+    colours = content.get("colours")
     tissue: Any = content.get("tissue_mm2")
     tiles: Any = content.get("tiles")
-    if not isinstance(areas, dict) or not isinstance(versions, dict):
+    if not isinstance(areas, dict) or not isinstance(versions, dict) or not isinstance(colours, dict):
+        return None
+    if colours.keys() != areas.keys() or not all(map(_is_colour, colours.values())):
         return None
     if not _is_number(tissue) or not _is_number(tiles) or not all(map(_is_number, areas.values())):
         return None
-    return SlideTotals(tissue, areas, tiles, versions, content.get("device", ""))
+    return SlideTotals(tissue, areas, colours, tiles, versions, content.get("device", ""))
 
 
 def read_slide(content: Any) -> SlideFile | None:
@@ -182,6 +187,10 @@ def get_nested(content: Any, *keys: str) -> Any:
             return None
         content = content.get(key)
     return content
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("#[0-9a-f]{6}", value) is not None
 
 
 def _is_number(value: Any) -> bool:

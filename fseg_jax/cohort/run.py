@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
-from fseg_jax.cohort.agreement import agree, is_agreed, list_names
+from fseg_jax.cohort.agreement import agree, agree_on_names, is_agreed, list_names
 from fseg_jax.cohort.job import (
     Job,
     hash_feature_settings,
@@ -51,7 +51,7 @@ from fseg_jax.slides.reader import open_slide
 
 _log = logging.getLogger(__name__)
 
-_RESERVED = ("cohort", "areas", "failures")  # their tables would be taken for a slide's
+_RESERVED = ("cohort", "areas", "failures", "names")  # their tables would be taken for a slide's
 
 OutcomeStatus = Literal[
     "done",
@@ -142,6 +142,12 @@ def run_cohort(
     """
     if reserved := [slide.slide_id for slide in slides if slide.slide_id.casefold() in _RESERVED]:
         raise InputError(f"the slide_id {reserved[0]!r} is that of a cohort's own table; give it another")
+    if job.names is not None:
+        if job.codebook is None:
+            raise InputError(
+                "--names: without --codebook each slide has clusters of its own; give a codebook"
+            )
+        job.names.apply(job.codebook.k)
     share = list(slides[shard[0] :: shard[1]])
     storage = open_storage(job.out)
     try:
@@ -153,6 +159,7 @@ def run_cohort(
             before = survey(storage, job, card, share)
             if line := agree(storage, job, card, before, redo):
                 tell(line)
+            job = agree_on_names(storage, job, before)
             _tell_survey(before, redo, tell)
             untouched = [] if redo else before.other
             todo = [s for s in share if s.slide_id not in before.done and s.slide_id not in untouched]
@@ -272,6 +279,7 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
                 card,
                 job.codebook,
                 settings,
+                names=job.names,
                 keep=keep,
                 clock=clock,
                 progress=progress,

@@ -15,7 +15,6 @@ from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.images import load_image
-from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.labels import open_labels, read_level_for, resample_nearest
 
 OWN_LISTED = 12  # clusters of a slide's own that its line shows, the largest ones
@@ -32,6 +31,7 @@ class SlideTotals:
     Attributes:
         tissue_mm2: Area of all clusters.
         areas_mm2: Area of each cluster, by name.
+        colours: Colour of each cluster, by name, in hexadecimal digits.
         tiles: Number of tiles with tissue.
         versions: Versions of the packages that made it.
         device: Kind of processor that made it.
@@ -39,6 +39,7 @@ class SlideTotals:
 
     tissue_mm2: float
     areas_mm2: Mapping[str, float]
+    colours: Mapping[str, str]
     tiles: int
     versions: Mapping[str, str]
     device: str
@@ -123,6 +124,7 @@ def render_report(
     totals = [slide.totals for slide in done if slide.totals]
     names = (name for slide_totals in totals for name in slide_totals.areas_mm2)
     clusters = list(dict.fromkeys(names)) if codebook else []
+    colours = {name: colour for each in totals for name, colour in each.colours.items()}
     pictures = _encode_pictures([slide.picture if _is_jpeg(slide.picture) else None for slide in done])
     rows = [
         [
@@ -156,7 +158,7 @@ def render_report(
         data={
             "rows": rows,
             "clusters": clusters,
-            "colours": [format_hex(colour) for colour in make_palette(len(clusters))],
+            "colours": [colours[name] for name in clusters],
             "listed": OWN_LISTED,
         },
     )
@@ -173,10 +175,9 @@ def make_own_label(slide_id: str, label: int) -> str:
 
 def _list_own_clusters(slide_id: str, totals: SlideTotals) -> list[tuple[str, str, float]]:
     """List the clusters found on a slide: label, colour and area in mm², the largest first."""
-    areas = list(totals.areas_mm2.values())
     rows = [
-        (make_own_label(slide_id, label), format_hex(colour), round(area, 4))
-        for label, (colour, area) in enumerate(zip(make_palette(len(areas)), areas, strict=True), 1)
+        (make_own_label(slide_id, label), totals.colours[name], round(area, 4))
+        for label, (name, area) in enumerate(totals.areas_mm2.items(), 1)
         if area > 0
     ]
     return sorted(rows, key=lambda row: -row[2])

@@ -171,6 +171,7 @@ class Segmentation:
         provenance: All that affects it, and what made it.
         tissue_mm2: Area of all clusters.
         areas_mm2: Area of each cluster, by name.
+        colours: Colour of each cluster, by name, in hexadecimal digits.
         uncovered_mm2: Area of tissue where no cluster has any weight.
         tokens_not_converged: Tokens of tissue that the factorization has not converged for.
         tiles: Tiles that hold tissue.
@@ -181,6 +182,7 @@ class Segmentation:
     provenance: Provenance
     tissue_mm2: float
     areas_mm2: dict[str, float]
+    colours: dict[str, str]
     uncovered_mm2: float
     tokens_not_converged: int
     tiles: int
@@ -197,6 +199,7 @@ class Segmentation:
             **self.provenance.to_json(),
             "tissue_mm2": self.tissue_mm2,
             "areas_mm2": self.areas_mm2,
+            "colours": self.colours,
             "uncovered_mm2": self.uncovered_mm2,
             "tokens_not_converged": self.tokens_not_converged,
             "tiles": self.tiles,

@@ -15,7 +15,8 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.methods import fseg
 from fseg_jax.outputs.areas import write_areas
-from fseg_jax.outputs.colours import make_default_names, make_palette
+from fseg_jax.outputs.cluster_names import ClusterNames, name_clusters
+from fseg_jax.outputs.colours import format_hex
 from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, read_level_for
@@ -31,7 +32,7 @@ from fseg_jax.slides.reader import Slide, open_slide
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the outputs: raised when what they hold changes
+FORMAT = 3  # of the outputs: raised when what they hold changes
 METHOD = "F-SEG (Gildenblat & Hadar 2024, arXiv 2409.05697)"
 # The record first: it goes first when outputs are replaced, and comes last.
 SUFFIXES = (".json", ".ome.zarr", ".geojson", ".png", ".csv")
@@ -61,6 +62,7 @@ def segment_slide(
     codebook: Codebook | None = None,
     settings: Settings | None = None,
     *,
+    names: ClusterNames | None = None,
     overwrite: bool = False,
     progress: Progress = lambda phase, done, total: None,
 ) -> Json:
@@ -74,6 +76,7 @@ def segment_slide(
         encoder: The encoder.
         codebook: The codebook; None fits one on the slide.
         settings: How to segment.
+        names: Names and colours of clusters; those without are called ``cluster N``.
         overwrite: Whether outputs that exist are replaced.
         progress: Called as the work goes on.
 
@@ -88,20 +91,30 @@ def segment_slide(
     if not isinstance(slide, Slide):
         with open_slide(slide, settings.mpp_override) as opened:
             return segment_slide(
-                opened, out, encoder, codebook, settings, overwrite=overwrite, progress=progress
+                opened,
+                out,
+                encoder,
+                codebook,
+                settings,
+                names=names,
+                overwrite=overwrite,
+                progress=progress,
             )
     out = Path(out)
     card = encoder.card
     fseg.check_options(settings.mode, settings.resize)
     if codebook is not None:
         check_codebook(codebook, encoder)
+    name_clusters(names, codebook.k if codebook else settings.k)
     paths = output_paths(slide.name, out)
     check_outputs(paths, out, overwrite)
     clock = Clock()
     plan = lay_out(slide, card, settings, codebook)
     source = encode_tiles(slide, plan, encoder, settings)
     with open_partial_folder(slide.name, out) as folder:
-        result = write_outputs(folder, plan, source, card, codebook, settings, clock=clock, progress=progress)
+        result = write_outputs(
+            folder, plan, source, card, codebook, settings, names=names, clock=clock, progress=progress
+        )
         return finish(folder, result.to_json(), paths)
 
 
@@ -113,6 +126,7 @@ def write_outputs(
     codebook: Codebook | None,
     settings: Settings,
     *,
+    names: ClusterNames | None = None,
     keep: Keep | None = None,
     clock: Clock,
     progress: Progress,
@@ -126,6 +140,7 @@ def write_outputs(
         card: The encoder that they are of.
         codebook: The codebook; None fits one on the slide.
         settings: How to segment.
+        names: Names and colours of clusters.
         keep: How to keep the features there too; None does not.
         clock: Started before the slide was laid out.
         progress: Called as the work goes on.
@@ -135,13 +150,13 @@ def write_outputs(
         codebook = fit_codebook(plan, source, card, settings, progress)
         clock.lap("codebook")
     k, name = codebook.k, plan.name
-    names, colours = make_default_names(k), make_palette(k)
+    clusters, colours = name_clusters(names, k)
     provenance = _provenance(plan, card, codebook, settings)
     labels_path = folder / f"{name}.ome.zarr"
     shape = (plan.grid.height, plan.grid.width)
     shortfall = Shortfall()
     writer = LabelWriter(
-        labels_path, shape, plan.mpp, k, names=names, colours=colours, provenance=provenance.to_json()
+        labels_path, shape, plan.mpp, k, names=clusters, colours=colours, provenance=provenance.to_json()
     )
     keeper = None
     if keep is not None:
@@ -156,21 +171,21 @@ def write_outputs(
     areas = pixels * plan.mpp**2 * 1e-6
     uncovered = shortfall.pixels * plan.mpp**2 * 1e-6
     _warn_of_shortfall(plan, shortfall.tokens, uncovered)
-    write_areas(folder / f"{name}.csv", names, pixels, plan.mpp, colours=colours)
+    write_areas(folder / f"{name}.csv", clusters, pixels, plan.mpp, colours=colours)
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-outlines") as pool:
         outlines = pool.submit(
             write_geojson,
             folder / f"{name}.geojson",
             labels_path,
             slide_mpp=plan.slide.mpp,
-            names=names,
+            names=clusters,
             colours=colours,
         )
         write_overlay(
             folder / f"{name}.png",
             plan.image,
             read_level_for(labels_path, plan.image.shape[0]),
-            names=names,
+            names=clusters,
             colours=colours,
             areas_mm2=areas[1:].tolist(),
             mpp=plan.image_mpp,
@@ -182,7 +197,8 @@ def write_outputs(
     return Segmentation(
         provenance=provenance,
         tissue_mm2=round(float(areas[1:].sum()), 6),
-        areas_mm2={name: round(float(area), 6) for name, area in zip(names, areas[1:], strict=True)},
+        areas_mm2={name: round(float(area), 6) for name, area in zip(clusters, areas[1:], strict=True)},
+        colours={name: format_hex(colour) for name, colour in zip(clusters, colours, strict=True)},
         uncovered_mm2=round(uncovered, 6),
         tokens_not_converged=shortfall.tokens,
         tiles=tiles,

@@ -15,6 +15,7 @@ RECORD = {
     "settings_hash": "ab",
     "tissue_mm2": 1.5,
     "areas_mm2": {"cluster 1": 1.5},
+    "colours": {"cluster 1": "#009e73"},
     "tiles": 3,
     "versions": {"jax": "0.10"},
     "device": "cpu",

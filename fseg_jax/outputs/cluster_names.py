@@ -1,0 +1,199 @@
+"""Names and colours that somebody gives to clusters, in a CSV file: ``cluster,name,colour``."""
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fseg_jax.errors import InputError
+from fseg_jax.outputs.colours import format_hex, make_default_names, make_palette
+from fseg_jax.outputs.csv_table import format_csv, unguard_cell
+
+COLUMNS = ("cluster", "name", "colour")
+# A cluster's name is the heading of a column in a cohort's areas.csv, beside these.
+_HEADINGS = ("slide_id", "site", "split", "tissue_mm2")
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_LONGEST_NAME = 200  # letters
+_WANTED = "names are CSV with the columns cluster, name and, if wanted, colour"
+
+
+class Clusters(NamedTuple):
+    """What clusters 1…k are called, and how they are drawn.
+
+    Attributes:
+        names: Their names.
+        colours: Their colours.
+    """
+
+    names: tuple[str, ...]
+    colours: UInt8[np.ndarray, "k 3"]
+
+
+class NamedCluster(NamedTuple):
+    """A line of a file of names.
+
+    Attributes:
+        cluster: The cluster's number, from 1.
+        name: Its name.
+        colour: Its colour; None: the palette's.
+        line: The line of the file.
+    """
+
+    cluster: int
+    name: str
+    colour: tuple[int, int, int] | None
+    line: int
+
+
+@dataclass(frozen=True)
+class ClusterNames:
+    """Names for some of the clusters.
+
+    Attributes:
+        source: Where they are from.
+        named: The clusters that have one.
+    """
+
+    source: str
+    named: tuple[NamedCluster, ...]
+
+    def apply(self, k: int, what: str = "the codebook") -> Clusters:
+        """Name clusters 1…k; those without a name of their own keep ``cluster N``.
+
+        Args:
+            k: Number of clusters.
+            what: What has k clusters, for errors.
+
+        Raises:
+            InputError: A cluster is named that there is not, or two would have the same name.
+        """
+        names, colours = list(make_default_names(k)), make_palette(k)
+        for cluster, name, colour, line in self.named:
+            if cluster > k:
+                raise InputError(
+                    f"{self.source}: line {line}: there is no cluster {cluster}: {what} has {k}; "
+                    "take the line out"
+                )
+            names[cluster - 1] = name
+            if colour is not None:
+                colours[cluster - 1] = colour
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise InputError(
+                    f"{self.source}: two clusters would be called {name!r}: give each a name of its own"
+                )
+        return Clusters(tuple(names), colours)
+
+
+def name_clusters(names: ClusterNames | None, k: int, what: str = "the codebook") -> Clusters:
+    """Name clusters 1…k, by default ``cluster 1``, ``cluster 2`` and so on."""
+    return (names or ClusterNames("", ())).apply(k, what)
+
+
+def load_names(path: str | Path) -> ClusterNames:
+    """Read a file of names.
+
+    Raises:
+        InputError: The file cannot be read, or is no CSV in UTF-8 with the columns ``cluster`` and ``name``;
+            or a line of it has no cluster's number, no name that can be, or a colour that is none.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {_WANTED}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return parse_names(content, str(path))
+
+
+def parse_names(content: bytes, source: str) -> ClusterNames:
+    """Parse the content of a file of names; ``source`` is where it is from, for errors."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{source}: line {line} is not UTF-8; save the names as CSV in UTF-8") from None
+    first = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+    try:
+        lines = [line for line in _read_lines(reader) if any(cell.strip() for cell in line[1])]
+    except csv.Error as error:
+        raise InputError(f"{source}: line {reader.line_num} is not CSV ({error})") from None
+    columns = [cell.strip().lower() for cell in lines[0][1]] if lines else []
+    if missing := [column for column in COLUMNS[:2] if column not in columns]:
+        raise InputError(
+            f"{source}: no column {' and no column '.join(missing)} in its first line; {_WANTED}"
+        )
+    if twice := [column for column in COLUMNS if columns.count(column) > 1]:
+        raise InputError(f"{source}: two columns are called {twice[0]}; keep one")
+    named: dict[int, NamedCluster] = {}
+    lines_of: dict[str, int] = {}
+    for line, cells in lines[1:]:
+        where = f"{source}: line {line}"
+        if len(cells) != len(columns):
+            raise InputError(f"{where}: {len(cells)} cells, but the header has {len(columns)}")
+        row = {c: unguard_cell(v.strip()) for c, v in zip(columns, cells, strict=True) if c in COLUMNS}
+        cluster = _parse_number(row["cluster"], where)
+        if cluster in named:
+            raise InputError(f"{where}: cluster {cluster} is also on line {named[cluster].line}; keep one")
+        name = _check_name(row["name"], where)
+        if (before := lines_of.setdefault(name, line)) != line:
+            raise InputError(
+                f"{where}: {name!r} is also the name on line {before}: give each cluster a name of its own"
+            )
+        named[cluster] = NamedCluster(cluster, name, _parse_colour(row.get("colour", ""), where), line)
+    if not named:
+        raise InputError(f"{source}: no names, only a header")
+    return ClusterNames(source, tuple(named.values()))
+
+
+def _read_lines(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the records with the line that each ends at."""
+    for cells in reader:
+        yield reader.line_num, cells  # type: ignore[attr-defined]
+
+
+def _parse_number(text: str, where: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
+        raise InputError(f"{where}: {text!r} is no number of a cluster; they count from 1")
+    return int(text[:9])
+
+
+def _check_name(name: str, where: str) -> str:
+    if not name:
+        raise InputError(f"{where}: the name is empty; give one, or take the line out")
+    if ":" in name:
+        raise InputError(f"{where}: {name!r} holds a colon, where QuPath splits classes; leave it out")
+    if not name.isprintable():
+        raise InputError(f"{where}: {name!r} holds a character that cannot be printed; leave it out")
+    if len(name) > _LONGEST_NAME:
+        raise InputError(f"{where}: a name of {len(name)} letters; {_LONGEST_NAME} at most")
+    if name in _HEADINGS:
+        raise InputError(f"{where}: {name!r} is a column of areas.csv already; choose another name")
+    return name
+
+
+def _parse_colour(text: str, where: str) -> tuple[int, int, int] | None:
+    if not text:
+        return None
+    if not _COLOUR.fullmatch(text):
+        raise InputError(f"{where}: {text!r} is no colour; write it as #rrggbb, for example #009e73")
+    red, green, blue = bytes.fromhex(text[1:])
+    return red, green, blue
+
+
+def format_names(names: ClusterNames) -> bytes:
+    """Format names as the file that ``load_names`` reads."""
+    rows = [
+        {"cluster": each.cluster, "name": each.name, "colour": format_hex(each.colour) if each.colour else ""}
+        for each in names.named
+    ]
+    return format_csv(COLUMNS, rows).encode()
