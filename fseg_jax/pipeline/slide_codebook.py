@@ -110,7 +110,7 @@ def _collect_tokens(
     plan: Plan, source: FeatureSource, card: EncoderCard, tiles: list[tuple[int, int]], progress: Progress
 ) -> _Tokens:
     """Encode tiles and collect their tokens of tissue."""
-    mask, mpp = plan.tissue
+    mask, mpp = plan.tissue.mask, plan.tissue.mpp
     framed = np.pad(mask, 1, mode="edge")  # the slide's frame is no border of tissue
     depth = ndimage.distance_transform_edt(framed)[1:-1, 1:-1] * mpp if not mask.all() else None
     parts: list[_Tokens] = []

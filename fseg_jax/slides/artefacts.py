@@ -19,6 +19,10 @@ from fseg_jax.slides.planes import (
     repeat,
 )
 
+# The kinds, as a mask of artefacts numbers them: 0 is none. Where several overlap, the first one counts.
+KINDS = ("ink", "fold", "out of focus", "other")
+INK, FOLD, OUT_OF_FOCUS, OTHER = range(1, 5)  # other: never found, but marked in a file
+
 INK_AREA = 4_000.0  # µm²: smaller patches of an ink's colour are taken as tissue
 INK_TEXTURE = 0.2  # standard deviation over density, less of which ink of an ink's colour has
 INK_FRINGE = 26.0  # µm that ink bleeds past what is recognised as ink

@@ -1,6 +1,6 @@
-"""The polygons of a GeoJSON document (RFC 7946), as shapely's."""
+"""The features of a GeoJSON document (RFC 7946), with their polygons as shapely's."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
@@ -8,10 +8,22 @@ import shapely
 _MAX_COORDINATE = 1e9  # level-0 pixels from the slide's corner
 
 
-def parse_polygons(content: Any) -> list[shapely.Polygon]:
-    """Parse the polygons of a decoded GeoJSON document, or of a list of features, as QuPath also writes.
+class Feature(NamedTuple):
+    """A feature's polygons.
 
-    Geometries of other types are left out.
+    Attributes:
+        properties: Its properties, as they are; empty for a geometry without any.
+        polygons: Its polygons, in the file's order.
+    """
+
+    properties: dict[str, Any]
+    polygons: list[shapely.Polygon]
+
+
+def parse_features(content: Any) -> list[Feature]:
+    """Parse the features of a decoded GeoJSON document, or of a list of features, as QuPath also writes.
+
+    A bare geometry is a feature without properties. Geometries that are no polygons are left out.
 
     Raises:
         ValueError: The content is not GeoJSON, or a coordinate is out of range.
@@ -19,14 +31,25 @@ def parse_polygons(content: Any) -> list[shapely.Polygon]:
     if content is None:
         return []
     if isinstance(content, list):
-        return [polygon for item in content for polygon in parse_polygons(item)]
+        return [feature for item in content for feature in parse_features(item)]
     kind = _get_member(content, "type")
     if kind == "FeatureCollection":
-        return parse_polygons(_check_list(_get_member(content, "features"), "features"))
+        return parse_features(_check_list(_get_member(content, "features"), "features"))
     if kind == "Feature":
-        return parse_polygons(_get_member(content, "geometry"))
+        properties = content.get("properties")
+        polygons = _parse_geometry(_get_member(content, "geometry"))
+        return [Feature(properties if isinstance(properties, dict) else {}, polygons)]
+    return [Feature({}, _parse_geometry(content))]
+
+
+def _parse_geometry(content: Any) -> list[shapely.Polygon]:
+    """Parse the polygons of a geometry; null is none."""
+    if content is None:
+        return []
+    kind = _get_member(content, "type")
     if kind == "GeometryCollection":
-        return parse_polygons(_check_list(_get_member(content, "geometries"), "geometries"))
+        parts = _check_list(_get_member(content, "geometries"), "geometries")
+        return [polygon for part in parts for polygon in _parse_geometry(part)]
     if kind == "Polygon":
         return [_parse_polygon(_get_member(content, "coordinates"))]
     if kind == "MultiPolygon":

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import rasterio.features
 import shapely
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
-from rasterio import Affine
 
 from fseg_jax.errors import InputError, first_line
-from fseg_jax.slides.geojson_polygons import parse_polygons
 from fseg_jax.slides.masks import read_marked
 from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
+from fseg_jax.slides.tissue_outlines import fill_artefacts, fill_tissue, parse_outlines
 from fseg_jax.slides.tissue_segmentation import segment_tissue
 
 _THUMBNAIL_MPP = 4.0  # µm per pixel
@@ -32,15 +30,24 @@ class Tissue(NamedTuple):
     Attributes:
         mask: True on tissue; its top left corner is the slide's.
         mpp: µm per mask pixel.
+        artefacts: The kinds of artefacts (``artefacts.KINDS``), on tissue and beside it, 0 where there is
+            none; None where nobody has looked for them.
     """
 
     mask: Bool[np.ndarray, "height width"]
     mpp: float
+    artefacts: UInt8[np.ndarray, "height width"] | None = None
 
     @property
     def fraction(self) -> float:
         """The share of the slide that is tissue."""
         return float(self.mask.mean())
+
+    def drop_artefacts(self) -> "Tissue":
+        """Leave artefacts out of the mask."""
+        if self.artefacts is None or not (self.artefacts > 0).any():
+            return self
+        return self._replace(mask=self.mask & (self.artefacts == 0))
 
     def crop(self, y: int, x: int, height: int, width: int, mpp: float) -> Bool[np.ndarray, "height width"]:
         """Resample the mask in a box whose corner and size are in pixels of ``mpp`` µm.
@@ -57,6 +64,23 @@ class Tissue(NamedTuple):
         weight = columns.weight
         part = part[:, columns.before - left] * (1 - weight) + part[:, columns.after - left] * weight
         return np.asarray((part >= 0.5) & rows_inside[:, None] & columns_inside)
+
+    def crop_artefacts(
+        self, y: int, x: int, height: int, width: int, mpp: float
+    ) -> UInt8[np.ndarray, "height width"]:
+        """Resample the kinds of artefacts in a box, as ``crop`` does tissue: each pixel takes the nearest.
+
+        Where nobody has looked for them, there are none.
+        """
+        if self.artefacts is None:
+            return np.zeros((height, width), np.uint8)
+        at, inside = [], []
+        for start, count, size in zip((y, x), (height, width), self.artefacts.shape, strict=True):
+            neighbours, is_inside = _interpolate_axis(start, count, mpp / self.mpp, size)
+            at.append(np.where(neighbours.weight < 0.5, neighbours.before, neighbours.after))
+            inside.append(is_inside)
+        nearest = self.artefacts[at[0][:, None], at[1]]
+        return np.where(inside[0][:, None] & inside[1], nearest, np.uint8(0))
 
 
 class _Neighbours(NamedTuple):
@@ -98,7 +122,8 @@ def choose_tissue(slide: Slide, how: str) -> Tissue:
 def find_tissue(slide: Slide) -> Tissue:
     """Find the tissue of an H&E or IHC slide on a thumbnail of about 4 µm per pixel."""
     image, mpp = read_thumbnail(slide, _choose_thumbnail_side(slide))
-    return Tissue(segment_tissue(image, mpp).tissue, mpp)
+    masks = segment_tissue(image, mpp)
+    return Tissue(masks.tissue, mpp, masks.number_artefacts())
 
 
 def take_whole_slide(slide: Slide) -> Tissue:
@@ -120,8 +145,9 @@ def load_tissue(path: str | Path, slide: Slide) -> Tissue:
     """Read a slide's tissue mask from a file.
 
     A mask image marks tissue by values other than 0 (a JPEG by values above half: ``slides/masks.py``) and
-    covers the slide; its aspect ratio may differ by 2 %. GeoJSON marks tissue by polygons in level-0 pixels,
-    as QuPath writes them.
+    covers the slide; its aspect ratio may differ by 2 %. GeoJSON marks tissue and artefacts by polygons in
+    level-0 pixels (``tissue_outlines.py``); where it marks artefacts alone, tissue is found. Artefacts are
+    those of the file, and none are looked for.
 
     Raises:
         InputError: The file is neither, is damaged, or marks no tissue on the slide.
@@ -161,17 +187,19 @@ def _read_mask_image(path: Path, slide: Slide) -> Tissue:
 
 def _read_geojson(path: Path, slide: Slide) -> Tissue:
     try:
-        content = json.loads(path.read_text("utf-8-sig"))
-        repaired = [shapely.make_valid(polygon) for polygon in parse_polygons(content)]
+        outlines = parse_outlines(json.loads(path.read_text("utf-8-sig")))
     except RecursionError:
         raise InputError(f"{path}: not valid GeoJSON: nested too deep") from None
     except (OSError, ValueError, shapely.GEOSException) as error:
         raise InputError(f"{path}: not valid GeoJSON: {first_line(error)}") from None
-    polygons = [polygon for polygon in repaired if polygon.area > 0]
-    if not polygons:
+    if not outlines.tissue and not outlines.artefacts:
         raise InputError(f"{path}: the GeoJSON has no Polygon or MultiPolygon, or none with an area")
-    mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / _MAX_OUTLINE_SIDE)
-    mask = rasterio.features.rasterize(
-        polygons, compute_shape(slide, mpp), transform=Affine.scale(mpp / slide.mpp), dtype=np.uint8
-    )
-    return Tissue(mask.astype(bool), mpp)
+    if outlines.tissue:
+        mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / _MAX_OUTLINE_SIDE)
+        tissue = Tissue(fill_tissue(outlines.tissue, compute_shape(slide, mpp), mpp / slide.mpp), mpp)
+    else:
+        tissue = find_tissue(slide)
+    if not outlines.artefacts:
+        return tissue
+    artefacts = fill_artefacts(outlines.artefacts, tissue.mask.shape, tissue.mpp / slide.mpp)
+    return tissue._replace(artefacts=artefacts)

@@ -7,7 +7,16 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
-from fseg_jax.slides.artefacts import find_blurred, find_folds, find_ink
+from fseg_jax.slides.artefacts import (
+    FOLD,
+    INK,
+    INK_AREA,
+    INK_FRINGE,
+    OUT_OF_FOCUS,
+    find_blurred,
+    find_folds,
+    find_ink,
+)
 from fseg_jax.slides.glass import (
     COARSE_MPP,
     HIGH_FACTOR,
@@ -53,7 +62,7 @@ FAT_WINDOW = 320.0  # µm: a square of this side
 SPECK = 10_000.0  # µm²: smaller pieces are dropped (a circle of 113 µm)
 GREY = 0.72  # weakest channel's density over the strongest's: dust, shadows and edges of glass have more
 USUAL_WHITE = 245.0  # grey level of glass where a picture has none
-DARK, BLACK = 45.0, 12.0  # grey levels: a black ground is below, and what was not scanned
+DARK, BORDER, BLACK = 45.0, 20.0, 12.0  # grey levels: a black ground is below, a border, what was not scanned
 
 
 class TissueMasks(NamedTuple):
@@ -61,7 +70,7 @@ class TissueMasks(NamedTuple):
 
     Attributes:
         tissue: bool (h, w), tissue; folded and blurred parts with it, ink on it not.
-        ink: bool (h, w), pen marks and black borders, on glass and on tissue.
+        ink: bool (h, w), pen marks, on glass and on tissue; the black borders of some scanners are none.
         folded: bool (h, w), tissue that lies double.
         blurred: bool (h, w), tissue out of focus.
         glass: (3,), the usual colour of glass in grey levels.
@@ -72,6 +81,13 @@ class TissueMasks(NamedTuple):
     folded: Mask
     blurred: Mask
     glass: Colour
+
+    def number_artefacts(self) -> UInt8[np.ndarray, "h w"]:
+        """Number the artefacts by their kinds (``artefacts.KINDS``); 0 where there is none."""
+        numbers = np.zeros(self.tissue.shape, np.uint8)
+        for mask, kind in ((self.blurred, OUT_OF_FOCUS), (self.folded, FOLD), (self.ink, INK)):
+            numbers[mask] = kind
+        return numbers
 
 
 def segment_tissue(image: UInt8[np.ndarray, "h w 3"], mpp: float) -> TissueMasks:
@@ -97,7 +113,7 @@ def _segment(image: UInt8[np.ndarray, "H W 3"], step: int, mpp: float) -> Tissue
     blank = find_unscanned(darkest)
     dark = float((brightest < DARK).mean())
     grey = bool((brightest - darkest <= 3).mean() > 0.98)
-    never = brightest < BLACK
+    black, border = brightest < BLACK, brightest < BORDER
     density = compute_density(levels)
     # Every usual stain absorbs green.
     texture = measure_texture(0.5 * density[1] + 0.25 * (density[0] + density[2]), mpp)
@@ -108,14 +124,14 @@ def _segment(image: UInt8[np.ndarray, "H W 3"], step: int, mpp: float) -> Tissue
         glass = np.full(3, compute_density(np.asarray(USUAL_WHITE, np.float32)), np.float32)
     del levels, darkest, brightest
     limit = float(np.clip(SMOOTH_NOISE * noise, *SMOOTH_LIMITS))
-    background = fit_background(density, texture, glass, noise, blank | never, mpp)
+    background = fit_background(density, texture, glass, noise, blank | black, mpp)
     over = np.subtract(density, background.density, out=density)
     np.maximum(over, 0, out=over)
     strongest, weakest = over.max(axis=0), over.min(axis=0)
     score = strongest if grey else strongest - 0.5 * weakest
     low = np.clip(SPREAD * background.spread, *LOW_LIMITS)
     low += UNSURE * measure_haze(background.density, glass)
-    ink = find_ink(over, texture, mpp) | never
+    ink = find_ink(over, texture, mpp) | black
     never = ink | blank
     score[never] = 0
     mask = _threshold_density(score, low, texture, limit)
@@ -132,9 +148,18 @@ def _segment(image: UInt8[np.ndarray, "H W 3"], step: int, mpp: float) -> Tissue
     folded = repeat(folded, half)[: mask.shape[0], : mask.shape[1]]
     blurred = find_blurred(mask, over, mpp)
     fine = _redraw_border(mask, score, low, background.density, image, step, grey, never)
+    ink = _drop_borders(ink, black, border, mpp)
     ink, folded, blurred = (repeat(part, step)[:height, :width] for part in (ink, folded, blurred))
     ink &= ~fine
     return TissueMasks(fine, ink, folded & fine, blurred & fine, 256 * 10**-glass - 1)
+
+
+def _drop_borders(ink: Mask, black: Mask, dark: Mask, mpp: float) -> Mask:
+    """Drop from what is taken as ink what was not scanned: large black areas, dark borders, and their rims."""
+    unscanned = drop_small(black, INK_AREA / mpp**2) if black.any() else black
+    rows, columns = dark.mean(axis=1) > 0.5, dark.mean(axis=0) > 0.5
+    unscanned = unscanned | (dark & (rows[:, None] | columns))
+    return ink & ~dilate(unscanned, round(INK_FRINGE / mpp) + 2) if unscanned.any() else ink
 
 
 def _threshold_density(score: Plane, low: Plane, texture: Plane, limit: float) -> Mask:

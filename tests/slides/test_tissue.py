@@ -12,6 +12,7 @@ from scipy import ndimage
 from skimage import data, draw
 
 from fseg_jax.errors import InputError
+from fseg_jax.slides.artefacts import FOLD, INK
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_thumbnail
 from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, take_whole_slide
 from fseg_jax.slides.tissue_segmentation import segment_tissue
@@ -110,6 +111,20 @@ def test_black_borders_are_no_tissue() -> None:
     mask = segment_tissue(image, MPP).tissue
     assert not mask[:25].any() and not mask[:, -12:].any()
     assert measure_overlap(mask[35:, :-25], ISLANDS[35:, :-25]) > 0.93
+    assert not segment_tissue(image, MPP).number_artefacts().any()  # nor ink
+
+
+def test_artefacts_are_numbered_ink_beside_tissue_and_folds_on_it() -> None:
+    image = paint_tissue(make_disc(SHAPE, (150, 150), 120), (0.1, 0.2, 0.0)).astype(float)
+    fold = np.zeros(SHAPE, bool)
+    fold[145:153, 70:230] = True
+    image[fold] = 243 * (image[fold] / 243) ** 2.6  # so many times the density
+    image, ink = draw_ink(image.astype(np.uint8), GREEN, [(330, 20), (330, 280)], 14)
+    masks = segment_tissue(image, MPP)
+    numbers = masks.number_artefacts()
+    assert numbers.dtype == np.uint8 and numbers.shape == SHAPE and set(np.unique(numbers)) == {0, INK, FOLD}
+    assert (numbers[ink] == INK).mean() > 0.9 and not masks.tissue[numbers == INK].any()
+    assert measure_overlap(numbers == FOLD, fold) > 0.5 and masks.tissue[numbers == FOLD].all()
 
 
 def test_what_a_scanner_leaves_out_is_white_beside_tinted_glass() -> None:
@@ -211,6 +226,22 @@ def test_crop_interpolates_between_the_masks_pixels() -> None:
     assert past.sum() == mask.sum()
     assert not tissue.crop(300, 0, 5, 5, 8.0).any()
     assert tissue.fraction == mask.mean()
+
+
+def test_crop_artefacts_takes_the_nearest_pixel_and_none_past_the_slide() -> None:
+    random = np.random.default_rng(0)
+    kinds = random.integers(0, 5, (30, 40), np.uint8)
+    tissue = Tissue(random.random((30, 40)) > 0.5, 8.0, kinds)
+    np.testing.assert_array_equal(tissue.crop_artefacts(0, 0, 30, 40, 8.0), kinds)
+    np.testing.assert_array_equal(
+        tissue.crop_artefacts(24, 16, 48, 80, 1.0), kinds.repeat(8, 0).repeat(8, 1)[24:72, 16:96]
+    )
+    past = tissue.crop_artefacts(-5, -6, 40, 52, 8.0)
+    np.testing.assert_array_equal(past[5:35, 6:46], kinds)
+    assert past.sum() == kinds.sum()
+    np.testing.assert_array_equal(tissue.drop_artefacts().mask, tissue.mask & (kinds == 0))
+    unknown = Tissue(tissue.mask, 8.0)
+    assert not unknown.crop_artefacts(0, 0, 30, 40, 8.0).any() and unknown.drop_artefacts() is unknown
 
 
 @pytest.fixture
