@@ -155,7 +155,7 @@ def _segment(image: UInt8[np.ndarray, "H W 3"], step: int, mpp: float) -> Tissue
 
 
 def _drop_borders(ink: Mask, black: Mask, dark: Mask, mpp: float) -> Mask:
-    """Drop from what is taken as ink what was not scanned: large black areas, dark borders, and their rims."""
+    """Drop from what is taken as ink what was not scanned: large black areas, borders, and their rims."""
     unscanned = drop_small(black, INK_AREA / mpp**2) if black.any() else black
     rows, columns = dark.mean(axis=1) > 0.5, dark.mean(axis=0) > 0.5
     unscanned = unscanned | (dark & (rows[:, None] | columns))
