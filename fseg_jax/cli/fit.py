@@ -10,6 +10,7 @@ import click
 from fseg_jax.cli.options import (
     MICRONS,
     PATH,
+    SHARE,
     batching_options,
     cluster_counts_option,
     combine,
@@ -61,6 +62,23 @@ from fseg_jax.process import raise_if_stopped
     default="tiles",
     show_default=True,
     help="tiles: fit on the average of each tile, as the paper does. tokens: on tokens drawn from tiles.",
+)
+@click.option(
+    "--min-tissue",
+    type=SHARE,
+    default=0.5,
+    show_default=True,
+    metavar="FRACTION",
+    help="Smallest fraction of tissue in a tile that is used.",
+)
+@click.option(
+    "--mixtures",
+    type=WholeNumber(0, 64),
+    default=4,
+    show_default=True,
+    metavar="M",
+    help="Fit clusters on what lies deep in tissue, and M centres that name nothing on tokens at its border. "
+    "0 (the paper): fit on all tissue.",
 )
 @click.option(
     "--algorithm",
@@ -140,6 +158,8 @@ def fit(
         tile=options["tile"],
         mpp=options["mpp"],
         on=options["on"],
+        min_tissue=options["min_tissue"],
+        pure=options["mixtures"] > 0,
         tissue="all" if options["no_tissue"] else "find",
         mpp_override=options["mpp_override"],
         dtype=options["stored_dtype"],
@@ -167,6 +187,7 @@ def fit(
                     tuple(sorted(set(options["k"]))),
                     options["algorithm"],
                     options["spherical"],
+                    options["mixtures"],
                     options["restarts"],
                     options["seed"],
                 ),

@@ -10,12 +10,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Float
 
 from fseg_jax.codebook import Codebook, Provenance, save_all
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.sample_folder import (
     SampleSettings,
     has_sample,
+    read_sample,
     read_settings,
     tile_side,
     write_failures,
@@ -29,12 +31,13 @@ from fseg_jax.files.exchange import exchange_outputs
 from fseg_jax.files.partial_folders import open_partial_folder, recover_outputs
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.numerics.kmeans import streaming
-from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, write_card
+from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, join_facts, write_card
+from fseg_jax.pipeline.pure_tokens import TOKENS_PER_CENTER
 
 _log = logging.getLogger(__name__)
 
 BYTES_IN_MEMORY = 1 << 30  # rows up to this size are read once; larger ones at every step of k-means
-SETTINGS_ON_CARD = ("encoder", "layer", "mpp", "tile", "tiles", "on", "dtype")
+SETTINGS_ON_CARD = ("encoder", "layer", "mpp", "tile", "tiles", "on", "min_tissue", "dtype")
 TILES_ON_CARD = 8  # of each cluster
 
 
@@ -47,6 +50,7 @@ class FitSettings:
         k: Numbers of clusters, all fitted on the same samples.
         algorithm: Lloyd's, or mini-batches (``streaming.fit``).
         spherical: Whether to cluster by cosine distance.
+        mixtures: Centres of the tokens at the border of tissue, which name no cluster.
         restarts: Number of random starts on a part of the samples; the best one goes on.
         seed: Random seed of k-means. Which tiles are sampled does not depend on it.
     """
@@ -55,6 +59,7 @@ class FitSettings:
     k: tuple[int, ...] = (16, 32, 64, 128, 256)
     algorithm: streaming.Algorithm = "lloyd"
     spherical: bool = False
+    mixtures: int = 4
     restarts: int = 2
     seed: int = 0
 
@@ -150,7 +155,7 @@ def fit_cohort(
     if n < max(settings.k):
         raise InputError(
             f"--k {max(settings.k)}: {len(sampled)} slides have {n} {unit}; "
-            "choose fewer clusters or more tiles"
+            f"choose fewer clusters or more tiles{', or --on tokens' if unit == 'tiles' else ''}"
         )
     _log.info("%d %s of %d slides, %d channels", n, unit, len(sampled), channels)
     fits_memory = 2 * n * channels <= BYTES_IN_MEMORY
@@ -163,6 +168,7 @@ def fit_cohort(
         restarts=settings.restarts,
         on_pass=kmeans_progress,
     )
+    mixtures, border = _fit_mixtures(folder, sampled, settings)
     unconverged = [k for k, result in results.items() if not result.converged]
     if unconverged and settings.algorithm == "lloyd":  # mini-batches stop after a few passes
         _log.warning("k-means has not converged for k = %s", ", ".join(map(str, unconverged)))
@@ -176,10 +182,11 @@ def fit_cohort(
         tiles=sum(len(sample.boxes) for sample in rows.samples),
         seed=settings.seed,
         source=f"{source or 'a cohort'}: {n} {unit} of {len(sampled)} slides"
+        + (f", mixtures of {border} tokens" if mixtures is not None else "")
         + (", spherical" if settings.spherical else ""),
         fingerprint="" if card.weights_hash else take_fingerprint(encoder),
     )
-    books = {k: Codebook(result.centers, provenance) for k, result in results.items()}
+    books = {k: Codebook(result.centers, provenance, mixtures) for k, result in results.items()}
     if is_first:
         sites = [lines[sample.slide_id].site for sample in rows.samples]
         sample_facts = read_settings(folder)
@@ -194,6 +201,7 @@ def fit_cohort(
                 **{name: sample_facts[name] for name in SETTINGS_ON_CARD},
                 "algorithm": settings.algorithm,
                 "spherical": settings.spherical,
+                "mixtures": 0 if mixtures is None else len(mixtures),
                 "restarts": settings.restarts,
                 "seed": settings.seed,
                 "source": provenance.source,
@@ -206,6 +214,29 @@ def fit_cohort(
     if processes > 1:
         multihost_utils.sync_global_devices("fseg-fit-written")
     return FitOutcome(books, len(sampled), failures, card_folder(path))
+
+
+def _fit_mixtures(
+    folder: Path, sampled: Sequence[str], settings: FitSettings
+) -> tuple[Float[np.ndarray, "m c"] | None, int]:
+    """Fit centres of the tokens at the border of tissue, and count these; None where they are too few."""
+    if not settings.mixtures or not any(read_sample(folder, name).border_rows for name in sampled):
+        return None, 0
+    rows = SampleRows(folder, sampled, border=True)
+    n, channels = rows.shape
+    if n < TOKENS_PER_CENTER * settings.mixtures:
+        return None, n
+    result = streaming.fit(
+        rows[slice(0, n)] if 2 * n * channels <= BYTES_IN_MEMORY else rows,
+        [settings.mixtures],
+        key=jax.random.key(settings.seed),
+        algorithm=settings.algorithm,
+        spherical=settings.spherical,
+        restarts=settings.restarts,
+    )[settings.mixtures]
+    if not result.converged and settings.algorithm == "lloyd":
+        _log.warning("k-means of the tokens at the border has not converged")
+    return result.centers, n
 
 
 def write_books(path: Path, books: dict[int, Codebook], card: Card) -> None:
@@ -260,6 +291,11 @@ def _describe_clusters(
         nearest=[[next(pictures) for _ in tiles] for tiles in nearest],
         names=[[rows.samples[i].slide_id for i in rows.find_slides(tiles)] for tiles in nearest],
         warnings=find_warnings(
-            book.centers, result.labels, slides, [sample.slide_id for sample in rows.samples], sites
+            book.centers,
+            result.labels,
+            slides,
+            [sample.slide_id for sample in rows.samples],
+            sites,
+            join_facts([sample.facts for sample in rows.samples]),
         ),
     )

@@ -5,6 +5,7 @@ appears whole or not at all:
 
 - ``features.zarr``: the rows, float16 or bfloat16 (rows, channels). They are not compressed: they hardly
   shrink, and k-means reads them at every step.
+- ``border.zarr``, where there are any: likewise, tokens at the border of tissue, for centres of mixtures.
 - ``tiles.jpg``: small pictures of the tiles, so that the card of a codebook needs no slide.
 - ``slide.json``: where the tiles lie, and what they were made of (``SlideSample``).
 
@@ -24,6 +25,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from fseg_jax.cohort.tile_rows import TOKENS_PER_SLIDE, TOKENS_PER_TILE
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, OutputError, first_line
 from fseg_jax.files.atomic import replace_atomically
@@ -31,13 +33,13 @@ from fseg_jax.files.futures import wait_for_writes
 from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.zarr import create_array
+from fseg_jax.outputs.codebook_card import RowFacts
 from fseg_jax.outputs.csv_table import format_csv
 from fseg_jax.pipeline.record import MadeWith
 from fseg_jax.pipeline.slide_facts import SlideFacts
 
-FORMAT = 1  # of the folder: raised when what it holds changes
-MIN_TISSUE = 0.25  # smallest fraction of tissue in a tile that is sampled
-TOKENS_PER_TILE = 4  # where rows are tokens
+FORMAT = 2  # of the folder: raised when what it holds changes
+ROWS, BORDER = "features.zarr", "border.zarr"
 THUMBNAIL_SIDE = 96  # pixels of a tile in tiles.jpg
 THUMBNAILS_PER_LINE = 20
 UNKNOWN = "unknown"  # the hash of the tissue file in samples of earlier versions
@@ -63,7 +65,10 @@ class SampleSettings:
         tiles: Largest number of tiles of a slide. They do not overlap.
         tile: Side of a tile in pixels, a multiple of the encoder's stride; None: ``tile_side`` chooses.
         mpp: Resolution in µm per pixel.
-        on: What a row is: the average of a tile's tokens (F-SEG §3.3), or one of four tokens of a tile.
+        on: What a row is: the average of a tile's tokens (F-SEG §3.3), or a token (``tile_rows``).
+        min_tissue: Smallest share of tissue in a tile that is sampled.
+        pure: Whether rows are of tokens deep in tissue (``tile_rows``), with others at its border besides;
+            otherwise, as in the paper, of any.
         tissue: Where the tissue is, for slides whose manifest does not say: "find", "all" or a file.
         mpp_override: µm per pixel of slides whose manifest does not say.
         dtype: Number type in which rows are stored.
@@ -75,6 +80,8 @@ class SampleSettings:
     tile: int | None = None
     mpp: float = 1.0
     on: SampleUnit = "tiles"
+    min_tissue: float = 0.5
+    pure: bool = True
     tissue: str = "find"
     mpp_override: float | None = None
     dtype: StoredDtype = "float16"
@@ -105,7 +112,10 @@ class SlideSample:
         manifest: What the manifest said of the slide.
         tissue_sha256: Hash of the tissue file; None: there is none.
         boxes: Corners (y, x) of the tiles, in pixels of the settings' mpp.
+        tiles: The index of each row's tile.
         tokens: Where rows are tokens, the (y, x) of each in its tile's grid.
+        facts: What is known of each row.
+        border_rows: Number of tokens at the border of tissue.
         slide: The slide.
         made_with: Versions and device that computed the features.
         seconds: Time that it took.
@@ -116,15 +126,13 @@ class SlideSample:
     manifest: ManifestFacts
     tissue_sha256: str | None
     boxes: Int[np.ndarray, "t 2"]
+    tiles: Int[np.ndarray, " rows"]
     tokens: Int[np.ndarray, "rows 2"] | None
+    facts: RowFacts
+    border_rows: int
     slide: SlideFacts
     made_with: MadeWith
     seconds: float
-
-    @property
-    def rows_per_tile(self) -> int:
-        """Number of rows that belong to each tile in turn."""
-        return self.rows // len(self.boxes)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``slide.json``."""
@@ -134,7 +142,10 @@ class SlideSample:
             "said": asdict(self.manifest),
             "tissue_sha256": self.tissue_sha256,
             "boxes": self.boxes.tolist(),
+            "tiles": self.tiles.tolist(),
             "tokens": None if self.tokens is None else self.tokens.tolist(),
+            **{name: np.round(values, 3).tolist() for name, values in self.facts._asdict().items()},
+            "border_rows": self.border_rows,
             "slide": self.slide.to_json(),
             **self.made_with.to_json(),
             "seconds": self.seconds,
@@ -150,14 +161,20 @@ class SlideSample:
             manifest=ManifestFacts(content["said"]["mpp"], content["said"]["tissue"]),
             tissue_sha256=content.get("tissue_sha256", UNKNOWN),
             boxes=np.asarray(content["boxes"], np.int32).reshape(-1, 2),
+            tiles=np.asarray(content["tiles"], np.int32),
             tokens=None if tokens is None else np.asarray(tokens, np.int32).reshape(-1, 2),
+            facts=RowFacts(*(np.asarray(content[name], np.float64) for name in RowFacts._fields)),
+            border_rows=content["border_rows"],
             slide=SlideFacts.from_json(content["slide"]),
             made_with=MadeWith(content.get("versions", {}), content.get("device", "")),
             seconds=content.get("seconds", 0.0),
         )
-        per_tile, remainder = divmod(rows, len(sample.boxes))
-        if remainder or not 1 <= per_tile <= TOKENS_PER_TILE or not isinstance(rows, int):
-            raise ValueError("tiles have no whole number of rows")
+        if not all(isinstance(count, int) and count >= 0 for count in (rows, sample.border_rows)) or not rows:
+            raise ValueError("there are no rows, or no number of them")
+        if any(column.shape != (rows,) or not np.isfinite(column).all() for column in sample.facts):
+            raise ValueError("there is not a fact for each row")
+        if sample.tiles.shape != (rows,) or not np.isin(sample.tiles, np.arange(len(sample.boxes))).all():
+            raise ValueError("there is not a tile for each row")
         if sample.tokens is not None and len(sample.tokens) != rows:
             raise ValueError("there is not a token for each row")
         return sample
@@ -195,7 +212,8 @@ def thumbnail_corner(tile: int) -> tuple[int, int]:
 
 def estimate_bytes(slides: int, card: EncoderCard, settings: SampleSettings) -> int:
     """Return how many bytes the samples of that many slides take at most, pictures included."""
-    rows = settings.tiles * (TOKENS_PER_TILE if settings.on == "tokens" else 1)
+    tokens = max(TOKENS_PER_SLIDE, settings.tiles * TOKENS_PER_TILE)
+    rows = (tokens if settings.on == "tokens" else settings.tiles) + (tokens if settings.pure else 0)
     return slides * (rows * card.channels * 2 + settings.tiles * _THUMBNAIL_BYTES)
 
 
@@ -263,7 +281,6 @@ def _settings_to_json(card: EncoderCard, settings: SampleSettings) -> dict[str, 
         "channels": card.channels,
         **{name: value for name, value in asdict(settings).items() if name not in _NO_EFFECT},
         "tile": tile_side(settings, card),
-        "min_tissue": MIN_TISSUE,
     }
     return {**facts, "hash": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
 
@@ -273,10 +290,10 @@ def has_sample(folder: Path, slide_id: str) -> bool:
     return (sample_place(folder, slide_id) / "slide.json").exists()
 
 
-def is_whole(folder: Path, slide_id: str) -> bool:
+def is_whole(folder: Path, sample: SlideSample) -> bool:
     """Whether a sample still has its features and its pictures."""
-    place = sample_place(folder, slide_id)
-    return all((place / part).exists() for part in ("features.zarr/zarr.json", "tiles.jpg"))
+    parts = [f"{ROWS}/zarr.json", "tiles.jpg", *([f"{BORDER}/zarr.json"] if sample.border_rows else [])]
+    return all((sample_place(folder, sample.slide_id) / part).exists() for part in parts)
 
 
 def read_sample(folder: Path, slide_id: str) -> SlideSample:
@@ -297,6 +314,7 @@ def write_sample(
     folder: Path,
     sample: SlideSample,
     rows: Float[np.ndarray, "m c"],
+    border: Float[np.ndarray, "b c"],
     thumbnails: Image.Image,
     *,
     replace: bool,
@@ -309,16 +327,18 @@ def write_sample(
     with open_partial_folder(place.name, place.parent) as part:
         new = part / "slide"
         new.mkdir()
-        array = create_array(
-            new / "features.zarr",
-            rows.shape,
-            rows.dtype,
-            rows.shape,
-            compress=False,
-            store_zeros=True,
-            error_path=place,
-        )
-        wait_for_writes(place, array.write(rows))
+        for name, values in ((ROWS, rows), (BORDER, border)):
+            if len(values):
+                array = create_array(
+                    new / name,
+                    values.shape,
+                    values.dtype,
+                    values.shape,
+                    compress=False,
+                    store_zeros=True,
+                    error_path=place,
+                )
+                wait_for_writes(place, array.write(values))
         thumbnails.save(new / "tiles.jpg", quality=_JPEG_QUALITY)
         text = json.dumps(sample.to_json(), ensure_ascii=False, allow_nan=False)
         (new / "slide.json").write_text(text + "\n", encoding="utf-8")

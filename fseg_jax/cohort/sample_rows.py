@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from fseg_jax.cohort.sample_folder import (
+    BORDER,
+    ROWS,
     THUMBNAIL_SIDE,
     make_damage_error,
     read_sample,
@@ -29,26 +31,33 @@ class SampleRows:
 
     ``rows[10:20]`` reads a range, as ``kmeans.streaming`` wants it; only that is in memory.
 
+    Or those of their tokens at the border of tissue, of the slides that have any.
+
     Attributes:
         shape: Number of rows and of channels.
         samples: The slides' samples.
         starts: First row of each slide, and the number of all rows.
     """
 
-    def __init__(self, folder: Path, slide_ids: Sequence[str]) -> None:
+    def __init__(self, folder: Path, slide_ids: Sequence[str], *, border: bool = False) -> None:
         self.folder = folder
-        self.samples = [read_sample(folder, slide_id) for slide_id in sorted(slide_ids)]
-        self.starts = np.cumsum([0, *(sample.rows for sample in self.samples)])
-        places = [sample_place(folder, sample.slide_id) / "features.zarr" for sample in self.samples]
+        samples = [read_sample(folder, slide_id) for slide_id in sorted(slide_ids)]
+        self.samples = [sample for sample in samples if sample.border_rows or not border]
+        if not self.samples:
+            raise InputError(f"{folder}: holds no such rows")
+        self._counts = [sample.border_rows if border else sample.rows for sample in self.samples]
+        self.starts = np.cumsum([0, *self._counts])
+        name = BORDER if border else ROWS
+        places = [sample_place(folder, sample.slide_id) / name for sample in self.samples]
         futures = [open_array(make_folder_spec(place)) for place in places]
         try:
             self._stores: list[Any] = [future.result() for future in futures]
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"{folder}: a slide's features cannot be read ({first_line(error)})") from error
-        for place, sample, store in zip(places, self.samples, self._stores, strict=True):
+        for place, count, store in zip(places, self._counts, self._stores, strict=True):
             channels = self._stores[0].shape[-1]
             chunk = prod(store.chunk_layout.read_chunk.shape)
-            has_right_shape = store.shape == (sample.rows, channels) and channels <= _MOST_CHANNELS
+            has_right_shape = store.shape == (count, channels) and channels <= _MOST_CHANNELS
             if not has_right_shape or chunk > prod(store.shape):
                 raise make_damage_error(place)
         self.shape = (int(self.starts[-1]), int(self._stores[0].shape[1]))
@@ -58,7 +67,7 @@ class SampleRows:
         first, last = np.searchsorted(self.starts, (start, stop), side="right") - 1
         reads = []
         for i in range(first, min(int(last) + 1, len(self._stores))):
-            low, high = max(start - self.starts[i], 0), min(stop - self.starts[i], self.samples[i].rows)
+            low, high = max(start - self.starts[i], 0), min(stop - self.starts[i], self._counts[i])
             if low < high:
                 reads.append(self._stores[i][int(low) : int(high)].read())
         if not reads:
@@ -90,7 +99,7 @@ class SampleRows:
             strip = np.asarray(load_image(path).convert("RGB"))
             for i in np.flatnonzero(slides == slide):
                 row = int(rows[i] - self.starts[slide])
-                y, x = thumbnail_corner(row // sample.rows_per_tile)
+                y, x = thumbnail_corner(int(sample.tiles[row]))
                 thumbnails[i] = strip[y : y + THUMBNAIL_SIDE, x : x + THUMBNAIL_SIDE].copy()
                 if sample.tokens is not None:
                     _draw_frame(thumbnails[i], sample.tokens[row], token_side)

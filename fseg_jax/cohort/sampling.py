@@ -15,11 +15,9 @@ from PIL import Image
 from fseg_jax.cohort.manifest import ManifestSlide, hash_tissue_file
 from fseg_jax.cohort.sample_folder import (
     DTYPES,
-    MIN_TISSUE,
     SMALLEST_NORMAL,
     THUMBNAIL_SIDE,
     THUMBNAILS_PER_LINE,
-    TOKENS_PER_TILE,
     UNKNOWN,
     ManifestFacts,
     SampleSettings,
@@ -34,14 +32,24 @@ from fseg_jax.cohort.sample_folder import (
     write_sample,
 )
 from fseg_jax.cohort.survey import identify_slide
+from fseg_jax.cohort.tile_rows import (
+    Rows,
+    TileRows,
+    count_tokens,
+    describe_tokens,
+    join_rows,
+    sample_average,
+    sample_tokens,
+)
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.pipeline.embed import measure_tissue
+from fseg_jax.pipeline.pure_tokens import find_deep
 from fseg_jax.pipeline.record import made_with
 from fseg_jax.pipeline.slide_facts import slide_facts
 from fseg_jax.slides.identity import is_same_slide
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches
-from fseg_jax.slides.tissue import choose_tissue
+from fseg_jax.slides.tissue import Tissue, choose_tissue
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +104,7 @@ def sample_cohort(
 
 
 def draw_tiles(
-    slide: Slide, slide_id: str, side: int, settings: SampleSettings, tissue: str
+    slide: Slide, slide_id: str, side: int, settings: SampleSettings, tissue: Tissue
 ) -> Int[np.ndarray, "t 2"]:
     """Draw tiles with tissue from a slide, and return their corners (y, x) in pixels of the settings' mpp.
 
@@ -106,25 +114,18 @@ def draw_tiles(
     height, width = compute_shape(slide, settings.mpp)
     rows, columns = max(1, height // side), max(1, width // side)
     microns = side * settings.mpp
-    share = measure_tissue(choose_tissue(slide, tissue), rows, columns, microns, microns)
-    tiles = np.argwhere(share >= MIN_TISSUE)
+    share = measure_tissue(tissue, rows, columns, microns, microns)
+    tiles = np.argwhere((share >= settings.min_tissue) & (share > 0))
     if not len(tiles):
         raise InputError(
-            f"{slide.path}: no tile of {side} pixels at {settings.mpp:g} µm has {MIN_TISSUE:.0%} of tissue; "
-            "--no-tissue takes everything, the manifest's column tissue says where it is"
+            f"{slide.path}: no tile of {side} pixels at {settings.mpp:g} µm has {settings.min_tissue:.0%} of "
+            "tissue; --min-tissue takes tiles with less, --no-tissue everything, the manifest's column "
+            "tissue says where it is"
         )
     if len(tiles) > settings.tiles:
         drawn = _seed_by_id(slide_id).choice(len(tiles), settings.tiles, replace=False)
         tiles = tiles[np.sort(drawn)]
     return (tiles * side).astype(np.int32)
-
-
-def _draw_tokens(slide_id: str, tiles: int, grid: int) -> Int[np.ndarray, "t n 2"]:
-    """Draw tokens from each of a slide's tiles: their (y, x) in the tile's grid of ``grid`` × ``grid``."""
-    count = min(TOKENS_PER_TILE, grid * grid)
-    rng = _seed_by_id(slide_id)
-    tokens = np.stack([rng.choice(grid * grid, count, replace=False) for _ in range(tiles)])
-    return np.stack(np.divmod(tokens, grid), -1).astype(np.int32)
 
 
 def _seed_by_id(slide_id: str) -> np.random.Generator:
@@ -138,53 +139,68 @@ def _sample_slide(
     card = encoder.card
     side = tile_side(settings, card)
     facts = _manifest_facts(line, settings)
-    corners = draw_tiles(slide, line.slide_id, side, settings, facts.tissue)
-    tokens = (
-        _draw_tokens(line.slide_id, len(corners), side // card.stride) if settings.on == "tokens" else None
-    )
-    features, thumbnails = _encode(slide, corners, tokens, side, encoder, settings)
-    rows = narrow(features, settings.dtype, slide.path, card)
+    tissue = choose_tissue(slide, facts.tissue)
+    corners = draw_tiles(slide, line.slide_id, side, settings, tissue)
+    rows, border, thumbnails = _sample_tiles(slide, line.slide_id, corners, side, tissue, encoder, settings)
     sample = SlideSample(
         slide_id=line.slide_id,
-        rows=len(rows),
+        rows=len(rows.features),
         manifest=facts,
         tissue_sha256=hash_tissue_file(facts.tissue),
         boxes=corners,
-        tokens=None if tokens is None else tokens.reshape(-1, 2),
+        tiles=rows.tiles,
+        tokens=rows.tokens if settings.on == "tokens" else None,
+        facts=rows.facts,
+        border_rows=len(border),
         slide=slide_facts(slide),
         made_with=made_with(),
         seconds=round(time.perf_counter() - started, 3),
     )
-    write_sample(folder, sample, rows, thumbnails, replace=bool(_find_change(folder, line, settings)))
+    write_sample(
+        folder,
+        sample,
+        narrow(rows.features, settings.dtype, slide.path, card),
+        narrow(border, settings.dtype, slide.path, card),
+        thumbnails,
+        replace=bool(_find_change(folder, line, settings)),
+    )
 
 
-def _encode(
+def _sample_tiles(
     slide: Slide,
+    slide_id: str,
     corners: Int[np.ndarray, "t 2"],
-    tokens: Int[np.ndarray, "t n 2"] | None,
     side: int,
+    tissue: Tissue,
     encoder: Encoder,
     settings: SampleSettings,
-) -> tuple[Float[np.ndarray, "m c"], Image.Image]:
-    """Encode tiles: the average of each, or the features of its ``tokens``, and pictures of all tiles."""
-    rows: list[Float[np.ndarray, "_ c"]] = []
+) -> tuple[Rows, Float[np.ndarray, "b c"], Image.Image]:
+    """Encode tiles: the rows that centres are fitted on, tokens at the border, and pictures of all tiles."""
+    sample = sample_tokens if settings.on == "tokens" else sample_average
+    deep, rng, count = find_deep(tissue), _seed_by_id(slide_id), count_tokens(len(corners))
+    parts: list[TileRows] = []
     lines = -(-len(corners) // THUMBNAILS_PER_LINE)
     size = (THUMBNAILS_PER_LINE * THUMBNAIL_SIDE, lines * THUMBNAIL_SIDE)
     thumbnails = Image.new("RGB", size, "white")
     boxes = [(int(y), int(x), side, side) for y, x in corners]
     batches = read_batches(slide, boxes, settings.mpp, batch=settings.batch, threads=settings.threads)
     for span, images in batches:
-        count = span.stop - span.start  # the last batch is padded
-        features = np.asarray(encoder(jnp.asarray(images)).astype(jnp.float32))[:count]
-        if tokens is None:
-            rows.append(features.mean((1, 2)))
-        else:
-            y, x = np.moveaxis(tokens[span], -1, 0)
-            rows.append(features[np.arange(count)[:, None], y, x].reshape(-1, features.shape[-1]))
-        for i in range(count):
-            y, x = thumbnail_corner(span.start + i)
-            thumbnails.paste(_shrink(images[i]), (x, y))
-    return np.concatenate(rows), thumbnails
+        features = np.asarray(encoder(jnp.asarray(images)).astype(jnp.float32))
+        for tile, A, image in zip(range(span.start, span.stop), features, images, strict=False):
+            tokens = describe_tokens(A, image, boxes[tile][:2], settings.mpp, tissue, deep)
+            order = rng.permutation(tokens.deep.size)
+            parts.append(sample(tokens, tile, order, count, settings.pure))
+            y, x = thumbnail_corner(tile)
+            thumbnails.paste(_shrink(image), (x, y))
+    rows, thin, border = (join_rows(rows) for rows in zip(*parts, strict=True))
+    if not len(rows.features):
+        _log.info("%s: no token lies 40 µm deep in tissue; all of its tissue is taken", slide_id)
+        rows = thin
+    if not len(rows.features):
+        raise InputError(
+            f"{slide.path}: no token of its tiles has its centre on tissue: --no-tissue takes all"
+        )
+    return rows, border.features, thumbnails
 
 
 def _shrink(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
@@ -205,7 +221,7 @@ def narrow(
         )
     with np.errstate(over="ignore"):
         rows = features.astype(DTYPES[dtype])
-    largest = np.abs(features).max()
+    largest = np.abs(features).max(initial=0)
     if not np.isfinite(rows.astype(np.float32)).all() or 0 < largest < SMALLEST_NORMAL[dtype]:
         raise InputError(
             f"{path}: features of up to {largest:.3g} do not fit in {dtype}: choose --store bfloat16"
@@ -233,7 +249,7 @@ def _find_change(folder: Path, line: ManifestSlide, settings: SampleSettings) ->
         sample = read_sample(folder, line.slide_id)
     except InputError:
         return "its record is damaged"
-    if not is_whole(folder, line.slide_id):
+    if not is_whole(folder, sample):
         return "some of its features are gone"
     facts = _manifest_facts(line, settings)
     if facts != sample.manifest:

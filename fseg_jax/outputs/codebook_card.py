@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from fseg_jax.errors import OutputError
 from fseg_jax.outputs.colours import format_hex, make_palette
@@ -23,9 +24,37 @@ COLLAPSED_SIZE, COLLAPSED_DISTANCE = 0.02, 0.05
 # A cluster is of one site or slide if at least this share of its rows is, if it has at least so many rows,
 # and if the site or slide has at most half of that share among all rows.
 MIN_SHARE, MIN_ROWS, MAX_RATIO = 0.9, 5, 0.5
+# A cluster is mostly glass or border if more than this share of its area is; it is flat if the grey values in
+# its tokens have on average a smaller standard deviation.
+MOSTLY, FLAT_CONTRAST = 0.5, 4.0
 _TILE, _GAP, _MARGIN, _LABEL = 96, 4, 20, 150  # pixels of a contact sheet
+_LABELS = {
+    "site": "one site",
+    "slide": "one slide",
+    "glass": "mostly glass",
+    "border": "mostly border",
+}
 _WARNING_COLOUR = "#b23c14"
 _MAX_LINES = 40  # clusters in a column of a contact sheet
+
+
+class RowFacts(NamedTuple):
+    """What is known of rows of features, each (rows,).
+
+    Attributes:
+        glass: The share of its area that is no tissue.
+        border: The share of its tokens that lie less than 40 µm from the tissue's border, or on glass.
+        contrast: The standard deviation of the grey values in a token, of 255; of an average, their mean.
+    """
+
+    glass: Float[np.ndarray, " rows"]
+    border: Float[np.ndarray, " rows"]
+    contrast: Float[np.ndarray, " rows"]
+
+
+def join_facts(parts: Sequence[RowFacts]) -> RowFacts:
+    """Join the facts of rows, one below the other."""
+    return RowFacts(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 class ClusterWarning(NamedTuple):
@@ -33,7 +62,7 @@ class ClusterWarning(NamedTuple):
 
     Attributes:
         cluster: The cluster's number, from 1.
-        kind: ``collapsed``, ``site`` or ``slide``.
+        kind: ``collapsed``, ``site``, ``slide``, ``glass``, ``border`` or ``flat``.
         text: The reason.
     """
 
@@ -92,8 +121,12 @@ def find_warnings(
     slides: np.ndarray,
     slide_ids: Sequence[str],
     sites: Sequence[str],
+    facts: RowFacts,
 ) -> list[ClusterWarning]:
-    """Find clusters that are collapsed, and clusters that are nearly all from one site or one slide.
+    """Find clusters to distrust.
+
+    A cluster is collapsed, or nearly all from one site or one slide. Or more than half of its area is glass;
+    or more than half lies at the border of tissue; or its rows are so flat that they are of no tissue.
 
     Args:
         centers: (k, channels), the centres.
@@ -101,6 +134,7 @@ def find_warnings(
         slides: (rows,), the index of each row's slide.
         slide_ids: Names of the slides.
         sites: The site of each slide; empty: unknown.
+        facts: What is known of the rows.
     """
     k, n = len(centers), len(labels)
     counts = np.bincount(labels, minlength=k)
@@ -135,7 +169,25 @@ def find_warnings(
                 name = values[most[j]]
                 text = f"{share:.0%} from the {kind} {name}, which has {overall[most[j]]:.0%} of all"
                 warnings.append(ClusterWarning(j + 1, kind, text))
-    return sorted(warnings)
+    return sorted(warnings + _find_no_tissue(labels, counts, facts))
+
+
+def _find_no_tissue(labels: np.ndarray, counts: np.ndarray, facts: RowFacts) -> list[ClusterWarning]:
+    """Find clusters that are mostly glass, mostly border, or flat."""
+    glass, border, contrast = (
+        np.bincount(labels, fact, minlength=len(counts)) / np.maximum(counts, 1) for fact in facts
+    )
+    warnings = []
+    for j in np.flatnonzero(counts).tolist():
+        if glass[j] > MOSTLY:
+            warnings.append(ClusterWarning(j + 1, "glass", f"is mostly glass: {glass[j]:.0%} of its area"))
+        elif border[j] > MOSTLY:
+            text = f"is mostly border: {border[j]:.0%} of it lies less than 40 µm from glass"
+            warnings.append(ClusterWarning(j + 1, "border", text))
+        if contrast[j] < FLAT_CONTRAST:
+            text = f"is flat: its grey values vary by {contrast[j]:.1f} of 255, as glass or haze do"
+            warnings.append(ClusterWarning(j + 1, "flat", text))
+    return warnings
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -190,7 +242,7 @@ def _write_contact_sheet(path: Path, of_k: KCard, unit: str) -> None:
             left = x + _LABEL + i * (_TILE + _GAP)
             sheet[y : y + _TILE, left : left + _TILE] = tile
     total = max(1, int(of_k.counts.sum()))
-    kinds = {warning.cluster: warning.kind for warning in of_k.warnings}
+    kinds = {warning.cluster: warning.kind for warning in reversed(of_k.warnings)}  # the first counts
     with use_style():
         lettering = Lettering(sheet)
         lettering.write_text(_MARGIN, _MARGIN + 18, f"k = {of_k.k}: the {unit} nearest to each centre", 20)
@@ -200,7 +252,7 @@ def _write_contact_sheet(path: Path, of_k: KCard, unit: str) -> None:
             lettering.write_text(x + 26, y + 34, f"cluster {j + 1}", 15)
             lettering.write_text(x + 26, y + 58, f"{100 * of_k.counts[j] / total:.2f} %", 15, FAINT)
             if kind := kinds.get(j + 1):
-                label = {"site": "one site", "slide": "one slide"}.get(kind, kind)
+                label = _LABELS.get(kind, kind)
                 lettering.write_text(x + 26, y + 81, label, 13, _WARNING_COLOUR)
         lettering.save(path)
 
@@ -284,7 +336,8 @@ def _format_section(of_k: KCard, card: Card) -> str:
         )
         warnings = (
             '<div class="warn"><b>Look at these before you trust them.</b> A cluster that is one site or one '
-            "slide is often its stain or its scanner; a collapsed one is a cluster too many."
+            "slide is often its stain or its scanner; a collapsed one is a cluster too many; one of glass or "
+            "of the tissue's border is no tissue, and a flat one seldom is."
             f"<ul>{items}</ul></div>"
         )
     largest = max(1, int(of_k.counts.max()))

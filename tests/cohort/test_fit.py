@@ -27,6 +27,7 @@ from fseg_jax.cohort.sampling import draw_tiles, narrow, sample_cohort
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
 from fseg_jax.slides.reader import open_slide
+from fseg_jax.slides.tissue import take_whole_slide
 
 SETTINGS = SampleSettings(tiles=3, tile=64, tissue="all")
 
@@ -81,7 +82,7 @@ def test_rows_are_the_means_of_the_encoders_features(cohort, tmp_path):
     sample_cohort(slides, tmp_path / "f", encoder, SETTINGS)
     rows = SampleRows(tmp_path / "f", ["s0"])
     with open_slide(slides[0].path, 1.0) as slide:
-        boxes = draw_tiles(slide, "s0", 64, SETTINGS, "all")
+        boxes = draw_tiles(slide, "s0", 64, SETTINGS, take_whole_slide(slide))
         tiles = np.stack([slide.read(int(y), int(x), 64, 64, 1.0) for y, x in boxes])
     features = np.asarray(encoder(jnp.asarray(tiles))).mean((1, 2))
     np.testing.assert_allclose(rows[slice(0, 3)], features, rtol=2e-3, atol=1e-3)
@@ -159,7 +160,20 @@ def test_sampled_features_that_are_damaged_are_one_line(cohort, tmp_path):
         "features.zarr/zarr.json": [
             *("{", json.dumps(array | {"shape": [10**12, 20]}), json.dumps(array | {"chunk_grid": grid}))
         ],
-        "slide.json": [json.dumps(held | {"boxes": ["x", "y"]}), json.dumps(held | {"rows": 10**12})],
+        "slide.json": [
+            json.dumps(held | change)
+            for change in (
+                {"boxes": ["x", "y"]},
+                {"rows": 10**12},
+                {"rows": 0},
+                {"border_rows": -1},
+                {"border_rows": "many"},
+                {"tiles": [0, 1]},
+                {"tiles": [0, 1, 3]},
+                {"glass": [0.0, 1.0]},
+                {"contrast": [0.0, 1.0, None]},
+            )
+        ],
         "features.zarr/c/0/0": ["short"],
     }
     for name, contents in damages.items():
@@ -290,7 +304,7 @@ def test_tokens_are_drawn_from_tiles_and_framed(cohort, tmp_path):
     slides, encoder = load_manifest(cohort / "slides.csv")[:2], classical()
     sample_cohort(slides, tmp_path / "f", encoder, replace(SETTINGS, on="tokens"))
     rows = SampleRows(tmp_path / "f", ["s0", "s1"])
-    assert rows.shape[0] == 2 * 3 * 4
+    assert rows.shape[0] == 2 * 3 * 8  # the calmer half of 16 tokens
     (picture,) = rows.read_thumbnails(np.array([5]), encoder.card.stride / 64)
     assert (picture == (0, 240, 220)).all(-1).sum() > 20
 
@@ -336,7 +350,11 @@ def test_killed_at_any_step_of_writing_a_codebook_and_its_card_are_of_one_fit(
     ("extra", "message"),
     [
         (("--tile", 63), "must be a multiple of he-small's stride"),
-        (("--k", 5000), "have 60 tiles; choose fewer clusters"),
+        (("--k", 5000), "have 60 tiles; choose fewer clusters or more tiles, or --on tokens"),
+        (("--min-tissue", 1.5), "--min-tissue"),
+        (("--min-tissue", "half"), "--min-tissue"),
+        (("--mixtures", -1), "--mixtures"),
+        (("--mixtures", 65), "--mixtures"),
         (("--split", "val"), "no slide of the split 'val'"),
         (("--shard", "2/2"), "2/2: give i/n, counted from 0"),
         (("-o", "book.txt"), "ends in .safetensors"),

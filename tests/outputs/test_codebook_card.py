@@ -9,14 +9,19 @@ from PIL import Image
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.cohort.fit import write_books
-from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings
+from fseg_jax.outputs.codebook_card import Card, KCard, RowFacts, find_warnings
 
 pytestmark = pytest.mark.smoke
 
 
-def list_warnings(centers, labels, slides, sites):
+def make_facts(n: int, glass=0.0, border=0.0, contrast=20.0) -> RowFacts:
+    return RowFacts(*(np.broadcast_to(np.asarray(fact, float), n) for fact in (glass, border, contrast)))
+
+
+def list_warnings(centers, labels, slides, sites, facts=None):
     ids = [f"s{i}" for i in range(len(sites))]
-    return {(w.cluster, w.kind) for w in find_warnings(centers, labels, slides, ids, sites)}
+    found = find_warnings(centers, labels, slides, ids, sites, facts or make_facts(len(labels)))
+    return {(w.cluster, w.kind) for w in found}
 
 
 def test_what_to_distrust():
@@ -40,6 +45,33 @@ def test_a_site_that_has_nearly_all_is_no_warning():
     slides = np.repeat([0, 1], [1900, 100])
     labels = np.random.default_rng(0).integers(0, 2, 2000)
     assert list_warnings(np.eye(2, dtype=np.float32), labels, slides, ["A", "B"]) == set()
+
+
+def test_clusters_of_glass_of_borders_and_flat_ones_are_said():
+    r = np.random.default_rng(0)
+    labels = np.arange(4000) % 4
+    cluster = np.arange(4)[labels]
+    found = list_warnings(
+        *(np.eye(4, dtype=np.float32), labels, np.zeros(4000, int), ["A"]),
+        make_facts(
+            4000,
+            glass=np.where(cluster == 0, r.uniform(0.3, 1, 4000), r.uniform(0, 0.9, 4000)),
+            border=np.where(cluster <= 1, r.random(4000) < 0.6, r.random(4000) < 0.4),
+            contrast=np.where(cluster == 2, r.uniform(1, 6, 4000), r.uniform(2, 8, 4000)),
+        ),
+    )
+    assert found == {(1, "glass"), (2, "border"), (3, "flat")}  # glass is border too, and not said twice
+
+
+def test_what_a_warning_says_is_in_words():
+    facts = make_facts(40, border=np.repeat([0.0, 0.75], 20), contrast=np.repeat([1.25, 9.0], 20))
+    texts = [
+        w.text for w in find_warnings(np.eye(2), np.repeat([0, 1], 20), np.zeros(40, int), ["a"], [""], facts)
+    ]
+    assert texts == [
+        "is flat: its grey values vary by 1.2 of 255, as glass or haze do",
+        "is mostly border: 75% of it lies less than 40 µm from glass",
+    ]
 
 
 class Links(HTMLParser):
