@@ -73,7 +73,7 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
     "--metric",
     default="f1",
     show_default=True,
-    help="Score of the seeds to maximize: f1, accuracy or balanced-accuracy.",
+    help="Agreement with the clicks to maximize: f1, accuracy or balanced-accuracy.",
 )
 @distance_option
 @click.option("--hard", is_flag=True, help="Keep the labels of the seeds as they are.")

@@ -103,6 +103,11 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
         with tolerate_failure(slides, f"opening {path}"):
             open_slide(path, mpp_override).close()
             readable.append(path)
+    if len(slides) > 1 and options.get("codebook") is None:
+        _LOG.warning(
+            "no --codebook: each slide is clustered by itself, and cluster 1 of one is not cluster 1 of "
+            "another; fseg fit makes a codebook for all of them"
+        )
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     book = _load_codebook(options.pop("codebook", None), options, encoder)
     chosen = {name: value for name, value in options.items() if value is not None}

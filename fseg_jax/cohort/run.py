@@ -10,6 +10,7 @@ gives slides to an engine (``engines.py``) and keeps the books.
 
 import logging
 import sys
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -280,6 +281,7 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
                 job.codebook,
                 settings,
                 names=job.names,
+                first_colour=0 if job.codebook else _choose_first_colour(name),
                 keep=keep,
                 clock=clock,
                 progress=progress,
@@ -303,6 +305,11 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
         suffixes = (*SUFFIXES, KEPT_SUFFIX) if keep else SUFFIXES
         storage.publish(folder, list(dict.fromkeys([*(f"{name}{suffix}" for suffix in suffixes), *books])))
     return Outcome(name, "done", seconds=sum(result.timing.seconds.values()))
+
+
+def _choose_first_colour(slide_id: str) -> int:
+    """Choose where a slide that is clustered by itself begins the palette, so that slides differ in it."""
+    return zlib.crc32(slide_id.encode())
 
 
 @contextmanager

@@ -75,14 +75,18 @@ def _order_colours() -> UInt8[np.ndarray, "1024 3"]:
     return np.stack(chosen)
 
 
-def make_palette(k: int) -> UInt8[np.ndarray, "k 3"]:
+def make_palette(k: int, first: int = 0) -> UInt8[np.ndarray, "k 3"]:
     """Make RGB colours for clusters 1…k that differ from each other and from stained tissue.
 
     A smaller palette is the beginning of a larger one. Colour-blind readers can tell the first nine apart.
     After 1024 the colours repeat.
+
+    Args:
+        k: Number of colours.
+        first: Place of the first one; the colours before it come last. Of up to nine, all nine take part.
     """
     ordered = _order_colours()
-    return ordered[np.arange(k) % len(ordered)].copy()
+    return ordered[(np.arange(k) + first) % max(k, len(_FIRST)) % len(ordered)].copy()
 
 
 def make_default_names(k: int) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt, UInt8
 from PIL import Image
 
+from fseg_jax.outputs.areas import count_decimals
 from fseg_jax.outputs.colours import format_hex
 from fseg_jax.outputs.labels import resample_nearest
 from fseg_jax.outputs.lettering import Lettering, fit_text, measure_text
@@ -20,7 +21,7 @@ _MARGIN, _GAP = 36, 28  # around the picture; between the panels
 _ROW, _SWATCH = 30, 20  # height of a row of the legend; side of its coloured square
 _TITLE, _TEXT = 32, 18  # height of letters
 _CAPTION = _TEXT + 14  # height of a panel's caption
-_FOOT = 3 * _ROW  # height of the legend's last rows, which are not clusters
+_FOOT = 4 * _ROW  # height of the legend's last rows, which are not clusters
 
 _MAX_ENLARGEMENT = 8
 _MAX_COLUMNS, _MIN_LINES = 2, 10  # of the legend
@@ -41,6 +42,7 @@ def write_overlay(
     names: Sequence[str],
     colours: UInt8[np.ndarray, "k 3"],
     areas_mm2: Sequence[float],
+    step_mm2: float,
     mpp: float,
     title: str,
     alpha: float = 0.55,
@@ -56,6 +58,7 @@ def write_overlay(
         names: Names of the k clusters.
         colours: Colours of the clusters.
         areas_mm2: (k,), areas of the clusters.
+        step_mm2: The least area that the method tells apart, which the legend says where it shows.
         mpp: µm per pixel of the image.
         title: The picture's title.
         alpha: Opacity of the colours.
@@ -64,7 +67,7 @@ def write_overlay(
         OutputError: The file cannot be written.
     """
     with use_style():
-        legend = _Legend.make(names, colours, np.asarray(areas_mm2, float))
+        legend = _Legend.make(names, colours, np.asarray(areas_mm2, float), step_mm2)
         layout = _Layout.make(image.shape[:2], legend)
         height, width = layout.panel
         resampling = Image.Resampling.LANCZOS if image.shape[1] > width else Image.Resampling.BICUBIC
@@ -138,6 +141,7 @@ class _Legend(NamedTuple):
         rows: A row for each cluster on the slide, in order.
         absent: Number of clusters that are not on the slide.
         decimals: Decimals of areas.
+        step_text: The least step of areas, where that is more than their last digit.
         share_width: Pixels of the widest share.
         column: Pixels of a column of the legend.
     """
@@ -145,14 +149,16 @@ class _Legend(NamedTuple):
     rows: list[_Row]
     absent: int
     decimals: int
+    step_text: str
     share_width: int
     column: int
 
     @classmethod
-    def make(cls, names: Sequence[str], colours: np.ndarray, areas: np.ndarray) -> "_Legend":
+    def make(cls, names: Sequence[str], colours: np.ndarray, areas: np.ndarray, step_mm2: float) -> "_Legend":
         """Make the legend of k clusters with areas in mm²."""
         total = float(areas.sum())
-        decimals = 2 if areas.max(initial=0) >= 10 else 3
+        decimals = min(2 if areas.max(initial=0) >= 10 else 3, count_decimals(step_mm2))
+        step_text = f"in steps of {step_mm2:.1g} mm²" if step_mm2 > 10.0**-decimals else ""
         rows = []
         for name, colour, area in zip(names, colours, areas.tolist(), strict=True):
             if area > 0:
@@ -169,7 +175,7 @@ class _Legend(NamedTuple):
         )
         share_width = round(measure_text("100.0 %", _TEXT))
         column = round(_SWATCH + 12 + widest + 14) + area_width + 18 + share_width
-        return cls(rows, len(names) - len(rows), decimals, share_width, column)
+        return cls(rows, len(names) - len(rows), decimals, step_text, share_width, column)
 
 
 class _Layout(NamedTuple):
@@ -261,8 +267,9 @@ def _draw_legend(lettering: Lettering, legend: _Legend, layout: _Layout) -> None
     tissue = _format_number(sum(row.area for row in rows), legend.decimals)
     lettering.write_text(x, y + 32, "Tissue", _TEXT)
     lettering.write_text(area_right, y + 32, tissue, _TEXT, align="right")
-    if legend.absent:
-        lettering.write_text(x, y + 32 + _ROW, f"{legend.absent} not on this slide", _TEXT, FAINT)
+    notes = [legend.step_text, f"{legend.absent} not on this slide" if legend.absent else ""]
+    for line, note in enumerate(filter(None, notes), 1):
+        lettering.write_text(x, y + 32 + line * _ROW, note, _TEXT, FAINT)
 
 
 def _format_number(value: float, decimals: int) -> str:

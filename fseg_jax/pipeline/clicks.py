@@ -20,7 +20,7 @@ from fseg_jax.files.partial_folders import open_partial_folder, recover_folder
 from fseg_jax.methods import sic
 from fseg_jax.numerics.pca import Distance, reduce_channels
 from fseg_jax.outputs.anndata_export import import_anndata, make_anndata_keys, try_write_anndata
-from fseg_jax.outputs.areas import write_areas
+from fseg_jax.outputs.areas import round_area, write_areas
 from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.embeddings import list_embedded_slides, open_embeddings
 from fseg_jax.outputs.figures import write_overlay
@@ -43,7 +43,7 @@ from fseg_jax.slides.identity import identify
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the outputs: raised when what they hold changes
+FORMAT = 2  # of the outputs: raised when what they hold changes
 METHOD = "SIC (Seeded iterative clustering, LMRL workshop 2022)"
 
 
@@ -53,7 +53,7 @@ class SeedSettings:
 
     Attributes:
         classes: Names of the classes, the negative one first; None: those of the seeds' file.
-        metric: Score of the seeds that the iteration maximizes: a name in ``sic.METRICS``.
+        metric: Agreement with the seeds that the iteration maximizes: a name in ``sic.METRICS``.
         distance: Distance between embeddings.
         hard: Whether seeds keep their class.
         smooth: Whether the labels of neighbouring patches are smoothed.
@@ -167,8 +167,9 @@ def seed_slide(
         outlines = write_geojson(
             folder / f"{stem}.geojson", path, slide_mpp=facts.slide.mpp, names=names, colours=colours
         )
-        write_areas(folder / f"{stem}.csv", names, pixels, mpp, colours=colours)
         areas = pixels[1:] * mpp**2 * 1e-6
+        step_mm2 = (facts.parameters.step * mpp) ** 2 * 1e-6
+        write_areas(folder / f"{stem}.csv", names, pixels, mpp, step_mm2=step_mm2, colours=colours)
         picture = embedded.thumbnail
         write_overlay(
             folder / f"{stem}.png",
@@ -177,6 +178,7 @@ def seed_slide(
             names=names,
             colours=colours,
             areas_mm2=areas.tolist(),
+            step_mm2=step_mm2,
             mpp=facts.slide.mpp * facts.slide.width / picture.shape[1],
             title=f"{name} · SIC · {facts.encoder.card.name} · {len(points)} seeds",
         )
@@ -193,7 +195,8 @@ def seed_slide(
             scores=result.scores,
             iterations=result.iterations,
             patches=_count_classes(labels, names),
-            areas_mm2={c: round(float(a), 6) for c, a in zip(names, areas, strict=True)},
+            areas_mm2={c: round_area(a, step_mm2) for c, a in zip(names, areas, strict=True)},
+            area_step_mm2=float(f"{step_mm2:.6g}"),
             outlines=outlines,
             seconds=clock.laps,
         )

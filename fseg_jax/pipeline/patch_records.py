@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fseg_jax.outputs.geojson import OutlineFacts
 
 POOLING = "mean over the grid"
+SCORE_OF = "agreement with the clicks themselves, from which the labels were made; none is held out"
 
 
 @dataclass(frozen=True)
@@ -262,11 +263,12 @@ class SeedRecord:
 
     Attributes:
         provenance: All that affects the segmentation, and what made it.
-        score: Score of the labels against the seeds.
-        scores: Score of each clustering, in order.
+        score: Agreement of the labels with the seeds that they were made from, by the metric.
+        scores: The same of each clustering, in order.
         iterations: Number of cuts of the positive class that were kept.
         patches: Number of patches of each class, by name.
-        areas_mm2: Area of each class, by name.
+        areas_mm2: Area of each class, by name, to the digits of ``area_step_mm2``.
+        area_step_mm2: Area that one patch adds: the square of the step from patch to patch.
         outlines: How the outlines were made.
         seconds: Seconds by phase.
     """
@@ -277,6 +279,7 @@ class SeedRecord:
     iterations: int
     patches: dict[str, int]
     areas_mm2: dict[str, float]
+    area_step_mm2: float
     outlines: "OutlineFacts"
     seconds: dict[str, float]
 
@@ -284,11 +287,13 @@ class SeedRecord:
         """Give it as JSON."""
         return {
             **self.provenance.to_json(),
+            "score_of": SCORE_OF,
             "score": self.score,
             "scores": self.scores,
             "iterations": self.iterations,
             "patches": self.patches,
             "areas_mm2": self.areas_mm2,
+            "area_step_mm2": self.area_step_mm2,
             "outlines": asdict(self.outlines),
             "seconds": self.seconds,
         }

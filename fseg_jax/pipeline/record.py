@@ -171,6 +171,7 @@ class Segmentation:
         provenance: All that affects it, and what made it.
         tissue_mm2: Area of all clusters.
         areas_mm2: Area of each cluster, by name.
+        area_step_mm2: Area of a token, the least that is told apart: areas have the digits that it changes.
         colours: Colour of each cluster, by name, in hexadecimal digits.
         uncovered_mm2: Area of tissue where no cluster has any weight.
         tokens_not_converged: Tokens of tissue that the factorization has not converged for.
@@ -182,6 +183,7 @@ class Segmentation:
     provenance: Provenance
     tissue_mm2: float
     areas_mm2: dict[str, float]
+    area_step_mm2: float
     colours: dict[str, str]
     uncovered_mm2: float
     tokens_not_converged: int
@@ -199,6 +201,7 @@ class Segmentation:
             **self.provenance.to_json(),
             "tissue_mm2": self.tissue_mm2,
             "areas_mm2": self.areas_mm2,
+            "area_step_mm2": self.area_step_mm2,
             "colours": self.colours,
             "uncovered_mm2": self.uncovered_mm2,
             "tokens_not_converged": self.tokens_not_converged,

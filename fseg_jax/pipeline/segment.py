@@ -14,9 +14,9 @@ from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.methods import fseg
-from fseg_jax.outputs.areas import write_areas
+from fseg_jax.outputs.areas import round_area, write_areas
 from fseg_jax.outputs.cluster_names import ClusterNames, name_clusters
-from fseg_jax.outputs.colours import format_hex
+from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, read_level_for
@@ -127,6 +127,7 @@ def write_outputs(
     settings: Settings,
     *,
     names: ClusterNames | None = None,
+    first_colour: int = 0,
     keep: Keep | None = None,
     clock: Clock,
     progress: Progress,
@@ -141,6 +142,7 @@ def write_outputs(
         codebook: The codebook; None fits one on the slide.
         settings: How to segment.
         names: Names and colours of clusters.
+        first_colour: Place in the palette of cluster 1's colour, where no names are given.
         keep: How to keep the features there too; None does not.
         clock: Started before the slide was laid out.
         progress: Called as the work goes on.
@@ -151,6 +153,8 @@ def write_outputs(
         clock.lap("codebook")
     k, name = codebook.k, plan.name
     clusters, colours = name_clusters(names, k)
+    if names is None:
+        colours = make_palette(k, first_colour)
     provenance = _provenance(plan, card, codebook, settings)
     labels_path = folder / f"{name}.ome.zarr"
     shape = (plan.grid.height, plan.grid.width)
@@ -171,7 +175,8 @@ def write_outputs(
     areas = pixels * plan.mpp**2 * 1e-6
     uncovered = shortfall.pixels * plan.mpp**2 * 1e-6
     _warn_of_shortfall(plan, shortfall.tokens, uncovered)
-    write_areas(folder / f"{name}.csv", clusters, pixels, plan.mpp, colours=colours)
+    step_mm2 = (card.stride * plan.mpp) ** 2 * 1e-6
+    write_areas(folder / f"{name}.csv", clusters, pixels, plan.mpp, step_mm2=step_mm2, colours=colours)
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-outlines") as pool:
         outlines = pool.submit(
             write_geojson,
@@ -188,6 +193,7 @@ def write_outputs(
             names=clusters,
             colours=colours,
             areas_mm2=areas[1:].tolist(),
+            step_mm2=step_mm2,
             mpp=plan.image_mpp,
             title=f"{name} · {card.name} · k = {k}",
         )
@@ -196,10 +202,11 @@ def write_outputs(
     tiles = int(plan.tissue_tiles.sum())
     return Segmentation(
         provenance=provenance,
-        tissue_mm2=round(float(areas[1:].sum()), 6),
-        areas_mm2={name: round(float(area), 6) for name, area in zip(clusters, areas[1:], strict=True)},
+        tissue_mm2=round_area(areas[1:].sum(), step_mm2),
+        areas_mm2={name: round_area(area, step_mm2) for name, area in zip(clusters, areas[1:], strict=True)},
+        area_step_mm2=float(f"{step_mm2:.6g}"),
         colours={name: format_hex(colour) for name, colour in zip(clusters, colours, strict=True)},
-        uncovered_mm2=round(uncovered, 6),
+        uncovered_mm2=round_area(uncovered, step_mm2),
         tokens_not_converged=shortfall.tokens,
         tiles=tiles,
         outlines=outlines.result(),

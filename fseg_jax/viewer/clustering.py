@@ -27,7 +27,7 @@ class Result(NamedTuple):
         annotation: The classes and seeds.
         labels: Class of each patch.
         soft: Soft labels of each patch.
-        score: F1 of the seeds.
+        score: F1 of the seeds themselves, which the page calls agreement with the clicks.
         mask: Mask of the slide; class j is j + 1, 0 is background.
         shares: Fraction of the mask's foreground in each class.
         seconds: Duration of the computation.

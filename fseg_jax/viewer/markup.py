@@ -18,6 +18,10 @@ from fseg_jax.viewer.clustering import Result
 from fseg_jax.viewer.seeding import Seeding
 
 _CHART = (120, 26)  # pixels of the chart of scores
+_AGREEMENT = (
+    "F1 of the clicks themselves, from which the result was made; none is held out. It says whether the "
+    "classes can be told apart where you clicked, not how right the rest of the slide is."
+)
 _CLOSE_UP = 220  # screen pixels of a patch after a click on its picture
 
 
@@ -47,7 +51,7 @@ def render_clusters(labels: LabelPyramid, shares: Float[np.ndarray, " k"], hidde
         rows.append(
             f"<div class='cluster{off}'{_format_message('cluster', j)}>"
             f"<i style='background:{format_colour(colour)}'></i>"
-            f"<span>{escape(name)}</span><span>{share:.1%}</span></div>"
+            f"<span>{escape(name)}</span><span title='share of the segmented tissue'>{share:.1%}</span></div>"
         )
     links = " · ".join(f"<a{_format_message(which)}>{which}</a>" for which in ("all", "none"))
     return f"<div class='clusters'>{''.join(rows)}</div><div class='all'>show {links}</div>"
@@ -66,19 +70,19 @@ def render_classes(annotation: Annotation, result: Result | None, active: int, h
             f"<div class='row{state}'{_format_message('class', j)}><kbd>{j + 1}</kbd>"
             f"<i style='background:{format_colour(colours[j])}' title='show or hide it in the result'"
             f"{_format_message('see', j)}></i><span>{escape(name)}</span>"
-            f"<span>{_format_count(count)}</span><span>{share}</span></div>"
+            f"<span>{_format_count(count)}</span>"
+            f"<span title='share of the tissue that was embedded'>{share}</span></div>"
         )
     return "".join(rows)
 
 
 def render_score(result: Result | None, seeds: int, scores: Sequence[float]) -> str:
-    """Render the F1 of the seeds and a chart of its course."""
+    """Render how well the result agrees with the seeds that it was made from, and a chart of its course."""
     if result is None:
-        return (
-            "<div class='score'><b class='none'>F1</b><small>of the seeds, when some are placed</small></div>"
-        )
-    text = f"<b>{result.score:.2f}</b><small>F1 of {_format_count(seeds)}</small>"
-    return f"<div class='score'>{text}{_draw_scores(scores)}</div>"
+        return "<div class='score'><b class='none'>–</b><small>agreement with your clicks</small></div>"
+    clicks = f"{seeds} click{'' if seeds == 1 else 's'}"
+    text = f"<b>{result.score:.2f}</b><small>agreement with your {clicks}</small>"
+    return f"<div class='score' title='{_AGREEMENT}'>{text}{_draw_scores(scores)}</div>"
 
 
 def render_strips(seeding: Seeding, format_url: Callable[[int], str], active: int, count: int) -> str:

@@ -21,6 +21,7 @@ from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.survey import Survey, survey
 from fseg_jax.encoders.classical import classical
 from fseg_jax.files.storage import open_storage
+from fseg_jax.outputs.labels import open_labels
 
 NAMES = {f"S-{i:02d}" for i in range(4)}
 ANOTHER = "the file at its path is another one"
@@ -282,6 +283,20 @@ def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined
             if area > 0
         }
         assert [area for *_, area in own] == sorted((area for *_, area in own), reverse=True) and picture
+
+
+def test_slides_that_were_each_clustered_by_themselves_begin_the_palette_elsewhere(manifest, tmp_path):
+    """The colours are the same in the slide's labels and its record, and so in the report."""
+    slides = load_manifest(manifest)[:2]
+    job = make_job(tmp_path / "out", None, k=4)
+    run.run_cohort(slides, job, InProcessEngine())
+    found = []
+    for slide in slides:
+        record = json.loads((tmp_path / "out" / f"{slide.slide_id}.json").read_text())
+        found.append(list(record["colours"].values()))
+        drawn = open_labels(tmp_path / "out" / f"{slide.slide_id}.ome.zarr").colours
+        assert [f"#{bytes(colour).hex()}" for colour in drawn] == found[-1]
+    assert all(one != other for one, other in zip(*found, strict=True))
 
 
 def test_a_cohort_without_a_codebook_offers_to_fit_one_first(

@@ -15,6 +15,13 @@ def test_a_smaller_palette_opens_a_larger_one(k):
     np.testing.assert_array_equal(found, colours.make_palette(4000)[:k])
 
 
+@pytest.mark.parametrize("k", [1, 5, 9, 64, 3000])
+@pytest.mark.parametrize("first", [0, 3, 4_000_000_000])
+def test_a_palette_may_begin_at_another_of_its_colours(k, first):
+    whole = colours.make_palette(max(k, 9)).tolist()
+    assert colours.make_palette(k, first).tolist() == [whole[(first + j) % len(whole)] for j in range(k)]
+
+
 def test_the_caller_cannot_change_the_palette():
     colours.make_palette(4)[:] = 0
     assert colours.make_palette(4).any(axis=1).all()

@@ -15,7 +15,8 @@ def draw(path, shape, k, labels=None, **options):
     image = np.full((*shape, 3), (230, 180, 205), np.uint8)
     labels = draw_smooth_labels(tuple(-(-side // 5) for side in shape), k) if labels is None else labels
     areas = np.bincount(labels.ravel(), minlength=k + 1)[1:] * 1e-4
-    options = {"names": make_default_names(k), "mpp": 1.0, "title": "slide.svs"} | options
+    given = {"names": make_default_names(k), "mpp": 1.0, "step_mm2": 256e-6, "title": "slide.svs"}
+    options = given | options
     write_overlay(path, image, labels, colours=make_palette(k), areas_mm2=areas, **options)
     return np.asarray(Image.open(path))
 
@@ -32,7 +33,7 @@ def test_every_shape_gets_a_picture_of_a_good_size(tmp_path, shape, k):
 @pytest.mark.parametrize("clusters", [0, 1, 9, 21, 64, 256])
 def test_nothing_is_drawn_over_the_edge_or_over_something_else(shape, clusters):
     areas = np.arange(clusters, 0, -1) / 10
-    legend = figures._Legend.make(make_default_names(clusters), make_palette(clusters), areas)
+    legend = figures._Legend.make(make_default_names(clusters), make_palette(clusters), areas, 0.004096)
     layout = figures._Layout.make(shape, legend)
     (top, left), (top2, left2) = layout.corners
     h, w = layout.panel
@@ -80,7 +81,7 @@ def test_dense_borders_fade():
 
 def test_the_scale_bar_is_as_long_as_it_says(tmp_path):
     picture = draw(tmp_path / "s.png", (600, 800), 1, np.zeros((600, 800), np.uint8), mpp=0.5)
-    layout = figures._Layout.make((600, 800), figures._Legend.make(["a"], make_palette(1), np.zeros(1)))
+    layout = figures._Layout.make((600, 800), figures._Legend.make(["a"], make_palette(1), np.zeros(1), 1e-4))
     (y, x), (h, w) = layout.corners[0], layout.panel
     panel = picture[y : y + h, x : x + w]
     bar = (panel == (28, 30, 36)).all(-1).sum(1).max()
@@ -88,9 +89,24 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_counted_not_listed():
-    legend = figures._Legend.make(make_default_names(3), make_palette(3), np.array([1.0, 0.0, 3.0]))
+    legend = figures._Legend.make(make_default_names(3), make_palette(3), np.array([1.0, 0.0, 3.0]), 1e-4)
     assert [row.name for row in legend.rows] == ["cluster 1", "cluster 3"] and legend.absent == 1
     assert [row.share_text for row in legend.rows] == ["25.0 %", "75.0 %"]
+
+
+@pytest.mark.parametrize(
+    ("step", "largest", "areas", "note"),
+    [
+        (256e-6, 3.0, ["1.235", "3.000"], ""),
+        (256e-6, 12.0, ["1.23", "12.00"], ""),
+        (0.004096, 3.0, ["1.235", "3.000"], "in steps of 0.004 mm²"),
+        (0.016384, 3.0, ["1.23", "3.00"], "in steps of 0.02 mm²"),
+        (0.262144, 12.0, ["1.2", "12.0"], "in steps of 0.3 mm²"),
+    ],
+)
+def test_the_legend_says_the_least_step_of_areas_where_it_shows(step, largest, areas, note):
+    legend = figures._Legend.make(["a", "b"], make_palette(2), np.array([1.2345678, largest]), step)
+    assert [row.area_text for row in legend.rows] == areas and legend.step_text == note
 
 
 def test_odd_names_and_titles_fit(tmp_path):

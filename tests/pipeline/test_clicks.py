@@ -34,7 +34,13 @@ def test_everything_is_written_and_agrees(folder, seeds):
     assert labels[60, 300] == 1 and labels[150, 100] == 2 and (labels[280:310] == 0).all()
     counts = np.bincount(labels.ravel(), minlength=3)[1:]
     with (folder / "tissue.sic.csv").open() as file:
-        assert [int(row["pixels"]) for row in csv.DictReader(file)] == counts.tolist()
+        rows = list(csv.DictReader(file))
+    assert [int(row["pixels"]) for row in rows] == counts.tolist()
+    # Patches of 64 µm lie 32 µm apart, so that one adds 0.001024 mm².
+    assert record["area_step_mm2"] == 32**2 * 1e-6
+    assert list(record["areas_mm2"].values()) == [round(count * 1e-6, 3) for count in counts.tolist()]
+    assert [row["area_mm2"] for row in rows] == [f"{count * 1e-6:.3f}" for count in counts.tolist()]
+    assert "agreement with the clicks themselves" in record["score_of"] and "held out" in record["score_of"]
     outlines = json.loads((folder / "tissue.sic.geojson").read_text())
     assert {f["properties"]["name"] for f in outlines["features"]} == {"stroma", "crypt"}
     assert record["seeds"]["points"] == {"stroma": 1, "crypt": 1} and record["score"] == 1

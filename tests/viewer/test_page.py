@@ -9,7 +9,9 @@ from bokeh.document import Document
 from bokeh.events import ButtonClick, Tap
 
 from fseg_jax.pipeline.clicks import SeedSettings
-from fseg_jax.viewer.annotation import read_annotation
+from fseg_jax.viewer import markup
+from fseg_jax.viewer.annotation import Annotation, read_annotation
+from fseg_jax.viewer.clustering import Result
 from fseg_jax.viewer.page import Page
 from fseg_jax.viewer.session import SlideSession
 
@@ -57,6 +59,25 @@ def run_tabs(out, script, tabs=1):
             slide.close()
 
     return asyncio.run(run())
+
+
+def test_the_score_is_called_agreement_with_the_clicks():
+    """Nothing on the page says F1 where no click is held out, but where it says so."""
+    result = Result(
+        Annotation(("negative", "positive"), ()),
+        labels=np.zeros(4, np.int32),
+        soft=np.full((4, 2), 0.5, np.float32),
+        score=0.875,
+        mask=np.zeros((2, 2), np.uint8),
+        shares=np.array([1.0, 0.0]),
+        seconds=0.1,
+    )
+    shown = markup.render_score(result, 11, [0.5, 0.875])
+    assert "<b>0.88</b><small>agreement with your 11 clicks</small>" in shown
+    assert "F1 of the clicks themselves" in shown and "none is held out" in shown
+    assert "agreement with your 1 click<" in markup.render_score(result, 1, [])
+    nothing = markup.render_score(None, 0, [])
+    assert "agreement with your clicks" in nothing and "F1" not in nothing
 
 
 def test_a_new_class_is_the_chosen_one(out):
