@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fseg_jax.cli.options import (
+    artefacts_option,
     batching_options,
     combine,
     encoder_options,
@@ -57,6 +58,7 @@ _FIXED_BY_FEATURES = (
 )
 @combine(
     no_tissue_option("Take whole slides, glass too, where the manifest says nothing of tissue."),
+    artefacts_option,
     manifest_options,
 )
 @click.option(

@@ -105,6 +105,14 @@ cluster_counts_option = click.option(
     metavar="K,...",
     help="Numbers of clusters.",
 )
+artefacts_option = click.option(
+    "--artefacts",
+    type=click.Choice(["keep", "drop"]),
+    default="keep",
+    show_default=True,
+    help="Whether ink, folds and what is out of focus keep the labels of their tissue; no cluster is fitted "
+    "on them either way.",
+)
 method_options = combine(
     click.option(
         "--codebook",

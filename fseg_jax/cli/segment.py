@@ -9,6 +9,7 @@ import click
 
 from fseg_jax.cli.options import (
     PATH,
+    artefacts_option,
     batching_options,
     combine,
     encoder_options,
@@ -43,6 +44,7 @@ DEMO_MPP = 0.5  # an estimate: nuclei of the colon are some 10 µm long, and som
     names_option,
     tiling_options,
     tissue_options,
+    artefacts_option,
     seed_option,
     batching_options,
     overwrite_option,

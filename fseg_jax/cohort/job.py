@@ -69,6 +69,7 @@ class SharedDependencies:
         mpp: Resolution in µm per pixel.
         tile: Side of a tile in pixels.
         halo: Overlap of tiles, as a fraction of the tile.
+        artefacts: "keep", or "drop" where artefacts have no labels.
         smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged.
         mixtures: Centres of mixed tokens; None where the codebook has none.
         seed: Random seed.
@@ -88,6 +89,7 @@ class SharedDependencies:
     mpp: float
     tile: int
     halo: float
+    artefacts: str
     smoothing: float
     mixtures: int | None
     seed: int
@@ -212,6 +214,7 @@ def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:
         mpp=choose_mpp(card, settings, book),
         tile=settings.tile or card.tile,
         halo=settings.halo,
+        artefacts=settings.artefacts,
         smoothing=choose_smoothing(settings, choose_mpp(card, settings, book), card.stride),
         mixtures=settings.mixtures if book is None else _count_mixtures(settings, book),
         seed=settings.seed,

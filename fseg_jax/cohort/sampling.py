@@ -139,7 +139,7 @@ def _sample_slide(
     card = encoder.card
     side = tile_side(settings, card)
     facts = _manifest_facts(line, settings)
-    tissue = choose_tissue(slide, facts.tissue)
+    tissue = choose_tissue(slide, facts.tissue).drop_artefacts()
     corners = draw_tiles(slide, line.slide_id, side, settings, tissue)
     rows, border, thumbnails = _sample_tiles(slide, line.slide_id, corners, side, tissue, encoder, settings)
     sample = SlideSample(

@@ -22,6 +22,7 @@ from fseg_jax.outputs.labels import choose_label_dtype
 from fseg_jax.pipeline.plan import Plan, Settings, Tile, choose_mixtures, choose_smoothing
 from fseg_jax.pipeline.tokens import FeatureSource, not_finite_error
 from fseg_jax.process import Progress
+from fseg_jax.slides.tissue import Tissue
 
 _BATCH = 4  # tiles upsampled at once: a slide's rows are seldom a multiple of a larger number
 _BATCH_WEIGHTS = 2**22  # of all clusters, upsampled at once
@@ -62,6 +63,7 @@ def label_rows(
     others = None if mixtures is None else jnp.asarray(mixtures)
     key = jax.random.key(settings.seed)
     tiles = plan.tiles()
+    tissue = plan.tissue.drop_artefacts() if settings.artefacts == "drop" else plan.tissue
     weights: dict[Tile, Float[np.ndarray, "t t k"]] = {}
     done, next_row = 0, 0
 
@@ -84,7 +86,9 @@ def label_rows(
         nonlocal next_row
         pending = tiles[done][0] if done < len(tiles) else grid.rows + 1
         while next_row < grid.rows and next_row + 1 < pending:
-            yield pool.submit(_label_row, plan, dict(weights), next_row, codebook.k, settings, shortfall)
+            yield pool.submit(
+                _label_row, plan, dict(weights), next_row, tissue, codebook.k, settings, shortfall
+            )
             for column in range(grid.columns):
                 weights.pop((next_row - 1, column), None)
             next_row += 1
@@ -113,11 +117,12 @@ def _label_row(
     plan: Plan,
     weights: dict[Tile, Float[np.ndarray, "t t k"]],
     row: int,
+    labelled: Tissue,
     k: int,
     settings: Settings,
     shortfall: Shortfall,
 ) -> UInt[np.ndarray, "n width"]:
-    """Label one row of tiles: blended, upsampled, and background where there is no tissue."""
+    """Label one row of tiles: blended, upsampled, and background where there is no tissue to be labelled."""
     grid = plan.grid
     stride = grid.stride
     top, _, height, _ = grid.locate_core(row, 0)
@@ -142,7 +147,7 @@ def _label_row(
                 tissue = np.zeros((batch, side, side), np.float32)
                 for i, column in enumerate(part):
                     y, x, *_ = grid.locate_core(row, int(column))
-                    tissue[i] = plan.tissue.crop(
+                    tissue[i] = labelled.crop(
                         y // stride - frame, x // stride - frame, side, side, plan.mpp * stride
                     )
                 W = smooth(W, jnp.asarray(tissue), sigma, radius)
@@ -151,7 +156,7 @@ def _label_row(
     for part, blocks in prefetch(label_blocks()):
         for column, block in zip(part, np.asarray(blocks), strict=False):
             _, x, h, w = grid.locate_core(row, int(column))
-            tissue = plan.tissue.crop(top, x, h, w, plan.mpp)
+            tissue = labelled.crop(top, x, h, w, plan.mpp)
             inside = block[:h, :w]
             if not inside.all():
                 shortfall.pixels += int((tissue & (inside == 0)).sum())

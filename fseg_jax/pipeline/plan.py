@@ -39,6 +39,8 @@ class Settings:
         tile: Side of a tile in pixels; None: the encoder's.
         halo: Overlap with the next tile, as a fraction of the tile.
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
+        artefacts: Whether ink, folds and what is out of focus ``"keep"`` their labels, where they are tissue,
+            or are left out (``"drop"``). No centre is fitted on them in either case.
         smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged within tissue; 0: none;
             None: 1.5 tokens.
         mixtures: Centres of mixed tokens that a codebook fitted on the slide gets besides. A codebook that is
@@ -58,6 +60,7 @@ class Settings:
     tile: int | None = None
     halo: float = 1 / 16
     tissue: str = "find"
+    artefacts: Literal["keep", "drop"] = "keep"
     smoothing: float | None = None
     mixtures: int = 4
     seed: int = 0

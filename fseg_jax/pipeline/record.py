@@ -94,6 +94,7 @@ class Parameters:
         tile: Side of a tile in pixels.
         halo: Overlap with the next tile in pixels.
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
+        artefacts: ``"keep"``, or ``"drop"`` where artefacts have no labels.
         smoothing: Standard deviation, in µm, of the Gaussian by which W was averaged; 0: none.
         mixtures: Centres of mixed tokens beside the codebook's.
         seed: Random seed.
@@ -108,6 +109,7 @@ class Parameters:
     tile: int
     halo: int
     tissue: str
+    artefacts: str
     smoothing: float
     mixtures: int
     seed: int
@@ -173,6 +175,7 @@ class Segmentation:
         areas_mm2: Area of each cluster, by name.
         area_step_mm2: Area of a token, the least that is told apart: areas have the digits that it changes.
         colours: Colour of each cluster, by name, in hexadecimal digits.
+        artefacts_mm2: Area of each kind of artefact, on tissue and beside it; None where nobody has looked.
         uncovered_mm2: Area of tissue where no cluster has any weight.
         tokens_not_converged: Tokens of tissue that the factorization has not converged for.
         tiles: Tiles that hold tissue.
@@ -185,6 +188,7 @@ class Segmentation:
     areas_mm2: dict[str, float]
     area_step_mm2: float
     colours: dict[str, str]
+    artefacts_mm2: dict[str, float] | None
     uncovered_mm2: float
     tokens_not_converged: int
     tiles: int
@@ -203,6 +207,7 @@ class Segmentation:
             "areas_mm2": self.areas_mm2,
             "area_step_mm2": self.area_step_mm2,
             "colours": self.colours,
+            "artefacts_mm2": self.artefacts_mm2,
             "uncovered_mm2": self.uncovered_mm2,
             "tokens_not_converged": self.tokens_not_converged,
             "tiles": self.tiles,

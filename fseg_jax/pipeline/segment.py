@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
+from fseg_jax.errors import InputError
 from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.methods import fseg
 from fseg_jax.outputs.areas import round_area, write_areas
@@ -20,6 +21,7 @@ from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, read_level_for
+from fseg_jax.pipeline.artefacts import write_artefact_labels
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
 from fseg_jax.pipeline.plan import Plan, Settings, choose_mixtures, choose_smoothing, lay_out
@@ -148,6 +150,10 @@ def write_outputs(
         progress: Called as the work goes on.
     """
     clock.lap("tissue")
+    if settings.artefacts == "drop" and not plan.tissue.drop_artefacts().mask.any():
+        raise InputError(
+            f"{plan.slide.path}: all of its tissue is ink, folded or out of focus; --artefacts keep labels it"
+        )
     if codebook is None:
         codebook = fit_codebook(plan, source, card, settings, progress)
         clock.lap("codebook")
@@ -170,6 +176,7 @@ def write_outputs(
         writer.append(rows)
     if keeper is not None:
         keeper.close()
+    artefacts_mm2 = write_artefact_labels(labels_path, plan, provenance.to_json())
     pixels = writer.close()
     clock.lap("segmentation")
     areas = pixels * plan.mpp**2 * 1e-6
@@ -206,6 +213,7 @@ def write_outputs(
         areas_mm2={name: round_area(area, step_mm2) for name, area in zip(clusters, areas[1:], strict=True)},
         area_step_mm2=float(f"{step_mm2:.6g}"),
         colours={name: format_hex(colour) for name, colour in zip(clusters, colours, strict=True)},
+        artefacts_mm2=artefacts_mm2,
         uncovered_mm2=round_area(uncovered, step_mm2),
         tokens_not_converged=shortfall.tokens,
         tiles=tiles,
@@ -244,6 +252,7 @@ def _provenance(plan: Plan, card: EncoderCard, codebook: Codebook, settings: Set
             tile=plan.grid.tile,
             halo=plan.grid.halo,
             tissue=settings.tissue,
+            artefacts=settings.artefacts,
             smoothing=choose_smoothing(settings, plan.mpp, card.stride),
             mixtures=0 if mixtures is None else len(mixtures),
             seed=settings.seed,

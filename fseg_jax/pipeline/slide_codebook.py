@@ -62,8 +62,8 @@ def fit_codebook(
     if settings.k > len(tokens.features):
         fewer = "" if plan.mpp > 4 * card.mpp else "fewer clusters or "  # so coarse, no k would help
         raise InputError(
-            f"--k {settings.k}: {file} has {len(tokens.features)} tokens of tissue at {plan.mpp:g} µm per "
-            f"pixel; choose {fewer}a finer --mpp"
+            f"--k {settings.k}: {file} has {len(tokens.features)} tokens of tissue without "
+            f"artefacts at {plan.mpp:g} µm per pixel; choose {fewer}a finer --mpp"
         )
     X = _choose_pure(tokens, settings)
     key = jax.random.key(settings.seed)
@@ -104,15 +104,16 @@ def fit_codebook(
 def _collect_tokens(
     plan: Plan, source: FeatureSource, card: EncoderCard, tiles: list[tuple[int, int]], progress: Progress
 ) -> _Tokens:
-    """Encode tiles and collect their tokens of tissue."""
-    deep = replace(plan, tissue=find_deep(plan.tissue))
+    """Encode tiles and collect their tokens of tissue that is no artefact."""
+    clean = replace(plan, tissue=plan.tissue.drop_artefacts())
+    deep = replace(plan, tissue=find_deep(clean.tissue))
     parts: list[_Tokens] = []
     done = 0
     for batch, features in source(tiles):
         for tile, A in zip(batch, np.asarray(features), strict=False):
             if not np.isfinite(A).all():
                 raise not_finite_error(plan, card, tile)
-            core = plan.core_mask(*tile)
+            core = clean.core_mask(*tile)
             parts.append(_Tokens(A[core], deep.core_mask(*tile)[core], measure_change(A)[core]))
         done += len(batch)
         progress("codebook", done, len(tiles))

@@ -2,7 +2,7 @@
 
 Segmenting from kept features needs neither the slide nor the encoder, and gives the bytes that a run on the
 slide gives. ``NAME.features.zarr`` is a group of ``tokens``, bfloat16 (tiles, t, t, c), a row for each tile
-with its halo; ``tiles``, each tile's (row, column); and ``tissue`` and ``image`` of the slide.
+with its halo; ``tiles``, each tile's (row, column); and ``tissue``, ``artefacts`` and ``image`` of the slide.
 """
 
 import math
@@ -29,7 +29,7 @@ from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batche
 from fseg_jax.slides.tiles import TileGrid, make_grid
 from fseg_jax.slides.tissue import Tissue
 
-KEPT_FORMAT = 1  # of kept features: raised when what they hold changes
+KEPT_FORMAT = 2  # of kept features: raised when what they hold changes
 KEPT_SUFFIX = ".features.zarr"
 KEPT_DTYPE = "bfloat16"
 _HEADERS_AT_ONCE = 8  # slides opened in parallel to read their sizes
@@ -88,11 +88,14 @@ def open_writer(folder: Path, plan: Plan, card: EncoderCard, features_hash: str,
         "mpp": plan.mpp,
         "grid": asdict(plan.grid),
         "tissue_mpp": plan.tissue.mpp,
+        "artefacts_known": plan.tissue.artefacts is not None,
         "image_mpp": plan.image_mpp,
     }
+    artefacts = plan.tissue.artefacts
     small_arrays: dict[str, np.ndarray] = {
         "tiles": tiles,
         "tissue": plan.tissue.mask.astype(np.uint8),
+        "artefacts": np.zeros(plan.tissue.mask.shape, np.uint8) if artefacts is None else artefacts,
         "image": plan.image,
     }
     shape = (len(tiles), side, side, card.channels)
@@ -124,7 +127,10 @@ def open_kept(
     place = f"{storage.url}/{name}{KEPT_SUFFIX}"
     try:
         rows, arrays, provenance = open_rows(
-            storage.make_spec(f"{name}{KEPT_SUFFIX}"), "tokens", ("tiles", "tissue", "image"), where=place
+            storage.make_spec(f"{name}{KEPT_SUFFIX}"),
+            "tokens",
+            ("tiles", "tissue", "artefacts", "image"),
+            where=place,
         )
         is_same = provenance["features_hash"] == features_hash
         grid = TileGrid(**provenance["grid"])
@@ -136,7 +142,11 @@ def open_kept(
             SlideFacts.from_json(provenance["slide"]),
             provenance["mpp"],
             grid,
-            Tissue(arrays["tissue"].astype(bool), provenance["tissue_mpp"]),
+            Tissue(
+                arrays["tissue"].astype(bool),
+                provenance["tissue_mpp"],
+                arrays["artefacts"] if provenance["artefacts_known"] else None,
+            ),
             tissue_tiles,
             arrays["image"],
             provenance["image_mpp"],

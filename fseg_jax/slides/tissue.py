@@ -79,6 +79,8 @@ class Tissue(NamedTuple):
             neighbours, is_inside = _interpolate_axis(start, count, mpp / self.mpp, size)
             at.append(np.where(neighbours.weight < 0.5, neighbours.before, neighbours.after))
             inside.append(is_inside)
+        if not self.artefacts[at[0][0] : at[0][-1] + 1].any():
+            return np.zeros((height, width), np.uint8)
         nearest = self.artefacts[at[0][:, None], at[1]]
         return np.where(inside[0][:, None] & inside[1], nearest, np.uint8(0))
 
