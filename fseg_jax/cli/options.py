@@ -149,6 +149,13 @@ method_options = combine(
         help="Average each cluster's weights within tissue by a Gaussian of this width; 0 (the paper): none.",
     ),
     click.option(
+        "--min-region",
+        type=Number(0, 1e9),
+        show_default="500",
+        metavar="µm²",
+        help="Give regions of less than this area to their neighbours, in all outputs; 0 (the paper): none.",
+    ),
+    click.option(
         "--mixtures",
         type=WholeNumber(0, 64),
         default=4,

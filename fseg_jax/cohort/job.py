@@ -14,7 +14,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.cluster_names import ClusterNames
 from fseg_jax.pipeline.image import check_codebook
-from fseg_jax.pipeline.plan import Settings, choose_mpp, choose_smoothing
+from fseg_jax.pipeline.plan import Settings, choose_min_region, choose_mpp, choose_smoothing
 from fseg_jax.pipeline.segment import FORMAT
 from fseg_jax.pipeline.tokens import KEPT_DTYPE, KEPT_FORMAT
 
@@ -71,6 +71,7 @@ class SharedDependencies:
         halo: Overlap of tiles, as a fraction of the tile.
         artefacts: "keep", or "drop" where artefacts have no labels.
         smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged.
+        min_region: Area, in µm², below which regions are given to their neighbours.
         mixtures: Centres of mixed tokens; None where the codebook has none.
         seed: Random seed.
         features: Number type that features are rounded to.
@@ -91,6 +92,7 @@ class SharedDependencies:
     halo: float
     artefacts: str
     smoothing: float
+    min_region: float
     mixtures: int | None
     seed: int
     features: str
@@ -216,6 +218,7 @@ def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:
         halo=settings.halo,
         artefacts=settings.artefacts,
         smoothing=choose_smoothing(settings, choose_mpp(card, settings, book), card.stride),
+        min_region=choose_min_region(settings),
         mixtures=settings.mixtures if book is None else _count_mixtures(settings, book),
         seed=settings.seed,
         features=settings.features,

@@ -1,6 +1,7 @@
 """The outlines of a slide's clusters as GeoJSON for QuPath: polygons in level-0 pixels."""
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Int64, UInt
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replace_atomically
+from fseg_jax.numerics.regions import merge_small_regions
 from fseg_jax.outputs.labels import LabelPyramid, open_labels
 
 _MAX_TRACED_PIXELS = 8_000_000
@@ -26,6 +28,7 @@ _MAX_FEATURES = 50_000
 _BYTES_PER_FEATURE = 420
 _BYTES_PER_VERTEX = 15
 _DOUBLINGS = 4  # least areas that are tried at a level
+_LEAST_DOUBLED = 256.0  # µm²
 UnsignedLabels = UInt[np.ndarray, "h w"]
 
 _NAMESPACE = uuid.UUID("3f6cf0ce-6d0b-5c0b-9c55-6d7d1f6b2c11")
@@ -62,15 +65,16 @@ def write_geojson(
     names: Sequence[str],
     colours: np.ndarray,
     tolerance_um: float = 4.0,
-    min_area_um2: float = 256.0,
+    min_area_um2: float = 0.0,
 ) -> OutlineFacts:
     """Write a polygon for every connected region of every cluster, with its holes, as a FeatureCollection.
 
     1. Read the labels at about 4 µm per pixel, or coarser.
-    2. Merge small regions into their neighbours.
+    2. Merge small regions into their neighbours: those that a coarser level has cut off.
     3. Trace the regions, and simplify their borders together, so that neighbours keep sharing them.
 
-    Where the file would be too large for QuPath, the least area is doubled and the steps are repeated.
+    Where the file would be too large for QuPath, the steps are repeated with ever larger areas, and small
+    holes and pieces go too.
 
     Args:
         path: The file; its coordinates are (x, y) in level-0 pixels.
@@ -80,7 +84,7 @@ def write_geojson(
         colours: uint8 (k, 3), colours of the clusters.
         tolerance_um: Square root of the area of the largest triangle that the removal of a corner may cut
             off; at least a pixel.
-        min_area_um2: Area below which regions are merged.
+        min_area_um2: Area below which regions were merged in the labels.
 
     Returns:
         How they were made; the file states it under ``fseg``, but for its size.
@@ -96,7 +100,10 @@ def write_geojson(
         mpp = pyramid.mpp[next_level]
         if next_level != level:
             level, labels = next_level, pyramid.read(next_level)
-        labels = merge_small(labels, max(1, round(min_area / mpp**2)))
+        if min_area == min_area_um2:
+            labels = next(merge_small_regions([labels], math.ceil(min_area / mpp**2)))
+        else:
+            labels = merge_small(labels, max(1, round(min_area / mpp**2)))
         if _count_regions(labels) <= _MAX_FEATURES:
             tolerance = max(tolerance_um, mpp)
             clusters, polygons = _trace(labels, mpp / slide_mpp, extent, tolerance / slide_mpp)
@@ -137,13 +144,15 @@ def _choose_level(pyramid: LabelPyramid) -> int:
 def _yield_attempts(pyramid: LabelPyramid, min_area: float) -> Iterator[tuple[int, float]]:
     """Yield the levels and least areas to try, from the ones asked for to those that give the smallest file.
 
-    The area is doubled. After a few times the next level is taken too, since merging does not help where no
-    region has a larger neighbour, as in noise.
+    The area is doubled, from 256 µm² where less is asked for. After a few times the next level is taken too,
+    since merging does not help where no region has a larger neighbour, as in noise.
     """
     first = _choose_level(pyramid)
+    yield first, min_area
+    min_area = max(min_area, _LEAST_DOUBLED)
     for level in range(first, len(pyramid.levels)):
         for doubling in range(_DOUBLINGS):
-            yield level, min_area * 2 ** (doubling + _DOUBLINGS * (level - first))
+            yield level, min_area * 2 ** (1 + doubling + _DOUBLINGS * (level - first))
 
 
 def _count_regions(labels: UnsignedLabels) -> int:

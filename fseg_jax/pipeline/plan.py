@@ -1,6 +1,7 @@
 """Lay out a slide: at which resolution it is worked on, which tiles it has, and which of them hold tissue."""
 
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 FIGURE_SIDE = 1600  # pixels of the longer side of the picture of a whole slide
 _SMOOTHING_TOKENS = 1.5  # the standard deviation of the Gaussian by which W is averaged
+_MIN_REGION = 500.0  # µm²: two tokens of he-small, or a few cells
 _MAX_ENLARGEMENT = 4  # a finer working resolution than this shows nothing more
 
 Tile = tuple[int, int]  # row and column in the grid
@@ -43,6 +45,7 @@ class Settings:
             or are left out (``"drop"``). No centre is fitted on them in either case.
         smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged within tissue; 0: none;
             None: 1.5 tokens.
+        min_region: Area, in µm², below which a region is given to its neighbours; 0: none; None: 500.
         mixtures: Centres of mixed tokens that a codebook fitted on the slide gets besides. A codebook that is
             given has its own. 0: neither are used.
         seed: Random seed.
@@ -62,6 +65,7 @@ class Settings:
     tissue: str = "find"
     artefacts: Literal["keep", "drop"] = "keep"
     smoothing: float | None = None
+    min_region: float | None = None
     mixtures: int = 4
     seed: int = 0
     mpp_override: float | None = None
@@ -155,6 +159,29 @@ def choose_smoothing(settings: Settings, mpp: float, stride: int) -> float:
 def choose_mixtures(settings: Settings, codebook: Codebook) -> Float[np.ndarray, "m c"] | None:
     """Choose the centres of mixed tokens: the codebook's, unless the settings want none."""
     return codebook.mixtures if settings.mixtures else None
+
+
+def choose_min_region(settings: Settings) -> float:
+    """Choose below how many µm² a region is given to its neighbours: as set, or 500."""
+    return _MIN_REGION if settings.min_region is None else settings.min_region
+
+
+def check_min_region(plan: Plan, settings: Settings) -> None:
+    """Check the least area of regions, where one is set.
+
+    Raises:
+        InputError: It is none, or larger than the slide's tissue.
+    """
+    min_region = settings.min_region
+    if min_region is None:
+        return
+    if not 0 <= min_region < math.inf:
+        raise InputError(f"--min-region {min_region:g}: give an area in µm², 0 or more")
+    area = float(np.count_nonzero(plan.tissue.mask)) * plan.tissue.mpp**2
+    if min_region > area:
+        raise InputError(
+            f"--min-region {min_region:g}: {plan.name} has {area:.0f} µm² of tissue; choose a smaller area"
+        )
 
 
 def warn_if_mpp_differs(name: str, mpp: float, codebook: Codebook | None) -> None:

@@ -96,6 +96,7 @@ class Parameters:
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
         artefacts: ``"keep"``, or ``"drop"`` where artefacts have no labels.
         smoothing: Standard deviation, in µm, of the Gaussian by which W was averaged; 0: none.
+        min_region: Area, in µm², below which regions were given to their neighbours; 0: none.
         mixtures: Centres of mixed tokens beside the codebook's.
         seed: Random seed.
         mpp_override: µm per pixel in place of what the slide's file says.
@@ -111,6 +112,7 @@ class Parameters:
     tissue: str
     artefacts: str
     smoothing: float
+    min_region: float
     mixtures: int
     seed: int
     mpp_override: float | None

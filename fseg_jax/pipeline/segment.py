@@ -6,6 +6,7 @@ Outputs appear under their final names only when all of them are there, the reco
 """
 
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.methods import fseg
+from fseg_jax.numerics.regions import merge_small_regions
 from fseg_jax.outputs.areas import round_area, write_areas
 from fseg_jax.outputs.cluster_names import ClusterNames, name_clusters
 from fseg_jax.outputs.colours import format_hex, make_palette
@@ -24,7 +26,15 @@ from fseg_jax.outputs.labels import LabelWriter, read_level_for
 from fseg_jax.pipeline.artefacts import write_artefact_labels
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
-from fseg_jax.pipeline.plan import Plan, Settings, choose_mixtures, choose_smoothing, lay_out
+from fseg_jax.pipeline.plan import (
+    Plan,
+    Settings,
+    check_min_region,
+    choose_min_region,
+    choose_mixtures,
+    choose_smoothing,
+    lay_out,
+)
 from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish, now
 from fseg_jax.pipeline.record import Parameters, Provenance, Segmentation, Timing, codebook_facts, made_with
 from fseg_jax.pipeline.slide_codebook import fit_codebook
@@ -149,6 +159,7 @@ def write_outputs(
         clock: Started before the slide was laid out.
         progress: Called as the work goes on.
     """
+    check_min_region(plan, settings)
     clock.lap("tissue")
     if settings.artefacts == "drop" and not plan.tissue.drop_artefacts().mask.any():
         raise InputError(
@@ -172,7 +183,9 @@ def write_outputs(
     if keep is not None:
         keeper = open_writer(folder, plan, card, keep.features_hash, keep.dtype)
         source = keep_features(source, keeper)
-    for rows in label_rows(plan, source, card, codebook, settings, progress, shortfall):
+    min_region = choose_min_region(settings)
+    labels = label_rows(plan, source, card, codebook, settings, progress, shortfall)
+    for rows in merge_small_regions(labels, math.ceil(min_region / plan.mpp**2)):
         writer.append(rows)
     if keeper is not None:
         keeper.close()
@@ -192,6 +205,7 @@ def write_outputs(
             slide_mpp=plan.slide.mpp,
             names=clusters,
             colours=colours,
+            min_area_um2=min_region,
         )
         write_overlay(
             folder / f"{name}.png",
@@ -254,6 +268,7 @@ def _provenance(plan: Plan, card: EncoderCard, codebook: Codebook, settings: Set
             tissue=settings.tissue,
             artefacts=settings.artefacts,
             smoothing=choose_smoothing(settings, plan.mpp, card.stride),
+            min_region=choose_min_region(settings),
             mixtures=0 if mixtures is None else len(mixtures),
             seed=settings.seed,
             mpp_override=settings.mpp_override,

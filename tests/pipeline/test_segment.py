@@ -19,6 +19,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import nmf
 from fseg_jax.numerics.kmeans import lloyd
+from fseg_jax.numerics.regions import merge_small_regions
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline import labels as pipeline_labels
 from fseg_jax.pipeline.image import segment
@@ -79,7 +80,15 @@ def test_everything_is_written_and_agrees(picture, tmp_path):
 def test_one_tile_over_everything_is_segment(picture, tmp_path, book, mode):
     """A slide that fits into a single core gives the labels that ``segment`` gives for the picture."""
     settings = Settings(
-        tile=640, halo=0.05, tissue="all", batch=1, mode=mode, concepts=6, smoothing=0, mixtures=0
+        tile=640,
+        halo=0.05,
+        tissue="all",
+        batch=1,
+        mode=mode,
+        concepts=6,
+        smoothing=0,
+        min_region=0,
+        mixtures=0,
     )
     with open_slide(picture, 1.0) as slide:
         padded = slide.read(-32, -32, 640, 640, 1.0)
@@ -100,9 +109,10 @@ def test_tiles_meet_without_a_seam(picture, tmp_path, book):
 
 
 def test_smoothing_sees_no_tiles_and_leaves_fewer_regions(picture, tmp_path, book):
-    _, small = run(picture, tmp_path / "s", Settings(tile=256, halo=0.125, tissue="all"), book)
-    _, whole = run(picture, tmp_path / "w", Settings(tile=640, halo=0.05, tissue="all", batch=1), book)
-    _, rough = run(picture, tmp_path / "r", Settings(tile=256, halo=0.125, tissue="all", smoothing=0), book)
+    settings = Settings(tile=256, halo=0.125, tissue="all", min_region=0)
+    _, small = run(picture, tmp_path / "s", settings, book)
+    _, whole = run(picture, tmp_path / "w", replace(settings, tile=640, halo=0.05, batch=1), book)
+    _, rough = run(picture, tmp_path / "r", replace(settings, smoothing=0), book)
     assert (small == whole).mean() >= 0.98
     record, _ = run(picture, tmp_path / "s", Settings(tile=256, tissue="all", mpp=0.5), book, overwrite=True)
     assert record["parameters"]["smoothing"] == 12  # µm: 1.5 tokens
@@ -152,6 +162,52 @@ def test_a_codebooks_mixtures_take_part_and_name_nothing(picture, tmp_path, book
     without, plain = labels(Codebook(book.centers, mixtures=others), mixtures=0)
     assert without["parameters"]["mixtures"] == 0
     assert (plain == labels(book)[1]).all() and (plain != of_five).any()
+
+
+def find_regions(labels):
+    """Areas of 4-connected regions, by label, in pixels."""
+    regions = label(labels, background=0, connectivity=1)
+    areas = np.bincount(regions.ravel())[1:]
+    of = np.zeros(len(areas), int)
+    of[regions[regions > 0] - 1] = labels[regions > 0]
+    return {j: sorted(areas[of == j]) for j in np.unique(of)}
+
+
+def test_small_regions_are_in_none_of_the_outputs(picture, tmp_path, book):
+    """Labels, areas and outlines hold the same regions; without a least area they hold all."""
+    settings = Settings(tile=128, tissue="all", smoothing=0, min_region=400)
+    record, labels = run(picture, tmp_path / "m", settings, book)
+    assert record["parameters"]["min_region"] == 400
+    every, rough = run(picture, tmp_path / "r", replace(settings, min_region=0), book)
+    assert every["parameters"]["min_region"] == 0
+    assert min(min(areas) for areas in find_regions(labels).values()) >= 400
+    assert min(min(areas) for areas in find_regions(rough).values()) < 100
+    np.testing.assert_array_equal(labels, next(merge_small_regions([rough], 400)))
+    _, small_tiles = run(picture, tmp_path / "t", replace(settings, batch=1, threads=1), book)
+    np.testing.assert_array_equal(labels, small_tiles)
+
+    areas = (tmp_path / "m" / "tissue.csv").read_text().splitlines()[1:]
+    assert [int(line.split(",")[3]) for line in areas] == np.bincount(labels.ravel(), minlength=6)[
+        1:
+    ].tolist()
+    outlines = json.loads((tmp_path / "m" / "tissue.geojson").read_text())
+    assert record["outlines"]["min_area_um2"] == 400
+    found = [feature["properties"]["measurements"]["Area µm^2"] for feature in outlines["features"]]
+    assert len(found) == pytest.approx(sum(map(len, find_regions(labels).values())), rel=0.1)
+    assert min(found) > 300  # µm²: their borders are simplified
+    for level in open_labels(tmp_path / "m" / "tissue.ome.zarr").levels[1:]:
+        coarse = level.read().result()
+        assert (np.bincount(coarse.ravel(), minlength=6) > 0).tolist() == [
+            count > 0 for count in np.bincount(labels.ravel(), minlength=6)
+        ]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("least", [1e6, -1.0, float("nan"), float("inf")])
+def test_a_least_region_that_no_slide_has(picture, tmp_path, book, least):
+    with pytest.raises(InputError, match="--min-region") as caught:
+        run(picture, tmp_path / "out", Settings(tile=128, min_region=least), book)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("mode", ["fixed", "assign"])
