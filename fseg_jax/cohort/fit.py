@@ -17,7 +17,6 @@ from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.sample_folder import (
     SampleSettings,
     has_sample,
-    read_sample,
     read_settings,
     tile_side,
     write_failures,
@@ -168,7 +167,7 @@ def fit_cohort(
         restarts=settings.restarts,
         on_pass=kmeans_progress,
     )
-    mixtures, border = _fit_mixtures(folder, sampled, settings)
+    mixtures, border = _fit_mixtures(rows, settings)
     unconverged = [k for k, result in results.items() if not result.converged]
     if unconverged and settings.algorithm == "lloyd":  # mini-batches stop after a few passes
         _log.warning("k-means has not converged for k = %s", ", ".join(map(str, unconverged)))
@@ -216,13 +215,12 @@ def fit_cohort(
     return FitOutcome(books, len(sampled), failures, card_folder(path))
 
 
-def _fit_mixtures(
-    folder: Path, sampled: Sequence[str], settings: FitSettings
-) -> tuple[Float[np.ndarray, "m c"] | None, int]:
+def _fit_mixtures(sampled: SampleRows, settings: FitSettings) -> tuple[Float[np.ndarray, "m c"] | None, int]:
     """Fit centres of the tokens at the border of tissue, and count these; None where they are too few."""
-    if not settings.mixtures or not any(read_sample(folder, name).border_rows for name in sampled):
+    names = [sample.slide_id for sample in sampled.samples if sample.border_rows]
+    if not settings.mixtures or not names:
         return None, 0
-    rows = SampleRows(folder, sampled, border=True)
+    rows = SampleRows(sampled.folder, names, border=True)
     n, channels = rows.shape
     if n < TOKENS_PER_CENTER * settings.mixtures:
         return None, n

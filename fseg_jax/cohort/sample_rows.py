@@ -31,7 +31,7 @@ class SampleRows:
 
     ``rows[10:20]`` reads a range, as ``kmeans.streaming`` wants it; only that is in memory.
 
-    Or those of their tokens at the border of tissue, of the slides that have any.
+    Or those of their tokens at the border of tissue, which every one of these slides must have.
 
     Attributes:
         shape: Number of rows and of channels.
@@ -41,10 +41,7 @@ class SampleRows:
 
     def __init__(self, folder: Path, slide_ids: Sequence[str], *, border: bool = False) -> None:
         self.folder = folder
-        samples = [read_sample(folder, slide_id) for slide_id in sorted(slide_ids)]
-        self.samples = [sample for sample in samples if sample.border_rows or not border]
-        if not self.samples:
-            raise InputError(f"{folder}: holds no such rows")
+        self.samples = [read_sample(folder, slide_id) for slide_id in sorted(slide_ids)]
         self._counts = [sample.border_rows if border else sample.rows for sample in self.samples]
         self.starts = np.cumsum([0, *self._counts])
         name = BORDER if border else ROWS

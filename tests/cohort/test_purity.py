@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cohorts import make_job, run_in_process
 from PIL import Image
 from scipy import ndimage
 
 from fseg_jax.cli import main
-from fseg_jax.codebook import load_all
+from fseg_jax.codebook import Codebook, load_all, save_all
 from fseg_jax.cohort import fit
+from fseg_jax.cohort.job import list_shared_dependencies
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.sample_folder import SampleSettings, SlideSample, read_sample
 from fseg_jax.cohort.sample_rows import SampleRows
@@ -164,7 +166,9 @@ def test_with_too_few_tokens_at_the_border_there_are_no_mixtures(slides, tmp_pat
     sample(slides, tmp_path, "thick", SETTINGS)
     count = read_sample(tmp_path, "thick").border_rows
     for mixtures, expected in ((count // 16, count // 16), (count // 16 + 1, None)):
-        centers, _ = fit._fit_mixtures(tmp_path, ["thick"], fit.FitSettings(SETTINGS, mixtures=mixtures))
+        centers, _ = fit._fit_mixtures(
+            SampleRows(tmp_path, ["thick"]), fit.FitSettings(SETTINGS, mixtures=mixtures)
+        )
         assert (None if centers is None else len(centers)) == expected
 
 
@@ -174,5 +178,27 @@ def test_mixtures_that_have_not_converged_are_said(slides, tmp_path, monkeypatch
     stopped = {2: fitted[2]._replace(converged=False)}
     monkeypatch.setattr(streaming, "fit", lambda *_, **__: stopped)
     with caplog.at_level(logging.WARNING):
-        fit._fit_mixtures(tmp_path, ["thick"], fit.FitSettings(SETTINGS, mixtures=2))
+        fit._fit_mixtures(SampleRows(tmp_path, ["thick"]), fit.FitSettings(SETTINGS, mixtures=2))
     assert caplog.messages == ["k-means of the tokens at the border has not converged"]
+
+
+def test_a_cohort_uses_its_codebooks_mixtures(slides, tmp_path):
+    """Its results are of another codebook than without them, and of other settings with ``mixtures=0``."""
+    (tmp_path / "one.csv").write_text(f"slide_id,path,mpp\nthick,{slides}/thick.png,1.0\n")
+    rng = np.random.default_rng(0)
+    centers, mixtures = rng.gamma(0.5, size=(4, 20)), rng.gamma(0.5, size=(2, 20))
+    save_all(tmp_path / "plain.safetensors", {4: Codebook(centers)})
+    save_all(tmp_path / "mixed.safetensors", {4: Codebook(centers, mixtures=mixtures)})
+    found = {}
+    for name, book, count in (("plain", "plain", 4), ("mixed", "mixed", 4), ("none", "mixed", 0)):
+        place = tmp_path / name
+        path = tmp_path / f"{book}.safetensors"
+        run_in_process(tmp_path / "one.csv", place, path, changes={"mixtures": count})
+        found[name] = json.loads((place / "thick.json").read_text())
+        job = make_job(place, path, mixtures=count)
+        of_job = list_shared_dependencies(job, ENCODER.card).mixtures
+        assert of_job == {"plain": None, "mixed": 2, "none": 0}[name]
+    assert [found[name]["parameters"]["mixtures"] for name in ("plain", "mixed", "none")] == [0, 2, 0]
+    assert len({record["settings_hash"] for record in found.values()}) == 3
+    areas = {name: record["areas_mm2"] for name, record in found.items()}
+    assert areas["plain"] == areas["none"] != areas["mixed"] and len(areas["mixed"]) == 4

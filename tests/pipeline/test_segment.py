@@ -17,7 +17,7 @@ from fseg_jax.codebook import Codebook, Provenance
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
-from fseg_jax.numerics import nmf
+from fseg_jax.numerics import kmeans, nmf
 from fseg_jax.numerics.kmeans import lloyd
 from fseg_jax.numerics.regions import merge_small_regions
 from fseg_jax.outputs.labels import open_labels
@@ -144,6 +144,15 @@ def test_clusters_of_a_slide_are_of_tokens_away_from_glass(tmp_path):
     border[112:528, 112:528] = False
     shares = [(border & (all_tokens == j)).sum() / max((all_tokens == j).sum(), 1) for j in (1, 2, 3)]
     assert max(shares) > 0.5
+
+
+def test_centres_and_mixtures_that_have_not_converged_are_said(picture, tmp_path, monkeypatch, caplog):
+    fitted = kmeans.fit
+    monkeypatch.setattr(kmeans, "fit", lambda *a, **b: fitted(*a, **b)._replace(converged=False))
+    run(picture, tmp_path)
+    said = [message for message in caplog.messages if "k-means" in message]
+    assert len(said) == 2 and said[0].startswith("tissue: k-means has not converged in ")
+    assert said[1].startswith("tissue: k-means of the tokens at the border has not converged in ")
 
 
 def test_a_codebooks_mixtures_take_part_and_name_nothing(picture, tmp_path, book):
