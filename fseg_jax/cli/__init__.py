@@ -21,6 +21,7 @@ from fseg_jax.cli.patches import embed, seed
 from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
 from fseg_jax.cli.terminal import CommandGroup, accept_verbose, run_command
+from fseg_jax.cli.tissue import tissue
 from fseg_jax.cli.view import view
 from fseg_jax.process import STOPPED, limit_heaps, silence_swallowed_interrupts, stop, stop_once
 from fseg_jax.versions import find_version
@@ -63,6 +64,7 @@ def cli() -> None:
 
 for command in (
     segment,
+    tissue,
     fit,
     cohort,
     demo,

@@ -13,6 +13,7 @@ from fseg_jax.outputs.areas import count_decimals
 from fseg_jax.outputs.colours import format_hex
 from fseg_jax.outputs.labels import resample_nearest
 from fseg_jax.outputs.lettering import Lettering, fit_text, measure_text
+from fseg_jax.outputs.outlines import Outline, draw_key, draw_outlines
 from fseg_jax.outputs.style import FAINT, RULE, use_style
 
 # Pixels of the picture.
@@ -45,6 +46,7 @@ def write_overlay(
     step_mm2: float,
     mpp: float,
     title: str,
+    outlines: Sequence[Outline] = (),
     alpha: float = 0.55,
 ) -> None:
     """Draw a slide beside its segmentation, with the clusters' names and areas and scale bars.
@@ -61,6 +63,7 @@ def write_overlay(
         step_mm2: The least area that the method tells apart, which the legend says where it shows.
         mpp: µm per pixel of the image.
         title: The picture's title.
+        outlines: What is outlined over the slide: its tissue, artefacts.
         alpha: Opacity of the colours.
 
     Raises:
@@ -80,9 +83,14 @@ def write_overlay(
         lettering = Lettering(canvas)
         title = fit_text(title, _TITLE, layout.canvas[1] - 2 * _MARGIN)
         lettering.write_text(_MARGIN, _MARGIN + 24, title, _TITLE)
+        panel_mpp = mpp * image.shape[1] / width
+        draw_outlines(lettering, outlines, layout.corners[0], panel_mpp)
+        y, x = layout.corners[0]
+        indent = round(measure_text("Slide", _TEXT)) + 24
+        draw_key(lettering, outlines, x + indent, y - 11, width - indent, _TEXT)
         for (y, x), caption in zip(layout.corners, ("Slide", "Segmentation"), strict=True):
             lettering.write_text(x, y - 11, caption, _TEXT, FAINT)
-            lettering.draw_scale_bar(x, y, width, height, mpp * image.shape[1] / width, _TEXT)
+            lettering.draw_scale_bar(x, y, width, height, panel_mpp, _TEXT)
         _draw_legend(lettering, legend, layout)
         lettering.save(Path(path))
 

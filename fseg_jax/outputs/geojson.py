@@ -106,7 +106,7 @@ def write_geojson(
             labels = merge_small(labels, max(1, round(min_area / mpp**2)))
         if _count_regions(labels) <= _MAX_FEATURES:
             tolerance = max(tolerance_um, mpp)
-            clusters, polygons = _trace(labels, mpp / slide_mpp, extent, tolerance / slide_mpp)
+            clusters, polygons = trace_regions(labels, mpp / slide_mpp, extent, tolerance / slide_mpp)
             vertices = int(shapely.get_num_coordinates(polygons).sum())
             if len(polygons) * _BYTES_PER_FEATURE + vertices * _BYTES_PER_VERTEX <= _MAX_BYTES:
                 break
@@ -126,7 +126,7 @@ def write_geojson(
     with replace_atomically(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(f'{{"type":"FeatureCollection","fseg":{_encode_json(facts)},"features":[')
         separator = "\n"
-        for feature in _yield_features(clusters, polygons, classes, slide_mpp):
+        for feature in yield_features(clusters, polygons, classes, slide_mpp):
             file.write(separator + feature)
             separator = ",\n"
         file.write("\n]}\n")
@@ -173,7 +173,7 @@ def merge_small(labels: UnsignedLabels, pixels: int) -> UnsignedLabels:
     return rasterio.features.sieve(labels, pixels, connectivity=4) if pixels > 1 else labels
 
 
-def _trace(
+def trace_regions(
     labels: UnsignedLabels, scale: float, extent: Sequence[float], tolerance: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Trace the regions of labels, and simplify their outlines.
@@ -243,10 +243,17 @@ def _add_junctions(
     return points[kept], kept_before[np.concatenate([[0], np.cumsum(steps)])[ring_starts]]
 
 
-def _yield_features(
+def yield_features(
     clusters: np.ndarray, polygons: np.ndarray, classes: Sequence[dict[str, Any]], slide_mpp: float
 ) -> Iterator[str]:
-    """Yield each feature's JSON."""
+    """Yield the JSON of a QuPath annotation for each polygon.
+
+    Args:
+        clusters: (n,), which of the classes each polygon is of, from 1 on.
+        polygons: (n,) shapely polygons in level-0 pixels.
+        classes: QuPath's classifications: objects with a ``name`` and a ``color``.
+        slide_mpp: µm per level-0 pixel.
+    """
     corners, (ring_starts, polygon_starts) = _split_polygons(polygons)
     for n, (cluster, area) in enumerate(zip(clusters, shapely.area(polygons), strict=True)):
         rings = range(polygon_starts[n], polygon_starts[n + 1])

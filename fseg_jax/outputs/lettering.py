@@ -1,11 +1,12 @@
 """Text, boxes and scale bars that matplotlib draws over a picture without resampling it."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from fseg_jax.files.atomic import replace_atomically
@@ -73,6 +74,34 @@ class Lettering:
         self._axes.add_patch(
             FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor=colour, alpha=alpha, linewidth=0)
         )
+
+    def draw_lines(
+        self, lines: Sequence[Float[np.ndarray, "_ 2"]], colour: str, width: float, *, alpha: float = 1
+    ) -> None:
+        """Draw lines through points (x, y), ``width`` pixels wide."""
+        from matplotlib.collections import LineCollection
+
+        self._axes.add_collection(
+            LineCollection(
+                lines, colors=colour, linewidths=width, alpha=alpha, capstyle="round", joinstyle="round"
+            ),
+            autolim=False,
+        )
+
+    def hatch_areas(
+        self,
+        areas: Sequence[tuple[Float[np.ndarray, "_ 2"], UInt8[np.ndarray, " _"]]],
+        colour: str,
+        pattern: str,
+    ) -> None:
+        """Hatch areas, given as points (x, y) and matplotlib's path codes, in one of its patterns."""
+        from matplotlib.patches import PathPatch
+        from matplotlib.path import Path as Outline
+
+        for points, codes in areas:
+            patch = PathPatch(Outline(points, codes), fill=False, hatch=pattern, linewidth=0)
+            patch.set_edgecolor(colour)
+            self._axes.add_patch(patch)
 
     def draw_scale_bar(self, left: int, top: int, width: int, height: int, mpp: float, size: float) -> None:
         """Draw a scale bar on a pale ground at the lower left of a box, unless the box is too small for it.

@@ -1,17 +1,14 @@
-"""What the outputs say of artefacts: their names and colours, their label image, and their areas."""
+"""The artefacts of a slide as a second label image, and their areas."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fseg_jax.files.zarr import write_group
 from fseg_jax.outputs.labels import LabelWriter
+from fseg_jax.pipeline.artefact_names import COLOURS, NAMES, name_areas
 from fseg_jax.pipeline.plan import Plan
 from fseg_jax.slides.artefacts import KINDS
 
-NAMES = ("Ink", "Fold", "Out of focus", "Other artefact")  # in the order of KINDS
-COLOURS = np.array([(0, 114, 178), (213, 94, 0), (240, 228, 66), (80, 80, 80)], np.uint8)
 _NAME = "artefacts"  # of the label image
 
 
@@ -47,12 +44,4 @@ def write_artefact_labels(path: Path, plan: Plan, provenance: dict[str, Any]) ->
         writer.append(plan.tissue.crop_artefacts(y, 0, height, grid.width, plan.mpp))
     pixels = writer.close()
     write_group(folder, {"ome": {"version": "0.5", "labels": [_NAME]}})
-    return record_areas(pixels, plan.mpp)
-
-
-def record_areas(pixels: np.ndarray, mpp: float) -> dict[str, float]:
-    """Turn the pixels of each kind, those of none first, into areas in mm² by their names in records."""
-    return {
-        kind.replace(" ", "_"): round(float(count) * mpp**2 * 1e-6, 6)
-        for kind, count in zip(KINDS, pixels[1:], strict=True)
-    }
+    return name_areas(pixels, plan.mpp)

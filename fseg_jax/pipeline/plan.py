@@ -16,7 +16,7 @@ from fseg_jax.methods import fseg
 from fseg_jax.pipeline.slide_facts import SlideFacts, slide_facts
 from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
 from fseg_jax.slides.tiles import TileGrid, find_tissue_tiles, make_grid
-from fseg_jax.slides.tissue import Tissue, choose_tissue
+from fseg_jax.slides.tissue import Tissue, choose_tissue, describe_absence
 
 _log = logging.getLogger(__name__)
 
@@ -140,7 +140,8 @@ def lay_out(slide: Slide, card: EncoderCard, settings: Settings, codebook: Codeb
     tissue_tiles = find_tissue_tiles(grid, tissue.mask, tissue.mpp, mpp)
     if not tissue_tiles.any():
         raise InputError(
-            f"{slide.path}: no tissue found; --no-tissue segments everything, --tissue FILE says where it is"
+            f"{slide.path}: {describe_absence(tissue)}; --no-tissue segments everything, "
+            "--tissue FILE says where it is"
         )
     return Plan(slide.name, slide_facts(slide), mpp, grid, tissue, tissue_tiles, *picture.result())
 

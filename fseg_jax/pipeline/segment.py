@@ -23,6 +23,7 @@ from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, read_level_for
+from fseg_jax.pipeline.artefact_names import list_outlines
 from fseg_jax.pipeline.artefacts import write_artefact_labels
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
@@ -217,6 +218,7 @@ def write_outputs(
             step_mm2=step_mm2,
             mpp=plan.image_mpp,
             title=f"{name} · {card.name} · k = {k}",
+            outlines=list_outlines(plan.tissue),
         )
         outlines.result()
     clock.lap("outputs")

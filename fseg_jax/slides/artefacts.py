@@ -32,6 +32,7 @@ EVEN = 0.025  # standard deviation over mean of density; less is ink
 # Artefacts. Detail: density's energy within 24 µm over that within 136 µm.
 BLURRED = 0.1  # times the detail that the slide's tissue has, or less, is out of focus
 BLURRED_AREA = 60_000.0  # µm², or more
+BLURRED_GAP = 5  # cells: half of the width of an even place between blurred ones
 CONTRAST = 0.006  # optical density: where tissue varies by less, its focus cannot be told
 FOLDED = 1.8  # times the density of tissue round it, or more, in the same colour
 FOLD_WINDOW = 512.0  # µm, the cells within which the usual density is taken
@@ -165,5 +166,8 @@ def find_blurred(mask: Mask, over: Planes, mpp: float) -> Mask:
     if not told.any():
         return nothing
     usual = float(np.median(detail[told]))
-    blurred = drop_small(told & (detail < BLURRED * usual), BLURRED_AREA / (mpp * side) ** 2)
+    blurred = told & (detail < BLURRED * usual)
+    # Between blurred places, what is too even to tell is blurred too.
+    blurred |= close_mask(blurred, BLURRED_GAP) & enough & ~told
+    blurred = drop_small(blurred, BLURRED_AREA / (mpp * side) ** 2)
     return np.asarray(repeat(blurred, side)[: mask.shape[0], : mask.shape[1]] & mask)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.slides.artefacts import INK
 from fseg_jax.slides.masks import read_marked
 from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
 from fseg_jax.slides.tissue_outlines import fill_artefacts, fill_tissue, parse_outlines
@@ -126,6 +127,12 @@ def find_tissue(slide: Slide) -> Tissue:
     image, mpp = read_thumbnail(slide, _choose_thumbnail_side(slide))
     masks = segment_tissue(image, mpp)
     return Tissue(masks.tissue, mpp, masks.number_artefacts())
+
+
+def describe_absence(tissue: Tissue) -> str:
+    """Say that no tissue was found, and what was found in its place."""
+    ink = 0.0 if tissue.artefacts is None else float((tissue.artefacts == INK).mean())
+    return f"no tissue found, only ink on {ink:.0%} of the slide" if ink >= 0.005 else "no tissue found"
 
 
 def take_whole_slide(slide: Slide) -> Tissue:

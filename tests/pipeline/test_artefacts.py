@@ -14,7 +14,7 @@ from fseg_jax import open_slide
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.labels import open_labels
-from fseg_jax.pipeline import artefacts
+from fseg_jax.pipeline.artefact_names import COLOURS, NAMES
 from fseg_jax.pipeline.plan import Settings
 from fseg_jax.pipeline.segment import segment_slide
 
@@ -69,8 +69,8 @@ def test_artefacts_are_a_second_label_image_beside_the_clusters(picture, setting
     expected = np.where(fill(FOLD), 2, np.where(fill(INK), 1, 0))
     np.testing.assert_array_equal(image["0"][:], expected)
     label = image.attrs["ome"]["image-label"]
-    assert [each["class"] for each in label["properties"]] == ["background", *artefacts.NAMES]
-    assert [each["rgba"][:3] for each in label["colors"]][1:] == artefacts.COLOURS.tolist()
+    assert [each["class"] for each in label["properties"]] == ["background", *NAMES]
+    assert [each["rgba"][:3] for each in label["colors"]][1:] == COLOURS.tolist()
     assert record["artefacts_mm2"] == {
         "ink": pytest.approx(64 * 64e-6),
         "fold": pytest.approx(160 * 96e-6),

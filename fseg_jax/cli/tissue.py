@@ -1,0 +1,46 @@
+"""``fseg tissue``."""
+
+from pathlib import Path
+
+import click
+
+from fseg_jax.cli.options import PATH, combine, mpp_override_option, output_option, overwrite_option
+from fseg_jax.cli.terminal import show_progress, tolerate_failure
+from fseg_jax.errors import InputError
+
+
+@click.command()
+@click.argument("slides", nargs=-1, required=True, type=PATH, metavar="SLIDE...")
+@combine(
+    output_option(),
+    mpp_override_option("Resolution of the slide in µm per pixel, instead of what its file says."),
+    overwrite_option,
+)
+def tissue(slides: tuple[Path, ...], output: Path, mpp_override: float | None, overwrite: bool) -> int:
+    """Find the tissue of slides, and ink, folds and what is out of focus, without an encoder.
+
+    Writes a picture, outlines that QuPath edits and the other commands take back with --tissue, and areas.
+    """
+    from fseg_jax.pipeline.publish import check_outputs
+    from fseg_jax.pipeline.tissue_files import list_tissue_paths, write_tissue_files
+    from fseg_jax.slides.reader import name_outputs, open_slide
+
+    names = [name_outputs(slide) for slide in slides]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"several slides are called {sorted(repeated)[0]!r}: give them different folders")
+    for name in names:
+        check_outputs(list_tissue_paths(name, output), output, overwrite)
+    done = 0
+    with show_progress(len(slides)) as progress:
+        for path in slides:
+            with tolerate_failure(slides, f"finding the tissue of {path}"):
+                with open_slide(path, mpp_override) as slide:
+                    tell = progress(slide.name)
+                    tell("tissue", 0, 1)
+                    write_tissue_files(slide, output, mpp_override=mpp_override, overwrite=overwrite)
+                    tell("tissue", 1, 1)
+                done += 1
+                click.echo(list_tissue_paths(slide.name, output)[-1])
+    if done < len(slides):
+        click.echo(f"fseg: {len(slides) - done} of {len(slides)} slides failed", err=True)
+    return 0 if done == len(slides) else 2
