@@ -192,10 +192,12 @@ def train(
             progress=progress(folder.name),
         )
     if record.held_out_accuracy is not None:
+        count = sum(record.held_out.values())
+        last = record.held_out_accuracy_of_the_last_epoch or 0.0
         click.echo(
-            f"accuracy {record.held_out_accuracy:.3f}, balanced over the classes "
-            f"{record.held_out_balanced_accuracy:.3f}, on {sum(record.held_out.values())} images held "
-            f"out, after epoch {record.epoch_kept}"
+            f"{round(record.held_out_accuracy * count)} of {count} images held out are right, "
+            f"{record.held_out_balanced_accuracy:.0%} as the mean over the classes; they chose epoch "
+            f"{record.epoch_kept}, so this is a little too good (the last epoch: {round(last * count)})"
         )
     click.echo(output / WEIGHTS)
 
@@ -290,7 +292,10 @@ def segment(
         mapper = HeatMapper(loaded, settings)
         band, dice = choose_thresholds(mapper, (pair.read() for pair in find_pairs(choose)))
         settings = replace(settings, lower=band.lower, upper=band.upper)
-        click.echo(f"thresholds {settings.lower:g} and {settings.upper or 1:g}: Dice {dice:.3f} on {choose}")
+        click.echo(
+            f"thresholds {settings.lower:g} and {settings.upper or 1:g}: Dice {dice:.3f}, the best there is "
+            f"on {choose}; on other images expect less"
+        )
     names = [name_file(images, path) for path in files]
     with show_progress(1) as progress:
         record = segment_files(

@@ -273,8 +273,10 @@ def _draw_legend(lettering: Lettering, legend: _Legend, layout: _Layout) -> None
         y += _ROW
     lettering.fill_box(x, y + 6, legend.column, 2, RULE)
     tissue = _format_number(sum(row.area for row in rows), legend.decimals)
-    lettering.write_text(x, y + 32, "Tissue", _TEXT)
+    lettering.write_text(x, y + 32, "All clusters", _TEXT)
     lettering.write_text(area_right, y + 32, tissue, _TEXT, align="right")
+    if rows:
+        lettering.write_text(share_right, y + 32, "100 %", _TEXT, FAINT, "right")
     notes = [legend.step_text, f"{legend.absent} not on this slide" if legend.absent else ""]
     for line, note in enumerate(filter(None, notes), 1):
         lettering.write_text(x, y + 32 + line * _ROW, note, _TEXT, FAINT)

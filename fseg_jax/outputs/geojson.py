@@ -265,7 +265,7 @@ def yield_features(
             "name": classification["name"],
             "classification": classification,
             "isLocked": False,
-            "measurements": {"Area µm^2": round(area * slide_mpp**2, 1)},
+            "measurements": {"Area µm^2": round(area * slide_mpp**2)},
         }
         identity = uuid.uuid5(_NAMESPACE, classification["name"] + geometry)
         encoded = _encode_json(properties)

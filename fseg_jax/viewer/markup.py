@@ -112,7 +112,7 @@ def _render_patch(seeding: Seeding, url: str, i: int) -> str:
     assert result is not None
     y, x = patches.embedded.centers[i] * patches.mpp
     j = int(result.labels[i])
-    hint = f"{result.annotation.classes[j]}, {result.soft[i, j]:.0%}: show it"
+    hint = f"{result.annotation.classes[j]}, membership {result.soft[i, j]:.2f}, no probability: show it"
     scale = patches.side * patches.mpp / _CLOSE_UP
     return (
         f"<img src='{url}' title='{escape(hint)}' "

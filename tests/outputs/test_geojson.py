@@ -55,7 +55,8 @@ def check_feature(feature, k, slide_mpp):
     polygon = shapely.geometry.shape(feature["geometry"])
     assert polygon.is_valid and polygon.area > 0
     # QuPath takes measurements as an object of numbers.
-    assert properties["measurements"] == {"Area µm^2": pytest.approx(polygon.area * slide_mpp**2, abs=0.06)}
+    assert properties["measurements"] == {"Area µm^2": pytest.approx(polygon.area * slide_mpp**2, abs=0.51)}
+    assert type(properties["measurements"]["Area µm^2"]) is int  # outlines are simplified by more than that
     return label, polygon
 
 

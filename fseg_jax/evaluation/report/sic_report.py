@@ -124,8 +124,8 @@ def _introduction(dataset: str, trials: Sequence[SicTrial], settings: SicSetting
         f"{len(slides)} slides, {sum(t.positive + t.negative for t in slides)} patches of {patches.patch} "
         f"pixels at {patches.mpp:g} µm; positive are those that lie in the tumour by half or more: "
         f"{min(shares):.1%} to {max(shares):.1%} of a slide, median {np.median(shares):.1%}. Seeds are drawn "
-        "at random, so many of each class, the same for every encoder. F1 of the positive patches, mean ± "
-        "standard deviation over the slides.",
+        "at random, so many of each class, the same for every encoder. F1 of the positive patches, the seeds "
+        "among them, mean ± standard deviation over the slides.",
         "",
         f"*Best of {runs}* is what the paper reports: each slide's best run, chosen with the truth known. "
         f"*Mean of {runs}* is what random seeds give. *One pass* is seeded k-means without iteration.",
