@@ -48,7 +48,7 @@ from fseg_jax.pipeline.segment import SUFFIXES, Keep, write_outputs
 from fseg_jax.pipeline.tokens import KEPT_SUFFIX, FeatureSource, bound_kept_bytes, encode_tiles, open_kept
 from fseg_jax.process import Progress
 from fseg_jax.slides.identity import is_same_slide
-from fseg_jax.slides.reader import open_slide
+from fseg_jax.slides.reader import Slide, open_slide
 
 _log = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
         if inspect_slide(storage, job, card, slide, storage.read(record_key(name))).status == "done":
             return Outcome(name, "already")
         keep = Keep(hash_feature_settings(job, card, settings), job.dtype) if job.keep_features else None
-        with _open_features(job, slide, card, settings) as (plan, source):
+        with _open_features(job, slide, card, settings) as (plan, source, opened):
             result = write_outputs(
                 folder,
                 plan,
@@ -280,6 +280,7 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
                 card,
                 job.codebook,
                 settings,
+                slide=opened,
                 names=job.names,
                 first_colour=0 if job.codebook else _choose_first_colour(name),
                 keep=keep,
@@ -315,8 +316,11 @@ def _choose_first_colour(slide_id: str) -> int:
 @contextmanager
 def _open_features(
     job: Job, slide: ManifestSlide, card: EncoderCard, settings: Settings
-) -> Iterator[tuple[Plan, FeatureSource]]:
-    """Open a slide's features where an earlier run kept them, or else the slide, laid out and encoded."""
+) -> Iterator[tuple[Plan, FeatureSource, Slide | None]]:
+    """Open a slide's features where an earlier run kept them, or else the slide, laid out and encoded.
+
+    The slide itself comes third. Where features were kept, it is there for pictures only, and may be gone.
+    """
     name = slide.slide_id
     if job.features:
         plan, source = open_kept(
@@ -328,13 +332,20 @@ def _open_features(
                 "run with --keep-features again"
             )
         warn_if_mpp_differs(name, plan.mpp, job.codebook)
-        yield plan, source
+        try:
+            opened = open_slide(slide.path, settings.mpp_override)
+        except InputError:
+            _log.warning("%s: the slide is not there, so its legend has no typical places", name)
+            yield plan, source, None
+            return
+        with opened:
+            yield plan, source, opened
         return
     with open_slide(slide.path, settings.mpp_override) as opened:
         opened.name = name
         plan = lay_out(opened, card, settings, job.codebook)
         encoder = load_encoder_once(job.encoder, job.weights, job.dtype)
-        yield plan, encode_tiles(opened, plan, encoder, settings)
+        yield plan, encode_tiles(opened, plan, encoder, settings), opened
 
 
 def _format_bytes(size: float) -> str:

@@ -11,6 +11,7 @@ from fseg_jax.outputs.colours import format_hex
 from fseg_jax.outputs.csv_table import format_csv
 
 _COLUMNS = ("cluster", "name", "colour", "pixels", "area_mm2", "share", "area_step_mm2")
+_BORDER = "border_share"
 
 
 def count_decimals(step: float) -> int:
@@ -39,8 +40,11 @@ def write_areas(
     *,
     step_mm2: float,
     colours: np.ndarray,
+    border_shares: Sequence[float] | None = None,
 ) -> None:
     """Write the area of each cluster as CSV: cluster, name, colour, pixels, area, share of the tissue, step.
+
+    Where it is known, ``border_share`` comes last: the share of the cluster at the border of tissue.
 
     Args:
         path: The file.
@@ -50,6 +54,7 @@ def write_areas(
         step_mm2: The least area that the method tells apart, a token or the step from patch to patch: areas
             and shares have the digits that it changes.
         colours: uint8 (k, 3), the clusters' colours.
+        border_shares: (k,), the share of each cluster that lies at the border of tissue; None: not known.
 
     Raises:
         OutputError: The file cannot be written.
@@ -70,5 +75,9 @@ def write_areas(
         for label, (name, colour) in enumerate(zip(names, colours, strict=True), 1)
         for count in [int(pixels[label])]
     ]
+    columns = [*_COLUMNS]
+    if border_shares is not None:
+        columns.append(_BORDER)
+        rows = [row | {_BORDER: f"{each:.4f}"} for row, each in zip(rows, border_shares, strict=True)]
     with replace_atomically(path) as part:
-        part.write_text(format_csv(_COLUMNS, rows), encoding="utf-8")
+        part.write_text(format_csv(columns, rows), encoding="utf-8")

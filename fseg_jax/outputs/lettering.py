@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.style import INK
@@ -120,8 +121,8 @@ class Lettering:
         self.write_text(x + wide / 2, y + 25, label, size, align="center")
         self.fill_box(round(x + (wide - length) / 2), y + 37, round(length), 5, INK)
 
-    def save(self, path: Path) -> None:
-        """Write the picture as PNG.
+    def save(self, path: Path, info: PngInfo | None = None) -> None:
+        """Write the picture as PNG, with chunks of information besides.
 
         Raises:
             OutputError: The file cannot be written.
@@ -134,7 +135,8 @@ class Lettering:
         canvas[..., :3], canvas[..., 3] = self._pixels, 255
         self._figure.draw(renderer)
         with replace_atomically(path) as part:
-            Image.fromarray(canvas[..., :3]).save(part, format="PNG", compress_level=_COMPRESSION)
+            image = Image.fromarray(canvas[..., :3])
+            image.save(part, format="PNG", compress_level=_COMPRESSION, pnginfo=info)
 
 
 def round_length(at_most: float) -> float:

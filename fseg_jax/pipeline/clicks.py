@@ -26,6 +26,7 @@ from fseg_jax.outputs.embeddings import list_embedded_slides, open_embeddings
 from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, read_level_for
+from fseg_jax.outputs.picture import Picture
 from fseg_jax.pipeline.patch_records import (
     SeedFacts,
     SeedParameters,
@@ -170,18 +171,16 @@ def seed_slide(
         areas = pixels[1:] * mpp**2 * 1e-6
         step_mm2 = (facts.parameters.step * mpp) ** 2 * 1e-6
         write_areas(folder / f"{stem}.csv", names, pixels, mpp, step_mm2=step_mm2, colours=colours)
-        picture = embedded.thumbnail
-        write_overlay(
-            folder / f"{stem}.png",
-            picture,
-            read_level_for(path, picture.shape[0]),
-            names=names,
-            colours=colours,
+        image = embedded.thumbnail
+        picture = Picture(
+            title=f"{name} · SIC · {facts.encoder.card.name} · {len(points)} seeds",
+            image=image,
+            mpp=facts.slide.mpp * facts.slide.width / image.shape[1],
+            labels=read_level_for(path, image.shape[0]),
             areas_mm2=areas.tolist(),
             step_mm2=step_mm2,
-            mpp=facts.slide.mpp * facts.slide.width / picture.shape[1],
-            title=f"{name} · SIC · {facts.encoder.card.name} · {len(points)} seeds",
         )
+        write_overlay(folder / f"{stem}.png", picture, names=names, colours=colours)
         export_error = None
         if anndata:
             columns = make_anndata_keys([f"sic_{c}" for c in names])

@@ -18,9 +18,11 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.methods import fseg
 from fseg_jax.numerics.prefetch import prefetch
 from fseg_jax.numerics.resample import blend, smooth
+from fseg_jax.numerics.typical import find_leaders
 from fseg_jax.outputs.labels import choose_label_dtype
 from fseg_jax.pipeline.plan import Plan, Settings, Tile, choose_mixtures, choose_smoothing
 from fseg_jax.pipeline.tokens import FeatureSource, not_finite_error
+from fseg_jax.pipeline.typical import TypicalPlaces
 from fseg_jax.process import Progress
 from fseg_jax.slides.tissue import Tissue
 
@@ -49,10 +51,11 @@ def label_rows(
     settings: Settings,
     progress: Progress,
     shortfall: Shortfall,
+    typical: TypicalPlaces | None = None,
 ) -> Iterator[UInt[np.ndarray, "n width"]]:
     """Yield the slide's labels from top to bottom, a row of tiles at a time.
 
-    A thread makes them while the rows below are factorized. Adds to ``shortfall``.
+    A thread makes them while the rows below are factorized. Adds to ``shortfall`` and to ``typical``.
 
     Raises:
         InputError: A feature is not finite.
@@ -87,7 +90,7 @@ def label_rows(
         pending = tiles[done][0] if done < len(tiles) else grid.rows + 1
         while next_row < grid.rows and next_row + 1 < pending:
             yield pool.submit(
-                _label_row, plan, dict(weights), next_row, tissue, codebook.k, settings, shortfall
+                _label_row, plan, dict(weights), next_row, tissue, codebook.k, settings, shortfall, typical
             )
             for column in range(grid.columns):
                 weights.pop((next_row - 1, column), None)
@@ -121,6 +124,7 @@ def _label_row(
     k: int,
     settings: Settings,
     shortfall: Shortfall,
+    typical: TypicalPlaces | None,
 ) -> UInt[np.ndarray, "n width"]:
     """Label one row of tiles: blended, upsampled, and background where there is no tissue to be labelled."""
     grid = plan.grid
@@ -129,6 +133,7 @@ def _label_row(
     labels = np.zeros((height, grid.width), choose_label_dtype(k))
     columns = np.flatnonzero(plan.tissue_tiles[row])
     shape = (-(-grid.height // stride), -(-grid.width // stride))
+    leaders, shares = (np.zeros((-(-height // stride), shape[1]), dtype) for dtype in (np.uint16, np.uint8))
     # Blocks go to the device in batches of one size, bounded so that k × pixels stays small.
     sigma = choose_smoothing(settings, plan.mpp, stride) / (plan.mpp * stride)  # in tokens
     radius = min(math.ceil(3 * sigma), grid.pitch // stride)
@@ -136,7 +141,7 @@ def _label_row(
     side = grid.pitch // stride + 2 * frame
     batch = max(1, min(_BATCH, _BATCH_WEIGHTS // (side * side * k)))
 
-    def label_blocks() -> Iterator[tuple[Int[np.ndarray, " b"], UInt[jax.Array, "b height width"]]]:
+    def label_blocks() -> Iterator[tuple[Int[np.ndarray, " b"], tuple[UInt[jax.Array, "b _ _"], ...]]]:
         for start in range(0, len(columns), batch):
             part = columns[start : start + batch]
             blocks = np.zeros((batch, side, side, k), np.float32)
@@ -151,14 +156,19 @@ def _label_row(
                         y // stride - frame, x // stride - frame, side, side, plan.mpp * stride
                     )
                 W = smooth(W, jnp.asarray(tissue), sigma, radius)
-            yield part, fseg.label_pixels(W, stride, settings.resize)
+            yield part, (fseg.label_pixels(W, stride, settings.resize), *find_leaders(W))
 
-    for part, blocks in prefetch(label_blocks()):
-        for column, block in zip(part, np.asarray(blocks), strict=False):
+    for part, results in prefetch(label_blocks()):
+        for column, block, leader, share in zip(part, *map(np.asarray, results), strict=False):
             _, x, h, w = grid.locate_core(row, int(column))
+            y_tokens, x_tokens = -(-h // stride), -(-w // stride)
+            at = np.s_[:, x // stride : x // stride + x_tokens]
+            leaders[at], shares[at] = leader[:y_tokens, :x_tokens], share[:y_tokens, :x_tokens]
             tissue = labelled.crop(top, x, h, w, plan.mpp)
             inside = block[:h, :w]
             if not inside.all():
                 shortfall.pixels += int((tissue & (inside == 0)).sum())
             labels[:, x : x + w] = np.where(tissue, inside, 0)
+    if typical is not None:
+        typical.append(leaders, shares)
     return labels

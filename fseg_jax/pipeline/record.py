@@ -168,6 +168,21 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class TypicalPlace:
+    """A place that is typical of a cluster.
+
+    Attributes:
+        x: Its centre in level-0 pixels from the left.
+        y: Its centre in level-0 pixels from the top.
+        share: The cluster's mean share of the contributions round it.
+    """
+
+    x: float
+    y: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Segmentation:
     """What came of a slide.
 
@@ -178,6 +193,8 @@ class Segmentation:
         area_step_mm2: Area of a token, the least that is told apart: areas have the digits that it changes.
         colours: Colour of each cluster, by name, in hexadecimal digits.
         artefacts_mm2: Area of each kind of artefact, on tissue and beside it; None where nobody has looked.
+        border_share: Share of each cluster within 32 µm of the border of tissue, by name.
+        typical: The most typical places of clusters, by name, the best first.
         uncovered_mm2: Area of tissue where no cluster has any weight.
         tokens_not_converged: Tokens of tissue that the factorization has not converged for.
         tiles: Tiles that hold tissue.
@@ -191,6 +208,8 @@ class Segmentation:
     area_step_mm2: float
     colours: dict[str, str]
     artefacts_mm2: dict[str, float] | None
+    border_share: dict[str, float]
+    typical: dict[str, list[TypicalPlace]]
     uncovered_mm2: float
     tokens_not_converged: int
     tiles: int
@@ -210,6 +229,8 @@ class Segmentation:
             "area_step_mm2": self.area_step_mm2,
             "colours": self.colours,
             "artefacts_mm2": self.artefacts_mm2,
+            "border_share": self.border_share,
+            "typical": {name: [asdict(place) for place in own] for name, own in self.typical.items()},
             "uncovered_mm2": self.uncovered_mm2,
             "tokens_not_converged": self.tokens_not_converged,
             "tiles": self.tiles,

@@ -22,9 +22,11 @@ from fseg_jax.outputs.cluster_names import ClusterNames, name_clusters
 from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.geojson import write_geojson
-from fseg_jax.outputs.labels import LabelWriter, read_level_for
+from fseg_jax.outputs.labels import LabelWriter, open_labels, read_level_for
+from fseg_jax.outputs.picture import Picture
 from fseg_jax.pipeline.artefact_names import list_outlines
 from fseg_jax.pipeline.artefacts import write_artefact_labels
+from fseg_jax.pipeline.border import measure_border_shares
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
 from fseg_jax.pipeline.plan import (
@@ -37,9 +39,18 @@ from fseg_jax.pipeline.plan import (
     lay_out,
 )
 from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish, now
-from fseg_jax.pipeline.record import Parameters, Provenance, Segmentation, Timing, codebook_facts, made_with
+from fseg_jax.pipeline.record import (
+    Parameters,
+    Provenance,
+    Segmentation,
+    Timing,
+    TypicalPlace,
+    codebook_facts,
+    made_with,
+)
 from fseg_jax.pipeline.slide_codebook import fit_codebook
 from fseg_jax.pipeline.tokens import FeatureSource, encode_tiles, keep_features, open_writer
+from fseg_jax.pipeline.typical import Place, TypicalPlaces, read_places, select_largest
 from fseg_jax.process import Progress
 from fseg_jax.slides.reader import Slide, open_slide
 
@@ -126,7 +137,16 @@ def segment_slide(
     source = encode_tiles(slide, plan, encoder, settings)
     with open_partial_folder(slide.name, out) as folder:
         result = write_outputs(
-            folder, plan, source, card, codebook, settings, names=names, clock=clock, progress=progress
+            folder,
+            plan,
+            source,
+            card,
+            codebook,
+            settings,
+            slide=slide,
+            names=names,
+            clock=clock,
+            progress=progress,
         )
         return finish(folder, result.to_json(), paths)
 
@@ -139,6 +159,7 @@ def write_outputs(
     codebook: Codebook | None,
     settings: Settings,
     *,
+    slide: Slide | None,
     names: ClusterNames | None = None,
     first_colour: int = 0,
     keep: Keep | None = None,
@@ -154,6 +175,7 @@ def write_outputs(
         card: The encoder that they are of.
         codebook: The codebook; None fits one on the slide.
         settings: How to segment.
+        slide: The slide, of which the picture shows typical places; None: it is not at hand.
         names: Names and colours of clusters.
         first_colour: Place in the palette of cluster 1's colour, where no names are given.
         keep: How to keep the features there too; None does not.
@@ -185,7 +207,8 @@ def write_outputs(
         keeper = open_writer(folder, plan, card, keep.features_hash, keep.dtype)
         source = keep_features(source, keeper)
     min_region = choose_min_region(settings)
-    labels = label_rows(plan, source, card, codebook, settings, progress, shortfall)
+    typical = TypicalPlaces(plan)
+    labels = label_rows(plan, source, card, codebook, settings, progress, shortfall, typical)
     for rows in merge_small_regions(labels, math.ceil(min_region / plan.mpp**2)):
         writer.append(rows)
     if keeper is not None:
@@ -197,7 +220,18 @@ def write_outputs(
     uncovered = shortfall.pixels * plan.mpp**2 * 1e-6
     _warn_of_shortfall(plan, shortfall.tokens, uncovered)
     step_mm2 = (card.stride * plan.mpp) ** 2 * 1e-6
-    write_areas(folder / f"{name}.csv", clusters, pixels, plan.mpp, step_mm2=step_mm2, colours=colours)
+    border_shares = measure_border_shares(open_labels(labels_path), plan.tissue).round(4).tolist()
+    write_areas(
+        folder / f"{name}.csv",
+        clusters,
+        pixels,
+        plan.mpp,
+        step_mm2=step_mm2,
+        colours=colours,
+        border_shares=border_shares,
+    )
+    places = select_largest(typical.finish(), pixels)
+    tiles = {} if slide is None else read_places(slide, places, typical.field, settings.threads)
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-outlines") as pool:
         outlines = pool.submit(
             write_geojson,
@@ -208,33 +242,46 @@ def write_outputs(
             colours=colours,
             min_area_um2=min_region,
         )
-        write_overlay(
-            folder / f"{name}.png",
-            plan.image,
-            read_level_for(labels_path, plan.image.shape[0]),
-            names=clusters,
-            colours=colours,
+        picture = Picture(
+            title=f"{name} · {card.name} · k = {k}",
+            image=plan.image,
+            mpp=plan.image_mpp,
+            labels=read_level_for(labels_path, plan.image.shape[0]),
             areas_mm2=areas[1:].tolist(),
             step_mm2=step_mm2,
-            mpp=plan.image_mpp,
-            title=f"{name} · {card.name} · k = {k}",
+            border_shares=border_shares,
+            tiles=tiles,
+            field=typical.field,
             outlines=list_outlines(plan.tissue),
         )
+        write_overlay(folder / f"{name}.png", picture, names=clusters, colours=colours)
         outlines.result()
     clock.lap("outputs")
-    tiles = int(plan.tissue_tiles.sum())
+    tile_count = int(plan.tissue_tiles.sum())
     return Segmentation(
         provenance=provenance,
         tissue_mm2=round_area(areas[1:].sum(), step_mm2),
         areas_mm2={name: round_area(area, step_mm2) for name, area in zip(clusters, areas[1:], strict=True)},
         area_step_mm2=float(f"{step_mm2:.6g}"),
         colours={name: format_hex(colour) for name, colour in zip(clusters, colours, strict=True)},
+        border_share=dict(zip(clusters, border_shares, strict=True)),
+        typical={
+            clusters[cluster - 1]: [_locate_place(place, plan) for place in own]
+            for cluster, own in places.items()
+        },
         artefacts_mm2=artefacts_mm2,
         uncovered_mm2=round_area(uncovered, step_mm2),
         tokens_not_converged=shortfall.tokens,
-        tiles=tiles,
+        tiles=tile_count,
         outlines=outlines.result(),
-        timing=Timing(clock.laps, round(tiles / clock.laps["segmentation"], 2), now()),
+        timing=Timing(clock.laps, round(tile_count / clock.laps["segmentation"], 2), now()),
+    )
+
+
+def _locate_place(place: Place, plan: Plan) -> TypicalPlace:
+    """Locate a typical place in pixels of the slide's finest level."""
+    return TypicalPlace(
+        x=round(place.x / plan.slide.mpp, 1), y=round(place.y / plan.slide.mpp, 1), share=place.share
     )
 
 

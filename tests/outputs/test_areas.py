@@ -54,3 +54,18 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
             tmp_path / "absent" / "s", ["a"], np.array([5, 0]), 1.0, step_mm2=1.0, colours=make_palette(1)
         )
     assert "\n" not in str(caught.value)
+
+
+def test_the_share_at_the_border_comes_last(tmp_path):
+    write_areas(
+        tmp_path / "s.csv",
+        ["a", "b"],
+        np.array([5, 30, 10]),
+        1.0,
+        step_mm2=256e-6,
+        colours=make_palette(2),
+        border_shares=[0.25, 1.0],
+    )
+    with (tmp_path / "s.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[-1] == "border_share" and [float(row["border_share"]) for row in rows] == [0.25, 1.0]

@@ -8,16 +8,20 @@ from PIL import Image
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import figures
 from fseg_jax.outputs.colours import make_default_names, make_palette
-from fseg_jax.outputs.figures import tint, write_overlay
+from fseg_jax.outputs.figures import redraw_overlay, tint, write_overlay
+from fseg_jax.outputs.legend import Legend
+from fseg_jax.outputs.outlines import Outline
+from fseg_jax.outputs.picture import Picture
 
 
 def draw(path, shape, k, labels=None, **options):
     image = np.full((*shape, 3), (230, 180, 205), np.uint8)
     labels = draw_smooth_labels(tuple(-(-side // 5) for side in shape), k) if labels is None else labels
     areas = np.bincount(labels.ravel(), minlength=k + 1)[1:] * 1e-4
-    given = {"names": make_default_names(k), "mpp": 1.0, "step_mm2": 256e-6, "title": "slide.svs"}
-    options = given | options
-    write_overlay(path, image, labels, colours=make_palette(k), areas_mm2=areas, **options)
+    names, colours = options.pop("names", make_default_names(k)), options.pop("colours", make_palette(k))
+    facts = {"mpp": 1.0, "step_mm2": 256e-6, "title": "slide.svs"} | options
+    picture = Picture(image=image, labels=labels, areas_mm2=areas.tolist(), **facts)
+    write_overlay(path, picture, names=names, colours=colours)
     return np.asarray(Image.open(path))
 
 
@@ -29,22 +33,78 @@ def test_every_shape_gets_a_picture_of_a_good_size(tmp_path, shape, k):
     assert [p.name for p in tmp_path.iterdir()] == ["s.png"]
 
 
-@pytest.mark.parametrize("shape", [(40, 2000), (2000, 40), (500, 700), (200, 200)])
-@pytest.mark.parametrize("clusters", [0, 1, 9, 21, 64, 256])
-def test_nothing_is_drawn_over_the_edge_or_over_something_else(shape, clusters):
+def colour_tile(label):
+    """Choose a colour that no palette holds."""
+    return 8 * (label % 32), 60 * (label // 32), 255
+
+
+def make_tiles(k, count=3):
+    """Make tiles of one colour each."""
+    colours = {label: colour_tile(label) for label in range(1, k + 1)}
+    return {label: np.full((count, 128, 128, 3), c, np.uint8) for label, c in colours.items()}
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize("shape", [(40, 2000), (2000, 40), (500, 700), (700, 500), (200, 200)])
+@pytest.mark.parametrize("clusters", [0, 1, 5, 9, 21, 64, 128, 300])
+def test_nothing_is_drawn_over_the_edge_or_over_something_else(shape, clusters, tiles):
     areas = np.arange(clusters, 0, -1) / 10
-    legend = figures._Legend.make(make_default_names(clusters), make_palette(clusters), areas, 0.004096)
+    legend = Legend.make(
+        make_default_names(clusters),
+        make_palette(clusters),
+        areas,
+        0.004096,
+        [0.5] * clusters,
+        make_tiles(min(clusters, 128)) if tiles else None,
+        128.0,
+    )
     layout = figures._Layout.make(shape, legend)
     (top, left), (top2, left2) = layout.corners
     h, w = layout.panel
     assert ((top2, left2) == (top, left2) and left2 > left + w) or (left2 == left and top2 > top + h)
-    assert layout.legend[1] > left2 + w
-    lines = min(layout.lines, max(1, clusters))
-    assert max(top2 + h, top + lines * figures._ROW + figures._FOOT) <= layout.canvas[0]
-    width = layout.columns * legend.column + (layout.columns - 1) * figures._MARGIN
-    assert layout.legend[1] + width <= layout.canvas[1] - figures._MARGIN
+    y, x = layout.legend
+    height, width = legend.measure(layout.columns)
+    assert x > left2 + w or y > top2 + h
+    assert max(y + height, top2 + h) <= layout.canvas[0] - figures._MARGIN
+    assert max(x + width, left2 + w) <= layout.canvas[1] - figures._MARGIN
     assert max(layout.canvas) <= 2400
     assert w / h == pytest.approx(shape[1] / shape[0], rel=0.05)
+    assert len(legend.cards) == (min(clusters, 24) if tiles else 0)
+    assert len(legend.cards) + len(legend.rows) == clusters
+
+
+@pytest.mark.parametrize(("k", "shown"), [(5, 3), (10, 3), (11, 2), (64, 2)])
+def test_tiles_are_in_the_picture_as_they_are(tmp_path, k, shown):
+    labels = np.arange(1, k + 1, dtype=np.uint16).repeat(40)[None].repeat(300, axis=0)
+    path = tmp_path / "s.png"
+    image = np.full((300, 40 * k, 3), 200, np.uint8)
+    areas = [1.0 + label for label in range(k)]
+    picture = Picture("t", image, 1.0, labels, areas, 256e-6, [0.1] * k, make_tiles(k), 128.0)
+    write_overlay(path, picture, names=make_default_names(k), colours=make_palette(k))
+    drawn = np.asarray(Image.open(path)).astype(int)
+    for label in (k, k - 4, max(1, k - 23)):  # large clusters, which have cards
+        found = np.abs(drawn - colour_tile(label)).max(-1) <= 3
+        assert found.sum() == shown * 128 * 128
+    assert ((np.abs(drawn - colour_tile(1)).max(-1) <= 3).sum() > 0) == (k <= 24)
+
+
+def test_a_picture_drawn_again_is_the_same_and_takes_other_names(tmp_path):
+    outlines = [Outline("tissue", np.indices((75, 100)).sum(0) < 90, 4.0, "#009e73", "//")]
+    options = {"tiles": make_tiles(4), "field": 128.0, "border_shares": [0.1] * 4, "outlines": outlines}
+    first = draw(tmp_path / "s.png", (300, 400), 4, **options)
+    png = (tmp_path / "s.png").read_bytes()
+    redraw_overlay(png, tmp_path / "t.png", names=make_default_names(4), colours=make_palette(4))
+    assert (tmp_path / "t.png").read_bytes() == png
+    names, colours = ["Tumour", "b", "c", "d"], make_palette(9)[5:]
+    redraw_overlay(png, tmp_path / "t.png", names=names, colours=colours)
+    draw(tmp_path / "u.png", (300, 400), 4, names=names, colours=colours, **options)
+    assert (tmp_path / "t.png").read_bytes() == (tmp_path / "u.png").read_bytes()
+    assert (np.asarray(Image.open(tmp_path / "t.png")).shape != first.shape) or (
+        np.asarray(Image.open(tmp_path / "t.png")) != first
+    ).any()
+    Image.open(tmp_path / "t.png").save(tmp_path / "edited.png")
+    with pytest.raises(ValueError, match="does not hold what it was drawn from"):
+        redraw_overlay((tmp_path / "edited.png").read_bytes(), tmp_path / "x", names=names, colours=colours)
 
 
 @pytest.mark.smoke
@@ -81,7 +141,7 @@ def test_dense_borders_fade():
 
 def test_the_scale_bar_is_as_long_as_it_says(tmp_path):
     picture = draw(tmp_path / "s.png", (600, 800), 1, np.zeros((600, 800), np.uint8), mpp=0.5)
-    layout = figures._Layout.make((600, 800), figures._Legend.make(["a"], make_palette(1), np.zeros(1), 1e-4))
+    layout = figures._Layout.make((600, 800), Legend.make(["a"], make_palette(1), np.zeros(1), 1e-4))
     (y, x), (h, w) = layout.corners[0], layout.panel
     panel = picture[y : y + h, x : x + w]
     bar = (panel == (28, 30, 36)).all(-1).sum(1).max()
@@ -89,7 +149,7 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_counted_not_listed():
-    legend = figures._Legend.make(make_default_names(3), make_palette(3), np.array([1.0, 0.0, 3.0]), 1e-4)
+    legend = Legend.make(make_default_names(3), make_palette(3), np.array([1.0, 0.0, 3.0]), 1e-4)
     assert [row.name for row in legend.rows] == ["cluster 1", "cluster 3"] and legend.absent == 1
     assert [row.share_text for row in legend.rows] == ["25.0 %", "75.0 %"]
 
@@ -105,7 +165,7 @@ def test_a_cluster_that_is_not_there_is_counted_not_listed():
     ],
 )
 def test_the_legend_says_the_least_step_of_areas_where_it_shows(step, largest, areas, note):
-    legend = figures._Legend.make(["a", "b"], make_palette(2), np.array([1.2345678, largest]), step)
+    legend = Legend.make(["a", "b"], make_palette(2), np.array([1.2345678, largest]), step)
     assert [row.area_text for row in legend.rows] == areas and legend.step_text == note
 
 

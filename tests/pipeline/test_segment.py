@@ -1,5 +1,6 @@
 """A slide end to end: what is written, that it agrees with the methods, and on what it does not depend."""
 
+import csv
 import json
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from skimage import data as pictures
 from skimage.measure import label
 
@@ -21,6 +23,7 @@ from fseg_jax.numerics import kmeans, nmf
 from fseg_jax.numerics.kmeans import lloyd
 from fseg_jax.numerics.regions import merge_small_regions
 from fseg_jax.outputs.labels import open_labels
+from fseg_jax.outputs.picture import decode_picture, find_chunk
 from fseg_jax.pipeline import labels as pipeline_labels
 from fseg_jax.pipeline.image import segment
 from fseg_jax.pipeline.plan import Plan, Settings
@@ -74,6 +77,26 @@ def test_everything_is_written_and_agrees(picture, tmp_path):
         == record["parameters"]
     )
     assert Image.open(tmp_path / "tissue.png").size[0] >= 900
+
+
+def test_the_record_says_where_each_cluster_is_typical_and_what_is_at_the_border(picture, tmp_path, book):
+    record, labels = run(picture, tmp_path, Settings(tile=128, batch=4), book)
+    with (tmp_path / "tissue.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["name"]: float(row["border_share"]) for row in rows} == record["border_share"]
+    near = ndimage.binary_dilation(labels == 0, structure=np.ones((3, 3)), iterations=31)
+    for j, share in enumerate(record["border_share"].values(), 1):
+        here = labels == j
+        assert share == pytest.approx((here & near).sum() / max(here.sum(), 1), abs=0.12)
+    assert record["typical"]
+    for name, places in record["typical"].items():
+        for place in places:
+            at = labels[int(place["y"]), int(place["x"])]
+            assert f"cluster {at}" == name and 0 < place["share"] <= 1
+    tiles = decode_picture(find_chunk((tmp_path / "tissue.png").read_bytes())).tiles
+    assert [len(own) for own in tiles.values()] == [len(own) for own in record["typical"].values()]
+    once_more = run(picture, tmp_path, Settings(tile=128, batch=3, threads=1), book, overwrite=True)[0]
+    assert once_more["typical"] == record["typical"]
 
 
 @pytest.mark.parametrize("mode", ["fixed", "assign"])
