@@ -172,7 +172,12 @@ names_option = click.option(
     help="Names of clusters: CSV with the columns cluster, name and, if wanted, colour (#rrggbb).",
 )
 tissue_options = combine(
-    click.option("--tissue", metavar="FILE", help="Mask image or GeoJSON file that marks the tissue."),
+    click.option(
+        "--tissue",
+        metavar="FILE",
+        help="Mask image or GeoJSON file that marks the tissue: from fseg tissue, QuPath, TRIDENT, HEST, "
+        "GrandQC.",
+    ),
     no_tissue_option(),
     mpp_override_option("Resolution of the slide in µm per pixel, instead of what its file says."),
 )

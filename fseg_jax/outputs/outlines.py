@@ -62,6 +62,10 @@ def draw_outlines(
             areas = [(place(each), code) for each, code in zip(points, codes, strict=True)]
             lettering.hatch_areas(areas, outline.colour, outline.hatch)
         lines = [place(line) for line in generator.lines(0.5)]
+        if outline.mask.all():  # its border is the slide's
+            height, width = (size * scale for size in outline.mask.shape)
+            frame = np.array([(0, 0), (width, 0), (width, height), (0, height), (0, 0)])
+            lines = [origin + frame]
         lettering.draw_lines(lines, "white", _CASING, alpha=0.85)
         lettering.draw_lines(lines, outline.colour, _LINE)
 

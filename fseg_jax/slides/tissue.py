@@ -14,7 +14,7 @@ from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.artefacts import INK
 from fseg_jax.slides.masks import read_marked
 from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
-from fseg_jax.slides.tissue_outlines import fill_artefacts, fill_tissue, parse_outlines
+from fseg_jax.slides.tissue_outlines import fill_artefacts, fill_tissue, is_of_artefacts, parse_outlines
 from fseg_jax.slides.tissue_segmentation import segment_tissue
 
 _THUMBNAIL_MPP = 4.0  # µm per pixel
@@ -196,19 +196,21 @@ def _read_mask_image(path: Path, slide: Slide) -> Tissue:
 
 def _read_geojson(path: Path, slide: Slide) -> Tissue:
     try:
-        outlines = parse_outlines(json.loads(path.read_text("utf-8-sig")))
+        content = json.loads(path.read_text("utf-8-sig"))
+        outlines = parse_outlines(content)
     except RecursionError:
         raise InputError(f"{path}: not valid GeoJSON: nested too deep") from None
     except (OSError, ValueError, shapely.GEOSException) as error:
         raise InputError(f"{path}: not valid GeoJSON: {first_line(error)}") from None
-    if not outlines.tissue and not outlines.artefacts:
+    marks_artefacts = bool(outlines.artefacts) or is_of_artefacts(content)
+    if not outlines.tissue and not marks_artefacts:
         raise InputError(f"{path}: the GeoJSON has no Polygon or MultiPolygon, or none with an area")
     if outlines.tissue:
         mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / _MAX_OUTLINE_SIDE)
         tissue = Tissue(fill_tissue(outlines.tissue, compute_shape(slide, mpp), mpp / slide.mpp), mpp)
     else:
         tissue = find_tissue(slide)
-    if not outlines.artefacts:
+    if not marks_artefacts:
         return tissue
     artefacts = fill_artefacts(outlines.artefacts, tissue.mask.shape, tissue.mpp / slide.mpp)
     return tissue._replace(artefacts=artefacts)

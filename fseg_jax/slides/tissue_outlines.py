@@ -9,7 +9,7 @@
 All coordinates are level-0 pixels, whatever coordinate reference system a file states.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +81,12 @@ def parse_outlines(content: Any) -> Outlines:
     return Outlines([area for area in areas if area.area > 0], artefacts)
 
 
+def is_of_artefacts(content: Any) -> bool:
+    """Return whether a decoded GeoJSON document is one of artefacts, though it may hold none: GrandQC's."""
+    metadata = content.get("metadata") if isinstance(content, dict) else None
+    return isinstance(metadata, dict) and "class_mapping" in metadata
+
+
 def _read_class(properties: dict[str, Any]) -> str:
     """Read the name of a feature's class, as it is compared; empty where it has none."""
     value = properties.get("classification")
@@ -99,7 +105,7 @@ def _find_holes(feature: Feature) -> list[bool]:
 
 
 def fill_tissue(
-    areas: Iterable[shapely.Geometry], shape: tuple[int, int], scale: float
+    areas: Sequence[shapely.Geometry], shape: tuple[int, int], scale: float
 ) -> Bool[np.ndarray, "height width"]:
     """Make a mask, of pixels of ``scale`` level-0 pixels, that is True inside areas."""
     filled = rasterio.features.rasterize(areas, shape, transform=Affine.scale(scale), dtype=np.uint8)
@@ -107,12 +113,14 @@ def fill_tissue(
 
 
 def fill_artefacts(
-    artefacts: Iterable[tuple[shapely.Geometry, int]], shape: tuple[int, int], scale: float
+    artefacts: Sequence[tuple[shapely.Geometry, int]], shape: tuple[int, int], scale: float
 ) -> UInt8[np.ndarray, "height width"]:
     """Make a mask of the kinds of artefacts, of pixels of ``scale`` level-0 pixels; 0 where there is none.
 
     Where several overlap, the first kind counts.
     """
+    if not artefacts:
+        return np.zeros(shape, np.uint8)
     ordered = sorted(artefacts, key=lambda artefact: -artefact[1])  # later ones are drawn over earlier ones
     filled = rasterio.features.rasterize(ordered, shape, transform=Affine.scale(scale), dtype=np.uint8)
     return np.asarray(filled, np.uint8)

@@ -70,6 +70,31 @@ def test_a_slide_that_fails_does_not_stop_the_others(slide, tmp_path, capsys):
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
+SHADES = {"glass": (244, 244, 244), "ink": (50, 70, 170)}
+
+
+@pytest.mark.parametrize("shade", SHADES)
+@pytest.mark.parametrize("command", ["tissue", "segment"])
+def test_a_slide_of_nothing_but_glass_or_ink_is_one_line(shade, command, tmp_path, capsys):
+    image = SHADES[shade] + np.random.default_rng(0).normal(size=(300, 400, 3))
+    Image.fromarray(image.round().clip(0, 255).astype(np.uint8)).save(tmp_path / "slide.png")
+    arguments = (tmp_path / "slide.png", "-o", tmp_path / "out", "--mpp-override", 4)
+    assert fseg(command, *arguments, *(("--encoder", "classical") if command == "segment" else ())) == 2
+    out, err = capsys.readouterr()
+    says = (
+        "no tissue found, only ink on 100% of the slide" if shade == "ink" else "slide.png: no tissue found"
+    )
+    assert out == "" and err.count("\n") == 1 and says in err and "--tissue" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_slide_of_nothing_but_tissue_works(tmp_path):
+    Image.fromarray(pictures.immunohistochemistry()).save(tmp_path / "slide.png")
+    assert fseg("tissue", tmp_path / "slide.png", "-o", tmp_path, "--mpp-override", 1) == 0
+    record = json.loads((tmp_path / "slide.tissue.json").read_text())
+    assert record["tissue_share"] > 0.95 and record["annotations"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

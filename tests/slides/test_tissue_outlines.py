@@ -132,6 +132,13 @@ def test_grandqcs_artefacts_are_marked_on_tissue_that_is_found(slide: Slide, tmp
     assert (artefacts > 0).sum() == pytest.approx(5 * 60 * 50, rel=0.1)
 
 
+def test_a_file_of_grandqc_without_artefacts_marks_none(slide: Slide, tmp_path: Path) -> None:
+    content = make_collection(metadata={"class_mapping": {"2": "Fold"}, "scale_factor": 3.0})
+    mask, artefacts = load(content, slide, tmp_path)
+    np.testing.assert_array_equal(mask, find_tissue(slide).crop(0, 0, 384, 512, 1.0))
+    assert artefacts is not None and not artefacts.any()
+
+
 def test_classes_that_are_no_tissue_are_not_taken_as_tissue(slide: Slide, tmp_path: Path) -> None:
     inside, beside = (60, 60, 40, 30), (400, 300, 60, 50)
     content = make_collection(
