@@ -15,7 +15,7 @@ from fseg_jax.cli import machine
 from fseg_jax.cli.machine import Check
 from fseg_jax.encoders import classical
 from fseg_jax.encoders.catalog import published as catalog
-from fseg_jax.encoders.kernels import convolution, onednn
+from fseg_jax.encoders.kernels import convolution, onednn, onednn_library
 from fseg_jax.encoders.kernels import processor as processors
 from fseg_jax.encoders.kernels.processor import Processor
 from fseg_jax.encoders.weights import hub
@@ -84,7 +84,7 @@ def test_what_the_processor_is_fast_at_and_how_it_convolves_is_said(monkeypatch,
     monkeypatch.setattr(processors, "detect_processor", lambda: kind)
     monkeypatch.setattr(convolution, "detect_processor", lambda: kind)
     assert machine._processor() == (True, precision)
-    monkeypatch.setattr(onednn, "load_library", lambda: SimpleNamespace(version="3.2.0"))
+    monkeypatch.setattr(onednn_library, "load_library", lambda: SimpleNamespace(version="3.2.0"))
     monkeypatch.setattr(onednn, "supports", lambda *_: True)
     assert machine._onednn() == (True, f"3.2.0, for convolutions on the CPU, {path}")
     monkeypatch.setattr(onednn, "supports", lambda *_: False)

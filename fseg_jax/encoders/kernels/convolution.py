@@ -1,6 +1,6 @@
 """A convolution and the bias, sum and ReLU after it, by the fastest way on each platform.
 
-This module decides between XLA and oneDNN; no other imports ``onednn``.
+This module decides between XLA and oneDNN; no other imports ``onednn`` or its gradients.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fseg_jax.encoders.kernels import onednn
+from fseg_jax.encoders.kernels import onednn, onednn_gradients, onednn_library
 from fseg_jax.encoders.kernels.processor import detect_processor
 
 Pads = tuple[tuple[int, int], ...]  # zeros before and after the rows, and the columns
@@ -41,6 +41,11 @@ def convolve(
     ``x`` is rounded to the kernel's dtype; sums are float32.
     """
     x = x.astype(kernel.dtype)
+    if bias is None and add is None:
+        spec = _choose_training_spec(x.shape, kernel, plan)
+        if spec is not None:
+            y: Array = _convolve_to_train(plan, spec, x, kernel)
+            return y
     uniform = kernel.dtype == plan.dtype and kernel.dtype in (jnp.float32, jnp.bfloat16)
     if bias is None or plan.groups > 1 or not uniform:
         return _convolve_by_xla(plan, x, kernel, bias, add)
@@ -48,7 +53,7 @@ def convolve(
     if spec is None:
         return _convolve_by_xla(plan, x, kernel, bias, add)
     add = None if add is None else add.astype(plan.dtype)
-    y: Array = _convolve_by_onednn(plan, spec, x, kernel, bias, add)
+    y = _convolve_by_onednn(plan, spec, x, kernel, bias, add)
     return y
 
 
@@ -71,9 +76,20 @@ def choose_spec(x: tuple[int, ...], kernel: tuple[int, ...], plan: Plan, adds: b
     return next((spec for spec in specs if onednn.supports(x, kernel, spec, adds)), None)
 
 
+def _choose_training_spec(x: tuple[int, ...], kernel: Array, plan: Plan) -> onednn.Spec | None:
+    """Choose oneDNN's convolution for a layer that is trained, as those of float32 without a bias are.
+
+    None where it has none, or none with fast gradients.
+    """
+    if plan.groups > 1 or plan.relu or not kernel.dtype == plan.dtype == jnp.float32:
+        return None
+    spec = choose_spec(x, kernel.shape, plan, adds=False)
+    return spec if spec is not None and onednn_gradients.supports(x, kernel.shape, spec) else None
+
+
 def library_version() -> str | None:
     """Return oneDNN's version; None where it is not installed."""
-    library = onednn.load_library()
+    library = onednn_library.load_library()
     return None if library is None else library.version
 
 
@@ -92,6 +108,39 @@ def _(
     plan: Plan, spec: onednn.Spec, primals: tuple[Array | None, ...], tangents: tuple[Array | None, ...]
 ) -> tuple[Array, Array]:
     return jax.jvp(partial(_convolve_by_xla, plan), primals, tangents)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolve_to_train(plan: Plan, spec: onednn.Spec, x: Array, kernel: Array) -> Array:
+    bias = jnp.zeros(kernel.shape[-1:], jnp.float32)
+    return _convolve_by_onednn(plan, spec, x, kernel, bias, None)
+
+
+def _begin_gradient(
+    plan: Plan, spec: onednn.Spec, x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve_to_train(plan, spec, x, kernel), (x, kernel)
+
+
+def _finish_gradient(
+    plan: Plan, spec: onednn.Spec, operands: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+    def by_onednn(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        return (
+            onednn_gradients.differentiate_by_image(dy, kernel, x.shape, spec),
+            onednn_gradients.differentiate_by_kernel(x, dy, kernel.shape, spec),
+        )
+
+    def by_xla(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        _, pull_back = jax.vjp(partial(_convolve_whole, plan=plan), x, kernel)
+        dx, dk = pull_back(dy)
+        return dx, dk
+
+    dx, dk = lax.platform_dependent(*operands, dy, cpu=by_onednn, default=by_xla)
+    return dx, dk
+
+
+_convolve_to_train.defvjp(_begin_gradient, _finish_gradient)
 
 
 def _call_onednn(

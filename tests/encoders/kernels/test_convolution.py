@@ -14,14 +14,15 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from fseg_jax.encoders.kernels import onednn
+from fseg_jax.encoders.kernels import onednn, onednn_gradients, onednn_library
+from fseg_jax.encoders.kernels.convolution import Plan, convolve
 from fseg_jax.encoders.kernels.foreign_call import register
 from fseg_jax.encoders.kernels.processor import detect_processor
 from fseg_jax.encoders.layers import Conv
 from fseg_jax.encoders.resnet.network import _max_pool, _max_pool_by_windows
 
 needs_library = pytest.mark.skipif(
-    onednn.load_library() is None, reason="oneDNN is not installed: pip install 'fseg-jax[onednn]'"
+    onednn_library.load_library() is None, reason="oneDNN is not installed: pip install 'fseg-jax[onednn]'"
 )
 needs_x86 = pytest.mark.skipif(
     not {"avx2", "fma"} <= detect_processor().extensions,
@@ -99,7 +100,7 @@ def test_what_follows_is_part_of_it(
     monkeypatch, dtype, kernel, stride, padding, channels_in, channels_out, adds, relu, by_library
 ):
     if not by_library:
-        monkeypatch.setattr(onednn, "load_library", lambda: None)
+        monkeypatch.setattr(onednn_library, "load_library", lambda: None)
     given = {"stride": stride, "padding": padding, "dtype": dtype, "rounded": dtype}
     conv = drawn(Conv(channels_in, channels_out, kernel, rngs=nnx.Rngs(0), **given))
     x = jax.random.normal(jax.random.key(1), (2, 14, 19, channels_in))
@@ -121,7 +122,7 @@ TAKEN = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
-from fseg_jax.encoders.kernels import onednn
+from fseg_jax.encoders.kernels import onednn, onednn_library
 from fseg_jax.encoders.layers import Conv
 from fseg_jax.encoders.kernels.processor import detect_processor
 
@@ -134,9 +135,9 @@ for dtype in (jnp.float32, jnp.bfloat16):
     x = jnp.asarray(whole, dtype)
     program = jax.jit(lambda x, conv=conv: conv(x, add=x, relu=True)).lower(x)
     found = np.asarray(program.compile()(x))
-    library, onednn.load_library = onednn.load_library, lambda: None
+    library, onednn_library.load_library = onednn_library.load_library, lambda: None
     exact = np.array_equal(found, conv(x, add=x, relu=True))
-    onednn.load_library = library
+    onednn_library.load_library = library
     said[jnp.dtype(dtype).name] = [program.as_text(), exact]
 print(json.dumps(said))
 """
@@ -194,8 +195,38 @@ def test_the_librarys_convolution_has_xlas_derivative(monkeypatch):
         return jnp.sum(jnp.cos(conv(x, add=x, relu=True).astype(jnp.float32)))
 
     found = jax.grad(loss)(x)
-    monkeypatch.setattr(onednn, "load_library", lambda: None)
+    monkeypatch.setattr(onednn_library, "load_library", lambda: None)
     np.testing.assert_array_equal(found, jax.grad(loss)(x))
+
+
+@needs_library
+@pytest.mark.parametrize("kernel, stride, padding, channels_in, channels_out", CASES)
+def test_layers_that_are_trained_have_the_librarys_gradients(
+    kernel, stride, padding, channels_in, channels_out
+):
+    given = {"stride": stride, "padding": padding, "bias": False, "rngs": nnx.Rngs(0)}
+    conv = Conv(channels_in, channels_out, kernel, **given)
+    x = jax.random.normal(jax.random.key(1), (2, 14, 19, channels_in))
+
+    def differentiate(x, weights, dy):
+        return jax.vjp(lambda x, weights: convolve(x, weights, None, None, plan), x, weights)[1](dy)
+
+    plan = Plan(stride, ((padding, padding),) * 2, 1, False, jnp.dtype(jnp.float32))
+    dy = jax.random.normal(jax.random.key(2), jax.eval_shape(conv, x).shape)
+    operands = x, conv.kernel[...], dy
+    program = jax.jit(differentiate).lower(*operands).as_text()
+    assert all(target in program for target in onednn_gradients.TARGETS.values())
+    dx, dk = jax.jit(differentiate)(*operands)
+    with jax.enable_x64(True):
+        exact = jax.vjp(
+            lambda x, weights: lax.conv_general_dilated(
+                x, weights, (stride, stride), plan.pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ),
+            *(a.astype(jnp.float64) for a in operands[:2]),
+        )[1](dy.astype(jnp.float64))
+        exact = [np.asarray(a) for a in exact]
+    np.testing.assert_allclose(dx, exact[0], atol=1e-5 * np.abs(exact[0]).max())
+    np.testing.assert_allclose(dk, exact[1], atol=1e-5 * np.abs(exact[1]).max())
 
 
 @needs_library
@@ -229,8 +260,8 @@ def test_convolutions_of_several_threads_and_batches():
 def test_the_library_is_behind_one_door():
     package = Path(onednn.__file__).parents[2]
     names = ("kernels.onednn", "kernels import onednn")
-    users = [f.name for f in package.rglob("*.py") if any(name in f.read_text() for name in names)]
-    assert users == ["convolution.py"]
+    users = {f.name for f in package.rglob("*.py") if any(name in f.read_text() for name in names)}
+    assert users == {"convolution.py", "onednn.py", "onednn_gradients.py"}
 
 
 def test_what_a_foreign_function_raises_is_the_programs_error():
