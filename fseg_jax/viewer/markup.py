@@ -17,7 +17,7 @@ from fseg_jax.viewer.annotation import Annotation
 from fseg_jax.viewer.clustering import Result
 from fseg_jax.viewer.seeding import Seeding
 
-_CHART = (120, 26)  # pixels of the chart of scores
+_CHART = (64, 26)  # pixels of the chart of scores
 _AGREEMENT = (
     "F1 of the clicks themselves, from which the result was made; none is held out. It says whether the "
     "classes can be told apart where you clicked, not how right the rest of the slide is."
