@@ -17,6 +17,7 @@ from fseg_jax.cli.cohort import cohort
 from fseg_jax.cli.encoders import doctor, encoders
 from fseg_jax.cli.evaluate import evaluate
 from fseg_jax.cli.fit import fit
+from fseg_jax.cli.names import names
 from fseg_jax.cli.patches import embed, seed
 from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
@@ -68,6 +69,7 @@ for command in (
     fit,
     cohort,
     demo,
+    names,
     evaluate,
     pretrain,
     embed,

@@ -10,7 +10,8 @@ from fseg_jax.cohort.survey import Survey
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.files.storage import Storage
-from fseg_jax.outputs.cluster_names import format_names, parse_names
+from fseg_jax.outputs.cluster_names import format_names, name_clusters, parse_names
+from fseg_jax.outputs.colours import format_hex
 
 _NAMES_LISTED = 5  # slides that a message names
 _VALUE_LENGTH = 40  # characters of a value in a message; a hash is cut
@@ -67,21 +68,23 @@ def agree_on_names(storage: Storage, job: Job, before: Survey) -> Job:
     """
     if job.codebook is None:
         return job
+    given = None if job.names is None else format_names(job.names)
     present = storage.read(NAMES)
-    if job.names is not None:
-        given = format_names(job.names)
-        if present is None and not before.done and not storage.create(NAMES, given):
-            present = storage.read(NAMES)  # another run was quicker
-        if present != given and (present is not None or before.done):
-            raise InputError(
-                f"{storage.url}: its clusters have other names; fseg names {storage.url} "
-                f"{job.names.source} renames them"
-            )
-        return job
-    if present is None:
-        return job
-    names = parse_names(present, f"{storage.url}/{NAMES}")
-    names.apply(job.codebook.k)
+    if given is not None and present is None and not before.done and not storage.create(NAMES, given):
+        present = storage.read(NAMES)  # another run was quicker
+    names, file = job.names, "" if job.names is None else job.names.source
+    if names is None and present is not None:
+        file = f"{storage.url}/{NAMES}"
+        names = parse_names(present, file)
+    clusters = name_clusters(names, job.codebook.k)
+    called = tuple(zip(clusters.names, map(format_hex, clusters.colours), strict=True))
+    if before.clusters - {called} or (present is not None and given not in (None, present)):
+        raise InputError(
+            f"{storage.url}: clusters have other names there; fseg names {storage.url} {file or 'FILE'} "
+            "renames them"
+        )
+    if given is not None and present is None:
+        storage.write(NAMES, given)
     return replace(job, names=names)
 
 

@@ -42,6 +42,8 @@ from fseg_jax.errors import InputError, OutputError, explain
 from fseg_jax.files.partial_folders import BusyError
 from fseg_jax.files.storage import Storage, open_storage
 from fseg_jax.outputs import report
+from fseg_jax.outputs.labels import open_labels
+from fseg_jax.outputs.picture import read_picture
 from fseg_jax.pipeline.plan import Plan, Settings, choose_mpp, lay_out, warn_if_mpp_differs
 from fseg_jax.pipeline.publish import Clock, encode_json
 from fseg_jax.pipeline.segment import SUFFIXES, Keep, write_outputs
@@ -292,9 +294,11 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
             "dtype": job.dtype,
             "settings_hash": hash_settings(job, card, settings),
         }
+        picture = read_picture((folder / f"{name}.png").read_bytes())
+        colours = open_labels(folder / f"{name}.ome.zarr").colours
         books = {
             record_key(name): encode_json(record),
-            thumbnail_key(name): report.encode_thumbnail(plan.image, folder / f"{name}.ome.zarr"),
+            thumbnail_key(name): report.encode_thumbnail(picture.image, picture.labels, colours),
             # When and how fast is kept apart: records of two runs are the same bytes.
             timing_key(name): encode_json(result.timing.to_json()),
         }

@@ -28,6 +28,7 @@ class SlideState(NamedTuple):
 
     status: SlideStatus  # nothing; results of other settings; results not to be used any more; all of it
     reason: str = ""  # why results are outdated
+    clusters: tuple[tuple[str, str], ...] = ()  # their names and colours, where it is done
 
 
 class Survey(NamedTuple):
@@ -36,6 +37,7 @@ class Survey(NamedTuple):
     done: set[str]
     other: list[str]  # slides with results of other settings
     outdated: dict[str, str]  # slides with results that are not to be used any more, and why
+    clusters: frozenset[tuple[tuple[str, str], ...]] = frozenset()  # names and colours of those done
 
 
 def survey(storage: Storage, job: Job, card: EncoderCard, slides: Sequence[ManifestSlide]) -> Survey:
@@ -51,6 +53,7 @@ def survey(storage: Storage, job: Job, card: EncoderCard, slides: Sequence[Manif
         {name for name, state in states.items() if state.status == "done"},
         [name for name, state in states.items() if state.status == "other"],
         {name: state.reason for name, state in states.items() if state.status == "outdated"},
+        frozenset(state.clusters for state in states.values() if state.status == "done"),
     )
 
 
@@ -76,13 +79,14 @@ def inspect_slide(
     if gone := [suffix for key, suffix in outputs.items() if key not in present]:
         verb = "is" if len(gone) == 1 else "are"
         return SlideState("outdated", f"its {' and '.join(gone)} {verb} gone")
+    done = SlideState("done", clusters=tuple(record.totals.colours.items()))
     if not job.keep_features:
-        return SlideState("done")
+        return done
     attributes = _read_kept_attributes(storage, slide.slide_id)
     if get_nested(attributes, "features_hash") != hash_feature_settings(job, card, settings):
         return SlideState("missing")
     kept_slide = read_slide(attributes)
-    return SlideState("done" if kept_slide and is_same_slide(kept_slide, file) else "missing")
+    return done if kept_slide and is_same_slide(kept_slide, file) else SlideState("missing")
 
 
 def identify_slide(slide: ManifestSlide) -> SlideFile | None:

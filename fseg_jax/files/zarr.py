@@ -85,10 +85,14 @@ def write_group(path: Path, attributes: dict[str, Any], *, ascii_only: bool = Fa
 
     Raises ``OutputError`` where they cannot be written, ``ValueError`` for a NaN or an infinity among them.
     """
-    content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    text = json.dumps(content, indent=1, ensure_ascii=ascii_only, allow_nan=False)
     with replace_atomically(path / "zarr.json") as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(encode_group(attributes, ascii_only=ascii_only), encoding="utf-8")
+
+
+def encode_group(attributes: dict[str, Any], *, ascii_only: bool = False) -> str:
+    """Encode a group's metadata, the content of its ``zarr.json``."""
+    content = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    return json.dumps(content, indent=1, ensure_ascii=ascii_only, allow_nan=False)
 
 
 def name_last_file(key: str) -> str:

@@ -14,7 +14,7 @@ from fseg_jax.outputs.labels import resample_nearest
 from fseg_jax.outputs.legend import TEXT, Legend
 from fseg_jax.outputs.lettering import Lettering, fit_text, measure_text
 from fseg_jax.outputs.outlines import draw_key, draw_outlines
-from fseg_jax.outputs.picture import CHUNK, Picture, decode_picture, encode_picture, find_chunk
+from fseg_jax.outputs.picture import CHUNK, Picture, decode_picture, encode_picture, find_chunk, read_picture
 from fseg_jax.outputs.style import FAINT, use_style
 
 # Pixels of the picture.
@@ -80,10 +80,7 @@ def redraw_overlay(
         ValueError: The file does not carry what it was drawn from, or that is damaged.
         OutputError: The new file cannot be written.
     """
-    data = find_chunk(png)
-    if data is None:
-        raise ValueError("it does not hold what it was drawn from")
-    _draw(path, decode_picture(data), data, names, colours, alpha)
+    _draw(path, read_picture(png), find_chunk(png) or b"", names, colours, alpha)
 
 
 def _draw(

@@ -120,11 +120,9 @@ def write_geojson(
         "slide_mpp": slide_mpp,
         "features": len(polygons),
     }
-    classes = [
-        {"name": name, "color": [int(v) for v in colour]} for name, colour in zip(names, colours, strict=True)
-    ]
+    classes = describe_classes(names, colours)
     with replace_atomically(path) as part, part.open("w", encoding="utf-8") as file:
-        file.write(f'{{"type":"FeatureCollection","fseg":{_encode_json(facts)},"features":[')
+        file.write(f'{{"type":"FeatureCollection","fseg":{encode_compact(facts)},"features":[')
         separator = "\n"
         for feature in yield_features(clusters, polygons, classes, slide_mpp):
             file.write(separator + feature)
@@ -258,7 +256,7 @@ def yield_features(
     for n, (cluster, area) in enumerate(zip(clusters, shapely.area(polygons), strict=True)):
         rings = range(polygon_starts[n], polygon_starts[n + 1])
         coordinates = [corners[ring_starts[ring] : ring_starts[ring + 1]].tolist() for ring in rings]
-        geometry = _encode_json({"type": "Polygon", "coordinates": coordinates})
+        geometry = encode_compact({"type": "Polygon", "coordinates": coordinates})
         classification = classes[cluster - 1]
         properties = {
             "objectType": "annotation",
@@ -267,9 +265,21 @@ def yield_features(
             "isLocked": False,
             "measurements": {"Area µm^2": round(area * slide_mpp**2)},
         }
-        identity = uuid.uuid5(_NAMESPACE, classification["name"] + geometry)
-        encoded = _encode_json(properties)
+        identity = identify_feature(classification["name"], geometry)
+        encoded = encode_compact(properties)
         yield f'{{"type":"Feature","id":"{identity}","geometry":{geometry},"properties":{encoded}}}'
+
+
+def describe_classes(names: Sequence[str], colours: np.ndarray) -> list[dict[str, Any]]:
+    """Describe classes as QuPath's classifications."""
+    return [
+        {"name": name, "color": [int(v) for v in colour]} for name, colour in zip(names, colours, strict=True)
+    ]
+
+
+def identify_feature(name: str, geometry: str) -> str:
+    """Make the id of an annotation from the name of its class and the JSON of its geometry."""
+    return str(uuid.uuid5(_NAMESPACE, name + geometry))
 
 
 def _split_polygons(polygons: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
@@ -280,4 +290,4 @@ def _split_polygons(polygons: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray,
     return corners, (ring_starts, polygon_starts)
 
 
-_encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+encode_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode

@@ -271,14 +271,6 @@ class LabelWriter:
                 transforms.append({"type": "translation", "translation": [shift, shift]})
             datasets.append({"path": str(index), "coordinateTransformations": transforms})
         axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
-        background = [{"label-value": 0, "rgba": [0, 0, 0, 0]}]
-        clusters = [
-            {"label-value": label, "rgba": [*map(int, colour), 255]}
-            for label, colour in enumerate(self._colours, 1)
-        ]
-        classes = [
-            {"label-value": label, "class": name} for label, name in enumerate(("background", *self._names))
-        ]
         return {
             "ome": {
                 "version": "0.5",
@@ -291,10 +283,21 @@ class LabelWriter:
                         "metadata": {"description": _RULE},
                     }
                 ],
-                "image-label": {"colors": background + clusters, "properties": classes},
+                "image-label": describe_labels(self._names, self._colours),
             },
             "fseg": {**self._provenance, "pixels": self._pixels.tolist()},
         }
+
+
+def describe_labels(names: Sequence[str], colours: np.ndarray) -> dict[str, Any]:
+    """Describe the colours (k, 3) and names of labels 1…k as OME-Zarr does."""
+    colors = [[0, 0, 0, 0], *([*map(int, colour), 255] for colour in colours)]
+    return {
+        "colors": [{"label-value": label, "rgba": rgba} for label, rgba in enumerate(colors)],
+        "properties": [
+            {"label-value": label, "class": name} for label, name in enumerate(("background", *names))
+        ],
+    }
 
 
 def read_level_for(path: str | os.PathLike[str], height: int) -> np.ndarray:

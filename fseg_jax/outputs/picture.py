@@ -160,6 +160,18 @@ def _unpack_mask(bits: UInt8[np.ndarray, " n"], shape: list[int]) -> Bool[np.nda
     return np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(bool)
 
 
+def read_picture(png: bytes) -> Picture:
+    """Read what a PNG was drawn from.
+
+    Raises:
+        ValueError: The file does not hold it, or it is damaged.
+    """
+    data = find_chunk(png)
+    if data is None:
+        raise ValueError("it does not hold what it was drawn from")
+    return decode_picture(data)
+
+
 def find_chunk(png: bytes) -> bytes | None:
     """Find what ``encode_picture`` made in the bytes of a PNG; None where there is none."""
     if not png.startswith(_SIGNATURE):

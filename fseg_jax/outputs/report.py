@@ -2,7 +2,8 @@
 
 import base64
 import io
-import os
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,17 +11,20 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.images import load_image
-from fseg_jax.outputs.labels import open_labels, read_level_for, resample_nearest
+from fseg_jax.outputs.cluster_names import Clusters
+from fseg_jax.outputs.colours import format_hex
+from fseg_jax.outputs.labels import resample_nearest
 
 OWN_LISTED = 12  # clusters of a slide's own that its line shows, the largest ones
 SIDE = 160  # pixels of the longer side of a slide in a thumbnail, which shows it twice
 _ALPHA = 0.55  # opacity of the clusters' colours
 _QUALITY = 75  # of JPEG
+_DATA = re.compile(r'(<script type="application/json" id="data">)(.*?)(?=</script>)', re.DOTALL)
 _MAX_BYTES = 40_000_000  # of all pictures of a page: where there are more, they are shrunk
 
 
@@ -81,21 +85,26 @@ class Slide:
     picture: bytes | None
 
 
-def encode_thumbnail(image: UInt8[np.ndarray, "h w 3"], labels_path: str | os.PathLike[str]) -> bytes:
+def encode_thumbnail(
+    image: UInt8[np.ndarray, "h w 3"],
+    labels: UInt[np.ndarray, "label_rows label_columns"],
+    colours: UInt8[np.ndarray, "k 3"],
+) -> bytes:
     """Encode a thumbnail as JPEG: the slide, and beside it the slide with its clusters' colours.
 
     Args:
         image: The whole slide.
-        labels_path: The label pyramid of the slide.
+        labels: Its labels, at any resolution.
+        colours: The clusters' colours.
     """
     height, width = image.shape[:2]
     scale = min(1.0, SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    labels = resample_nearest(read_level_for(labels_path, size[1]), (size[1], size[0]))
-    colours = np.concatenate([np.zeros((1, 3), np.uint8), open_labels(labels_path).colours])[labels]
+    labels = resample_nearest(labels, (size[1], size[0]))
+    tints = np.concatenate([np.zeros((1, 3), np.uint8), colours])[labels]
     alpha = np.where(labels > 0, _ALPHA, 0)[..., None]
-    overlay = np.rint(np.asarray(small, np.float32) * (1 - alpha) + colours * alpha).astype(np.uint8)
+    overlay = np.rint(np.asarray(small, np.float32) * (1 - alpha) + tints * alpha).astype(np.uint8)
     gap = np.full((size[1], 4, 3), 255, np.uint8)
     return _encode_jpeg(Image.fromarray(np.concatenate([np.asarray(small), gap, overlay], axis=1)))
 
@@ -162,6 +171,34 @@ def render_report(
             "listed": OWN_LISTED,
         },
     )
+
+
+def rename_report(page: str, clusters: Clusters, thumbnails: Mapping[str, bytes]) -> str:
+    """Rename the clusters of a page whose slides share a codebook.
+
+    Args:
+        page: The page.
+        clusters: What its clusters are called now.
+        thumbnails: The slides' new thumbnails, by their names.
+
+    Raises:
+        ValueError: It is no such page.
+    """
+    from jinja2.utils import htmlsafe_json_dumps
+
+    found = _DATA.search(page)
+    if found is None:
+        raise ValueError("it is no report of this version")
+    data = json.loads(found[2])
+    if len(data["clusters"]) != len(clusters.names):
+        raise ValueError("it has other clusters")
+    data["clusters"] = list(clusters.names)
+    data["colours"] = [format_hex(colour) for colour in clusters.colours]
+    pictures = [thumbnails.get(row[0]) for row in data["rows"]]
+    encoded = _encode_pictures([picture if _is_jpeg(picture) else None for picture in pictures])
+    for row, picture in zip(data["rows"], encoded, strict=True):
+        row[8] = picture
+    return page[: found.start(2)] + str(htmlsafe_json_dumps(data)) + page[found.end(2) :]
 
 
 def make_own_label(slide_id: str, label: int) -> str:

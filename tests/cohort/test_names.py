@@ -1,13 +1,18 @@
 """What the clusters of a cohort are called: the same on every slide, whoever resumes it."""
 
 import csv
+import hashlib
 import json
 import re
+import shutil
 
 import pytest
 from cohorts import hash_files, run_in_process
 
+from fseg_jax.cohort import rename
+from fseg_jax.cohort.rename import rename_outputs
 from fseg_jax.errors import InputError
+from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.cluster_names import parse_names
 
 NAMES = parse_names(b"cluster,name,colour\n2,Stroma,#ff0010\n4,Tumour,\n", "names.csv")
@@ -50,7 +55,7 @@ def test_other_names_are_refused(manifest, codebook, tmp_path, finished_cohort):
     with pytest.raises(InputError, match=r"fseg names .*/out other\.csv renames them"):
         run_named(manifest, tmp_path / "out", codebook, other)
     assert hash_files(tmp_path / "out", without=()) == before
-    with pytest.raises(InputError, match=r"has other names|have other names"):
+    with pytest.raises(InputError, match="clusters have other names there; fseg names"):
         run_named(manifest, finished_cohort, codebook)
 
 
@@ -61,3 +66,65 @@ def test_names_that_do_not_fit(manifest, codebook, tmp_path):
     with pytest.raises(InputError, match="give a codebook"):
         run_named(manifest, tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------- fseg names
+
+
+def read_page(place) -> str:
+    """Read the report without its times."""
+    page = (place / "report.html").read_text(encoding="utf-8")
+    data = read_report(place)
+    rows = [[*row[:5], *row[7:]] for row in data["rows"]]
+    return json.dumps(data | {"rows": rows}) + re.sub(r"[0-9.:-]+|UTC", "", page[: page.index("<script")])
+
+
+def test_a_renamed_cohort_is_that_of_a_run_with_names(manifest, codebook, finished_cohort, tmp_path):
+    place = shutil.copytree(finished_cohort, tmp_path / "out")
+    assert rename_outputs(str(place), NAMES) == 4
+    run_named(manifest, tmp_path / "fresh", codebook)
+    assert hash_files(place) == hash_files(tmp_path / "fresh")
+    assert read_report(place)["clusters"] == CALLED
+    assert read_page(place) == read_page(tmp_path / "fresh")
+    summary, told = run_in_process(manifest, place, codebook)
+    assert summary.done == 4 and told[0] == "4 of 4 slides are done, 0 to do"
+    run_named(manifest, place, codebook)
+    assert hash_files(place) == hash_files(tmp_path / "fresh")
+
+
+def test_a_renaming_that_stops_halfway_is_said_and_completed(
+    manifest, codebook, finished_cohort, tmp_path, monkeypatch
+):
+    place = shutil.copytree(finished_cohort, tmp_path / "out")
+    rename_slide = rename.rename_slide
+
+    def stop(storage, name, record, clusters):
+        if name == "S-02":
+            raise KeyboardInterrupt
+        rename_slide(storage, name, record, clusters)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rename, "rename_slide", stop)
+        rename_outputs(str(place), NAMES)
+    with pytest.raises(InputError, match=r"clusters have other names there; fseg names .* FILE renames"):
+        run_in_process(manifest, place, codebook)
+    rename_outputs(str(place), NAMES)
+    run_named(manifest, tmp_path / "fresh", codebook)
+    assert hash_files(place) == hash_files(tmp_path / "fresh")
+
+
+def test_a_cohort_in_a_bucket_is_renamed(manifest, codebook, bucket, tmp_path):
+    run_in_process(manifest, f"{bucket}/out", codebook)
+    assert rename_outputs(f"{bucket}/out", NAMES) == 4
+    run_named(manifest, tmp_path / "fresh", codebook)
+    storage, expected = open_storage(f"{bucket}/out"), hash_files(tmp_path / "fresh")
+    found = {key: hashlib.sha256(data).hexdigest() for key, data in storage.read_all(list(expected)).items()}
+    assert found == expected
+
+
+def test_slides_with_clusters_of_their_own_have_no_names_in_common(manifest, tmp_path):
+    run_in_process(manifest, tmp_path / "out", changes={"k": 3})
+    before = hash_files(tmp_path / "out", without=())
+    with pytest.raises(InputError, match=r"each slide has clusters of its own.*run fseg fit"):
+        rename_outputs(str(tmp_path / "out"), NAMES)
+    assert hash_files(tmp_path / "out", without=()) == before

@@ -42,7 +42,8 @@ def slides(manifest, tmp_path) -> Path:
 
 def seen(manifest: Path, place: Path | str, codebook: Path, **options: Any) -> Survey:
     job = make_job(place, codebook, **options)
-    return survey(open_storage(job.out), job, classical().card, load_manifest(manifest))
+    found = survey(open_storage(job.out), job, classical().card, load_manifest(manifest))
+    return found._replace(clusters=frozenset())
 
 
 def corrected(manifest: Path, **paths: str) -> Path:

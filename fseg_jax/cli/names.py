@@ -1,0 +1,30 @@
+"""``fseg names``."""
+
+from pathlib import Path
+
+import click
+
+from fseg_jax.cli.options import PATH
+from fseg_jax.cli.terminal import show_progress
+
+
+@click.command()
+@click.argument("outputs", metavar="OUT")
+@click.argument("names", type=PATH, metavar="NAMES.csv")
+@click.option("--slide", metavar="NAME", help="Rename the clusters of this slide only.")
+def names(outputs: str, names: Path, slide: str | None) -> int:
+    """Rename the clusters of finished slides, without segmenting them again.
+
+    OUT is the folder of fseg segment or fseg cohort, or the bucket of a cohort. NAMES.csv has the columns
+    cluster, name and, if wanted, colour (#rrggbb); clusters that it does not name are called "cluster N". All
+    outputs take the names: picture, outlines, labels, tables, records and report.
+    """
+    from fseg_jax.cohort.rename import rename_outputs
+    from fseg_jax.outputs.cluster_names import load_names
+
+    loaded = load_names(names)
+    with show_progress(1) as progress:
+        tell = progress("names")
+        count = rename_outputs(outputs, loaded, slide, lambda done, total: tell("renaming", done, total))
+    click.echo(f"{outputs}: clusters of {count} {'slide' if count == 1 else 'slides'} renamed")
+    return 0
