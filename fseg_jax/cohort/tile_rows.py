@@ -15,7 +15,7 @@ from fseg_jax.pipeline.pure_tokens import find_pure, measure_change
 from fseg_jax.slides.tissue import Tissue
 
 TOKENS_PER_TILE = 4  # at least, where rows are tokens, and likewise at the border
-TOKENS_PER_SLIDE = 256  # at least, where its tiles have so many
+TOKENS_PER_SLIDE = 1024  # at least, where its tiles have so many
 
 
 class Rows(NamedTuple):
