@@ -136,7 +136,7 @@ def _encode_own_areas(slides: Sequence[ManifestSlide], totals: Mapping[str, Slid
             "split": slide.split,
             "cluster": make_own_label(slide.slide_id, label),
             "area_mm2": area,
-            "share_of_tissue": f"{area / total:.4f}" if (total := totals[slide.slide_id].tissue_mm2) else "",
+            "share_of_tissue": f"{area / total:.3f}" if (total := totals[slide.slide_id].tissue_mm2) else "",
         }
         for slide in slides
         for label, area in enumerate(totals[slide.slide_id].areas_mm2.values(), 1)

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from fseg_jax.errors import OutputError
+from fseg_jax.outputs.areas import count_decimals
 from fseg_jax.outputs.colours import format_hex, make_palette
-from fseg_jax.outputs.lettering import Lettering
+from fseg_jax.outputs.lettering import Lettering, fit_text
 from fseg_jax.outputs.style import FAINT, OKABE_ITO, save_figure, use_style
 
 # A cluster is collapsed if it has fewer rows than this share of an even cluster, or if the distance from its
@@ -242,15 +243,17 @@ def _write_contact_sheet(path: Path, of_k: KCard, unit: str) -> None:
             left = x + _LABEL + i * (_TILE + _GAP)
             sheet[y : y + _TILE, left : left + _TILE] = tile
     total = max(1, int(of_k.counts.sum()))
+    decimals = min(2, count_decimals(100 / total))
     kinds = {warning.cluster: warning.kind for warning in reversed(of_k.warnings)}  # the first counts
     with use_style():
         lettering = Lettering(sheet)
-        lettering.write_text(_MARGIN, _MARGIN + 18, f"k = {of_k.k}: the {unit} nearest to each centre", 20)
+        title = f"k = {of_k.k}: the {unit} nearest to each centre, and its share of {total:,} {unit}"
+        lettering.write_text(_MARGIN, _MARGIN + 18, fit_text(title, 20, width), 20)
         for j, (x, y) in enumerate(corners):
             colour = format_hex(make_palette(of_k.k)[j])
             lettering.fill_box(x, y + 6, 16, _TILE - 12, colour, rounding=5)
             lettering.write_text(x + 26, y + 34, f"cluster {j + 1}", 15)
-            lettering.write_text(x + 26, y + 58, f"{100 * of_k.counts[j] / total:.2f} %", 15, FAINT)
+            lettering.write_text(x + 26, y + 58, f"{100 * of_k.counts[j] / total:.{decimals}f} %", 15, FAINT)
             if kind := kinds.get(j + 1):
                 label = _LABELS.get(kind, kind)
                 lettering.write_text(x + 26, y + 81, label, 13, _WARNING_COLOUR)

@@ -18,6 +18,7 @@ from fseg_jax.viewer.clustering import Result
 from fseg_jax.viewer.seeding import Seeding
 
 _CHART = (64, 26)  # pixels of the chart of scores
+_PATCHES_OF_A_DECIMAL = 1000  # of which one is a tenth of a percent
 _AGREEMENT = (
     "F1 of the clicks themselves, from which the result was made; none is held out. It says whether the "
     "classes can be told apart where you clicked, not how right the rest of the slide is."
@@ -62,9 +63,11 @@ def render_classes(annotation: Annotation, result: Result | None, active: int, h
     classes = annotation.classes
     shares = result.shares if result is not None and len(result.shares) == len(classes) else None
     colours = make_palette(len(classes))
+    # A share has no more digits than one patch of the result changes.
+    decimals = 1 if result is not None and len(result.labels) >= _PATCHES_OF_A_DECIMAL else 0
     rows = []
     for j, (name, count) in enumerate(zip(classes, annotation.count_seeds(), strict=True)):
-        share = "–" if shares is None else f"{shares[j]:.1%}"
+        share = "–" if shares is None else f"{shares[j]:.{decimals}%}"
         state = (" on" if j == active else "") + (" off" if j in hidden else "")
         rows.append(
             f"<div class='row{state}'{_format_message('class', j)}><kbd>{j + 1}</kbd>"

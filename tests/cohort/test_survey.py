@@ -277,7 +277,7 @@ def test_clusters_of_slides_that_were_each_clustered_by_themselves_are_not_lined
         record = json.loads((place / f"{slide_id}.json").read_text())
         rows = [row for row in found if row["slide_id"] == slide_id]
         assert [float(row["area_mm2"]) for row in rows] == list(record["areas_mm2"].values())
-        assert sum(float(row["share_of_tissue"]) for row in rows) == pytest.approx(1, abs=2e-4)
+        assert sum(float(row["share_of_tissue"]) for row in rows) == pytest.approx(1, abs=2e-3)
         assert {name: area for name, _, area in own} == {
             f"{slide_id}/{j}": round(area, 4)
             for j, area in enumerate(record["areas_mm2"].values(), 1)

@@ -76,6 +76,10 @@ def test_the_score_is_called_agreement_with_the_clicks():
     assert "<b>0.88</b><small>agreement with your 11 clicks</small>" in shown
     assert "F1 of the clicks themselves" in shown and "none is held out" in shown
     assert "agreement with your 1 click<" in markup.render_score(result, 1, [])
+    rows = markup.render_classes(result.annotation, result, 0, set())
+    assert ">100%</span>" in rows and "share of the tissue that was embedded" in rows  # of four patches
+    many = result._replace(labels=np.zeros(1000, np.int32), shares=np.array([0.4567, 0.5433]))
+    assert ">45.7%</span>" in markup.render_classes(result.annotation, many, 0, set())
     nothing = markup.render_score(None, 0, [])
     assert "agreement with your clicks" in nothing and "F1" not in nothing
 
