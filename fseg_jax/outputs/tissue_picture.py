@@ -9,7 +9,7 @@ from PIL import Image
 
 from fseg_jax.outputs.lettering import Lettering, fit_text
 from fseg_jax.outputs.outlines import Outline, draw_outlines, draw_swatch
-from fseg_jax.outputs.style import FAINT, INK, RULE, use_style
+from fseg_jax.outputs.style import FAINT, RULE, use_style
 
 # Pixels of the picture.
 _SIDE, _MAX_ENLARGEMENT = 1500, 8  # of the slide's longer side, at most
@@ -25,6 +25,7 @@ def write_tissue_picture(
     outlines: Sequence[Outline],
     areas_mm2: Sequence[float],
     *,
+    absent: Sequence[str],
     mpp: float,
     title: str,
 ) -> None:
@@ -35,6 +36,7 @@ def write_tissue_picture(
         image: The whole slide.
         outlines: What is outlined.
         areas_mm2: The area of each.
+        absent: Names of what was looked for and is not there.
         mpp: µm per pixel of the image.
         title: The picture's title.
 
@@ -45,7 +47,7 @@ def write_tissue_picture(
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     top = _MARGIN + _TITLE + 24
     x = _MARGIN + width + _MARGIN  # of the legend
-    canvas_height = top + max(height, (len(outlines) + 2) * _ROW) + _MARGIN
+    canvas_height = top + max(height, (len(outlines) + len(absent) + 2) * _ROW) + _MARGIN
     canvas = np.full((canvas_height, x + _LEGEND + _MARGIN, 3), 255, np.uint8)
     resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
     canvas[top - 1 : top + height + 1, _MARGIN - 1 : _MARGIN + width + 1] = _FRAME
@@ -59,14 +61,19 @@ def write_tissue_picture(
         mpp = mpp * image.shape[1] / width
         draw_outlines(lettering, outlines, (top, _MARGIN), mpp)
         lettering.draw_scale_bar(_MARGIN, top, width, height, mpp, _TEXT)
-        _draw_legend(lettering, outlines, areas_mm2, x, top)
+        _draw_legend(lettering, outlines, areas_mm2, absent, x, top)
         lettering.save(path)
 
 
 def _draw_legend(
-    lettering: Lettering, outlines: Sequence[Outline], areas_mm2: Sequence[float], x: int, top: int
+    lettering: Lettering,
+    outlines: Sequence[Outline],
+    areas_mm2: Sequence[float],
+    absent: Sequence[str],
+    x: int,
+    top: int,
 ) -> None:
-    """Draw a row for each outline: a square in its colour and pattern, its name, its area in mm²."""
+    """Draw a row for each outline, with its colour and pattern, name and area in mm², and what is absent."""
     right = x + _LEGEND
     lettering.write_text(right, top + 14, "mm²", _TEXT, FAINT, "right")
     lettering.fill_box(x, top + 24, _LEGEND, 2, RULE)
@@ -74,6 +81,10 @@ def _draw_legend(
     for outline, area in zip(outlines, areas_mm2, strict=True):
         draw_swatch(lettering, outline, (y, x), _SWATCH)
         lettering.write_text(x + _SWATCH + 14, y + 20, outline.name, _TEXT)
-        text = f"{area:.2f}" if area >= 10 else f"{area:.3f}" if area else "none"
-        lettering.write_text(right, y + 20, text, _TEXT, INK if area else FAINT, "right")
+        text = f"{area:.2f}" if area >= 10 else f"{area:.3f}"
+        lettering.write_text(right, y + 20, text, _TEXT, align="right")
+        y += _ROW
+    for name in absent:
+        lettering.write_text(x + _SWATCH + 14, y + 20, name, _TEXT, FAINT)
+        lettering.write_text(right, y + 20, "none", _TEXT, FAINT, "right")
         y += _ROW

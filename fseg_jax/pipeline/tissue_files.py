@@ -21,7 +21,7 @@ from fseg_jax.pipeline.artefact_names import (
 )
 from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish
 from fseg_jax.pipeline.slide_facts import SlideFacts, slide_facts
-from fseg_jax.slides.artefacts import KINDS, OTHER
+from fseg_jax.slides.artefacts import OTHER
 from fseg_jax.slides.reader import Slide, read_thumbnail
 from fseg_jax.slides.tissue import describe_absence, find_tissue
 from fseg_jax.versions import find_versions
@@ -112,13 +112,16 @@ def write_tissue_files(
         )
         pixel = tissue.mpp**2 * 1e-6
         tissue_mm2 = float(tissue.mask.sum() * pixel)
-        areas = name_areas(np.bincount(found.ravel(), minlength=len(KINDS) + 1), tissue.mpp)
+        outlines = list_outlines(tissue)
+        pixels = tissue.count_artefacts()
+        areas = name_areas(pixels, tissue.mpp)
         image, image_mpp = read_thumbnail(slide, _PICTURE_SIDE)
         write_tissue_picture(
             folder / paths[2].name,
             image,
-            list_outlines(tissue)[:OTHER],  # the last kind is never found
-            [tissue_mm2, *areas.values()][:OTHER],
+            outlines,
+            [tissue_mm2, *(area for area, n in zip(areas.values(), pixels[1:], strict=True) if n)],
+            absent=[name for name in NAMES[: OTHER - 1] if name not in {each.name for each in outlines}],
             mpp=image_mpp,
             title=f"{slide.name} · tissue",
         )

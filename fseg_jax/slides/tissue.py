@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
-from fseg_jax.slides.artefacts import INK
+from fseg_jax.slides.artefacts import INK, KINDS
 from fseg_jax.slides.masks import read_marked
 from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
 from fseg_jax.slides.tissue_outlines import fill_artefacts, fill_tissue, is_of_artefacts, parse_outlines
@@ -43,6 +43,14 @@ class Tissue(NamedTuple):
     def fraction(self) -> float:
         """The share of the slide that is tissue."""
         return float(self.mask.mean())
+
+    def count_artefacts(self) -> Int64[np.ndarray, " kinds+1"]:
+        """Count the mask's pixels of each kind of artefact, those of none first; nobody looked: no pixels."""
+        if self.artefacts is None:
+            return np.zeros(len(KINDS) + 1, np.int64)
+        return np.array(
+            [np.count_nonzero(self.artefacts == kind) for kind in range(len(KINDS) + 1)], np.int64
+        )
 
     def drop_artefacts(self) -> "Tissue":
         """Leave artefacts out of the mask."""
