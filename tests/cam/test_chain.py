@@ -302,11 +302,14 @@ def test_the_chain_from_the_command_line(folder, tmp_path, capsys):
     assert fseg("cam", "propagate", images, "-o", spread, "--k", 6, "--held-out", 8) == 0
     small = ("--size", 32, "--epochs", 2, "--training-batch", 8, "--learning-rate", 0.01)
     assert fseg("cam", "train", images, "--labels", spread / "labels.csv", "-o", out, *small) == 0
-    assert "held out, after epoch" in capsys.readouterr().out
+    said, record = capsys.readouterr().out, json.loads((out / "training.json").read_text())
+    right = round(record["held_out_accuracy"] * sum(record["held_out"].values()))
+    assert f"{right} of {sum(record['held_out'].values())} images held out are right" in said
+    assert f"they chose epoch {record['epoch_kept']}, so this is a little too good" in said
     pairs = folder / "pairs"
     chosen = ("--layer", "top", "--method", "concepts", "--choose", pairs, "--largest", 1, "--fill-holes")
     assert fseg("cam", "segment", pairs / "images", "-o", tmp_path / "m", "--classifier", out, *chosen) == 0
-    assert "thresholds" in capsys.readouterr().out
+    assert f"the best there is on {pairs}; on other images expect less" in capsys.readouterr().out
     table = tmp_path / "table.md"
     assert fseg("cam", "evaluate", tmp_path / "m" / "masks", pairs / "masks", "-o", table) == 0
     assert capsys.readouterr().out == table.read_text() and "centre disc" in table.read_text()
