@@ -43,6 +43,11 @@ def thumbnail_key(slide_id: str) -> str:
     return f"thumbnails/{slide_id}.jpg"
 
 
+def typical_key(slide_id: str) -> str:
+    """Return where the pictures of a slide's typical places are, those of the record in a sheet."""
+    return f"typical/{slide_id}.jpg"
+
+
 @dataclass(frozen=True)
 class Agreement:
     """What settings a place is for, so that two runs never mix theirs: ``cohort.json``.
@@ -144,9 +149,20 @@ def _read_totals(content: dict[str, Any]) -> SlideTotals | None:
         return None
     if colours.keys() != areas.keys() or not all(map(_is_colour, colours.values())):
         return None
-    if not _is_number(tissue) or not _is_number(tiles) or not all(map(_is_number, areas.values())):
+    border: Any = content.get("border_share")
+    if (
+        not isinstance(border, dict)
+        or border.keys() != areas.keys()
+        or not all(map(_is_number, border.values()))
+    ):
         return None
-    return SlideTotals(tissue, areas, colours, tiles, versions, content.get("device", ""))
+    if not all(map(_is_number, (tissue, tiles, *areas.values(), *border.values()))):
+        return None
+    try:
+        typical = {str(name): [float(p["share"]) for p in own] for name, own in content["typical"].items()}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+    return SlideTotals(tissue, areas, colours, border, typical, tiles, versions, content.get("device", ""))
 
 
 def read_slide(content: Any) -> SlideFile | None:

@@ -34,6 +34,7 @@ from fseg_jax.cohort.records import (
     record_key,
     thumbnail_key,
     timing_key,
+    typical_key,
 )
 from fseg_jax.cohort.survey import Survey, identify_slide, inspect_slide, survey
 from fseg_jax.cohort.tables import write_tables
@@ -43,7 +44,7 @@ from fseg_jax.files.partial_folders import BusyError
 from fseg_jax.files.storage import Storage, open_storage
 from fseg_jax.outputs import report
 from fseg_jax.outputs.labels import open_labels
-from fseg_jax.outputs.picture import read_picture
+from fseg_jax.outputs.picture import arrange_tiles, encode_jpeg, read_picture
 from fseg_jax.pipeline.plan import Plan, Settings, choose_mpp, lay_out, warn_if_mpp_differs
 from fseg_jax.pipeline.publish import Clock, encode_json
 from fseg_jax.pipeline.segment import SUFFIXES, Keep, write_outputs
@@ -302,13 +303,16 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
             # When and how fast is kept apart: records of two runs are the same bytes.
             timing_key(name): encode_json(result.timing.to_json()),
         }
+        if picture.tiles:
+            books[typical_key(name)] = encode_jpeg(arrange_tiles(picture.tiles))
         for key, data in books.items():
             (folder / key).parent.mkdir(exist_ok=True)
             (folder / key).write_bytes(data)
         if not is_agreed(storage, job, card):
             raise OutputError(f"{job.out}: another run has begun there with other settings; this one ends")
         suffixes = (*SUFFIXES, KEPT_SUFFIX) if keep else SUFFIXES
-        storage.publish(folder, list(dict.fromkeys([*(f"{name}{suffix}" for suffix in suffixes), *books])))
+        keys = [*(f"{name}{suffix}" for suffix in suffixes), *books, typical_key(name)]
+        storage.publish(folder, list(dict.fromkeys(keys)))
     return Outcome(name, "done", seconds=sum(result.timing.seconds.values()))
 
 

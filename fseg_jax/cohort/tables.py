@@ -15,6 +15,7 @@ from fseg_jax.cohort.records import (
     thumbnail_key,
     timing_key,
 )
+from fseg_jax.cohort.typical import read_typical
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.files.storage import Storage
 from fseg_jax.outputs import report
@@ -105,6 +106,7 @@ def _render_report(
         settings=asdict(list_shared_dependencies(job, card)),
         encoder=card.to_json(),
         codebook=asdict(job.codebook.provenance) if job.codebook else None,
+        typical=read_typical(storage, totals) if job.codebook else {},
     )
 
 

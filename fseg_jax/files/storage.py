@@ -18,7 +18,7 @@ from fseg_jax.files.partial_folders import open_partial_folder, recover_folder
 from fseg_jax.files.paths import is_there
 from fseg_jax.files.zarr import make_folder_spec, name_last_file
 
-SLIDE_FOLDERS = ("failures", "timings", "thumbnails")  # folders with a file for each slide
+SLIDE_FOLDERS = ("failures", "timings", "thumbnails", "typical")  # folders with a file for each slide
 
 
 class Storage(Protocol):

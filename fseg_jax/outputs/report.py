@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt, UInt8
@@ -36,6 +36,8 @@ class SlideTotals:
         tissue_mm2: Area of all clusters.
         areas_mm2: Area of each cluster, by name.
         colours: Colour of each cluster, by name, in hexadecimal digits.
+        border_share: Share of each cluster at the border of tissue, by name.
+        typical: The shares that clusters have at their most typical places, by name.
         tiles: Number of tiles with tissue.
         versions: Versions of the packages that made it.
         device: Kind of processor that made it.
@@ -44,9 +46,23 @@ class SlideTotals:
     tissue_mm2: float
     areas_mm2: Mapping[str, float]
     colours: Mapping[str, str]
+    border_share: Mapping[str, float]
+    typical: Mapping[str, Sequence[float]]
     tiles: int
     versions: Mapping[str, str]
     device: str
+
+
+class TypicalPlace(NamedTuple):
+    """A place that is typical of a cluster.
+
+    Attributes:
+        slide_id: The slide that it is on.
+        picture: Its picture, as JPEG.
+    """
+
+    slide_id: str
+    picture: bytes
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,7 @@ def render_report(
     settings: dict[str, Any],
     encoder: dict[str, Any],
     codebook: dict[str, Any] | None,
+    typical: Mapping[str, Sequence[TypicalPlace]],
 ) -> str:
     """Render the page, with everything that it shows inside it.
 
@@ -126,6 +143,7 @@ def render_report(
         encoder: The encoder's card.
         codebook: What the codebook was made with; None where each slide has clusters of its own, which are
             shown in its own line, as no two of them are the same.
+        typical: The most typical places of clusters, by name.
     """
     from jinja2 import Environment, select_autoescape
 
@@ -169,8 +187,20 @@ def render_report(
             "clusters": clusters,
             "colours": [colours[name] for name in clusters],
             "listed": OWN_LISTED,
+            "border": [_average_border_share(name, totals) for name in clusters],
+            "typical": [
+                [[each.slide_id, base64.b64encode(each.picture).decode()] for each in typical.get(name, ())]
+                for name in clusters
+            ],
         },
     )
+
+
+def _average_border_share(name: str, totals: Sequence[SlideTotals]) -> float:
+    """Average what part of a cluster lies at the border of tissue, over its area on all slides."""
+    area = sum(slide.areas_mm2.get(name, 0) for slide in totals)
+    near = sum(slide.areas_mm2.get(name, 0) * slide.border_share.get(name, 0) for slide in totals)
+    return round(near / area, 4) if area else 0.0
 
 
 def rename_report(page: str, clusters: Clusters, thumbnails: Mapping[str, bytes]) -> str:

@@ -1,13 +1,17 @@
 """What the clusters of a cohort are called: the same on every slide, whoever resumes it."""
 
+import base64
 import csv
 import hashlib
+import io
 import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from cohorts import hash_files, run_in_process
+from PIL import Image
 
 from fseg_jax.cohort import rename
 from fseg_jax.cohort.rename import rename_outputs
@@ -38,6 +42,26 @@ def test_names_are_in_the_tables_and_the_report(manifest, codebook, tmp_path):
     assert report["clusters"] == CALLED
     assert report["colours"] == ["#009e73", "#ff0010", "#0072b2", "#f0e442"]
     assert json.loads((place / "S-03.json").read_text())["colours"]["Stroma"] == "#ff0010"
+
+
+def test_the_report_shows_the_most_typical_places_of_each_cluster(finished_cohort):
+    """The best place of each slide first: at most three, in the order of the cluster's share there."""
+    report = read_report(finished_cohort)
+    records = [json.loads((finished_cohort / f"S-{i:02d}.json").read_text()) for i in range(4)]
+    for j, name in enumerate(report["clusters"]):
+        own = {f"S-{i:02d}": record["typical"].get(name) for i, record in enumerate(records)}
+        best = sorted((-places[0]["share"], slide) for slide, places in own.items() if places)
+        shown = report["typical"][j]
+        assert [slide for slide, _ in shown][: len(best)] == [slide for _, slide in best][:3]
+        areas = np.array([record["areas_mm2"][name] for record in records])
+        shares = np.array([record["border_share"][name] for record in records])
+        assert report["border"][j] == pytest.approx((areas * shares).sum() / max(areas.sum(), 1e-9), abs=1e-3)
+        for slide, picture in shown[:1]:
+            found = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
+            sheet = np.asarray(Image.open(finished_cohort / "typical" / f"{slide}.jpg"))
+            row = list(records[int(slide[2:])]["typical"]).index(name)
+            assert np.abs(found - sheet[128 * row : 128 * (row + 1), :128]).mean() < 4
+    assert sum(map(len, report["typical"])) >= 4
 
 
 def test_whoever_resumes_it_takes_the_names_of_the_place(manifest, codebook, tmp_path):

@@ -230,9 +230,9 @@ def test_features_from_the_command_line(kept, manifest, finished_cohort, codeboo
     assert fseg(*arguments, "--batch", 4) == 0
     # Typical places are known, and there is nothing to show of them.
     found, expected = hash_files(tmp_path / "out"), hash_files(finished_cohort)
-    assert {key for key in expected if found.get(key) != expected[key]} == {
-        f"S-{i:02d}.png" for i in range(4)
-    }
+    changed = {key for key in expected if found.get(key) != expected[key]}
+    pictures = ("S-{}.png", "typical/S-{}.jpg")
+    assert changed == {name.format(f"{i:02d}") for name in pictures for i in range(4)}
     capsys.readouterr()
     assert fseg(*arguments, "--tile", 256) == 2
     assert "--tile: the features have that already" in capsys.readouterr().err

@@ -16,10 +16,14 @@ RECORD = {
     "tissue_mm2": 1.5,
     "areas_mm2": {"cluster 1": 1.5},
     "colours": {"cluster 1": "#009e73"},
+    "border_share": {"cluster 1": 0.25},
+    "typical": {"cluster 1": [{"x": 1.0, "y": 2.0, "share": 0.5}]},
     "tiles": 3,
     "versions": {"jax": "0.10"},
     "device": "cpu",
 }
+
+BROKEN = [("border_share", {}), ("typical", {"cluster 1": [1]}), ("colours", {"cluster 1": "red"})]
 
 
 def test_an_agreement_is_read_as_it_was_written():
@@ -43,7 +47,7 @@ def test_a_record_without_totals_still_says_of_which_slide_it_is():
     record = SlideRecord.from_json(json.dumps(RECORD).encode())
     assert record is not None and record.totals is not None
     assert (record.settings_hash, record.totals.areas_mm2) == ("ab", {"cluster 1": 1.5})
-    for name, value in (("tiles", "3"), ("areas_mm2", {"cluster 1": None}), ("versions", 1)):
+    for name, value in (("tiles", "3"), ("areas_mm2", {"cluster 1": None}), ("versions", 1), *BROKEN):
         record = SlideRecord.from_json(json.dumps(RECORD | {name: value}).encode())
         assert record is not None and record.slide.path == "a.svs" and record.totals is None
 
