@@ -60,6 +60,7 @@ FAT, CELLS = 0.4, 4  # but not where as many holes take up this share of the tis
 FAT_HOLES = 4.0  # times HOLE, which cells of fat may have whose walls are torn
 FAT_WINDOW = 320.0  # µm: a square of this side
 SPECK = 10_000.0  # µm²: smaller pieces are dropped (a circle of 113 µm)
+SPLINTER = 500.0  # µm²: smaller pieces that come off where the border is drawn anew are dropped
 GREY = 0.72  # weakest channel's density over the strongest's: dust, shadows and edges of glass have more
 USUAL_WHITE = 245.0  # grey level of glass where a picture has none
 DARK, BORDER, BLACK = 45.0, 20.0, 12.0  # grey levels: a black ground is below, a border, what was not scanned
@@ -148,6 +149,7 @@ def _segment(image: UInt8[np.ndarray, "H W 3"], step: int, mpp: float) -> Tissue
     folded = repeat(folded, half)[: mask.shape[0], : mask.shape[1]]
     blurred = find_blurred(mask, over, mpp)
     fine = _redraw_border(mask, score, low, background.density, image, step, grey, never)
+    fine = drop_small(fine, min(SPLINTER, 0.01 * area) * (step / mpp) ** 2)
     ink = _drop_borders(ink, black, border, mpp)
     ink, folded, blurred = (repeat(part, step)[:height, :width] for part in (ink, folded, blurred))
     ink &= ~fine

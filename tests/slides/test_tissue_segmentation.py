@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from skimage import data, draw
 
 from benchmarks import tissue as scenes
 from fseg_jax.slides.reader import open_slide, read_thumbnail
-from fseg_jax.slides.tissue_segmentation import TissueMasks, segment_tissue
+from fseg_jax.slides.tissue_segmentation import SPLINTER, TissueMasks, segment_tissue
 
 DATA = os.environ.get("FSEG_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FSEG_DATA is not set to a folder with slides/")
@@ -62,6 +63,14 @@ def test_a_finer_thumbnail_has_a_finer_border(name: str) -> None:
     score = scenes.score(segment_tissue(truth.image, 4.0).tissue, truth)
     assert score.glass <= 0.02 and score.missed <= 0.01
     assert score.border < 2.5
+
+
+@needs_data
+def test_no_splinters_come_off_at_the_border() -> None:
+    with open_slide(Path(DATA or "") / "slides" / "CMU-1-Small-Region.svs") as slide:
+        image, mpp = read_thumbnail(slide, round(slide.height * slide.mpp / 4))
+    pieces, _ = ndimage.label(segment_tissue(image, mpp).tissue, np.ones((3, 3)))
+    assert (np.bincount(pieces.ravel())[1:] * mpp**2).min() >= SPLINTER
 
 
 def test_the_same_picture_gives_the_same_masks() -> None:
