@@ -21,6 +21,7 @@ The frame of a picture is no border of tissue. A result is kept as ``results/loo
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from benchmarks.measure import RESULTS, describe_machine
 from fseg_jax.cli.segment import DEMO_MPP
 from fseg_jax.codebook import SHIPPED, Codebook
 from fseg_jax.encoders.load import load_encoder
+from fseg_jax.methods import fseg
 from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.figures import tint
 from fseg_jax.outputs.labels import open_labels
@@ -125,27 +127,46 @@ def list_fields(data: Path) -> Iterator[Field]:
         yield Field("the demo's", image, DEMO_MPP, DEMO_MPP)
 
 
+class SegmentedField(NamedTuple):
+    """A field's segmentation.
+
+    Attributes:
+        labels: at about 4 µm a pixel.
+        looks: measured on them.
+        image: a small picture of the field.
+    """
+
+    labels: np.ndarray
+    looks: Looks
+    image: np.ndarray
+
+
+def segment_field(field: Field, codebook: Codebook | None, settings: Settings) -> SegmentedField:
+    """Segment a field with ``he-small``, and measure the looks of it."""
+    settings = replace(settings, mpp=field.mpp, mpp_override=field.mpp_override)
+    with tempfile.TemporaryDirectory() as folder, open_slide(field.path, field.mpp_override) as slide:
+        segment_slide(slide, Path(folder), load_encoder("he-small"), codebook, settings)
+        pyramid = open_labels(Path(folder) / f"{slide.name}.ome.zarr")
+        level = int(np.argmin(np.abs(np.log(np.array(pyramid.mpp) / MPP))))
+        labels = pyramid.read(level)
+        return SegmentedField(
+            labels, measure_looks(labels, pyramid.mpp[level]), read_thumbnail(slide, PANEL)[0]
+        )
+
+
 def measure_field(field: Field, panels: list[Image.Image]) -> Iterator[dict[str, Any]]:
     """Segment a field in each way; yield a row of measures for each, and add a picture to ``panels``."""
-    encoder = load_encoder("he-small")
+    modes: tuple[fseg.Mode, ...] = ("fixed", "assign")
     for codebook in (None, Codebook.load(SHIPPED, SHIPPED_K)):
-        for mode in ("fixed", "assign"):
-            settings = Settings(k=SLIDE_K, mode=mode, mpp=field.mpp, mpp_override=field.mpp_override)
-            with tempfile.TemporaryDirectory() as folder, open_slide(field.path, field.mpp_override) as slide:
-                if not panels:
-                    panels.append(_draw_panel(read_thumbnail(slide, PANEL)[0], None, field.name))
-                segment_slide(slide, Path(folder), encoder, codebook, settings)
-                pyramid = open_labels(Path(folder) / f"{slide.name}.ome.zarr")
-                level = int(np.argmin(np.abs(np.log(np.array(pyramid.mpp) / MPP))))
-                labels = pyramid.read(level)
-                image = read_thumbnail(slide, PANEL)[0]
-            looks = measure_looks(labels, pyramid.mpp[level])
+        for mode in modes:
+            labels, looks, image = segment_field(field, codebook, Settings(k=SLIDE_K, mode=mode))
+            if not panels:
+                panels.append(_draw_panel(image, None, field.name))
             clusters = f"its own {SLIDE_K}" if codebook is None else f"shipped {SHIPPED_K}"
             summary = ", ".join(f"{name} {value:.3g}" for name, value in looks._asdict().items())
             print(f"{field.name}, {clusters}, {mode}: {summary}", flush=True)
-            row = {"field": field.name, "clusters": clusters, "mode": mode, **looks._asdict()}
             panels.append(_draw_panel(image, labels, f"{clusters}, {mode}: ring {looks.ring:.2f}"))
-            yield row
+            yield {"field": field.name, "clusters": clusters, "mode": mode, **looks._asdict()}
 
 
 def _draw_panel(image: np.ndarray, labels: np.ndarray | None, caption: str) -> Image.Image:
