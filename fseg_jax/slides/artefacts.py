@@ -34,11 +34,11 @@ BLURRED = 0.1  # times the detail that the slide's tissue has, or less, is out o
 BLURRED_AREA = 60_000.0  # µm², or more
 BLURRED_GAP = 5  # cells: half of the width of an even place between blurred ones
 CONTRAST = 0.006  # optical density: where tissue varies by less, its focus cannot be told
-FOLDED = 1.8  # times the density of tissue round it, or more, in the same colour
+FOLDED = 1.6  # times the density of tissue round it, or more, in the same colour
 FOLD_WINDOW = 512.0  # µm, the cells within which the usual density is taken
 FOLDED_ALIKE = 0.997  # cosine of the angle between the two colours, or more
 FOLDED_DENSITY = 0.4  # optical density of the strongest channel, or more
-FOLDED_LENGTH, FOLDED_SHAPE = 300.0, 6.0  # µm, or more; times its width, or more
+FOLDED_LENGTH, FOLDED_SHAPE = 300.0, 5.0  # µm, or more; times its width, or more
 
 
 def find_ink(over: Planes, texture: Plane, mpp: float) -> Mask:
