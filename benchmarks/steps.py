@@ -103,7 +103,7 @@ def label_tiles(
 ) -> Iterator[tuple[int, UInt[np.ndarray, "height width"]]]:
     """Label every tile of a dataset as a slide of its own; yield its index and its labels."""
     stride, mpp = encoded.card.stride, encoded.card.mpp
-    mixtures, least = choose_mixtures(settings, book), choose_min_region(settings)
+    mixtures, least = choose_mixtures(settings, book), choose_min_region(settings, mpp, stride)
     sigma = choose_smoothing(settings, mpp, stride) / (mpp * stride)
     radius = math.ceil(3 * sigma)
     for batch in encoded.batches():

@@ -144,14 +144,14 @@ method_options = combine(
     click.option(
         "--smoothing",
         type=Number(0, 1000),
-        show_default="1.5 tokens",
+        show_default="1 token",
         metavar="MICRONS",
         help="Average each cluster's weights within tissue by a Gaussian of this width; 0 (the paper): none.",
     ),
     click.option(
         "--min-region",
         type=Number(0, 1e9),
-        show_default="500",
+        show_default="6 tokens",
         metavar="µm²",
         help="Give regions of less than this area to their neighbours, in all outputs; 0 (the paper): none.",
     ),

@@ -218,7 +218,7 @@ def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:
         halo=settings.halo,
         artefacts=settings.artefacts,
         smoothing=choose_smoothing(settings, choose_mpp(card, settings, book), card.stride),
-        min_region=choose_min_region(settings),
+        min_region=choose_min_region(settings, choose_mpp(card, settings, book), card.stride),
         mixtures=settings.mixtures if book is None else _count_mixtures(settings, book),
         seed=settings.seed,
         features=settings.features,

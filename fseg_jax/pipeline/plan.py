@@ -21,8 +21,8 @@ from fseg_jax.slides.tissue import Tissue, choose_tissue, describe_absence
 _log = logging.getLogger(__name__)
 
 FIGURE_SIDE = 1600  # pixels of the longer side of the picture of a whole slide
-_SMOOTHING_TOKENS = 1.5  # the standard deviation of the Gaussian by which W is averaged
-_MIN_REGION = 500.0  # µm²: two tokens of he-small, or a few cells
+_SMOOTHING_TOKENS = 1.0  # the standard deviation of the Gaussian by which W is averaged
+_MIN_REGION_TOKENS = 6  # the area below which a region is given to its neighbours
 _MAX_ENLARGEMENT = 4  # a finer working resolution than this shows nothing more
 
 Tile = tuple[int, int]  # row and column in the grid
@@ -44,8 +44,9 @@ class Settings:
         artefacts: Whether ink, folds and what is out of focus ``"keep"`` their labels, where they are tissue,
             or are left out (``"drop"``). No centre is fitted on them in either case.
         smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged within tissue; 0: none;
-            None: 1.5 tokens.
-        min_region: Area, in µm², below which a region is given to its neighbours; 0: none; None: 500.
+            None: 1 token.
+        min_region: Area, in µm², below which a region is given to its neighbours; 0: none; None: that of 6
+            tokens.
         mixtures: Centres of mixed tokens that a codebook fitted on the slide gets besides. A codebook that is
             given has its own. 0: neither are used.
         seed: Random seed.
@@ -153,7 +154,7 @@ def choose_mpp(card: EncoderCard, settings: Settings, codebook: Codebook | None)
 
 
 def choose_smoothing(settings: Settings, mpp: float, stride: int) -> float:
-    """Choose by how many µm W is smoothed: as set, or by 1.5 tokens."""
+    """Choose by how many µm W is smoothed: as set, or by 1 token."""
     return _SMOOTHING_TOKENS * mpp * stride if settings.smoothing is None else settings.smoothing
 
 
@@ -162,9 +163,9 @@ def choose_mixtures(settings: Settings, codebook: Codebook) -> Float[np.ndarray,
     return codebook.mixtures if settings.mixtures else None
 
 
-def choose_min_region(settings: Settings) -> float:
-    """Choose below how many µm² a region is given to its neighbours: as set, or 500."""
-    return _MIN_REGION if settings.min_region is None else settings.min_region
+def choose_min_region(settings: Settings, mpp: float, stride: int) -> float:
+    """Choose below how many µm² a region is given to its neighbours: as set, or the area of 6 tokens."""
+    return _MIN_REGION_TOKENS * (mpp * stride) ** 2 if settings.min_region is None else settings.min_region
 
 
 def check_min_region(plan: Plan, settings: Settings) -> None:

@@ -206,7 +206,7 @@ def write_outputs(
     if keep is not None:
         keeper = open_writer(folder, plan, card, keep.features_hash, keep.dtype)
         source = keep_features(source, keeper)
-    min_region = choose_min_region(settings)
+    min_region = choose_min_region(settings, plan.mpp, card.stride)
     typical = TypicalPlaces(plan)
     labels = label_rows(plan, source, card, codebook, settings, progress, shortfall, typical)
     for rows in merge_small_regions(labels, math.ceil(min_region / plan.mpp**2)):
@@ -317,7 +317,7 @@ def _provenance(plan: Plan, card: EncoderCard, codebook: Codebook, settings: Set
             tissue=settings.tissue,
             artefacts=settings.artefacts,
             smoothing=choose_smoothing(settings, plan.mpp, card.stride),
-            min_region=choose_min_region(settings),
+            min_region=choose_min_region(settings, plan.mpp, card.stride),
             mixtures=0 if mixtures is None else len(mixtures),
             seed=settings.seed,
             mpp_override=settings.mpp_override,

@@ -138,7 +138,8 @@ def test_smoothing_sees_no_tiles_and_leaves_fewer_regions(picture, tmp_path, boo
     _, rough = run(picture, tmp_path / "r", replace(settings, smoothing=0), book)
     assert (small == whole).mean() >= 0.98
     record, _ = run(picture, tmp_path / "s", Settings(tile=256, tissue="all", mpp=0.5), book, overwrite=True)
-    assert record["parameters"]["smoothing"] == 12  # µm: 1.5 tokens
+    assert record["parameters"]["smoothing"] == 8  # µm: a token
+    assert record["parameters"]["min_region"] == 384  # µm²: six tokens
     regions = [label(labels, connectivity=1).max() for labels in (small, rough)]
     assert regions[0] < 0.6 * regions[1]
 
@@ -182,7 +183,8 @@ def test_a_codebooks_mixtures_take_part_and_name_nothing(picture, tmp_path, book
     """Of seven clusters, the two that are made mixtures vanish; ``mixtures=0`` leaves them out."""
 
     def labels(codebook: Codebook, **changes: int):
-        return run(picture, tmp_path, Settings(tile=128, smoothing=0, **changes), codebook, overwrite=True)
+        settings = Settings(tile=128, smoothing=0, min_region=0, **changes)
+        return run(picture, tmp_path, settings, codebook, overwrite=True)
 
     A = np.asarray(ENCODER(jnp.asarray(pictures.immunohistochemistry())[None]))[0].reshape(-1, 20)
     others = A[100 :: len(A) // 2][:2]
