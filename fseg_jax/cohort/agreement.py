@@ -48,6 +48,8 @@ def agree(storage: Storage, job: Job, card: EncoderCard, before: Survey, redo: b
             f"{storage.url} is of other settings ({listed}){others}; --redo runs these slides again, "
             "-o with another place keeps both"
         )
+    if present.settings.get("codebook") != dependencies["codebook"]:
+        storage.delete(NAMES)  # of other clusters
     storage.write(AGREEMENT, agreement.to_json())
     return ""
 

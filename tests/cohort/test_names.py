@@ -10,7 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
-from cohorts import hash_files, run_in_process
+from cohorts import hash_files, run_in_process, write_codebook
 from PIL import Image
 
 from fseg_jax.cohort import rename
@@ -81,6 +81,14 @@ def test_other_names_are_refused(manifest, codebook, tmp_path, finished_cohort):
     assert hash_files(tmp_path / "out", without=()) == before
     with pytest.raises(InputError, match="clusters have other names there; fseg names"):
         run_named(manifest, finished_cohort, codebook)
+
+
+def test_clusters_of_another_codebook_do_not_take_the_names(manifest, codebook, tmp_path):
+    run_named(manifest, tmp_path / "out", codebook)
+    other = write_codebook(tmp_path / "other.safetensors", k=3, seed=1)
+    run_in_process(manifest, tmp_path / "out", other, redo=True)
+    assert read_report(tmp_path / "out")["clusters"] == ["cluster 1", "cluster 2", "cluster 3"]
+    assert not (tmp_path / "out" / "names.csv").exists()
 
 
 def test_names_that_do_not_fit(manifest, codebook, tmp_path):
