@@ -5,9 +5,10 @@ A third of EBHI-Seg's cases and all of BCSS are left out.
     FSEG_DATA=... python -m benchmarks.he_small_manifest he-small.csv
     FSEG_DATA=... python -m benchmarks.he_small_manifest he-small-codebook.csv 6
 
-The second manifest is for fitting the codebook; it has every sixth image of EBHI-Seg and of the reduced oral
-fields, so that neither dominates. µm per pixel are given for files without them: from the magnification of
-the source, and for EBHI-Seg and the oral fields, which were reduced in size, from the size of nuclei.
+The second manifest is for fitting the codebook; it has every sixth image of EBHI-Seg, of the reduced oral
+fields and of osteosarcoma, so that none dominates. µm per pixel are given for files without them: from the
+magnification of the source, and for EBHI-Seg and the oral fields, which were reduced in size, from the size
+of nuclei.
 """
 
 import csv
@@ -27,11 +28,11 @@ SOURCES = (
     ("skin", "slides/CMU-1-Small-Region.svs", ""),
     ("head_and_neck", "slides/TCGA-CR-7395-01A-01-TS1.svs", 0.25),
 )
-LARGE = ("oral",)  # besides EBHI-Seg
+LARGE = ("oral", "osteosarcoma")  # besides EBHI-Seg
 
 
 def main(out: str, every: str = "1") -> None:
-    """Write the manifest, with every n-th training image of EBHI-Seg and of the reduced oral fields."""
+    """Write the manifest, with every n-th training image of EBHI-Seg and of what else is large."""
     data, step = find_examples(), int(every)
     rows: list[tuple[str, Path, float | str]] = []
     for site, pattern, mpp in SOURCES:
