@@ -46,6 +46,7 @@ def test_its_codebooks_are_its_own():
     card = load_encoder("he-small").card
     for book in books.values():
         book.check(card.name, card.channels, card.weights_hash)
+        assert book.mixtures is not None and book.mixtures.shape == (4, card.channels)
     with pytest.raises(InputError, match="holds k = 8, 16, 32, 64, 128"):
         Codebook.load("he-small", k=7)
 
