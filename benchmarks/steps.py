@@ -4,45 +4,43 @@
 
 The steps are added one after the other to the paper's method, with ``he-small`` and H fixed: centres of pure
 tokens and of mixtures, W smoothed, small regions merged. Looks (``benchmarks.looks``) are of the example
-slides, in eight clusters of their own. Macro F1 is that of the shipped codebook's 32 clusters, matched with
-categories by pixels on other images than those that are tested: the held-out cases of EBHI-Seg (gland or
-not), and BCSS (tumour or not), of whose three regions two teach and the third is tested. The result goes to
-``benchmarks/results/steps.{json,md}``.
+slides, in eight clusters of their own. Macro F1 is that of 32 clusters of tokens, fitted on training images
+and matched with categories by their pixels there (three starts of k-means): on the held-out cases of EBHI-Seg
+(gland or not), and on BCSS (tumour or not), of whose three regions two teach and the third is tested. These
+images have no border of tissue, so no mixtures. The result goes to ``benchmarks/results/steps.{json,md}``.
 """
 
 import json
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt, UInt8
+from jaxtyping import Float, Int, UInt
 
-from benchmarks.evaluate_he_small import thin_training
+from benchmarks.evaluate_he_small import cut_bcss, thin_training
 from benchmarks.examples import find_examples
 from benchmarks.looks import Field, Looks, list_fields, segment_field
 from benchmarks.measure import RESULTS, describe_machine
-from fseg_jax.codebook import SHIPPED, Codebook
 from fseg_jax.encoders.load import load_encoder
+from fseg_jax.evaluation.data.datasets import Dataset
 from fseg_jax.evaluation.data.encoded_dataset import EncodedDataset, encode_dataset
 from fseg_jax.evaluation.data.layouts import open_dataset
-from fseg_jax.evaluation.protocols.judging import compare_f1
-from fseg_jax.evaluation.protocols.matching import confuse, match
+from fseg_jax.evaluation.data.mask_codes import IGNORED
+from fseg_jax.evaluation.protocols.fseg_experiment import SAMPLED_TOKENS, choose_scale, fit_centers
+from fseg_jax.evaluation.protocols.judging import Judge, Matrices, RowKey, Segmentation, compare_f1
 from fseg_jax.evaluation.report.tables import format_markdown_table, format_with_interval
+from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.methods import fseg
-from fseg_jax.numerics import metrics
+from fseg_jax.numerics import kmeans, metrics
 from fseg_jax.numerics.regions import merge_small_regions
 from fseg_jax.numerics.resample import smooth
-from fseg_jax.outputs.labels import open_labels
-from fseg_jax.pipeline.plan import Settings, choose_min_region, choose_mixtures, choose_smoothing
-from fseg_jax.pipeline.segment import segment_slide
-from fseg_jax.slides.masks import read_bright
-from fseg_jax.slides.reader import open_slide
+from fseg_jax.pipeline.plan import Settings, choose_min_region, choose_smoothing
+from fseg_jax.pipeline.pure_tokens import find_pure, measure_change
 
 STEPS = {
     "the paper's": Settings(mixtures=0, smoothing=0.0, min_region=0.0),
@@ -50,12 +48,9 @@ STEPS = {
     "+ W smoothed": Settings(min_region=0.0),
     "+ small regions merged": Settings(),
 }
-SHIPPED_K = 32
+K, STARTS = 32, 3
+DATASETS = ("EBHI-Seg", "BCSS")
 FIELDS = ("CMU-1", "TCGA, at 0.25", "OS-1")  # whose looks are measured
-CATEGORIES = 2
-SQUARE = 128  # pixels of 1 µm: a case of BCSS
-
-Counts = Int[np.ndarray, "cases k n"]
 
 
 def measure_steps(field: Field) -> dict[str, Looks]:
@@ -63,60 +58,34 @@ def measure_steps(field: Field) -> dict[str, Looks]:
     return {name: segment_field(field, None, settings).looks for name, settings in STEPS.items()}
 
 
-def count_regions(region: Path, mask: Path, book: Codebook, settings: Settings) -> Counts:
-    """Segment a region of BCSS, and count pixels by cluster and category in each of its squares."""
-    encoder = load_encoder(SHIPPED)
-    with tempfile.TemporaryDirectory() as folder, open_slide(region, 0.25) as slide:
-        whole = replace(settings, tissue="all", mpp_override=0.25)
-        segment_slide(slide, Path(folder), encoder, book, whole)
-        labels = open_labels(Path(folder) / f"{slide.name}.ome.zarr").read(0)
-    is_tumour = read_bright(mask)
-    rows, columns = (
-        ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(labels.shape, is_tumour.shape, strict=True)
-    )
-    truth = is_tumour[rows[:, None], columns[None]].astype(np.uint8)
-    squares = [
-        np.s_[y : y + SQUARE, x : x + SQUARE]
-        for y in range(0, labels.shape[0], SQUARE)
-        for x in range(0, labels.shape[1], SQUARE)
-    ]
-    return np.stack([_count(labels[at], truth[at], book.k) for at in squares])
-
-
-def judge_bcss(data: Path, book: Codebook) -> dict[str, np.ndarray]:
-    """Compute the confusion matrices of BCSS's squares after each step: (1, cases, n, n)."""
-    images = sorted((data / "bcss_tumour" / "images").glob("*.jpg"))
-    masks = [next((data / "bcss_tumour" / "masks").glob(f"{image.stem}.*")) for image in images]
-    judged = {}
-    for name, settings in STEPS.items():
-        counts = [count_regions(*paths, book, settings) for paths in zip(images, masks, strict=True)]
-        folds = []
-        for tested in range(len(counts)):
-            learnt_from = sum(counts[n].sum(0) for n in range(len(counts)) if n != tested)
-            folds.append(confuse(match(np.asarray(learnt_from)).categories, counts[tested]))
-        judged[name] = np.concatenate(folds)[None]
-    return judged
+def fit_pure_centers(encoded: EncodedDataset, k: int, start: int) -> Float[jax.Array, "k c"]:
+    """Fit centres on pure tokens of the training split: those that differ least from their neighbours."""
+    training = np.flatnonzero(encoded.is_train)
+    share = SAMPLED_TOKENS // len(training)
+    rng, parts = np.random.default_rng(0), []
+    for index in training:
+        tokens = np.asarray(encoded.tokens(int(index)))
+        deep = np.ones(tokens.shape[:2], bool)
+        pure = tokens[find_pure(deep, measure_change(tokens))]
+        parts.append(pure[rng.permutation(len(pure))[:share]])
+    key = jax.random.fold_in(jax.random.key(0), start)
+    return jnp.maximum(kmeans.fit(np.concatenate(parts), k, key=key).centers, 0)
 
 
 def label_tiles(
-    encoded: EncodedDataset, book: Codebook, settings: Settings
+    encoded: EncodedDataset, centers: Float[jax.Array, "k c"], settings: Settings
 ) -> Iterator[tuple[int, UInt[np.ndarray, "height width"]]]:
     """Label every tile of a dataset as a slide of its own; yield its index and its labels."""
     stride, mpp = encoded.card.stride, encoded.card.mpp
-    mixtures, least = choose_mixtures(settings, book), choose_min_region(settings, mpp, stride)
+    least = choose_min_region(settings, mpp, stride)
     sigma = choose_smoothing(settings, mpp, stride) / (mpp * stride)
     radius = math.ceil(3 * sigma)
     for batch in encoded.batches():
         shape = (len(batch.tokens), *batch.frame, encoded.card.channels)
         assert (batch.sizes == batch.frame).all()  # no tile is smaller than the frame
-        result = fseg.solve_tiles(
-            jnp.asarray(batch.tokens.reshape(shape)),
-            jnp.asarray(book.centers),
-            jax.random.key(0),
-            mode="fixed",
-            mixtures=mixtures,
-        )
-        W = _smooth_whole(result.W, sigma, radius) if radius else _frame(result.W)
+        features = jnp.asarray(batch.tokens.reshape(shape))
+        W = fseg.solve_tiles(features, centers, jax.random.key(0), mode="fixed").W
+        W = _smooth_whole(W, sigma, radius) if radius else _frame(W)
         for index, labels in zip(batch.tiles, np.asarray(fseg.label_pixels(W, stride)), strict=False):
             yield index, next(merge_small_regions([labels], math.ceil(least / mpp**2)))
 
@@ -132,33 +101,43 @@ def _smooth_whole(W: Float[jax.Array, "b h w k"], sigma: float, radius: int) -> 
     return smoothed
 
 
-def judge_ebhi(data: Path, book: Codebook) -> dict[str, np.ndarray]:
-    """Compute the confusion matrices of EBHI-Seg's held-out cases after each step: (1, cases, n, n)."""
-    dataset, encoder = thin_training(open_dataset(data / "ebhi")), load_encoder(SHIPPED)
-    items = dataset.items
-    is_train = np.array([item.split == "train" for item in items])
-    case_of = np.unique([item.case for item in items if item.split != "train"], return_inverse=True)[1]
-    judged = {}
-    with tempfile.TemporaryDirectory() as folder:
-        encoded = encode_dataset(dataset, encoder, Path(folder))
-        for name, settings in STEPS.items():
-            counts = np.zeros((len(items), book.k, CATEGORIES), np.int64)
-            for index, labels in label_tiles(encoded, book, settings):
-                counts[encoded.item_of[index]] += _count(labels, encoded.categories(index), book.k)
-            categories = match(counts[is_train].sum(0)).categories
-            matrices = np.zeros((case_of.max() + 1, CATEGORIES, CATEGORIES), np.int64)
-            np.add.at(matrices, case_of, confuse(categories, counts[~is_train]))
-            judged[name] = matrices[None]
-    return judged
+def judge_steps(datasets: list[Dataset]) -> dict[str, Matrices]:
+    """Compute the confusion matrices of the tests of some datasets after each step, pooled by cases."""
+    encoder = load_encoder("he-small")
+    folds: dict[str, list[Matrices]] = {name: [] for name in STEPS}
+    for dataset in datasets:
+        judge = Judge(dataset, 0)
+        with tempfile.TemporaryDirectory() as folder:
+            scale = choose_scale(dataset, encoder, EvaluationSettings())
+            encoded = encode_dataset(dataset, encoder, Path(folder), scale=scale)
+            fitted = [
+                (fit_centers(encoded, K, "tokens", 0, start), fit_pure_centers(encoded, K, start))
+                for start in range(STARTS)
+            ]
+            for name, settings in STEPS.items():
+                segmentations = [
+                    Segmentation(
+                        count_tiles(dataset, encoded, pure if settings.mixtures else plain, settings)
+                    )
+                    for plain, pure in fitted
+                ]
+                key = RowKey("he-small", "fixed", "tokens", K, "matching")
+                folds[name].append(judge.make_row(key, segmentations).matrices)
+    return {name: np.concatenate(matrices, axis=1) for name, matrices in folds.items()}
 
 
-def _count(
-    labels: UInt[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"], k: int
-) -> Int[np.ndarray, "k n"]:
-    """Count pixels by cluster and category, where both are known."""
-    known = (labels > 0) & (truth < CATEGORIES)
-    joint = (labels[known].astype(np.int64) - 1) * CATEGORIES + truth[known]
-    return np.bincount(joint, minlength=k * CATEGORIES).reshape(k, CATEGORIES)
+def count_tiles(
+    dataset: Dataset, encoded: EncodedDataset, centers: Float[jax.Array, "k c"], settings: Settings
+) -> Int[np.ndarray, "items k n"]:
+    """Count the pixels of each image by cluster and category."""
+    k, n = len(centers), len(dataset.categories)
+    counts = np.zeros((len(dataset.items), k, n), np.int64)
+    for index, labels in label_tiles(encoded, centers, settings):
+        truth = encoded.categories(index)
+        known = (labels > 0) & (truth != IGNORED)
+        joint = (labels[known].astype(np.int64) - 1) * n + truth[known]
+        counts[encoded.item_of[index]] += np.bincount(joint, minlength=k * n).reshape(k, n)
+    return counts
 
 
 def format_page(looks: dict[str, dict[str, Looks]], scores: dict[str, dict[str, Any]]) -> str:
@@ -198,22 +177,25 @@ def main() -> None:
     data = find_examples()
     looks = {field.name: measure_steps(field) for field in list_fields(data) if field.name in FIELDS}
     print(looks, flush=True)
-    book = Codebook.load(SHIPPED, SHIPPED_K)
     scores: dict[str, dict[str, Any]] = {}
-    for dataset, judged in (("EBHI-Seg", judge_ebhi(data, book)), ("BCSS", judge_bcss(data, book))):
+    for name in DATASETS:
+        with tempfile.TemporaryDirectory() as folder:
+            if name == "BCSS":
+                judged = judge_steps(cut_bcss(data / "bcss_tumour", Path(folder)))
+            else:
+                judged = judge_steps([thin_training(open_dataset(data / "ebhi"))])
         paper = judged["the paper's"]
-        scores[dataset] = {
-            name: {
+        scores[name] = {
+            step: {
                 "f1": float(metrics.macro_f1(matrices.sum(1)).mean()),
                 "interval": metrics.bootstrap(metrics.macro_f1, matrices),
                 "above": None if matrices is paper else compare_f1(matrices, paper, seed=0),
             }
-            for name, matrices in judged.items()
+            for step, matrices in judged.items()
         }
-        print(dataset, scores[dataset], flush=True)
+        print(name, scores[name], flush=True)
     record = {
         **describe_machine(),
-        "codebook": book.hash,
         "looks": {field: {n: v._asdict() for n, v in steps.items()} for field, steps in looks.items()},
         "scores": scores,
     }

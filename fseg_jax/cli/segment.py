@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+DEMO_K, DEMO_SLIDE_K = 3, 8  # its image shows glands and stroma, and little else
 DEMO_MPP = 0.5  # an estimate: nuclei of the colon are some 10 µm long, and some 20 pixels in this image
 
 
@@ -63,11 +64,16 @@ def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, **options: 
     "--slide", is_flag=True, help="Segment OpenSlide's test slide, which is downloaded (1.9 MB, CC0)."
 )
 @click.option(
-    "--k", type=WholeNumber(1), default=5, show_default=True, metavar="K", help="Number of clusters."
+    "--k",
+    type=WholeNumber(1),
+    show_default=f"{DEMO_K}, or {DEMO_SLIDE_K} with --slide",
+    metavar="K",
+    help="Number of clusters.",
 )
 @combine(output_option(), encoder_options, overwrite_option)
-def demo(slide: bool, output: Path, overwrite: bool, **options: Any) -> int:
+def demo(slide: bool, output: Path, overwrite: bool, k: int | None, **options: Any) -> int:
     """Segment a colon image that comes with scikit-image: no slide, no download."""
+    options["k"] = k or (DEMO_SLIDE_K if slide else DEMO_K)
     if slide:
         from fseg_jax.files.downloads import fetch_test_slide
 
