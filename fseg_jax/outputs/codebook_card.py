@@ -182,7 +182,8 @@ def _find_no_tissue(labels: np.ndarray, counts: np.ndarray, facts: RowFacts) -> 
     for j in np.flatnonzero(counts).tolist():
         if glass[j] > MOSTLY:
             warnings.append(ClusterWarning(j + 1, "glass", f"is mostly glass: {glass[j]:.0%} of its area"))
-        elif border[j] > MOSTLY:
+            continue
+        if border[j] > MOSTLY:
             text = f"is mostly border: {border[j]:.0%} of it lies less than 40 µm from glass"
             warnings.append(ClusterWarning(j + 1, "border", text))
         if contrast[j] < FLAT_CONTRAST:
