@@ -144,7 +144,7 @@ method_options = combine(
     click.option(
         "--smoothing",
         type=Number(0, 1000),
-        show_default="1 token",
+        show_default="0.75 tokens",
         metavar="MICRONS",
         help="Average each cluster's weights within tissue by a Gaussian of this width; 0 (the paper): none.",
     ),
