@@ -24,7 +24,7 @@ def codebook() -> None:
 @output_option("FILE", "Codebook to write, a .safetensors file.")
 @click.option("--encoder", default="", metavar="NAME", help="Encoder that the centres were made with.")
 @click.option("--layer", default="", metavar="NAME", help="Layer of the encoder.")
-@click.option("--mpp", type=MICRONS, metavar="µM", help="Resolution that they were made at, in µm per pixel.")
+@click.option("--mpp", type=MICRONS, metavar="µm", help="Resolution that they were made at, in µm per pixel.")
 @overwrite_option
 def codebook_import(
     source: Path, output: Path, encoder: str, layer: str, mpp: float | None, overwrite: bool

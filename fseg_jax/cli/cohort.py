@@ -184,6 +184,11 @@ def _offer_fit(manifest: str, split: str | None, job: "Job") -> str:
     options = ["-o", "codebook.safetensors", "--encoder", job.encoder]
     options += ["--weights", job.weights] if job.weights else []
     options += ["--split", split] if split else []
+    settings = job.settings
+    options += ["--k", str(settings.k)]
+    options += [] if settings.mpp is None else ["--mpp", f"{settings.mpp:g}"]
+    options += [] if settings.mpp_override is None else ["--mpp-override", f"{settings.mpp_override:g}"]
+    options += ["--no-tissue"] if settings.tissue == "all" else []
     shipped = f" (or --codebook {SHIPPED}, which is there)" if job.encoder == SHIPPED else ""
     return (
         "each slide is clustered by itself, and cluster 1 of one is not cluster 1 of another; for clusters "

@@ -139,7 +139,7 @@ def load_encoders(
 @click.option(
     "--mpp",
     type=MICRONS,
-    metavar="µM",
+    metavar="µm",
     show_default="the images'",
     help="Resolution to work at, in µm per pixel.",
 )

@@ -53,7 +53,7 @@ from fseg_jax.process import raise_if_stopped
     type=MICRONS,
     default=1.0,
     show_default=True,
-    metavar="µM",
+    metavar="µm",
     help="Resolution to work at, in µm per pixel.",
 )
 @click.option(

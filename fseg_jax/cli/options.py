@@ -36,7 +36,7 @@ def output_option(metavar: str = "FOLDER", help: str = "Folder for the results."
 
 def mpp_override_option(help: str) -> Decorator:
     """Return the option ``--mpp-override``; what it overrides depends on the command."""
-    return click.option("--mpp-override", type=MICRONS, metavar="µM", help=help)
+    return click.option("--mpp-override", type=MICRONS, metavar="µm", help=help)
 
 
 def no_tissue_option(help: str = "Take the whole slide, glass too.") -> Decorator:
@@ -192,7 +192,7 @@ tiling_options = combine(
     click.option(
         "--mpp",
         type=MICRONS,
-        metavar="µM",
+        metavar="µm",
         show_default="the codebook's, or the encoder's",
         help="Resolution to work at, in µm per pixel.",
     ),
@@ -228,7 +228,7 @@ patch_options = combine(
         type=MICRONS,
         default=0.5,
         show_default=True,
-        metavar="µM",
+        metavar="µm",
         help="Resolution to work at, in µm per pixel.",
     ),
     click.option(

@@ -120,7 +120,10 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     book = _load_codebook(options.pop("codebook", None), options, encoder)
     chosen = {name: value for name, value in options.items() if value is not None}
     settings = Settings(**chosen, tissue=tissue)
-    name_clusters(cluster_names, book.k if book else settings.k)
+    if book is not None:
+        name_clusters(cluster_names, book.k)
+    else:
+        name_clusters(cluster_names, settings.k, "the slide")
 
     done = 0
     with show_progress(len(readable)) as progress:

@@ -44,13 +44,13 @@ def rename_outputs(
     data = storage.read(AGREEMENT)
     agreement = Agreement.from_json(data)
     is_cohort = data is not None
-    if is_cohort and slide is not None:
-        raise InputError(f"--slide: {place} is a cohort, in which a cluster has one name on all slides")
     if is_cohort and (agreement is None or agreement.settings.get("codebook") is None):
         raise InputError(
             f"{place}: each slide has clusters of its own, which have no names in common; "
             "run fseg fit, and the cohort with its --codebook"
         )
+    if is_cohort and slide is not None:
+        raise InputError(f"--slide: {place} is a cohort, in which a cluster has one name on all slides")
     records = _read_records(storage, agreement, slide)
     books = {str(record["codebook"]["hash"]) for record in records.values()}
     if len(books) > 1:

@@ -267,7 +267,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def _check_settings(folder: Path, facts: dict[str, Any]) -> None:
     content = read_settings(folder)
     if different := [name for name in facts if content.get(name) != facts[name]]:
-        listed = ", ".join(f"{name} {content.get(name)!r} there, {facts[name]!r} here" for name in different)
+        told = [name for name in different if name != "hash"] or different  # it tells nothing but that
+        listed = ", ".join(f"{name} {content.get(name)!r} there, {facts[name]!r} here" for name in told)
         raise InputError(f"{folder}: features made with other settings ({listed}); choose another --features")
 
 

@@ -217,7 +217,8 @@ def _write_curve(path: Path, card: Card) -> None:
     with use_style():
         figure = Figure(figsize=(4.8, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        axes.plot(k, [of_k.inertia / card.rows for of_k in card.of_k], "o-", color=OKABE_ITO[0])
+        distances = [of_k.inertia / card.rows for of_k in card.of_k]
+        axes.plot(k, distances, "o-", color=OKABE_ITO[0], clip_on=False)
         axes.set_xscale("log", base=2)
         axes.set_xticks(k, [str(value) for value in k])
         axes.minorticks_off()
@@ -298,7 +299,9 @@ def _format_page(card: Card) -> str:
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
         for name, value in card.settings.items()
     )
-    failed = f" {card.failed} slides failed and are not in it." if card.failed else ""
+    failed = ""
+    if card.failed:
+        failed = f" {card.failed:,} more failed, and {'is' if card.failed == 1 else 'are'} not in it."
     table = "".join(
         "<tr>" + "".join(f'<td class="n">{cell}</td>' for cell in _format_cells(of_k, card.rows)) + "</tr>"
         for of_k in card.of_k

@@ -143,16 +143,7 @@ def decode_picture(data: bytes) -> Picture:
                 field=facts["field"],
                 outlines=outlines,
             )
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        InputError,
-    ):
+    except _DAMAGE:
         raise ValueError("what the picture was drawn from is damaged") from None
 
 

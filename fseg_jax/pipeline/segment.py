@@ -129,7 +129,10 @@ def segment_slide(
     fseg.check_options(settings.mode, settings.resize)
     if codebook is not None:
         check_codebook(codebook, encoder)
-    name_clusters(names, codebook.k if codebook else settings.k)
+    if codebook is not None:
+        name_clusters(names, codebook.k)
+    else:
+        name_clusters(names, settings.k, "the slide")
     paths = output_paths(slide.name, out)
     check_outputs(paths, out, overwrite)
     clock = Clock()

@@ -61,16 +61,19 @@ def fit_codebook(
     file = Path(plan.slide.path).name
     if settings.k > len(tokens.features):
         fewer = "" if plan.mpp > 4 * card.mpp else "fewer clusters or "  # so coarse, no k would help
+        what_to_do = f"choose {fewer}a finer --mpp"
+        if not plan.tissue.drop_artefacts().mask.any():
+            what_to_do = "all of its tissue is ink, folded or out of focus, and only --codebook labels that"
         raise InputError(
             f"--k {settings.k}: {file} has {len(tokens.features)} tokens of tissue without "
-            f"artefacts at {plan.mpp:g} µm per pixel; choose {fewer}a finer --mpp"
+            f"artefacts at {plan.mpp:g} µm per pixel; {what_to_do}"
         )
     X = _choose_pure(tokens, settings)
     key = jax.random.key(settings.seed)
     result = kmeans.fit(_draw_tokens(X, settings.k, _MOST_TOKENS, rng), settings.k, key=key)
     if not result.converged:
         _log.warning("%s: k-means has not converged in %d iterations", plan.name, result.iterations)
-    # Clusters are numbered from the largest down, which is how their legend reads.
+    # Clusters are numbered by their pure tokens, from the most down: nearly the order of their areas.
     counts = np.bincount(np.asarray(result.labels), minlength=settings.k)
     centers = np.asarray(result.centers)[np.argsort(-counts, kind="stable")]
     others = tokens.features[~tokens.deep]

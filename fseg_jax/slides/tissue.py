@@ -212,7 +212,10 @@ def _read_geojson(path: Path, slide: Slide) -> Tissue:
         raise InputError(f"{path}: not valid GeoJSON: {first_line(error)}") from None
     marks_artefacts = bool(outlines.artefacts) or is_of_artefacts(content)
     if not outlines.tissue and not marks_artefacts:
-        raise InputError(f"{path}: the GeoJSON has no Polygon or MultiPolygon, or none with an area")
+        raise InputError(
+            f"{path}: the GeoJSON has no Polygon or MultiPolygon, or none with an area, "
+            "but for background, glass and what is to be ignored"
+        )
     if outlines.tissue:
         mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / _MAX_OUTLINE_SIDE)
         tissue = Tissue(fill_tissue(outlines.tissue, compute_shape(slide, mpp), mpp / slide.mpp), mpp)

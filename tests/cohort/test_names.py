@@ -157,6 +157,7 @@ def test_a_cohort_in_a_bucket_is_renamed(manifest, codebook, bucket, tmp_path):
 def test_slides_with_clusters_of_their_own_have_no_names_in_common(manifest, tmp_path):
     run_in_process(manifest, tmp_path / "out", changes={"k": 3})
     before = hash_files(tmp_path / "out", without=())
-    with pytest.raises(InputError, match=r"each slide has clusters of its own.*run fseg fit"):
-        rename_outputs(str(tmp_path / "out"), NAMES)
+    for slide in (None, "a"):
+        with pytest.raises(InputError, match=r"each slide has clusters of its own.*run fseg fit"):
+            rename_outputs(str(tmp_path / "out"), NAMES, slide)
     assert hash_files(tmp_path / "out", without=()) == before

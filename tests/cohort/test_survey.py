@@ -309,11 +309,13 @@ def test_a_cohort_without_a_codebook_offers_to_fit_one_first(
             main(["cohort", str(manifest), "-o", str(tmp_path / "out"), *map(str, options)])
         return capsys.readouterr().out.splitlines()
 
-    line, last = start("--encoder", "classical")
-    assert "cluster 1 of one is not cluster 1 of another" in line and last.startswith("fseg: 0 of 0")
-    command = shlex.split(line.partition("run: ")[2].partition("; then add")[0])
-    assert command == ["fseg", "fit", str(manifest), "-o", "codebook.safetensors", "--encoder", "classical"]
-    fit.make_context("fit", command[2:])
+    wanted = ("--encoder", "classical", "--k", "5", "--mpp", "2", "--mpp-override", "0.5", "--no-tissue")
+    for options, expected in ((wanted[:2], (*wanted[:2], "--k", "8")), (wanted, wanted)):
+        line, last = start(*options)
+        assert "cluster 1 of one is not cluster 1 of another" in line and last.startswith("fseg: 0 of 0")
+        command = shlex.split(line.partition("run: ")[2].partition("; then add")[0])
+        assert command == ["fseg", "fit", str(manifest), "-o", "codebook.safetensors", *expected]
+        fit.make_context("fit", command[2:])
     assert "--codebook he-small, which is there" in start()[0]
     assert len(start("--encoder", "classical", "--codebook", codebook)) == 1
 

@@ -405,6 +405,11 @@ BAD = {
     "null point.json": ('{"type": "Polygon", "coordinates": [[null, [9, 1], [9, 9]]]}', "no rings of pairs"),
     "rings.json": ('{"type": "Polygon", "coordinates": {"a": 1}}', "coordinates are"),
     "no ring.json": ('{"type": "Polygon", "coordinates": []}', "none with an area"),
+    "glass.json": (
+        '{"type": "Feature", "properties": {"classification": {"name": "Glass"}}, "geometry": '
+        '{"type": "Polygon", "coordinates": [[[1, 1], [9, 1], [9, 9], [1, 1]]]}}',
+        "none with an area, but for background, glass",
+    ),
     "line.json": ('{"type": "Polygon", "coordinates": [[[1, 1], [9, 9], [1, 1]]]}', "none with an area"),
     "flat multi.json": (
         '{"type": "MultiPolygon", "coordinates": [[[1, 1], [9, 1], [9, 9], [1, 1]]]}',
