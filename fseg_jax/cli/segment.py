@@ -116,6 +116,13 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
             "no --codebook: each slide is clustered by itself, and cluster 1 of one is not cluster 1 of "
             "another; fseg fit makes a codebook for all of them"
         )
+    if len(slides) > 1 and tissue not in ("find", "all"):
+        _LOG.warning(
+            "--tissue: %s is taken for all %d slides; a manifest of fseg cohort names a file for each in its "
+            "column tissue",
+            tissue,
+            len(slides),
+        )
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     book = _load_codebook(options.pop("codebook", None), options, encoder)
     chosen = {name: value for name, value in options.items() if value is not None}

@@ -45,6 +45,18 @@ def test_tissue_is_written_beside_a_segmentation_that_takes_it_back(slide, tmp_p
     assert len(list(tmp_path.iterdir())) == 8
 
 
+def test_one_outline_for_several_slides_is_said(slide, tmp_path, capsys):
+    other, outlines = tmp_path / "other.tif", tmp_path / "small.tissue.geojson"
+    other.write_bytes(slide.read_bytes())
+    assert fseg("tissue", slide, "-o", tmp_path) == 0
+    options = ("-o", tmp_path, "--encoder", "classical", "--k", 2, "--tile", 128, "--tissue", outlines)
+    assert fseg("segment", slide, other, *options) == 0
+    assert (
+        f"--tissue: {outlines} is taken for all 2 slides; a manifest of fseg cohort"
+        in capsys.readouterr().err
+    )
+
+
 def test_overwrite_and_the_resolution(slide, tmp_path, capsys):
     assert fseg("tissue", slide, "-o", tmp_path) == 0
     first = (tmp_path / "small.tissue.geojson").read_bytes()
