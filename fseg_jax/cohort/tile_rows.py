@@ -39,7 +39,7 @@ class TileRows(NamedTuple):
 
     Attributes:
         rows: Those that centres are fitted on; none where no token lies deep in tissue.
-        thin: Those that take their place on a slide that has none.
+        thin: Rows of any tissue, which take their place on a slide so thin that none of its tiles has those.
         border: Tokens at the border of tissue.
     """
 

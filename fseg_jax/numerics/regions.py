@@ -20,7 +20,7 @@ from jaxtyping import Int, UInt
 
 from fseg_jax.numerics.runs import Borders, find_parts
 
-_LARGE = -1  # in place of a small region's number
+_LARGE = -1  # in place of a small region's number, for large regions and background
 
 
 @dataclass(slots=True)

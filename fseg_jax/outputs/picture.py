@@ -1,4 +1,4 @@
-"""What the picture of a slide shows, whatever its clusters are called, and how the PNG carries it with it.
+"""What the picture of a slide shows, whatever its clusters are called, and how the PNG carries that along.
 
 The PNG holds all that it was drawn from in a chunk of its own, so that it can be drawn again in other names
 and colours when neither the slide nor its labels are at hand. Other programs skip that chunk.

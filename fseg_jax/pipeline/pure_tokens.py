@@ -12,7 +12,9 @@ from fseg_jax.numerics.axes import normalize
 from fseg_jax.slides.tissue import Tissue
 
 DEPTH = 40.0  # µm from the tissue's border, from which on a token sees hardly any glass
-TOKENS_PER_CENTER = 16  # that centres of some kind of token need; with fewer, none are fitted on it
+# Tokens of a kind, pure or at the border, for each centre that is fitted on them alone. With fewer pure ones,
+# centres are fitted on all tokens; with fewer at the border, there are no mixtures.
+TOKENS_PER_CENTER = 16
 _PURE_SHARE = 0.5  # of the deep tokens: those that differ least from their neighbours
 
 

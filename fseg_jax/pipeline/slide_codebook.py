@@ -137,8 +137,8 @@ def _draw_tokens(
 ) -> Float[np.ndarray, "m c"]:
     """Draw 1024 tokens, 2048 …, ``most`` at the most: k-means then compiles once for slides of many sizes.
 
-    Where there are fewer than 1024, all are taken, about as often; where so many would be too few for k
-    centres, all are taken once.
+    Where there are fewer than 1024, they are repeated, each about as often; where so many would be too few
+    for k centres, all are taken once.
     """
     sample = max(_LEAST_TOKENS, min(most, 1 << (len(X).bit_length() - 1)))
     if sample < 4 * k and sample < len(X):
