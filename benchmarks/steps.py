@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
-from benchmarks.evaluate_he_small import cut_bcss, thin_training
+from benchmarks.evaluate_he_small import thin_training
 from benchmarks.examples import find_examples
 from benchmarks.looks import Field, Looks, list_fields, segment_field
 from benchmarks.measure import RESULTS, describe_machine
@@ -32,7 +32,8 @@ from fseg_jax.evaluation.data.encoded_dataset import EncodedDataset, encode_data
 from fseg_jax.evaluation.data.layouts import open_dataset
 from fseg_jax.evaluation.data.mask_codes import IGNORED
 from fseg_jax.evaluation.protocols.fseg_experiment import SAMPLED_TOKENS, choose_scale, fit_centers
-from fseg_jax.evaluation.protocols.judging import Judge, Matrices, RowKey, Segmentation, compare_f1
+from fseg_jax.evaluation.protocols.judging import Matrices, compare_f1
+from fseg_jax.evaluation.protocols.matching import confuse, match
 from fseg_jax.evaluation.report.tables import format_markdown_table, format_with_interval
 from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.methods import fseg
@@ -49,6 +50,8 @@ STEPS = {
     "+ small regions merged": Settings(),
 }
 K, STARTS = 32, 3
+WHOLE = 2048  # pixels: every image is a tile of its own
+SQUARE = 128  # pixels of 1 µm: a case of BCSS, whose regions are segmented whole
 DATASETS = ("EBHI-Seg", "BCSS")
 FIELDS = ("CMU-1", "TCGA, at 0.25", "OS-1")  # whose looks are measured
 
@@ -101,43 +104,79 @@ def _smooth_whole(W: Float[jax.Array, "b h w k"], sigma: float, radius: int) -> 
     return smoothed
 
 
-def judge_steps(datasets: list[Dataset]) -> dict[str, Matrices]:
-    """Compute the confusion matrices of the tests of some datasets after each step, pooled by cases."""
+def open_whole_regions(source: Path, out: Path) -> list[Dataset]:
+    """Open the regions of BCSS, uncut; return a dataset for each tested region."""
+    for path in (*(source / "images").iterdir(), *(source / "masks").iterdir()):
+        (out / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (out / path.parent.name / path.name).symlink_to(path.resolve())
+    datasets = []
+    for image in sorted((source / "images").iterdir()):
+        (out / "dataset.yaml").write_text(
+            f"name: BCSS, region {image.stem}\nmpp: 0.25\ntest: '^{image.stem}'\n"
+            "categories: [{name: other, value: 0}, {name: tumour, value: 255}]\n"
+        )
+        datasets.append(open_dataset(out))
+    return datasets
+
+
+def judge_steps(datasets: list[Dataset], square: int | None = None) -> dict[str, Matrices]:
+    """Compute the confusion matrices of the tests of some datasets after each step.
+
+    A case is the dataset's own or, where ``square`` is given, a square of so many pixels.
+    """
     encoder = load_encoder("he-small")
     folds: dict[str, list[Matrices]] = {name: [] for name in STEPS}
     for dataset in datasets:
-        judge = Judge(dataset, 0)
         with tempfile.TemporaryDirectory() as folder:
             scale = choose_scale(dataset, encoder, EvaluationSettings())
-            encoded = encode_dataset(dataset, encoder, Path(folder), scale=scale)
+            encoded = encode_dataset(dataset, encoder, Path(folder), scale=scale, tile=WHOLE)
             fitted = [
                 (fit_centers(encoded, K, "tokens", 0, start), fit_pure_centers(encoded, K, start))
                 for start in range(STARTS)
             ]
             for name, settings in STEPS.items():
-                segmentations = [
-                    Segmentation(
-                        count_tiles(dataset, encoded, pure if settings.mixtures else plain, settings)
-                    )
+                of_starts = [
+                    judge_start(dataset, encoded, pure if settings.mixtures else plain, settings, square)
                     for plain, pure in fitted
                 ]
-                key = RowKey("he-small", "fixed", "tokens", K, "matching")
-                folds[name].append(judge.make_row(key, segmentations).matrices)
+                folds[name].append(np.stack(of_starts))
     return {name: np.concatenate(matrices, axis=1) for name, matrices in folds.items()}
 
 
-def count_tiles(
-    dataset: Dataset, encoded: EncodedDataset, centers: Float[jax.Array, "k c"], settings: Settings
-) -> Int[np.ndarray, "items k n"]:
-    """Count the pixels of each image by cluster and category."""
-    k, n = len(centers), len(dataset.categories)
-    counts = np.zeros((len(dataset.items), k, n), np.int64)
+def judge_start(
+    dataset: Dataset,
+    encoded: EncodedDataset,
+    centers: Float[jax.Array, "k c"],
+    settings: Settings,
+    square: int | None,
+) -> Int[np.ndarray, "cases n n"]:
+    """Match clusters with categories on the training images, and compare the other images' pixels."""
+    shape = len(centers), len(dataset.categories)
+    learnt_from = np.zeros(shape, np.int64)
+    tested: dict[Any, Int[np.ndarray, "k n"]] = {}
     for index, labels in label_tiles(encoded, centers, settings):
         truth = encoded.categories(index)
-        known = (labels > 0) & (truth != IGNORED)
-        joint = (labels[known].astype(np.int64) - 1) * n + truth[known]
-        counts[encoded.item_of[index]] += np.bincount(joint, minlength=k * n).reshape(k, n)
-    return counts
+        if encoded.is_train[index]:
+            learnt_from += _count(labels, truth, *shape)
+            continue
+        item = dataset.items[encoded.item_of[index]]
+        side = square or max(labels.shape)
+        for y in range(0, labels.shape[0], side):
+            for x in range(0, labels.shape[1], side):
+                part = np.s_[y : y + side, x : x + side]
+                case = (item.name, y, x) if square else item.case
+                tested[case] = tested.get(case, 0) + _count(labels[part], truth[part], *shape)
+    categories = match(learnt_from).categories
+    return np.stack([confuse(categories, tested[case]) for case in sorted(tested)])
+
+
+def _count(
+    labels: UInt[np.ndarray, "h w"], truth: UInt[np.ndarray, "h w"], k: int, n: int
+) -> Int[np.ndarray, "k n"]:
+    """Count pixels by cluster and category, where both are known."""
+    known = (labels > 0) & (truth != IGNORED)
+    joint = (labels[known].astype(np.int64) - 1) * n + truth[known]
+    return np.bincount(joint, minlength=k * n).reshape(k, n)
 
 
 def format_page(looks: dict[str, dict[str, Looks]], scores: dict[str, dict[str, Any]]) -> str:
@@ -181,7 +220,7 @@ def main() -> None:
     for name in DATASETS:
         with tempfile.TemporaryDirectory() as folder:
             if name == "BCSS":
-                judged = judge_steps(cut_bcss(data / "bcss_tumour", Path(folder)))
+                judged = judge_steps(open_whole_regions(data / "bcss_tumour", Path(folder)), SQUARE)
             else:
                 judged = judge_steps([thin_training(open_dataset(data / "ebhi"))])
         paper = judged["the paper's"]
