@@ -135,6 +135,8 @@ class Legend(NamedTuple):
         ]
         which = f"The {len(cards)} largest clusters" if rows and cards else "Clusters"
         note = f"{which} and their most typical places, {field:.3g} µm wide" if cards else ""
+        if note and any(card.border_text for card in cards):
+            note += "; border: the part within 32 µm of the tissue's edge"
         return cls(
             cards,
             rows,
