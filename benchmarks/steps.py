@@ -38,7 +38,7 @@ from fseg_jax.evaluation.report.tables import format_markdown_table, format_with
 from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import kmeans, metrics
-from fseg_jax.numerics.regions import merge_small_regions
+from fseg_jax.numerics.regions import merge_small_regions, weigh_borders
 from fseg_jax.numerics.resample import smooth
 from fseg_jax.pipeline.plan import Settings, choose_min_region, choose_smoothing
 from fseg_jax.pipeline.pure_tokens import find_pure, measure_change
@@ -83,6 +83,7 @@ def label_tiles(
     least = choose_min_region(settings, mpp, stride)
     sigma = choose_smoothing(settings, mpp, stride) / (mpp * stride)
     radius = math.ceil(3 * sigma)
+    least_pixels, weights = math.ceil(least / mpp**2), weigh_borders(np.asarray(centers))
     for batch in encoded.batches():
         shape = (len(batch.tokens), *batch.frame, encoded.card.channels)
         assert (batch.sizes == batch.frame).all()  # no tile is smaller than the frame
@@ -90,7 +91,7 @@ def label_tiles(
         W = fseg.solve_tiles(features, centers, jax.random.key(0), mode="fixed").W
         W = _smooth_whole(W, sigma, radius) if radius else _frame(W)
         for index, labels in zip(batch.tiles, np.asarray(fseg.label_pixels(W, stride)), strict=False):
-            yield index, next(merge_small_regions([labels], math.ceil(least / mpp**2)))
+            yield index, next(merge_small_regions([labels], least_pixels, weights))
 
 
 def _frame(W: Float[jax.Array, "b h w k"]) -> Float[jax.Array, "b p q k"]:

@@ -3,7 +3,8 @@
 A region is a 4-connected part of one label that is not 0. The smallest region below the least area (of two
 of one area, the one whose first pixel comes first) takes the label with which it shares the longest border
 (the lowest of two), and becomes part of what it joins; and so on, until every region has the least area or
-borders on nothing but 0.
+borders on nothing but 0. Borders can be weighted by how alike two labels are: what a region belongs to is
+seldom what merely surrounds it.
 
 What becomes of a region depends on itself and its neighbours alone, once it is smaller than all of these:
 they can only grow, so regions that are the smallest around may join in any order. So few rows are in memory,
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int, UInt
+from jaxtyping import Float, Int, UInt
 
 from fseg_jax.numerics.runs import Borders, find_parts
 
@@ -67,14 +68,34 @@ class _Strip:
     waiting: list[int]
 
 
+def weigh_borders(centers: Float[np.ndarray, "k c"]) -> Float[np.ndarray, "l l"]:
+    """Weigh the border between two labels, 1…k, by one over the squared distance of their centres.
+
+    Returns:
+        ``(k + 1, k + 1)``, by the two labels; 0 is background, and has no weight.
+    """
+    X = centers.astype(np.float64)
+    X = X / max(np.abs(X).max(), np.finfo(np.float64).tiny)
+    squares = (X**2).sum(1)
+    distances = squares[:, None] + squares - 2 * X @ X.T
+    distances = (distances + distances.T) / 2
+    weights = np.zeros((len(X) + 1, len(X) + 1))
+    weights[1:, 1:] = 1 / np.maximum(distances, 1e-12)
+    return weights
+
+
 def merge_small_regions(
-    rows: Iterable[UInt[np.ndarray, "n width"]], least: int
-) -> Iterator[UInt[np.ndarray, "n width"]]:
+    rows: Iterable[UInt[np.ndarray, "_ width"]],
+    least: int,
+    weights: Float[np.ndarray, "l l"] | None = None,
+) -> Iterator[UInt[np.ndarray, "_ width"]]:
     """Give every region of fewer than ``least`` pixels to its neighbours, but those that have none.
 
     Args:
         rows: Labels from top to bottom, some rows at a time; 0 is background, and stays.
         least: Pixels of the smallest region that stays.
+        weights: What a border counts, by the label of the region and that of its neighbour; None: by its
+            length alone.
 
     Yields:
         The rows, as many at a time.
@@ -82,7 +103,7 @@ def merge_small_regions(
     if least <= 1:
         yield from rows
         return
-    graph = _RegionGraph(least)
+    graph = _RegionGraph(least, weights)
     strips: deque[_Strip] = deque()
     above: UInt[np.ndarray, " width"] | None = None
     owners = np.zeros(0, np.int64)  # of the pixels of the last row
@@ -111,8 +132,9 @@ def merge_small_regions(
 class _RegionGraph:
     """The small regions of the rows so far, and what they border on."""
 
-    def __init__(self, least: int) -> None:
+    def __init__(self, least: int, weights: Float[np.ndarray, "l l"] | None) -> None:
         self._least = least
+        self._weights = weights
         self._regions: dict[int, _Region] = {}
         self._count = 0
         self._open: list[int] = []
@@ -229,7 +251,11 @@ class _RegionGraph:
             _add(totals, self._regions[j].label, length)
         if not totals:
             return None
-        label = min(totals, key=lambda label: (-totals[label], label))
+        if self._weights is None:
+            label = min(totals, key=lambda label: (-totals[label], label))
+        else:
+            of_label = self._weights[region.label]
+            label = min(totals, key=lambda label: (-totals[label] * of_label[label], label))
         joins_large = label in region.large_borders
         region.label = label
         same = [j for j in region.borders if self._regions[j].label == label]

@@ -16,7 +16,7 @@ from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.methods import fseg
-from fseg_jax.numerics.regions import merge_small_regions
+from fseg_jax.numerics.regions import merge_small_regions, weigh_borders
 from fseg_jax.outputs.areas import round_area, write_areas
 from fseg_jax.outputs.cluster_names import ClusterNames, name_clusters
 from fseg_jax.outputs.colours import format_hex, make_palette
@@ -212,7 +212,8 @@ def write_outputs(
     min_region = choose_min_region(settings, plan.mpp, card.stride)
     typical = TypicalPlaces(plan)
     labels = label_rows(plan, source, card, codebook, settings, progress, shortfall, typical)
-    for rows in merge_small_regions(labels, math.ceil(min_region / plan.mpp**2)):
+    least = math.ceil(min_region / plan.mpp**2)
+    for rows in merge_small_regions(labels, least, weigh_borders(codebook.centers)):
         writer.append(rows)
     if keeper is not None:
         keeper.close()

@@ -6,11 +6,11 @@ import skimage.measure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fseg_jax.numerics.regions import merge_small_regions
+from fseg_jax.numerics.regions import merge_small_regions, weigh_borders
 from fseg_jax.numerics.runs import find_parts
 
 
-def merge_one_by_one(labels: np.ndarray, least: int) -> np.ndarray:
+def merge_one_by_one(labels: np.ndarray, least: int, weights: np.ndarray | None = None) -> np.ndarray:
     """Give away the smallest small region of the whole image that has a neighbour, until there is none."""
     labels = labels.copy()
     while True:
@@ -20,7 +20,10 @@ def merge_one_by_one(labels: np.ndarray, least: int) -> np.ndarray:
             return labels
         # scikit-image counts regions by their first pixels.
         smallest = min(small, key=lambda i: (areas[i], i))
-        labels[regions == smallest] = borders[smallest].argmax()
+        border = borders[smallest].astype(float)
+        if weights is not None:
+            border *= weights[labels[regions == smallest][0], : len(border)]
+        labels[regions == smallest] = border.argmax()
 
 
 def measure(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -58,6 +61,29 @@ def test_rows_give_what_the_whole_image_gives_one_region_after_another(labels, l
     np.testing.assert_array_equal(np.concatenate(merged), merge_one_by_one(labels, least))
     assert merged[0].dtype == labels.dtype
     np.testing.assert_array_equal(labels, before)
+
+
+@given(draw_labels(), st.integers(1, 40), st.integers(0, 2**32), st.lists(st.integers(0, 42), max_size=8))
+@settings(deadline=None)
+def test_weighted_borders_give_what_the_whole_image_gives(labels, least, seed, cuts):
+    weights = weigh_borders(np.random.default_rng(seed).random((6, 3)))
+    strips = np.split(labels, sorted(min(cut, len(labels)) for cut in cuts))
+    merged = list(merge_small_regions(iter(strips), least, weights))
+    np.testing.assert_array_equal(np.concatenate(merged), merge_one_by_one(labels, least, weights))
+
+
+def test_a_region_goes_to_the_neighbour_that_is_like_it():
+    labels = np.ones((9, 9), np.uint8)
+    labels[:, 5:] = 2
+    labels[3:6, 2:5] = 3  # nine edges on 1, three on 2
+    centers = np.array([[0.0, 1.0], [1.0, 0.0], [0.9, 0.1]])
+    weights = weigh_borders(centers)
+    assert weights[3, 2] == pytest.approx(1 / 0.02) and weights[3, 1] == pytest.approx(1 / 1.62)
+    assert not weights[0].any() and not weights[:, 0].any()
+    (merged,) = merge_small_regions([labels], 10, weights)
+    assert (merged[3:6, 2:5] == 2).all()
+    (by_length,) = merge_small_regions([labels], 10)
+    assert (by_length[3:6, 2:5] == 1).all()
 
 
 @given(draw_labels())

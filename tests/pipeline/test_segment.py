@@ -21,7 +21,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import kmeans, nmf
 from fseg_jax.numerics.kmeans import lloyd
-from fseg_jax.numerics.regions import merge_small_regions
+from fseg_jax.numerics.regions import merge_small_regions, weigh_borders
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.outputs.picture import decode_picture, find_chunk
 from fseg_jax.pipeline import labels as pipeline_labels
@@ -216,7 +216,9 @@ def test_small_regions_are_in_none_of_the_outputs(picture, tmp_path, book):
     assert every["parameters"]["min_region"] == 0
     assert min(min(areas) for areas in find_regions(labels).values()) >= 400
     assert min(min(areas) for areas in find_regions(rough).values()) < 100
-    np.testing.assert_array_equal(labels, next(merge_small_regions([rough], 400)))
+    np.testing.assert_array_equal(
+        labels, next(merge_small_regions([rough], 400, weigh_borders(book.centers)))
+    )
     _, small_tiles = run(picture, tmp_path / "t", replace(settings, batch=1, threads=1), book)
     np.testing.assert_array_equal(labels, small_tiles)
 
