@@ -68,7 +68,9 @@ def format_page(results: dict[str, dict[str, Any]]) -> str:
         "",
         "## Elsewhere",
         "",
-        "[Encoders' parity](results/encoder_parity.md) · [evaluations](../docs/he-small.md)",
+        "[Encoders' parity](results/encoder_parity.md) · [evaluations](../docs/he-small.md) ·",
+        "[tissue](results/tissue.md) · [what segmentations look like](results/looks.md), and",
+        "[what each step brings](results/steps.md)",
         "",
     ]
     return "\n".join(text)
