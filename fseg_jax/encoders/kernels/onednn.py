@@ -5,7 +5,7 @@ products of either in float32, adds the bias and a further summand, and takes th
 the result is rounded and written. XLA's programs call it on XLA's own buffers.
 """
 
-from ctypes import c_float, c_int, c_void_p
+from ctypes import c_float, c_int
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from fseg_jax.encoders.kernels import onednn_library as dnnl
 from fseg_jax.encoders.kernels.foreign_call import Operand, register
 
 TARGET = "fseg_jax_onednn_convolution"  # the name by which XLA calls it
-_INFERENCE, _RELU, _WEIGHTS = 96, 0x20, 131  # constants of the library's C interface
+_INFERENCE, _RELU = 96, 0x20  # constants of the library's C interface
 
 
 class Spec(NamedTuple):
@@ -72,30 +72,19 @@ def compute_shape(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec) -> tu
     return x[0], rows, columns, kernel[3]
 
 
-class _Convolution(NamedTuple):
-    """The library's two programs for one convolution: one lays out the kernel, one convolves."""
-
-    implementation: str  # its name in the library
-    layout: c_void_p  # the program that lays out the kernel
-    layout_arguments: Any
-    run: c_void_p  # the program that convolves
-    run_arguments: Any
-    memories: tuple[c_void_p, ...]  # that the arguments point to, in the order of ``_execute``
-    kernel_size: int  # bytes of the kernel as it is laid out; they are used within a call only
-    scratch_size: int  # bytes of scratch memory, likewise
+def make_geometry(spec: Spec) -> tuple[Any, ...]:
+    """Make the library's strides, dilations, and pads before and after."""
+    sizes = ((spec.stride, spec.stride), (0, 0), (spec.top, spec.left), (spec.bottom, spec.right))
+    return tuple(dnnl.make_dims(*pair) for pair in sizes)
 
 
 @cache
-def _prepare(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: bool) -> _Convolution:
+def _prepare(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: bool) -> dnnl.Program:
     c, engine = dnnl.get_library().c, dnnl.get_library().engine
-    rows, columns, channels_in, channels_out = kernel
     dtype = dnnl.BFLOAT16 if spec.half else dnnl.FLOAT32
     src, dst = dnnl.describe_image(x, dtype), dnnl.describe_image(compute_shape(x, kernel, spec), dtype)
-    shape = (channels_out, channels_in, rows, columns)
-    strides = (1, channels_out, columns * channels_in * channels_out, channels_in * channels_out)
-    plain = dnnl.describe_strided(shape, dtype, strides)
-    bias = dnnl.describe_strided((channels_out,), dnnl.FLOAT32, (1,))
-    free = dnnl.create_handle(c.dnnl_memory_desc_create_with_tag, 4, dnnl.make_dims(*shape), dtype, dnnl.ANY)
+    plain, free = dnnl.describe_kernel(kernel, dtype)
+    bias = dnnl.describe_strided((kernel[3],), dnnl.FLOAT32, (1,))
     after = dnnl.create_handle(c.dnnl_post_ops_create)
     if adds:
         dnnl.check_status(c.dnnl_post_ops_append_sum(after, c_float(1), c_int(0), dtype))
@@ -103,47 +92,13 @@ def _prepare(x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec, adds: bool
         dnnl.check_status(c.dnnl_post_ops_append_eltwise(after, _RELU, c_float(0), c_float(0)))
     attributes = dnnl.make_attributes()
     dnnl.check_status(c.dnnl_primitive_attr_set_post_ops(attributes, after))
+    make = c.dnnl_convolution_forward_primitive_desc_create
+    arrays = (src, free, bias, dst)
     description = dnnl.create_handle(
-        c.dnnl_convolution_forward_primitive_desc_create,
-        engine,
-        _INFERENCE,
-        dnnl.DIRECT,
-        src,
-        free,
-        bias,
-        dst,
-        dnnl.make_dims(spec.stride, spec.stride),
-        dnnl.make_dims(0, 0),
-        dnnl.make_dims(spec.top, spec.left),
-        dnnl.make_dims(spec.bottom, spec.right),
-        attributes,
+        make, engine, _INFERENCE, dnnl.DIRECT, *arrays, *make_geometry(spec), attributes
     )
-    laid_out, scratch = (
-        dnnl.query_layout(description, _WEIGHTS),
-        dnnl.query_layout(description, dnnl.SCRATCHPAD),
-    )
-    layout = dnnl.create_handle(c.dnnl_reorder_primitive_desc_create, plain, engine, laid_out, engine, None)
-    descriptions = (src, plain, laid_out, bias, dst, scratch)
-    memories = tuple(dnnl.create_handle(c.dnnl_memory_create, place, engine, None) for place in descriptions)
-    x_memory, kernel_memory, laid_out_memory, bias_memory, result_memory, scratch_memory = memories
-    layout_arguments = {dnnl.SRC: kernel_memory, dnnl.DST: laid_out_memory}
-    run_arguments = {
-        dnnl.SRC: x_memory,
-        dnnl.KERNEL: laid_out_memory,
-        dnnl.BIAS: bias_memory,
-        dnnl.DST: result_memory,
-        dnnl.SCRATCH: scratch_memory,
-    }
-    return _Convolution(
-        dnnl.query_name(description),
-        dnnl.create_handle(c.dnnl_primitive_create, layout),
-        dnnl.make_arguments(layout_arguments),
-        dnnl.create_handle(c.dnnl_primitive_create, description),
-        dnnl.make_arguments(run_arguments),
-        memories,
-        c.dnnl_memory_desc_get_size(laid_out),
-        c.dnnl_memory_desc_get_size(scratch),
-    )
+    others = {dnnl.SRC: src, dnnl.BIAS: bias, dnnl.DST: dst}
+    return dnnl.build_program(description, plain, others, (dnnl.WEIGHTS, dnnl.KERNEL))
 
 
 def _execute(operands: list[Operand], result: Operand, numbers: tuple[int, ...]) -> None:
@@ -153,15 +108,8 @@ def _execute(operands: list[Operand], result: Operand, numbers: tuple[int, ...])
     takes the summand's place.
     """
     x, kernel, bias, *_ = operands
-    convolution = _prepare(x.shape, kernel.shape, Spec(*numbers), len(operands) == 4)
-    with dnnl.RUN_LOCK:
-        laid_out = dnnl.reserve_memory("kernel", convolution.kernel_size)
-        scratch = dnnl.reserve_memory("scratch", convolution.scratch_size)
-        addresses = (x.address, kernel.address, laid_out, bias.address, result.address, scratch)
-        for memory, address in zip(convolution.memories, addresses, strict=True):
-            dnnl.check_status(dnnl.get_library().c.dnnl_memory_set_data_handle(memory, c_void_p(address)))
-        dnnl.run_program(convolution.layout, convolution.layout_arguments)
-        dnnl.run_program(convolution.run, convolution.run_arguments)
+    program = _prepare(x.shape, kernel.shape, Spec(*numbers), len(operands) == 4)
+    program.run(kernel.address, x.address, bias.address, result.address)
 
 
 @cache

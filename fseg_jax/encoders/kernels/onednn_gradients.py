@@ -4,9 +4,8 @@ XLA's own gradient by the kernel takes up to eight times as long as the convolut
 as long, and its gradient by the image as long as the convolution. Both are of float32.
 """
 
-from ctypes import c_void_p
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float32
 
 from fseg_jax.encoders.kernels import onednn_library as dnnl
 from fseg_jax.encoders.kernels.foreign_call import Operand, register
-from fseg_jax.encoders.kernels.onednn import Spec, compute_shape
+from fseg_jax.encoders.kernels.onednn import Spec, compute_shape, make_geometry
 
 By = Literal["image", "kernel"]
 TARGETS: dict[By, str] = {  # the names by which XLA calls them
@@ -22,7 +21,7 @@ TARGETS: dict[By, str] = {  # the names by which XLA calls them
     "kernel": "fseg_jax_onednn_gradient_by_kernel",
 }
 # Constants of the library's C interface.
-_TRAINING, _WEIGHTS, _DIFF_WEIGHTS = 64, 131, 132
+_TRAINING, _DIFF_WEIGHTS = 64, 132
 _DIFF_SRC, _DIFF_DST, _DIFF_KERNEL = 129, 145, 161
 
 
@@ -56,48 +55,13 @@ def _call(by: By, first: Array, second: Array, shape: tuple[int, ...], spec: Spe
     return y
 
 
-class _Gradient(NamedTuple):
-    """The library's two programs for one gradient.
-
-    Attributes:
-        implementation: Its name in the library.
-        layout: The program that lays out the kernel for the gradient, or the kernel's gradient for us.
-        layout_arguments: Its arguments.
-        run: The program that computes the gradient.
-        run_arguments: Its arguments.
-        memories: The memories that the arguments point to: image, kernel, kernel laid out, result, scratch.
-        kernel_size: Bytes of the kernel as it is laid out; they are used within a call only.
-        scratch_size: Bytes of scratch memory, likewise.
-    """
-
-    implementation: str
-    layout: c_void_p
-    layout_arguments: Any
-    run: c_void_p
-    run_arguments: Any
-    memories: tuple[c_void_p, ...]
-    kernel_size: int
-    scratch_size: int
-
-
 @cache
-def _prepare(by: By, x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec) -> _Gradient:
+def _prepare(by: By, x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec) -> dnnl.Program:
     c, engine = dnnl.get_library().c, dnnl.get_library().engine
-    rows, columns, channels_in, channels_out = kernel
     src = dnnl.describe_image(x, dnnl.FLOAT32)
     dst = dnnl.describe_image(compute_shape(x, kernel, spec), dnnl.FLOAT32)
-    shape = (channels_out, channels_in, rows, columns)
-    strides = (1, channels_out, columns * channels_in * channels_out, channels_in * channels_out)
-    plain = dnnl.describe_strided(shape, dnnl.FLOAT32, strides)
-    free = dnnl.create_handle(
-        c.dnnl_memory_desc_create_with_tag, 4, dnnl.make_dims(*shape), dnnl.FLOAT32, dnnl.ANY
-    )
-    geometry = (
-        dnnl.make_dims(spec.stride, spec.stride),
-        dnnl.make_dims(0, 0),
-        dnnl.make_dims(spec.top, spec.left),
-        dnnl.make_dims(spec.bottom, spec.right),
-    )
+    plain, free = dnnl.describe_kernel(kernel, dnnl.FLOAT32)
+    geometry = make_geometry(spec)
     forward = dnnl.create_handle(
         c.dnnl_convolution_forward_primitive_desc_create,
         *(engine, _TRAINING, dnnl.DIRECT, src, free, None, dst, *geometry, None),
@@ -106,64 +70,26 @@ def _prepare(by: By, x: tuple[int, ...], kernel: tuple[int, ...], spec: Spec) ->
     if by == "image":
         make = c.dnnl_convolution_backward_data_primitive_desc_create
         description = dnnl.create_handle(make, engine, dnnl.DIRECT, src, free, *after)
-    else:
-        make = c.dnnl_convolution_backward_weights_primitive_desc_create
-        description = dnnl.create_handle(make, engine, dnnl.DIRECT, src, free, None, *after)
-    laid_out = dnnl.query_layout(description, _WEIGHTS if by == "image" else _DIFF_WEIGHTS)
-    scratch = dnnl.query_layout(description, dnnl.SCRATCHPAD)
-    memories = tuple(
-        dnnl.create_handle(c.dnnl_memory_create, place, engine, None)
-        for place in (src, plain, laid_out, dst, scratch)
-    )
-    src_memory, plain_memory, laid_out_memory, dst_memory, scratch_memory = memories
-    if by == "image":
-        ends = (plain, engine, laid_out, engine)
-        layout_arguments = {dnnl.SRC: plain_memory, dnnl.DST: laid_out_memory}
-        run_arguments = {_DIFF_SRC: src_memory, dnnl.KERNEL: laid_out_memory}
-    else:
-        ends = (laid_out, engine, plain, engine)
-        layout_arguments = {dnnl.SRC: laid_out_memory, dnnl.DST: plain_memory}
-        run_arguments = {dnnl.SRC: src_memory, _DIFF_KERNEL: laid_out_memory}
-    layout = dnnl.create_handle(c.dnnl_reorder_primitive_desc_create, *ends, None)
-    run_arguments |= {_DIFF_DST: dst_memory, dnnl.SCRATCH: scratch_memory}
-    return _Gradient(
-        dnnl.query_name(description),
-        dnnl.create_handle(c.dnnl_primitive_create, layout),
-        dnnl.make_arguments(layout_arguments),
-        dnnl.create_handle(c.dnnl_primitive_create, description),
-        dnnl.make_arguments(run_arguments),
-        memories,
-        c.dnnl_memory_desc_get_size(laid_out),
-        c.dnnl_memory_desc_get_size(scratch),
-    )
+        others = {_DIFF_SRC: src, _DIFF_DST: dst}
+        return dnnl.build_program(description, plain, others, (dnnl.WEIGHTS, dnnl.KERNEL))
+    make = c.dnnl_convolution_backward_weights_primitive_desc_create
+    description = dnnl.create_handle(make, engine, dnnl.DIRECT, src, free, None, *after)
+    others = {dnnl.SRC: src, _DIFF_DST: dst}
+    return dnnl.build_program(description, plain, others, (_DIFF_WEIGHTS, _DIFF_KERNEL), makes_kernel=True)
 
 
 def _compute_by_image(operands: list[Operand], result: Operand, numbers: tuple[int, ...]) -> None:
     """Compute the gradient by the image for XLA, from that by the result and the kernel."""
     dy, kernel = operands
-    gradient = _prepare("image", result.shape, kernel.shape, Spec(*numbers))
-    with dnnl.RUN_LOCK:
-        _set_addresses(gradient, result.address, kernel.address, dy.address)
-        dnnl.run_program(gradient.layout, gradient.layout_arguments)
-        dnnl.run_program(gradient.run, gradient.run_arguments)
+    program = _prepare("image", result.shape, kernel.shape, Spec(*numbers))
+    program.run(kernel.address, result.address, dy.address)
 
 
 def _compute_by_kernel(operands: list[Operand], result: Operand, numbers: tuple[int, ...]) -> None:
     """Compute the gradient by the kernel for XLA, from the image and the gradient by the result."""
     x, dy = operands
-    gradient = _prepare("kernel", x.shape, result.shape, Spec(*numbers))
-    with dnnl.RUN_LOCK:
-        _set_addresses(gradient, x.address, result.address, dy.address)
-        dnnl.run_program(gradient.run, gradient.run_arguments)
-        dnnl.run_program(gradient.layout, gradient.layout_arguments)
-
-
-def _set_addresses(gradient: _Gradient, image: int, kernel: int, dy: int) -> None:
-    laid_out = dnnl.reserve_memory("kernel", gradient.kernel_size)
-    scratch = dnnl.reserve_memory("scratch", gradient.scratch_size)
-    c = dnnl.get_library().c
-    for memory, address in zip(gradient.memories, (image, kernel, laid_out, dy, scratch), strict=True):
-        dnnl.check_status(c.dnnl_memory_set_data_handle(memory, c_void_p(address)))
+    program = _prepare("kernel", x.shape, result.shape, Spec(*numbers))
+    program.run(result.address, x.address, dy.address)
 
 
 @cache

@@ -23,7 +23,7 @@ ALIGNMENT = 64  # bytes
 # Constants of the C interface, the same in all versions 3.
 DIRECT, BFLOAT16, FLOAT32, ANY = 1, 2, 3, 1  # an algorithm, two dtypes, a layout of the library's choice
 SRC, DST, KERNEL, BIAS, SCRATCH = 1, 17, 33, 41, 80  # arguments of a program
-SCRATCHPAD = 136  # the layout of the scratch memory, asked of a program
+WEIGHTS, SCRATCHPAD = 131, 136  # layouts of the kernel and of the scratch memory, asked of a program
 _CPU, _IN_ORDER, _USER, _IMPLEMENTATION = 1, 1, 1, 8
 _OPENMP, _TBB = 2, 4
 
@@ -117,6 +117,80 @@ RUN_LOCK = threading.Lock()
 _buffers: dict[str, np.ndarray] = {}  # memory that is used within a call only
 
 
+class Program(NamedTuple):
+    """A convolution, or a gradient of one, and what lays out its kernel.
+
+    Attributes:
+        implementation: Its name in the library.
+        steps: The library's programs with their arguments, in the order that they run in.
+        memories: The memories that the arguments point to; those of the kernel as it is laid out, and of the
+            scratch memory, come last.
+        kernel_size: Bytes of the kernel as it is laid out; they are used within a call only.
+        scratch_size: Bytes of scratch memory, likewise.
+    """
+
+    implementation: str
+    steps: tuple[tuple[c_void_p, Any], ...]
+    memories: tuple[c_void_p, ...]
+    kernel_size: int
+    scratch_size: int
+
+    def run(self, *addresses: int) -> None:
+        """Run the steps on the memories at addresses, in the order that ``build_program`` got them in."""
+        with RUN_LOCK:
+            kernel = reserve_memory("kernel", self.kernel_size)
+            scratch = reserve_memory("scratch", self.scratch_size)
+            for memory, address in zip(self.memories, (*addresses, kernel, scratch), strict=True):
+                check_status(get_library().c.dnnl_memory_set_data_handle(memory, c_void_p(address)))
+            for program, arguments in self.steps:
+                run_program(program, arguments)
+
+
+def build_program(
+    description: c_void_p,
+    plain: c_void_p,
+    others: dict[int, c_void_p],
+    kernel: tuple[int, int],
+    *,
+    makes_kernel: bool = False,
+) -> Program:
+    """Build a program of a description.
+
+    Args:
+        description: The library's description of it.
+        plain: How its caller lays out the kernel.
+        others: How its caller lays out its other arrays, by the library's numbers for them.
+        kernel: The library's numbers for the kernel: its layout, asked of the program, and the argument.
+        makes_kernel: Whether the kernel is the program's result.
+    """
+    c, engine = get_library().c, get_library().engine
+    what, argument = kernel
+    laid_out, scratch = query_layout(description, what), query_layout(description, SCRATCHPAD)
+    plain_memory, *memories, laid_out_memory, scratch_memory = (
+        create_handle(c.dnnl_memory_create, place, engine, None)
+        for place in (plain, *others.values(), laid_out, scratch)
+    )
+    before, after = (laid_out, plain) if makes_kernel else (plain, laid_out)
+    reorder = create_handle(c.dnnl_reorder_primitive_desc_create, before, engine, after, engine, None)
+    ends = (laid_out_memory, plain_memory) if makes_kernel else (plain_memory, laid_out_memory)
+    arguments = dict(zip(others, memories, strict=True))
+    arguments |= {argument: laid_out_memory, SCRATCH: scratch_memory}
+    steps = (
+        (
+            create_handle(c.dnnl_primitive_create, reorder),
+            make_arguments(dict(zip((SRC, DST), ends, strict=True))),
+        ),
+        (create_handle(c.dnnl_primitive_create, description), make_arguments(arguments)),
+    )
+    return Program(
+        query_name(description),
+        steps[::-1] if makes_kernel else steps,
+        (plain_memory, *memories, laid_out_memory, scratch_memory),
+        c.dnnl_memory_desc_get_size(laid_out),
+        c.dnnl_memory_desc_get_size(scratch),
+    )
+
+
 def reserve_memory(name: str, size: int) -> int:
     """Reserve memory that is used within a call only, and return its address."""
     if name not in _buffers or _buffers[name].size < size + ALIGNMENT:
@@ -149,6 +223,16 @@ def describe_strided(shape: tuple[int, ...], dtype: int, strides: tuple[int, ...
     """Describe an array in memory by its shape and strides, in numbers of elements."""
     make = get_library().c.dnnl_memory_desc_create_with_strides
     return create_handle(make, len(shape), make_dims(*shape), dtype, make_dims(*strides))
+
+
+def describe_kernel(kernel: tuple[int, ...], dtype: int) -> tuple[c_void_p, c_void_p]:
+    """Describe a kernel (rows, columns, in, out) as it is in memory, and as the library likes it best."""
+    rows, columns, channels_in, channels_out = kernel
+    shape = (channels_out, channels_in, rows, columns)
+    strides = (1, channels_out, columns * channels_in * channels_out, channels_in * channels_out)
+    make = get_library().c.dnnl_memory_desc_create_with_tag
+    free = create_handle(make, len(shape), make_dims(*shape), dtype, ANY)
+    return describe_strided(shape, dtype, strides), free
 
 
 def make_attributes() -> c_void_p:
