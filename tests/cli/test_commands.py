@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 from skimage import data as pictures
 
@@ -20,15 +19,6 @@ def fseg(*arguments: object) -> int:
     with pytest.raises(SystemExit) as exit_:
         cli.main([str(a) for a in arguments])
     return exit_.value.code
-
-
-@pytest.fixture(scope="module")
-def slide(tmp_path_factory) -> Path:
-    """A TIFF of 256 × 256 pixels at 1 µm."""
-    path = tmp_path_factory.mktemp("slide") / "small.tif"
-    resolution = {"resolution": (10000, 10000), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(path, pictures.immunohistochemistry()[:256, :256], tile=(128, 128), **resolution)
-    return path
 
 
 def test_segment(slide, tmp_path, capsys):

@@ -6,10 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tifffile
 import zarr
 from PIL import Image
-from skimage import data as pictures
 
 from fseg_jax import cli
 from fseg_jax.files import partial_folders
@@ -23,15 +21,6 @@ def fseg(*arguments: object) -> int:
     with pytest.raises(SystemExit) as exit_:
         cli.main([str(a) for a in arguments])
     return exit_.value.code
-
-
-@pytest.fixture(scope="module")
-def slide(tmp_path_factory) -> Path:
-    """Write a TIFF of 256 × 256 pixels at 1 µm."""
-    path = tmp_path_factory.mktemp("slide") / "small.tif"
-    resolution = {"resolution": (10000, 10000), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(path, pictures.immunohistochemistry()[:256, :256], tile=(128, 128), **resolution)
-    return path
 
 
 @pytest.fixture(scope="module")
