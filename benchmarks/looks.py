@@ -147,7 +147,7 @@ def segment_field(field: Field, codebook: Codebook | None, settings: Settings) -
     with tempfile.TemporaryDirectory() as folder, open_slide(field.path, field.mpp_override) as slide:
         segment_slide(slide, Path(folder), load_encoder("he-small"), codebook, settings)
         pyramid = open_labels(Path(folder) / f"{slide.name}.ome.zarr")
-        level = int(np.argmin(np.abs(np.log(np.array(pyramid.mpp) / MPP))))
+        level = pyramid.find_level(MPP)
         labels = pyramid.read(level)
         return SegmentedField(
             labels, measure_looks(labels, pyramid.mpp[level]), read_thumbnail(slide, PANEL)[0]

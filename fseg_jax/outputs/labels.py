@@ -66,6 +66,10 @@ class LabelPyramid(NamedTuple):
             raise InputError(f"{self._describe_damage(level)} (a label {labels.max()} of {len(self.names)})")
         return labels
 
+    def find_level(self, mpp: float) -> int:
+        """Find the level whose µm per pixel are nearest to ``mpp``, as a ratio."""
+        return int(np.argmin(np.abs(np.log(np.array(self.mpp) / mpp))))
+
     def _describe_damage(self, level: int) -> str:
         return f"{self.path}: level {level} is damaged: make the labels again"
 

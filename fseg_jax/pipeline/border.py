@@ -24,7 +24,7 @@ def measure_border_shares(pyramid: LabelPyramid, tissue: Tissue) -> Float[np.nda
         return np.zeros(k)
     depth = (ndimage.distance_transform_edt(tissue.mask) - 0.5) * tissue.mpp
     is_near = depth <= _DEPTH
-    level = int(np.argmin(np.abs(np.log(np.array(pyramid.mpp) / _MPP))))
+    level = pyramid.find_level(_MPP)
     mpp, (height, width) = pyramid.mpp[level], pyramid.levels[level].shape
     rows, columns = (
         np.minimum((np.arange(size) + 0.5) * mpp / tissue.mpp, limit - 1).astype(int)
