@@ -217,7 +217,7 @@ class _TiffMask(Mask):
                         f"{self.path}: cannot be decoded at y = {y} ({first_line(error)}); the mask is "
                         "damaged or truncated"
                     ) from None
-            values = values.astype(values.dtype.newbyteorder("="), copy=False)
+            values = values.astype(self.dtype.newbyteorder("="), copy=False)  # fax is decoded to bytes
             yield y, values[..., 0] if self.channels == 1 else values[..., :3]
 
 

@@ -48,6 +48,9 @@ def test_fax_is_read_by_its_values(tmp_path: Path) -> None:
     Image.fromarray(~MARKED).save(path, compression="group4", tiffinfo={262: 0})
     stored = tifffile.imread(path)
     np.testing.assert_array_equal(read_marked(path), stored != 0)
+    with open_mask(path) as mask:
+        codes = np.concatenate([block for _, block in mask.yield_codes()])
+    np.testing.assert_array_equal(codes, np.where(stored, 255, 0))
 
 
 def test_the_noise_of_a_jpeg_marks_nothing(tmp_path: Path) -> None:

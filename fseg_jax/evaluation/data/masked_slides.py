@@ -7,12 +7,9 @@ Its JPEGs are of 20× and do not say their µm per pixel: ``--mpp-override 0.5``
 
 In a folder that holds a mask, each image must have its mask. Folders without masks are left out, as the paper
 leaves out the negative slides (SIC, §3.1). Slides and masks may be of every file format that is read:
-``NAME.svs`` with ``NAME_mask.png``. Masks are read by ``slides/masks.py``, those in a scanner's format as
-slides.
+``NAME.svs`` with ``NAME_mask.png``. Masks are read by ``slides/masks.py``, whatever their suffix.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,16 +19,14 @@ from jaxtyping import Bool, Float
 from fseg_jax.errors import InputError
 from fseg_jax.files.paths import check_folder, list_files
 from fseg_jax.slides.masks import open_mask
-from fseg_jax.slides.reader import Slide, name_outputs, open_slide
+from fseg_jax.slides.reader import name_outputs, open_slide
 
 MASK_ENDING = "_mask"  # of a mask's name, without suffix
-_SCANNER_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", *_SCANNER_SUFFIXES)
-_STRIP_PIXELS = 1 << 24  # pixels of a mask that are decoded at once
+_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".svs", ".ndpi", ".mrxs", ".scn"),
+)
 _NAMED_PROBLEMS = 5  # problems that a message names
-_MASK_MPP = 1.0  # a mask is read in its own pixels, whatever they measure
-
-Strips = Iterator[tuple[int, Bool[np.ndarray, "rows width"]]]  # a strip's first row, and where it is tumour
 
 
 class MaskedSlide(NamedTuple):
@@ -93,42 +88,21 @@ def _list_problems(slide: MaskedSlide, mpp_override: float | None) -> list[str]:
     try:
         with open_slide(slide.image, mpp_override) as opened:
             size = (opened.height, opened.width)
-        with _open_strips(slide.mask) as (shape, strips):
-            if shape != size:
-                return [f"{slide.name}: image {size[0]} × {size[1]}, mask {shape[0]} × {shape[1]}"]
-            for _ in strips:  # a damaged strip raises
+        with open_mask(slide.mask) as mask:
+            if mask.shape != size:
+                return [f"{slide.name}: image {size[0]} × {size[1]}, mask {mask.shape[0]} × {mask.shape[1]}"]
+            for _ in mask.yield_bright():  # a damaged block raises
                 pass
     except InputError as error:
         return [str(error)]
     return []
 
 
-@contextmanager
-def _open_strips(path: Path) -> Iterator[tuple[tuple[int, int], Strips]]:
-    """Open a mask: its (height, width), and its strips from top to bottom."""
-    if path.suffix.lower() in _SCANNER_SUFFIXES:
-        with open_slide(path, _MASK_MPP) as slide:
-            yield (slide.height, slide.width), _read_strips(slide)
-    else:
-        with open_mask(path) as mask:
-            yield mask.shape, mask.yield_bright()
-
-
-def _read_strips(slide: Slide) -> Strips:
-    rows, brightest = max(1, _STRIP_PIXELS // slide.width), 0
-    for y in range(0, slide.height, rows):
-        strip = slide.read(y, 0, min(rows, slide.height - y), slide.width, _MASK_MPP).max(-1)
-        brightest = max(brightest, int(strip.max()))
-        yield y, strip > 127
-    if 0 < brightest <= 127:
-        raise InputError(f"{slide.path}: its largest value is {brightest}: a mask is 255 where the tumour is")
-
-
 def measure_tumour(mask: Path, centers: Float[np.ndarray, "n 2"], side: float) -> Float[np.ndarray, " n"]:
     """Measure the share of tumour in each patch, 0…1, of the part of the patch that lies on the slide.
 
     A pixel above half is tumour, as a JPEG of 0 and 255 has values between. Patches may begin between pixels.
-    Only a strip of a tiled mask is in memory.
+    Only a row of tiles of a tiled mask is in memory.
 
     Args:
         mask: The mask's file.
@@ -138,15 +112,16 @@ def measure_tumour(mask: Path, centers: Float[np.ndarray, "n 2"], side: float) -
     Raises:
         InputError: The mask cannot be read.
     """
-    with _open_strips(mask) as ((height, width), strips):
+    with open_mask(mask) as opened:
+        height, width = opened.shape
         (ys, row), (xs, column) = (np.unique(axis - side / 2, return_inverse=True) for axis in centers.T)
         (top, bottom), (left, right) = (
             (np.clip(begin, 0, length), np.clip(begin + side, 0, length))
             for begin, length in ((ys, height), (xs, width))
         )
         in_columns = np.empty((height, len(xs)))  # tumour in each row of pixels, by column of patches
-        for y, strip in strips:
-            in_columns[y : y + len(strip)] = _sum_between(strip, left, right)
+        for y, block in opened.yield_bright():
+            in_columns[y : y + len(block)] = _sum_between(block, left, right)
     area = _sum_between(in_columns.T, top, bottom).T
     share = area / ((bottom - top)[:, None] * (right - left))
     return np.asarray(share[row, column])

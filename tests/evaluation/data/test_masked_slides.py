@@ -69,14 +69,15 @@ def test_the_noise_of_jpeg_is_not_tumour(tmp_path):
     np.testing.assert_allclose(measure_tumour(path, np.array([[32.0, 32.0]]), 64.0), [35 / 64], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["m.tif", "m.svs"])
 @pytest.mark.parametrize(
     "options", [{}, {"tile": (16, 16)}, {"rowsperstrip": 5, "compression": "zlib"}], ids=str
 )
-def test_a_mask_that_is_min_is_white_is_read_by_its_values(tmp_path, options):
+def test_a_mask_that_is_min_is_white_is_read_by_its_values(tmp_path, options, name):
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 48:] = 255
-    tifffile.imwrite(tmp_path / "m.tif", mask, photometric="miniswhite", **options)
-    np.testing.assert_allclose(measure_tumour(tmp_path / "m.tif", np.array([[32.0, 32.0]]), 64.0), [0.25])
+    tifffile.imwrite(tmp_path / name, mask, photometric="miniswhite", **options)
+    np.testing.assert_allclose(measure_tumour(tmp_path / name, np.array([[32.0, 32.0]]), 64.0), [0.25])
 
 
 @pytest.mark.parametrize("strip", [1, 7 * 96, 1 << 24])
