@@ -180,9 +180,11 @@ def _tensorstore() -> _Result:
     import numpy as np
     import tensorstore as ts
 
+    from fseg_jax.files.zarr import make_folder_spec
+
     written = np.arange(16, dtype=np.uint8).reshape(4, 4)
     with tempfile.TemporaryDirectory() as folder:
-        store = {"driver": "file", "path": folder}
+        store = make_folder_spec(Path(folder))
         spec = {"driver": "zarr3", "kvstore": store, "metadata": {"codecs": [{"name": "zstd"}]}}
         ts.open(spec, create=True, dtype=ts.uint8, shape=written.shape).result().write(written).result()
         read = ts.open({"driver": "zarr3", "kvstore": store}).result().read().result()

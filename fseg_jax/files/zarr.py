@@ -18,8 +18,12 @@ _CRC32C = {"name": "crc32c"}
 
 
 def make_folder_spec(path: Path) -> dict[str, Any]:
-    """Describe a folder on disk as tensorstore wants it: a ``kvstore`` of the driver ``file``."""
-    return {"driver": "file", "path": f"{path.absolute()}/"}
+    """Describe a folder on disk as tensorstore wants it: a ``kvstore`` of the driver ``file``.
+
+    tensorstore locks no file: a folder that is written is one program's alone (``partial_folders``), and on a
+    file system without locks, a cluster's often, nothing else could be written.
+    """
+    return {"driver": "file", "path": f"{path.absolute()}/", "file_io_locking": {"mode": "none"}}
 
 
 def open_array(kvstore: dict[str, Any]) -> Any:
