@@ -56,30 +56,24 @@ def check_extent(path: Path, page: Any) -> None:
         raise InputError(f"{path}: the TIFF is truncated (pixels lie past the end of the file)")
 
 
-def check_tiles(path: Path) -> None:
+def check_tiles(path: Path, tiff: Any) -> None:
     """Check the tiled pages of a TIFF that OpenSlide will read: it would read white, or take all memory.
 
-    A TIFF that tifffile cannot parse is left to OpenSlide.
+    Args:
+        path: The file, for error messages.
+        tiff: tifffile's open file.
 
     Raises:
         InputError: The TIFF is damaged or truncated.
     """
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            if not tiff.is_ndpi:  # NDPI has offsets of another kind, and levels in strips
-                check_directories(path, tiff)
-            pages: list[Any] = list(tiff.pages)
-            for page in pages:
-                if page.is_tiled:
-                    check_piece(path, page, (page.tilelength, page.tilewidth), page.samplesperpixel)
-                if page.is_tiled or tiff.is_ndpi:
-                    check_extent(path, page)
-    except InputError:
-        raise
-    except Exception as error:
-        _log.debug("%s: its extent is not checked: %s", path, error)
+    if not tiff.is_ndpi:  # NDPI has offsets of another kind, and levels in strips
+        check_directories(path, tiff)
+    pages: list[Any] = list(tiff.pages)
+    for page in pages:
+        if page.is_tiled:
+            check_piece(path, page, (page.tilelength, page.tilewidth), page.samplesperpixel)
+        if page.is_tiled or tiff.is_ndpi:
+            check_extent(path, page)
 
 
 def check_first_page(path: Path) -> None:

@@ -1,26 +1,41 @@
-"""The choice of a reader for a slide file."""
+"""The choice of a reader for a slide file, by what is in it."""
 
+import logging
 from pathlib import Path
+from typing import Any
+
+import tifffile
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.extent import check_tiles
 from fseg_jax.files.paths import is_folder, is_there
+from fseg_jax.files.tiff_pictures import check_pages, has_channels, read_colours, read_orientation
 from fseg_jax.slides.image import ImagePixels
 from fseg_jax.slides.mirax import check_counts
 from fseg_jax.slides.ome_zarr import ZarrPixels
 from fseg_jax.slides.openslide import OpenSlidePixels
 from fseg_jax.slides.pixels import TIFF_MAGIC, Pixels
+from fseg_jax.slides.series import refuse_series
 from fseg_jax.slides.tiff import TiffPixels
+from fseg_jax.slides.upright import UprightPixels
+
+_log = logging.getLogger(__name__)
 
 OME_TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.tf2", ".ome.tf8", ".ome.btf")
-_TIFF_SUFFIXES = (".tif", ".tiff", ".tf2", ".tf8", ".btf")
+# Of scanners' formats that are TIFFs: what OpenSlide does not recognise under such a name is not the format.
+_SCANNER_SUFFIXES = (".svs", ".svslide", ".ndpi", ".scn", ".bif")
+_PLAIN = "generic-tiff"  # OpenSlide's name for a TIFF of no scanner
 
 
-def open_pixels(path: Path) -> Pixels:
+def open_pixels(path: Path, series: int | None = None) -> Pixels:
     """Open a slide with the reader of its format.
 
     Folders are read as OME-Zarr by tensorstore, OME-TIFFs by tifffile, all that OpenSlide recognises by
     OpenSlide, other TIFFs by tifffile, and ordinary images by Pillow.
+
+    Args:
+        path: The file or folder.
+        series: Which of its images to read, as the file counts them from 0; None for the largest.
 
     Raises:
         InputError: No reader takes the file, or it is damaged.
@@ -36,22 +51,90 @@ def open_pixels(path: Path) -> Pixels:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not magic:
         raise InputError(f"{path}: the file is empty")
-    is_tiff = magic in TIFF_MAGIC
-    name = path.name.lower()
-    if name.endswith(OME_TIFF_SUFFIXES):
-        return TiffPixels(path)
+    if magic in TIFF_MAGIC:
+        return _open_tiff(path, series)
+    refuse_series(path, series)
     if path.suffix.lower() == ".mrxs":
         check_counts(path)
-    if OpenSlidePixels.is_readable(path):
-        if is_tiff:
-            check_tiles(path)
+    return OpenSlidePixels(path) if OpenSlidePixels.detect(path) else ImagePixels(path)
+
+
+def _open_tiff(path: Path, series: int | None) -> Pixels:
+    """Open a TIFF with OpenSlide, where it reads all that is in it, or else with tifffile."""
+    vendor = OpenSlidePixels.detect(path)
+    is_named_otherwise = not path.name.lower().endswith(_SCANNER_SUFFIXES)
+    if vendor is not None and _suits_openslide(path, vendor, series):
         try:
             return OpenSlidePixels(path)
         except InputError:
-            if not (is_tiff and name.endswith(_TIFF_SUFFIXES)):
+            if not is_named_otherwise:
                 raise
-    # A TIFF with a scanner's suffix, such as .svs, that OpenSlide does not recognise is damaged: what is left
-    # of it must not be read as a plain TIFF.
-    if is_tiff and name.endswith(_TIFF_SUFFIXES):
-        return TiffPixels(path)
-    return ImagePixels(path)
+    elif vendor is None and not (is_named_otherwise or _is_ome(path)):
+        raise InputError(
+            f"{path}: OpenSlide does not recognise it as a {path.suffix} slide: it is damaged or truncated, "
+            "or something else; rename it to .tif if it is a plain TIFF"
+        )
+    pixels = TiffPixels(path, series)
+    return pixels if pixels.orientation == 1 else UprightPixels(pixels, pixels.orientation)
+
+
+def _suits_openslide(path: Path, vendor: str, series: int | None) -> bool:
+    """Return whether OpenSlide reads a TIFF that it recognises as what it is.
+
+    Raises:
+        InputError: The TIFF is damaged, or of a kind that is not read.
+    """
+    try:
+        with tifffile.TiffFile(path, is_imagej=False) as tiff:  # ImageJ itself writes no tiles
+            if tiff.is_ome:
+                return False
+            check_tiles(path, tiff)
+            if vendor == _PLAIN:
+                return series is None and _is_plain_pyramid(path, tiff)
+            refuse_series(path, series)
+            _check_scan(path, tiff)
+    except InputError:
+        raise
+    except Exception as error:  # what tifffile cannot parse is left to OpenSlide
+        _log.debug("%s: is not checked: %s", path, error)
+    return True
+
+
+def _is_plain_pyramid(path: Path, tiff: Any) -> bool:
+    """Return whether a TIFF of no scanner is one upright pyramid without SubIFDs, finest page first.
+
+    Raises:
+        InputError: It is of a kind that is not read.
+    """
+    first = tiff.pages[0]
+    if first.subifds or read_orientation(first) != 1:
+        return False
+    images = [image for image in tiff.series if {"Y", "X"} <= set(image.axes)]
+    sizes = [image.keyframe.imagelength * image.keyframe.imagewidth for image in images]
+    if len(images) > 1 and (sizes[0] < max(sizes) or 2 * max(sizes[1:]) >= sizes[0]):
+        return False
+    check_pages(path, images[0])
+    if has_channels(first, len(images[0].pages)):
+        return False
+    read_colours(path, first)
+    # OpenSlide takes any fourth sample for opacity, and reads no planes of JPEG.
+    return first.planarconfig == 1 and first.samplesperpixel in (1, 3)
+
+
+def _check_scan(path: Path, tiff: Any) -> None:
+    """Raise ``InputError`` where the pages of a scanner's TIFF are of a kind that OpenSlide misreads."""
+    for page in tiff.pages[:1] if tiff.is_ndpi else [page for page in tiff.pages if page.is_tiled]:
+        read_colours(path, page)
+        if (orientation := read_orientation(page)) != 1:
+            raise InputError(
+                f"{path}: its pixels are stored turned (Orientation {orientation}), which OpenSlide does not "
+                "read; convert it to OME-TIFF"
+            )
+
+
+def _is_ome(path: Path) -> bool:
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return bool(tiff.is_ome)
+    except Exception:
+        return False

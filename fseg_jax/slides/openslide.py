@@ -20,9 +20,7 @@ class OpenSlidePixels:
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
-            raise InputError(
-                f"{path}: OpenSlide cannot read it ({error}); it is damaged, truncated or another format"
-            ) from None
+            raise InputError(f"{path}: OpenSlide cannot read it ({error})") from None
         self._slide.set_cache(openslide.OpenSlideCache(_CACHE))
         properties = self._slide.properties
         self.format = "openslide/" + properties[openslide.PROPERTY_NAME_VENDOR]
@@ -32,9 +30,10 @@ class OpenSlidePixels:
         self._background = (red, green, blue)
 
     @staticmethod
-    def is_readable(path: Path) -> bool:
-        """Return whether OpenSlide recognises a file."""
-        return openslide.OpenSlide.detect_format(path) is not None
+    def detect(path: Path) -> str | None:
+        """Return OpenSlide's name for a file's format; None where it recognises none."""
+        vendor: str | None = openslide.OpenSlide.detect_format(path)
+        return vendor
 
     def _read_mpp(self) -> tuple[float, float] | None:
         """Read the µm per level-0 pixel along y and x; return None where the file states none."""

@@ -2,13 +2,15 @@
 
 When a file is opened, the sizes that it declares are checked against what it holds. A tile that was never
 written (its byte count is 0) is white; a tile that is listed but lies past the end of the file is an error.
+
+An OME-TIFF may be one file of a set. Of the images in the set, those are read that have pixels in the file
+that is opened; their other channels come from the other files.
 """
 
 import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -17,37 +19,44 @@ from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.extent import check_directories
-from fseg_jax.slides.pixels import flatten, is_plausible
+from fseg_jax.files.tiff_pictures import (
+    Colours,
+    check_depth,
+    check_pages,
+    has_channels,
+    is_planar_jpeg,
+    read_colours,
+    read_orientation,
+)
+from fseg_jax.slides.channels import Channel, choose_rgb
+from fseg_jax.slides.ome_header import OmeHeader, OmeImage, parse_header
+from fseg_jax.slides.pixels import TIFF_MAGIC, flatten, is_plausible
+from fseg_jax.slides.series import FileImage, choose_image
 from fseg_jax.slides.tiff_tiles import TiffTiles
+from fseg_jax.slides.units import convert_to_um
 
 _CACHE = 256 << 20  # bytes of decoded tiles: a row of wide strips fits
-# Compressions and photometric interpretations by their numbers in TIFF.
-_YCBCR_TO_RGB = (6, 7, 33003, 33004, 33005, 33007, 34712, 34892, 50001)  # decoded to RGB by their codecs
-_RGB, _YCBCR, _MIN_IS_BLACK = 2, 6, 1
-_UNIT_UM = {
-    "m": 1e6,
-    "cm": 1e4,
-    "mm": 1e3,
-    "µm": 1.0,
-    "μm": 1.0,
-    "um": 1.0,
-    "nm": 1e-3,
-    "Å": 1e-4,
-    "in": 25400.0,
-}
+_MAX_HEADER = 64 << 20  # bytes of a companion file
+_RGB = 2  # the photometric interpretation
 
 
 class TiffPixels:
-    """An 8-bit RGB TIFF: tiled or in strips, plain or OME, flat or a pyramid."""
+    """An 8-bit RGB or grey TIFF: tiled or in strips, plain or OME, flat or a pyramid."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, series: int | None = None) -> None:
+        """Open a TIFF.
+
+        Args:
+            path: The file.
+            series: Which of its images to read, as the file counts them; None for the largest.
+
+        Raises:
+            InputError: The TIFF is damaged, or of a kind that is not read.
+        """
         self._path = path
+        self._tiff = _open_tiff(path)
         try:
-            self._tiff = tifffile.TiffFile(path)
-        except Exception as error:
-            raise InputError(f"{path}: not a readable TIFF, or truncated: {first_line(error)}") from None
-        try:
-            self._open()
+            self._open(series)
         except InputError:
             self._tiff.close()
             raise
@@ -55,16 +64,20 @@ class TiffPixels:
             self._tiff.close()
             raise InputError(f"{path}: the TIFF is damaged or truncated: {first_line(error)}") from None
 
-    def _open(self) -> None:
+    def _open(self, number: int | None) -> None:
         check_directories(self._path, self._tiff)
-        images = [series for series in self._tiff.series if {"Y", "X"} <= set(series.axes)]
-        if not images:
-            raise InputError(f"{self._path}: the TIFF has no image")
-        # Sides are found by ``axes``: the keys of ``sizes`` differ between tifffile's versions.
-        series = max(images, key=lambda s: s.shape[s.axes.index("Y")] * s.shape[s.axes.index("X")])
-        self._levels = [_Level(self._path, level) for level in series.levels]
-        for level in self._levels:
-            level.check_extent()
+        self._header = self._read_header()
+        self.format = "ome-tiff" if self._header is not None else "tiff"
+        series, image, ome = self._choose_series(number)
+        check_pages(self._path, series)
+        channels = list(ome.channels) if ome is not None else []
+        self._levels = []
+        colours = None
+        for level in series.levels:
+            pages = self._open_pages(level)
+            if colours is None:
+                colours = _choose_colours(self._path, pages, channels)
+            self._levels.append(_Level(self._path, pages, colours))
         first = self._levels[0].shape
         # Some files list a label or macro picture as a level: it does not have the slide's aspect ratio.
         self._levels = [
@@ -74,16 +87,81 @@ class TiffPixels:
         ]
         self._levels.sort(key=lambda level: -level.shape[0])
         self.shapes = [level.shape for level in self._levels]
-        if self._tiff.is_ome:
-            self.format = "ome-tiff"
-            self.mpp = _parse_ome_mpp(self._tiff.ome_metadata or "", images.index(series), len(images))
-        else:
-            self.format = "tiff"
-            self.mpp = None
-        self.mpp = self.mpp or _parse_tag_mpp(self._levels[0].keyframe.tags)
+        keyframe = self._levels[0].keyframe
+        self.orientation = read_orientation(keyframe)
+        self.mpp = image.mpp or _parse_imagej_mpp(self._tiff, keyframe) or _parse_tag_mpp(keyframe)
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._cached_bytes = 0
+
+    def _read_header(self) -> OmeHeader | None:
+        """Read the OME header, which may be in another file of the set; None where there is none."""
+        if not self._tiff.is_ome:
+            return None
+        header = parse_header(self._tiff.ome_metadata or "", self._path.name)
+        if header is None or header.elsewhere is None:
+            return header
+        file = self._path.parent / Path(header.elsewhere).name
+        try:
+            with file.open("rb") as stream:
+                is_tiff = stream.read(4) in TIFF_MAGIC
+                stream.seek(0)
+                content = "" if is_tiff else stream.read(_MAX_HEADER).decode("utf-8", "replace")
+        except OSError as error:
+            raise InputError(
+                f"{self._path}: its OME header is in {file.name}, which cannot be read "
+                f"({error.strerror or error}): keep the files of the set together"
+            ) from None
+        self._tiff.close()
+        self._tiff = _open_tiff(file) if is_tiff else tifffile.TiffFile(self._path, omexml=content)
+        return parse_header(self._tiff.ome_metadata or "", Path(self._tiff.filename).name if is_tiff else "")
+
+    def _choose_series(self, number: int | None) -> tuple[Any, FileImage, OmeImage | None]:
+        """Choose the image to read: tifffile's series, what it is, and what an OME header says of it."""
+        found = []
+        # Sides are found by ``axes``: the keys of ``sizes`` differ between tifffile's versions.
+        for i, series in enumerate(s for s in self._tiff.series if {"Y", "X"} <= set(s.axes)):
+            page = next(page for page in series.pages if page is not None)
+            ome = self._find_ome_image(page)
+            shape = (series.shape[series.axes.index("Y")], series.shape[series.axes.index("X")])
+            image = FileImage(ome.number, ome.name, shape, ome.mpp) if ome else FileImage(i, "", shape, None)
+            found.append((series, image, ome))
+        own = [entry for entry in found if self._is_own(entry[0])]
+        if not (own or found):
+            raise InputError(f"{self._path}: the TIFF has no image")
+        entries = own if number is None and own else found
+        return entries[choose_image(self._path, [image for _, image, _ in entries], number)]
+
+    def _find_ome_image(self, page: Any) -> OmeImage | None:
+        if self._header is None:
+            return None
+        file = page.parent.filehandle.name
+        is_of_header = page.parent is self._tiff or file == self._tiff.filehandle.name
+        image = self._header.find(page, None if is_of_header else file) or self._header.find(page, file)
+        if image is None and len(self._header.images) == 1:
+            return self._header.images[0]
+        return image
+
+    def _is_own(self, series: Any) -> bool:
+        """Return whether an image has pixels in the file that was asked for."""
+        return any(
+            page is not None and page.parent.filehandle.name == self._path.name for page in series.pages
+        )
+
+    def _open_pages(self, series: Any) -> list[Any]:
+        """Return an image's pages, all of them there, with their files open."""
+        pages = list(series.pages)
+        if any(page is None for page in pages):
+            raise InputError(
+                f"{self._path}: some of its channels are in other files of its set, which are not beside it; "
+                "keep the files together"
+            )
+        for page in pages:
+            if page.parent.filehandle.closed:
+                page.parent.filehandle.open()
+            if is_planar_jpeg(page.keyframe):
+                page.keyframe.photometric = tifffile.PHOTOMETRIC(_RGB)
+        return pages
 
     def read(
         self, level: int, y: int, x: int, height: int, width: int
@@ -102,7 +180,7 @@ class TiffPixels:
                     x0, x1 = max(x, left), min(x + width, left + tile_width)
                     tile = self._read_tile(level, row, column)
                     out[y0 - y : y1 - y, x0 - x : x1 - x] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
-        return flatten(Image.fromarray(out)) if source.samples == 4 else out
+        return compose_rgb(out, source.colours)
 
     def _read_tile(
         self, level: int, row: int, column: int
@@ -129,72 +207,82 @@ class TiffPixels:
         self._tiff.close()
 
 
+def compose_rgb(
+    stored: UInt8[np.ndarray, "height width samples"], colours: Colours
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Compose RGB of stored samples; what is transparent lies on white."""
+    if colours.table is not None:
+        rgb = colours.table[stored[..., colours.samples[0]]]
+    elif stored.shape[2] == 3 and colours.samples == (0, 1, 2):
+        return stored
+    else:
+        rgb = stored[..., colours.samples]
+    if colours.alpha is None:
+        return np.ascontiguousarray(rgb)
+    opacity = stored[..., colours.alpha, None]
+    if colours.premultiplied:
+        return np.asarray(np.minimum(rgb.astype(np.uint16) + (255 - opacity), 255).astype(np.uint8))
+    return flatten(Image.fromarray(np.concatenate([rgb, opacity], axis=2)))
+
+
 class _Level(TiffTiles):
-    """One pyramid level: a page with three or four samples, or a page for each of three or four channels."""
+    """One pyramid level: a page, or a page for each channel."""
 
-    def __init__(self, path: Path, series: Any) -> None:
-        keyframe = series.keyframe
-        pages = list(series.pages)
-        others = {
-            axis: n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YXSC" and n > 1
-        }
-        samples = keyframe.samplesperpixel * len(pages)
-        if others:
-            raise InputError(f"{path}: has several planes ({others}); give a file with one plane")
-        one_page = len(pages) == 1 and keyframe.samplesperpixel in (3, 4)
-        per_channel = len(pages) in (3, 4) and keyframe.samplesperpixel == 1
-        is_rgb = (
-            keyframe.photometric == _RGB
-            or (keyframe.photometric == _YCBCR and keyframe.compression in _YCBCR_TO_RGB)
-            or (keyframe.photometric == _MIN_IS_BLACK and "C" in series.axes)  # a page for each channel
-        )
-        if keyframe.dtype != np.uint8 or not (one_page or per_channel) or not is_rgb:
-            raise InputError(
-                f"{path}: 8-bit RGB is required, and the TIFF is {keyframe.dtype} with {samples} channel(s), "
-                f"{tifffile.PHOTOMETRIC(keyframe.photometric).name.lower()}; convert it to 8-bit RGB"
-            )
-        if any(page is None for page in pages):
-            raise InputError(f"{path}: the TIFF lacks some of its planes")
-        super().__init__(path, pages, blank=255)
+    def __init__(self, path: Path, pages: list[Any], colours: Colours) -> None:
+        check_depth(path, pages[0])
+        super().__init__(path, pages, blank=colours.white)
+        self.colours = colours
+        self.check_extent()
 
 
-def _parse_tag_mpp(tags: Any) -> tuple[float, float] | None:
-    """Parse the µm per pixel along y and x of the resolution tags; return None where they are implausible."""
-    um = {2: 25400.0, 3: 10000.0}.get(int(tags.valueof("ResolutionUnit", 1)))
+def _open_tiff(path: Path) -> Any:
+    try:
+        tiff = tifffile.TiffFile(path)
+        first: Any = tiff.pages[0]
+        if tiff.is_imagej and (first.is_tiled or first.compression != 1):
+            # Not ImageJ's own: Bio-Formats writes its description, whose counts mislead, over any TIFF.
+            tiff.close()
+            tiff = tifffile.TiffFile(path, is_imagej=False)
+        return tiff
+    except Exception as error:
+        raise InputError(f"{path}: not a readable TIFF, or truncated: {first_line(error)}") from None
+
+
+def _choose_colours(path: Path, pages: list[Any], channels: list[Channel]) -> Colours:
+    """Choose how an image's samples become RGB."""
+    page = pages[0].keyframe
+    if has_channels(page, len(pages)):
+        check_depth(path, page)
+        count = page.samplesperpixel * len(pages)
+        channels = channels if len(channels) == count else [Channel()] * count
+        chosen = choose_rgb(path, channels)
+        return Colours(chosen[:3], alpha=chosen[3] if len(chosen) > 3 else None)
+    if len(pages) > 1:
+        raise InputError(f"{path}: has {len(pages)} pages of one size; give a file with one")
+    return read_colours(path, page)
+
+
+def _parse_tag_mpp(page: Any) -> tuple[float, float] | None:
+    """Parse the µm per pixel along y and x of a page's resolution tags; return None where implausible."""
+    # Without the tag the unit is the inch (TIFF 6.0).
+    um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))
+    values = _parse_resolution(page, um)
+    # A picture's 72 or 96 dots per inch, which say how it is printed, are implausible.
+    return values if values is not None and all(map(is_plausible, values)) else None
+
+
+def _parse_imagej_mpp(tiff: Any, page: Any) -> tuple[float, float] | None:
+    """Parse the µm per pixel along y and x that ImageJ calibrated; return None where it did not."""
+    unit = (tiff.imagej_metadata or {}).get("unit", "") if tiff.is_imagej else ""
+    return _parse_resolution(page, convert_to_um(unit)) if isinstance(unit, str) else None
+
+
+def _parse_resolution(page: Any, um: float | None) -> tuple[float, float] | None:
+    """Parse the µm per pixel along y and x of resolutions that are per ``um`` µm."""
     values = []
     for name in ("YResolution", "XResolution"):
-        numerator, denominator = tags.valueof(name, (0, 1))
+        numerator, denominator = page.tags.valueof(name, (0, 1))
         if not (um and numerator and denominator):
             return None
         values.append(um * denominator / numerator)
-    # A picture's 72 or 96 dots per inch, which say how it is printed, are implausible.
-    return (values[0], values[1]) if all(map(is_plausible, values)) else None
-
-
-def _parse_ome_mpp(xml: str, index: int, count: int) -> tuple[float, float] | None:
-    """Parse an OME header's PhysicalSizeY and PhysicalSizeX, in µm; return None where they are missing.
-
-    Args:
-        xml: The header.
-        index: Number of the image whose size it is.
-        count: Number of images in the file.
-    """
-    try:
-        elements = ElementTree.fromstring(xml).iter()
-        pixels = [element for element in elements if element.tag.rpartition("}")[2] == "Pixels"]
-    except ElementTree.ParseError:
-        return None
-    if not pixels:
-        return None
-    attributes = pixels[index if len(pixels) == count else 0].attrib
-    values = []
-    for axis in "YX":
-        unit = _UNIT_UM.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
-        try:
-            value = float(attributes[f"PhysicalSize{axis}"])
-        except (KeyError, ValueError):
-            return None
-        if unit is None:
-            return None
-        values.append(value * unit)
     return values[0], values[1]

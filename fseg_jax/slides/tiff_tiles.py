@@ -66,7 +66,7 @@ class TiffTiles:
             self._check_mapped()
             order = keyframe.parent.byteorder
             dtype = keyframe.dtype.newbyteorder(order)
-            mapped = np.memmap(path, dtype, "r", pages[0].dataoffsets[0], planar)
+            mapped = np.memmap(pages[0].parent.filehandle.path, dtype, "r", pages[0].dataoffsets[0], planar)
             self.mapped = np.moveaxis(mapped, 0, 2) if self._planes > 1 else mapped
         else:
             check_piece(path, keyframe, self.tile, self.samples)
