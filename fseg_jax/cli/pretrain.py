@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="IMAGES...")
 @output_option("FILE", "Encoder to write, a .safetensors file.")
+@click.option(
+    "--start",
+    metavar="ENCODER",
+    show_default="random weights",
+    help="Encoder to go on from: he-small, or a file that fseg pretrain wrote.",
+)
 @click.option("--name", metavar="NAME", show_default="the file's name", help="Name of the encoder.")
 @click.option("--licence", default="", metavar="TEXT", help="Licence of the encoder, for its card.")
 @mpp_override_option("Resolution of the images in µm per pixel, where nothing else says it.")
@@ -125,6 +131,7 @@ if TYPE_CHECKING:
 def pretrain(
     sources: tuple[str, ...],
     output: Path,
+    start: str | None,
     name: str | None,
     licence: str,
     mpp_override: float | None,
@@ -151,11 +158,13 @@ def pretrain(
     IMAGES are manifests, folders, globs. Interrupted, the same command goes on where it stopped; with
     --overwrite another run's checkpoint is replaced too. Then: fseg segment --encoder FILE.
     """
+    from fseg_jax.encoders.trained import load_parts
     from fseg_jax.pretraining.pretrain import check_output, pretrain
     from fseg_jax.pretraining.simclr import TrainingSettings
     from fseg_jax.pretraining.views import Geometry
 
     check_output(output, overwrite)
+    parts = None if start is None else load_parts(start)
     finest, coarsest = resolutions
     if not 0 < finest <= coarsest:
         raise InputError(f"--mpp {finest:g} {coarsest:g}: give the finer one first, both above 0")
@@ -184,6 +193,7 @@ def pretrain(
             licence=licence,
             settings=settings,
             geometry=geometry,
+            start=parts,
             stains=stains,
             score=_make_score(score) if score else None,
             every=every,

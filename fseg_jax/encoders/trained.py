@@ -34,6 +34,14 @@ class Gains(NamedTuple):
     stains: float = 0.0  # of the classical encoder's channels; 0 leaves them out
 
 
+class Parts(NamedTuple):
+    """What an encoder of ``fseg pretrain`` is assembled from."""
+
+    network: ResNet
+    card: EncoderCard
+    gains: Gains
+
+
 # The encoders that come with the program, and their files.
 SHIPPED = {"he-small": "he_small.safetensors"}
 
@@ -91,8 +99,17 @@ def load_trained(name: str | Path, *, dtype: str = "float32") -> JaxEncoder:
     Raises:
         InputError: the file is not there, damaged, or not written by ``fseg pretrain``.
     """
+    return assemble(*load_parts(name, dtype=dtype))
+
+
+def load_parts(name: str | Path, *, dtype: str = "float32") -> Parts:
+    """Load the parts of an encoder, with the arguments and the errors of ``load_trained``."""
     precision = parse_dtype(dtype)
     path = find_shipped(str(name)) if str(name).lower() in SHIPPED else Path(name)
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file: give one that fseg pretrain wrote, or {' or '.join(SHIPPED)}"
+        )
     loaded = weights_file.load(path, dtype=precision)
     network = loaded.network
     if "card" not in loaded.metadata or not isinstance(network, ResNet):
@@ -110,7 +127,7 @@ def load_trained(name: str | Path, *, dtype: str = "float32") -> JaxEncoder:
     except (LookupError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: its card is damaged: make it again with fseg pretrain") from error
     digest = hashlib.sha256(f"{loaded.metadata['sha256']} {loaded.metadata['gains']}".encode())
-    return assemble(network, replace(card, weights_hash=digest.hexdigest()), gains)
+    return Parts(network, replace(card, weights_hash=digest.hexdigest()), gains)
 
 
 def _find_fault(card: dict[str, Any], gains: Gains, network: ResNet) -> str:

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
-from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
-from fseg_jax.encoders.trained import Gains, assemble, calibrate_gains, save_trained
+from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig, unfold_norms
+from fseg_jax.encoders.trained import Gains, Parts, assemble, calibrate_gains, save_trained
 from fseg_jax.errors import InputError
 from fseg_jax.files.exchange import exchange_outputs
 from fseg_jax.files.partial_folders import open_partial_folder, recover_outputs
@@ -39,6 +39,7 @@ from fseg_jax.pretraining.simclr import (
     TrainingSettings,
     make_schedule,
     make_trainer,
+    normalise,
 )
 from fseg_jax.pretraining.views import Field, Geometry, Views, compute_probabilities, draw_views, stream_views
 
@@ -74,6 +75,7 @@ def pretrain(
     settings: TrainingSettings,
     geometry: Geometry,
     config: ResNetConfig = TRUNK,
+    start: Parts | None = None,
     licence: str = "",
     stains: float = 0.0,
     score: Callable[[Encoder], float] | None = None,
@@ -92,6 +94,7 @@ def pretrain(
         settings: How to train.
         geometry: How views are cut.
         config: The trunk's configuration.
+        start: An encoder that was trained before, to go on from with its trunk; None: from random weights.
         licence: Licence of the encoder, for its card.
         stains: Standard deviation of the classical encoder's channels, relative to the trunk's; 0: left out.
         score: Scores the encoder.
@@ -110,8 +113,15 @@ def pretrain(
         raise InputError("no field of tissue to train on: give slides or images that hold some")
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: an encoder's file must end in .safetensors")
-    trainer = make_trainer(settings, config)
     probabilities = compute_probabilities(fields)
+    trunk = None
+    if start is not None:
+        config = replace(start.network.config, norms=True)
+        images = draw_views(
+            fields, probabilities, geometry, settings.pairs, seed=settings.seed, step=0
+        ).images
+        trunk = unfold_norms(start.network, normalise(jnp.asarray(images[0], jnp.float32) / 255))
+    trainer = make_trainer(settings, config, trunk=trunk)
     checkpoint = out.with_suffix(".checkpoint.safetensors")
     run = {
         "settings": asdict(settings),
@@ -119,6 +129,8 @@ def pretrain(
         "network": asdict(config),
         "fields": _hash_fields(fields),
     }
+    if start is not None:
+        run["start"] = {"name": start.card.name, "weights_hash": start.card.weights_hash}
     state, history = trainer.begin, History(np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
     if checkpoint.exists():
         try:
@@ -128,7 +140,7 @@ def pretrain(
             if not overwrite:
                 raise
             _LOG.warning("%s does not fit this run, which begins anew", checkpoint)
-    start = int(state.step)
+    resumed_at = int(state.step)
     losses, scores = list(history.losses), list(history.scores)
     schedule = make_schedule(settings)
     started = lap = time.perf_counter()
@@ -157,9 +169,9 @@ def pretrain(
     def save() -> None:
         save_checkpoint(checkpoint, state, History(np.array(losses), np.array(scores)), run)
 
-    steps = range(start, settings.steps)
+    steps = range(resumed_at, settings.steps)
     try:
-        for step, views in zip(steps, stream_views(draw, start, settings.steps), strict=True):
+        for step, views in zip(steps, stream_views(draw, resumed_at, settings.steps), strict=True):
             next_state, step_losses = trainer.step(state, views)
             values = [float(value) for value in step_losses]
             if not math.isfinite(values[0]):
@@ -194,7 +206,7 @@ def pretrain(
         "losses": [round(float(value), 5) for value in history.losses[:, 0]],
         "scores": [[int(step), round(float(value), 5)] for step, value in history.scores],
         "seconds": round(time.perf_counter() - started, 1),
-        "resumed_at": start or None,
+        "resumed_at": resumed_at or None,
         "finished": now(),
     }
     trunk = trainer.build_trunk(state)

@@ -196,14 +196,23 @@ class Trainer(NamedTuple):
         return fold_norms(model.trunk)
 
 
+def normalise(x: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+    """Normalise images of 0 … 1 as the trunk takes them."""
+    return (x - jnp.asarray(MEAN).reshape(1, 1, 1, 3)) / jnp.asarray(STD).reshape(1, 1, 1, 3)
+
+
 def make_schedule(settings: TrainingSettings) -> optax.Schedule:
     """Make the function from a step to its learning rate: a linear rise, then a cosine to zero."""
     warm = max(1, round(settings.warmup * settings.steps))
     return optax.warmup_cosine_decay_schedule(0, settings.learning_rate, warm, max(settings.steps, warm + 1))
 
 
-def make_trainer(settings: TrainingSettings, config: ResNetConfig = TRUNK) -> Trainer:
+def make_trainer(
+    settings: TrainingSettings, config: ResNetConfig = TRUNK, *, trunk: ResNet | None = None
+) -> Trainer:
     """Set up the network, the optimiser and the step, over all local devices.
+
+    The trunk begins with random weights of ``config``, or with those of ``trunk``, which has norms.
 
     Raises:
         InputError: The chunk does not divide a step's views.
@@ -218,7 +227,10 @@ def make_trainer(settings: TrainingSettings, config: ResNetConfig = TRUNK) -> Tr
         )
     mesh = jax.make_mesh((devices,), ("views",), axis_types=(AxisType.Auto,))
     shared, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("views"))
-    model = SimCLR(config, rngs=nnx.Rngs(settings.seed), dtype=jnp.dtype(settings.dtype))
+    dtype = jnp.dtype(settings.dtype)
+    model = SimCLR(config if trunk is None else trunk.config, rngs=nnx.Rngs(settings.seed), dtype=dtype)
+    if trunk is not None:
+        nnx.update(model.trunk, nnx.state(trunk))
     model.train()  # type: ignore[no-untyped-call]
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
     parameters, statistics = states
@@ -230,8 +242,7 @@ def make_trainer(settings: TrainingSettings, config: ResNetConfig = TRUNK) -> Tr
     key = jax.random.key(settings.seed)
 
     def prepare(step: Array, images: Array) -> Array:
-        x = augment(images, jax.random.fold_in(key, step))
-        return (x - jnp.asarray(MEAN).reshape(1, 1, 1, 3)) / jnp.asarray(STD).reshape(1, 1, 1, 3)
+        return normalise(augment(images, jax.random.fold_in(key, step)))
 
     def embed(parameters: Any, statistics: Any, x: Array, boxes: Array) -> tuple[Projections, Any]:
         model = nnx.merge(graphdef, parameters, statistics, copy=True)

@@ -18,7 +18,7 @@ from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.resnet.network import ResNet as Trunk
 from fseg_jax.encoders.resnet.network import ResNetConfig
-from fseg_jax.encoders.trained import assemble, calibrate_gains
+from fseg_jax.encoders.trained import assemble, calibrate_gains, load_parts
 from fseg_jax.errors import InputError
 from fseg_jax.files.partial_folders import recover_folder
 from fseg_jax.pretraining import pretrain as pretraining
@@ -88,6 +88,21 @@ def test_what_it_writes_is_an_encoder(tmp_path: Path):
         load_encoder(str(out))
 
 
+def test_an_encoder_is_trained_further(tmp_path: Path):
+    first = tmp_path / "first.safetensors"
+    run(first, steps=4)
+    record = run(tmp_path / "further.safetensors", start=load_parts(first), learning_rate=1e-9, steps=40)
+    assert record["start"] == {"name": "ours", "weights_hash": load_encoder(str(first)).card.weights_hash}
+    images = jnp.asarray(np.stack([field.pixels[:64, :64] for field in fields()]))
+    before, after = (
+        np.asarray(load_encoder(str(path))(images)) for path in (first, tmp_path / "further.safetensors")
+    )
+    # Without learning it stays what it was, but for its norms' statistics, which are of other views.
+    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.9
+    begun_anew = run(tmp_path / "anew.safetensors", steps=40, learning_rate=1e-9)
+    assert begun_anew["losses"] != record["losses"]
+
+
 def test_stains_beside(tmp_path: Path):
     run(tmp_path / "plain.safetensors", steps=2)
     run(tmp_path / "both.safetensors", steps=2, stains=2.0)
@@ -154,7 +169,9 @@ def trained_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def step(state, drawn):
         return state._replace(step=state.step + 1), (1.0, 0.5, 0.5)
 
-    monkeypatch.setattr(pretraining, "make_trainer", lambda settings, config: trainer._replace(step=step))
+    monkeypatch.setattr(
+        pretraining, "make_trainer", lambda settings, config, **_: trainer._replace(step=step)
+    )
     monkeypatch.setattr(Trainer, "build_trunk", lambda self, state: trunk)
 
     def stop(at):
@@ -256,6 +273,7 @@ def test_the_command_and_its_errors(tmp_path: Path, capsys: pytest.CaptureFixtur
     fails("finer one first", images, "-o", out, *small, "--mpp", 2, 1)
     fails("must divide", images, "-o", out, *small, "--chunk", 3)
     fails("--mpp-override", images, "-o", out, "--steps", 1)
+    fails("resnet50: no such file", images, "-o", out, *small, "--start", "resnet50")
     checkpoint = tmp_path / "ours.checkpoint.safetensors"
     checkpoint.write_bytes(b"of a run")
     fails("finer one first", images, "-o", out, *small, "--mpp", 2, 1, "--overwrite")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig, fold_norms
+from fseg_jax.encoders.layers import Conv
+from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig, fold_norms, unfold_norms
 from fseg_jax.errors import InputError
 from fseg_jax.pretraining.augment import augment
 from fseg_jax.pretraining.simclr import (
@@ -69,6 +70,26 @@ def test_folding_changes_nothing():
     assert not out.config.norms
     np.testing.assert_allclose(out.features(x), network.features(x), atol=1e-4)
     assert out.features(x).shape == (4, 2, 3, 16) and float(out.features(x).min()) >= 0
+
+
+def test_norms_are_unfolded_to_what_they_were_folded_from():
+    config = ResNetConfig("basic", (1, 2), (8, 16), stem_channels=8, patches=True)
+    folded = ResNet(config, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    for _, module in nnx.iter_modules(folded):
+        if isinstance(module, Conv):
+            module.bias[...] = jnp.asarray(rng.normal(size=module.bias.shape), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(6, 32, 32, 3)), jnp.float32)
+    network = unfold_norms(folded, x)
+    expected = folded.features(x)
+    for mode in (network.eval, network.train):  # by the running statistics, and by the batch's own
+        mode()
+        np.testing.assert_allclose(network.features(x), expected, rtol=1e-3, atol=1e-4)
+    again = unfold_norms(folded, x)
+    again.eval()
+    np.testing.assert_allclose(
+        fold_norms(again).features(x[:2, :16]), folded.features(x[:2, :16]), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_step_learns_and_compiles_once():

@@ -1,8 +1,8 @@
 """ResNet 18, 34, 50 and 101 (He et al. 2016), to read and to train.
 
 To be read, a network has its batch norms folded into the convolutions. To be trained it has real ones;
-``fold_norms`` makes the former of the latter. F-SEG reads ``layer3``: 16 pixels a token, 1024 channels in
-ResNet-50, non-negative because it ends in a ReLU.
+``fold_norms`` makes the former of the latter, ``unfold_norms`` the latter of the former. F-SEG reads
+``layer3``: 16 pixels a token, 1024 channels in ResNet-50, non-negative because it ends in a ReLU.
 """
 
 from collections.abc import Callable, Iterable
@@ -66,6 +66,7 @@ RESNETS = {
 }
 
 
+NORM_MOMENTUM = 0.9  # share of a running statistic that a step keeps
 PATCH = 4  # pixels a side of the squares that a stem of patches makes channels of
 
 
@@ -74,7 +75,7 @@ class NormedConv(nnx.Module):
 
     def __init__(self, conv: Conv, rngs: nnx.Rngs):
         self.conv = conv
-        self.norm = nnx.BatchNorm(conv.kernel.shape[-1], momentum=0.9, epsilon=1e-5, rngs=rngs)
+        self.norm = nnx.BatchNorm(conv.kernel.shape[-1], momentum=NORM_MOMENTUM, epsilon=1e-5, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b h w i"], add: Float[Array, "b p q o"] | None = None, relu: bool = False
@@ -225,6 +226,50 @@ def fold_norms(network: ResNet) -> ResNet:
     if folded.fc is not None and network.fc is not None:
         nnx.update(folded.fc, nnx.state(network.fc))
     return folded
+
+
+def unfold_norms(network: ResNet, x: Float[Array, "b h w 3"]) -> ResNet:
+    """Give a network whose norms are folded batch norms again, to be trained further.
+
+    In ``eval`` mode the result computes what the network does, and ``fold_norms`` gives that network again.
+    Its running statistics are those of ``x``: in ``train`` mode it computes the same of the batch ``x``.
+
+    Args:
+        network: The network, without norms.
+        x: Images to take the statistics of, normalised as the network takes them.
+    """
+    normed = ResNet(replace(network.config, norms=True), rngs=nnx.Rngs(0))
+    folded: dict[Any, Any] = dict(nnx.iter_modules(network))
+    convs = {path: module for path, module in nnx.iter_modules(normed) if isinstance(module, NormedConv)}
+    for path, module in convs.items():
+        module.conv.kernel[...] = folded[path].kernel[...].astype(jnp.float32)
+        module.norm.momentum = 0.0  # a running statistic is that of the last batch
+    graphdef, state = nnx.split(normed)
+
+    @jax.jit
+    def measure(state: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
+        model = nnx.merge(graphdef, state, copy=True)
+        model.train()  # type: ignore[no-untyped-call]
+        model.features(x)
+        for path, module in nnx.iter_modules(model):
+            if isinstance(module, NormedConv):
+                norm = module.norm
+                assert norm.scale is not None and norm.bias is not None
+                norm.scale[...] = jnp.sqrt(norm.var[...] + norm.epsilon)
+                norm.bias[...] = folded[path].bias[...].astype(jnp.float32) + norm.mean[...]
+        return nnx.state(model)
+
+    for _ in (
+        convs
+    ):  # each pass sets the norms whose inputs the last one set: as many passes as a path has at most
+        state = measure(state)
+    unfolded = nnx.merge(graphdef, state)
+    for _, layer in nnx.iter_modules(unfolded):
+        if isinstance(layer, NormedConv):
+            layer.norm.momentum = NORM_MOMENTUM
+    if unfolded.fc is not None and network.fc is not None:
+        nnx.update(unfolded.fc, nnx.state(network.fc))
+    return unfolded
 
 
 def _to_patches(x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
