@@ -259,9 +259,8 @@ def unfold_norms(network: ResNet, x: Float[Array, "b h w 3"]) -> ResNet:
                 norm.bias[...] = folded[path].bias[...].astype(jnp.float32) + norm.mean[...]
         return nnx.state(model)
 
-    for _ in (
-        convs
-    ):  # each pass sets the norms whose inputs the last one set: as many passes as a path has at most
+    # Each pass sets the norms whose inputs the pass before it set.
+    for _ in convs:
         state = measure(state)
     unfolded = nnx.merge(graphdef, state)
     for _, layer in nnx.iter_modules(unfolded):
