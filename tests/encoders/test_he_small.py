@@ -52,5 +52,5 @@ def test_its_codebooks_are_its_own():
 
 
 def test_a_published_encoders_file_is_not_taken_for_one(tmp_path: Path):
-    with pytest.raises(InputError, match="none.safetensors: no such file: give one that"):
+    with pytest.raises(InputError, match=r"none\.safetensors: no such file: give one that"):
         load_encoder(str(tmp_path / "none.safetensors"))
