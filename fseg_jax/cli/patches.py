@@ -39,16 +39,18 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
     """Embed a slide's patches, once, so that clicks can cluster them in an instant (then: fseg seed)."""
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.pipeline.embed import PatchSettings, embed_slide
+    from fseg_jax.slides.dicom_series import merge_series
     from fseg_jax.slides.reader import open_slide
 
     encoder = load_encoder(
         options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"), last=True
     )
     settings = PatchSettings(dtype=options.pop("stored_dtype"), tissue=pop_tissue_setting(options), **options)
+    paths = merge_series(slides)
     done = 0
-    with show_progress(len(slides)) as progress:
-        for path in slides:
-            with tolerate_failure(slides, f"embedding {path}"):
+    with show_progress(len(paths)) as progress:
+        for path in paths:
+            with tolerate_failure(paths, f"embedding {path}"):
                 with open_slide(path, settings.mpp_override) as slide:
                     embed_slide(
                         slide,
@@ -61,7 +63,7 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
                     )
                 done += 1
                 click.echo(output / f"{slide.name}.embeddings.zarr")
-    return 0 if done == len(slides) else 2
+    return 0 if done == len(paths) else 2
 
 
 @click.command()
@@ -90,10 +92,9 @@ def seed(
     **options: Any,
 ) -> None:
     """Segment an embedded slide from a few clicks: SEEDS is GeoJSON points, as QuPath exports them."""
-    from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
-    from fseg_jax.slides.reader import name_outputs
+    from fseg_jax.pipeline.clicks import SeedSettings, choose_slide, seed_slide
 
     class_names = tuple(classes.split(",")) if classes else None
     settings = SeedSettings(class_names, metric, **options)
-    record = seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, overwrite=overwrite)
-    click.echo(folder / f"{name_outputs(Path(record['slide']['path']))}.sic.png")
+    seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, overwrite=overwrite)
+    click.echo(folder / f"{choose_slide(folder, slide)}.sic.png")

@@ -89,9 +89,11 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     from fseg_jax.pipeline.plan import Settings
     from fseg_jax.pipeline.publish import check_outputs
     from fseg_jax.pipeline.segment import output_paths, segment_slide
+    from fseg_jax.slides.dicom_series import merge_series
     from fseg_jax.slides.reader import name_outputs, open_slide
 
     tissue = pop_tissue_setting(options)
+    slides = merge_series(slides)
     names = [name_outputs(slide) for slide in slides]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise InputError(

@@ -23,17 +23,19 @@ def tissue(slides: tuple[Path, ...], output: Path, mpp_override: float | None, o
     """
     from fseg_jax.pipeline.publish import check_outputs
     from fseg_jax.pipeline.tissue_files import list_tissue_paths, write_tissue_files
+    from fseg_jax.slides.dicom_series import merge_series
     from fseg_jax.slides.reader import name_outputs, open_slide
 
-    names = [name_outputs(slide) for slide in slides]
+    paths = merge_series(slides)
+    names = [name_outputs(path) for path in paths]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise InputError(f"several slides are called {sorted(repeated)[0]!r}: give them different folders")
     for name in names:
         check_outputs(list_tissue_paths(name, output), output, overwrite)
     done = 0
-    with show_progress(len(slides)) as progress:
-        for path in slides:
-            with tolerate_failure(slides, f"finding the tissue of {path}"):
+    with show_progress(len(paths)) as progress:
+        for path in paths:
+            with tolerate_failure(paths, f"finding the tissue of {path}"):
                 with open_slide(path, mpp_override) as slide:
                     tell = progress(slide.name)
                     tell("tissue", 0, 1)
@@ -41,6 +43,6 @@ def tissue(slides: tuple[Path, ...], output: Path, mpp_override: float | None, o
                     tell("tissue", 1, 1)
                 done += 1
                 click.echo(list_tissue_paths(slide.name, output)[-1])
-    if done < len(slides):
-        click.echo(f"fseg: {len(slides) - done} of {len(slides)} slides failed", err=True)
-    return 0 if done == len(slides) else 2
+    if done < len(paths):
+        click.echo(f"fseg: {len(paths) - done} of {len(paths)} slides failed", err=True)
+    return 0 if done == len(paths) else 2

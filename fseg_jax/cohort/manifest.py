@@ -8,7 +8,7 @@ A manifest is a CSV file with a header, on disk or at ``s3://`` or ``gs://``:
 
 ``slide_id`` and ``path`` are needed; an empty cell of the rest says nothing. Relative paths are relative to
 the manifest. A folder is a manifest of the slides directly in it, a glob of what it matches, and their ids
-are the files' names without suffixes.
+are the files' names without suffixes. A DICOM slide is one, whether its files or their folder are found.
 """
 
 import csv
@@ -32,6 +32,7 @@ from fseg_jax.files.bucket import make_bucket_spec
 from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.kinds import suggest_names
 from fseg_jax.files.paths import is_folder, is_there
+from fseg_jax.slides.dicom_series import is_other_object, key_series, list_series, list_slides, merge_series
 from fseg_jax.slides.pixels import is_plausible
 from fseg_jax.slides.reader import name_outputs, open_slide
 
@@ -178,8 +179,12 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[_Problem]]:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-    paths = [p for p in entries if not p.name.startswith(".") and p.name.lower().endswith(SUFFIXES)]
+    visible = [path for path in entries if not path.name.startswith(".")]
+    paths = [path for path in visible if path.name.lower().endswith(SUFFIXES)]
     slides, problems = _filter_paths(paths, lambda p, folder: folder == p.name.lower().endswith(".ome.zarr"))
+    slides += [series.first for series in list_series(folder)]
+    slides, more = _add_dicom(folder, slides, visible)
+    problems += more
     if not slides and not problems:
         raise InputError(f"{folder}: no slides in it; a glob looks deeper: '{folder}/**/*.svs', in quotes")
     return slides, problems
@@ -189,6 +194,8 @@ def _match_glob(pattern: str) -> tuple[list[Path], list[_Problem]]:
     paths = sorted(Path(path) for path in glob(pattern, recursive=True))  # noqa: PTH207, of any root
     # Folders are matched on the way to files (and .mrxs slides come with one); OME-Zarr slides are folders.
     slides, problems = _filter_paths(paths, lambda p, folder: not folder or p.name.lower().endswith(".zarr"))
+    slides, more = _add_dicom(pattern, slides, paths)
+    problems += more
     if not slides and not problems:
         raise InputError(f"{pattern}: matches no file")
     return slides, problems
@@ -206,6 +213,31 @@ def _filter_paths(
         except InputError as error:
             problems.append(_Problem(0, str(error)))
     return slides, problems
+
+
+def _add_dicom(
+    source: str | Path, slides: list[Path], places: list[Path]
+) -> tuple[list[Path], list[_Problem]]:
+    """Add the DICOM slides of folders among ``places``, and leave out what is one slide twice, or none.
+
+    Returns the slides in the order of their paths, and folders that cannot be read as problems.
+    """
+    found, problems = [], []
+    for place in places:
+        try:
+            if place.is_dir() and not place.name.lower().endswith(".zarr"):
+                found += list_slides(place)
+        except InputError as error:
+            problems.append(_Problem(0, str(error)))
+    others = {path for path in slides if is_other_object(path)}
+    if others:
+        _log.warning(
+            "%s: %d DICOM file(s) that are no slides are left out, such as %s",
+            source,
+            len(others),
+            min(others),
+        )
+    return merge_series(sorted({*slides, *found} - others)), problems
 
 
 def _name_slides(paths: list[Path], problems: list[_Problem]) -> tuple[list[ManifestSlide], list[_Problem]]:
@@ -273,6 +305,7 @@ def _read_table(name: str, content: bytes, slides_needed: bool) -> tuple[list[Ma
     slides: list[ManifestSlide] = []
     problems: list[_Problem] = []
     ids = _SlideIds()
+    series: dict[Any, ManifestSlide] = {}
     for line, cells in rows[1:]:
         if len(cells) != len(columns):
             problems.append(_Problem(line, f"{len(cells)} cells, but the header has {len(columns)}"))
@@ -280,6 +313,11 @@ def _read_table(name: str, content: bytes, slides_needed: bool) -> tuple[list[Ma
         row = {c: v.strip() for c, v in zip(columns, cells, strict=True) if c in COLUMNS}
         wrong = list(ids.check(row["slide_id"], f"line {line}"))
         slide = _make_slide(name, row, line, wrong, slides_needed)
+        key = key_series(slide.path) if slides_needed else None
+        if key and (before := series.setdefault(key, slide)).path != slide.path:
+            wrong.append(
+                f"path {row['path']}: is of the same DICOM slide as that of line {before.line}; keep one"
+            )
         problems += [_Problem(line, text) for text in wrong]
         slides.append(slide)
     return slides, problems

@@ -10,7 +10,7 @@ CODEBOOK = "fseg-jax-codebook"  # the value of "format" in the metadata of our f
 ENCODER = "fseg-jax-encoder"
 PRETRAINING = "fseg-jax-pretraining-1"
 
-_SLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi"}
+_SLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"}
 _MAGIC = (  # first bytes of a file
     (b"II*\0", "a TIFF image"),
     (b"MM\0*", "a TIFF image"),
@@ -36,7 +36,7 @@ def describe_kind(path: str | Path) -> str:
             zarr = any((path / name).exists() for name in ("zarr.json", ".zattrs", ".zgroup"))
             return "a Zarr folder" if zarr else "a folder"
         with path.open("rb") as file:
-            head = file.read(64)
+            head = file.read(132)
     except (OSError, ValueError):
         return "no file that can be read"
     if not head:
@@ -47,6 +47,8 @@ def describe_kind(path: str | Path) -> str:
         return _describe_tensors(read_header(path).metadata)
     except (BrokenFileError, OSError):
         pass
+    if head[128:] == b"DICM":
+        return "a DICOM file"
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind

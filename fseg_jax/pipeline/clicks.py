@@ -107,7 +107,7 @@ def seed_slide(
     if anndata:
         import_anndata()
     recover_folder(out)
-    name = _choose_slide(out, slide)
+    name = choose_slide(out, slide)
     embedded = open_embeddings(out / f"{name}.embeddings.zarr")
     facts = read_provenance(embedded)
     _warn_if_replaced(facts.slide)
@@ -221,7 +221,7 @@ def _warn_if_replaced(slide: SlideFacts) -> None:
             )
 
 
-def _choose_slide(out: Path, slide: str | None) -> str:
+def choose_slide(out: Path, slide: str | None) -> str:
     """Choose the embedded slide of a folder by its name, or the only one.
 
     Raises:

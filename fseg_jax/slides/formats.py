@@ -10,6 +10,8 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.extent import check_tiles
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.tiff_pictures import check_pages, has_channels, read_colours, read_orientation
+from fseg_jax.slides.dicom import open_dicom
+from fseg_jax.slides.dicom_series import find_series, is_other_object
 from fseg_jax.slides.image import ImagePixels
 from fseg_jax.slides.mirax import check_counts
 from fseg_jax.slides.ome_zarr import ZarrPixels
@@ -30,8 +32,8 @@ _PLAIN = "generic-tiff"  # OpenSlide's name for a TIFF of no scanner
 def open_pixels(path: Path, series: int | None = None) -> Pixels:
     """Open a slide with the reader of its format.
 
-    Folders are read as OME-Zarr by tensorstore, OME-TIFFs by tifffile, all that OpenSlide recognises by
-    OpenSlide, other TIFFs by tifffile, and ordinary images by Pillow.
+    DICOM is read by OpenSlide or wsidicom, other folders as OME-Zarr by tensorstore, OME-TIFFs by tifffile,
+    all that OpenSlide recognises by OpenSlide, other TIFFs by tifffile, and ordinary images by Pillow.
 
     Args:
         path: The file or folder.
@@ -40,10 +42,15 @@ def open_pixels(path: Path, series: int | None = None) -> Pixels:
     Raises:
         InputError: No reader takes the file, or it is damaged.
     """
+    if scan := find_series(path):
+        refuse_series(path, series)
+        return open_dicom(path, scan)
     if is_folder(path):
         return ZarrPixels(path)
     if not is_there(path):
         raise InputError(f"{path}: no such file")
+    if is_other_object(path):
+        raise InputError(f"{path}: a DICOM file that is no slide, such as an annotation")
     try:
         with path.open("rb") as file:
             magic = file.read(4)

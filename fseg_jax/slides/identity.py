@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.paths import format_path
+from fseg_jax.slides.dicom_series import find_series
 
 PIECES, PIECE_BYTES = 16, 16 << 10  # what is hashed of a file; a smaller file is hashed whole
 SAMPLED_ENTRIES = 4  # files, and folders, of each folder that are hashed
@@ -37,8 +38,8 @@ def identify(path: str | Path) -> str:
     """Hash a slide: SHA-256 of the size of its file and of sixteen pieces of 16 KiB, spread evenly over it.
 
     All files of a slide are hashed: an ``.mrxs`` and its folder, a ``.vms`` or ``.vmu`` and the files that it
-    lists. In a folder, an OME-Zarr's too, all names are hashed, but only four files and four folders, evenly
-    chosen; labels are left out.
+    lists, a DICOM series, whatever its files are called. In a folder, an OME-Zarr's too, all names are
+    hashed, but only four files and four folders, evenly chosen; labels are left out.
 
     Raises:
         InputError: The slide cannot be read.
@@ -46,7 +47,10 @@ def identify(path: str | Path) -> str:
     path = Path(path)
     digest = hashlib.sha256()
     try:
-        if path.is_dir():
+        if series := find_series(path):
+            for instance in series.instances:
+                _add_file(digest, instance.file)
+        elif path.is_dir():
             _add_folder(digest, path, MAX_DEPTH)
         else:
             _add_file(digest, path)

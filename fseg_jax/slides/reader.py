@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import sparse
 
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.slides.dicom_series import name_series
 from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, open_pixels
 from fseg_jax.slides.pixels import Pixels, is_plausible
 
@@ -39,11 +40,12 @@ class Slide:
 
     Attributes:
         path: The slide's file or folder.
-        name: What its outputs are called: ``slide`` for slide.svs, slide.ome.tif and slide.ome.zarr.
+        name: What its outputs are called: ``slide`` for slide.svs, slide.ome.tif, slide.ome.zarr and a folder
+            ``slide`` of DICOM files.
         height: Level-0 pixels along y.
         width: Level-0 pixels along x.
         mpp: µm per level-0 pixel.
-        format: ``openslide/VENDOR``, ``tiff``, ``ome-tiff``, ``ome-zarr`` or ``image``.
+        format: ``openslide/VENDOR``, ``wsidicom``, ``tiff``, ``ome-tiff``, ``ome-zarr`` or ``image``.
     """
 
     path: Path
@@ -295,7 +297,9 @@ def _check_mpp(path: Path, pixels: Pixels) -> float:
 
 
 def name_outputs(path: Path) -> str:
-    """Name a slide's outputs: the file's name without its suffixes."""
+    """Name a slide's outputs: the file's name without its suffixes; of DICOM, what ``name_series`` says."""
+    if series := name_series(path):
+        return series
     name = path.name
     for suffix in (*OME_TIFF_SUFFIXES, ".ome.zarr"):
         if name.lower().endswith(suffix) and len(name) > len(suffix):

@@ -1,0 +1,105 @@
+"""DICOM slides, read by OpenSlide, or by wsidicom where OpenSlide refuses: JPEG-LS, HTJ2K, grey."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fseg_jax.errors import InputError, first_line
+from fseg_jax.files.extent import SEGMENT_LIMIT
+from fseg_jax.slides.dicom_series import DicomSeries, Instance
+from fseg_jax.slides.openslide import OpenSlidePixels
+from fseg_jax.slides.pixels import Pixels
+
+
+def open_dicom(path: Path, series: DicomSeries) -> Pixels:
+    """Open a DICOM slide: by OpenSlide, or, where that does not read it, by wsidicom.
+
+    Args:
+        path: What the user calls it, for messages.
+        series: Its files.
+
+    Raises:
+        InputError: Neither reads it, or wsidicom is needed and not installed.
+    """
+    levels = series.levels
+    if not levels:
+        raise InputError(f"{path}: the DICOM series has no level of a slide, only a label or an overview")
+    _check_levels(path, levels)
+    try:
+        return OpenSlidePixels(levels[0].file)
+    except InputError:
+        pass
+    try:
+        return WsiDicomPixels(path, levels)
+    except ImportError:
+        raise InputError(
+            f"{path}: OpenSlide does not read this DICOM slide ({levels[0].samples} channel(s), "
+            f"{levels[0].compression}); pip install 'fseg-jax[dicom]', which reads more of them by wsidicom"
+        ) from None
+
+
+class WsiDicomPixels:
+    """A DICOM slide of 8-bit RGB or grey that wsidicom reads."""
+
+    format = "wsidicom"
+    mpp: tuple[float, float] | None
+
+    def __init__(self, path: Path, levels: list[Instance]) -> None:
+        """Open a slide.
+
+        Args:
+            path: What the user calls it, for messages.
+            levels: The files of its levels.
+
+        Raises:
+            InputError: wsidicom does not read it.
+            ImportError: wsidicom is not installed.
+        """
+        from wsidicom import WsiDicom
+
+        try:
+            self._slide = WsiDicom.open([level.file for level in levels])
+            opened = sorted(self._slide.levels, key=lambda level: -level.size.width)
+            self._levels = [level.level for level in opened]
+            self.shapes = [(level.size.height, level.size.width) for level in opened]
+            self.mpp = (float(opened[0].mpp.height), float(opened[0].mpp.width))
+        except Exception as error:
+            raise InputError(
+                f"{path}: neither OpenSlide nor wsidicom reads this DICOM slide ({first_line(error)}); "
+                "it is damaged, or of a kind that they do not know"
+            ) from None
+
+    def read(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Decode a box of a level; tiles that the file does not hold are white."""
+        return np.asarray(
+            self._slide.read_region((x, y), self._levels[level], (width, height)).convert("RGB")
+        )
+
+    def close(self) -> None:
+        """Release the files."""
+        self._slide.close()
+
+
+def _check_levels(path: Path, levels: list[Instance]) -> None:
+    """Raise ``InputError`` where levels are not of 8-bit RGB or grey, or their tiles are too large."""
+    for each in levels:
+        if each.tile[0] * each.tile[1] * each.samples * each.bits // 8 > SEGMENT_LIMIT:
+            raise InputError(
+                f"{path}: {each.file.name} has tiles of {each.tile[0]} × {each.tile[1]} pixels, too large to "
+                "decode one by one"
+            )
+        if each.bits != 8 or each.samples not in (1, 3):
+            raise InputError(
+                f"{path}: 8-bit RGB is required, and {each.file.name} has {each.samples} channel(s) of "
+                f"{each.bits} bits"
+            )
+        if each.planes > 1:
+            raise InputError(f"{path}: has {each.planes} focal planes; give a slide of one")
+        if each.samples == 1 and (each.paths > 1 or each.is_fluorescence):
+            raise InputError(
+                f"{path}: is fluorescence of {each.paths} channel(s), and tissue that is stained and lit "
+                "from below is needed"
+            )
