@@ -182,7 +182,7 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[_Problem]]:
     visible = [path for path in entries if not path.name.startswith(".")]
     paths = [path for path in visible if path.name.lower().endswith(SUFFIXES)]
     slides, problems = _filter_paths(paths, lambda p, folder: folder == p.name.lower().endswith(".ome.zarr"))
-    slides += [series.first for series in list_series(folder)]
+    slides += [series.main for series in list_series(folder)]
     slides, more = _add_dicom(folder, slides, visible)
     problems += more
     if not slides and not problems:

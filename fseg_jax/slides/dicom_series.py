@@ -67,9 +67,9 @@ class DicomSeries(NamedTuple):
     is_alone: bool
 
     @property
-    def first(self) -> Path:
-        """The first of its files, by their names."""
-        return min(each.file for each in self.instances)
+    def main(self) -> Path:
+        """The file of its largest level; its first file where it has no level."""
+        return self.levels[0].file if self.levels else min(each.file for each in self.instances)
 
     @property
     def levels(self) -> list[Instance]:
@@ -89,7 +89,7 @@ def find_series(path: Path) -> DicomSeries | None:
         if len(every) > 1:
             raise InputError(
                 f"{path}: holds {len(every)} DICOM slides (series): give a file of one, such as "
-                f"{every[0].first.name}"
+                f"{every[0].main.name}"
             )
         return every[0] if every else None
     instance = _read_instance(path)
@@ -141,19 +141,21 @@ def name_series(path: Path) -> str | None:
 def list_slides(folder: Path) -> list[Path]:
     """List the DICOM slides in a folder: itself where it holds one, or else a file of each."""
     every = list_series(folder)
-    return [folder] if len(every) == 1 else [series.first for series in every]
+    return [folder] if len(every) == 1 else [series.main for series in every]
 
 
 def merge_series(paths: Iterable[Path]) -> list[Path]:
-    """Return paths, those of a DICOM slide once: the first of them."""
+    """Return paths, a DICOM slide once: as its folder, or the file of its largest level, or the first."""
     merged: list[Path] = []
-    seen: set[tuple[Path, str]] = set()
+    places: dict[tuple[Path, str], int] = {}
     for path in paths:
         key = key_series(path)
-        if key is None or key not in seen:
+        if key is None or key not in places:
             merged.append(path)
-        if key is not None:
-            seen.add(key)
+            if key is not None:
+                places[key] = len(merged) - 1
+        elif not _is_folder(merged[places[key]]) and _is_main(path):
+            merged[places[key]] = path
     return merged
 
 
@@ -164,6 +166,11 @@ def key_series(path: Path) -> tuple[Path, str] | None:
     except InputError:
         return None
     return (series.instances[0].file.resolve().parent, series.uid) if series else None
+
+
+def _is_main(path: Path) -> bool:
+    series = find_series(path)
+    return series is not None and (_is_folder(path) or path.name == series.main.name)
 
 
 def is_other_object(path: Path) -> bool:

@@ -54,7 +54,8 @@ def test_a_folder_and_each_of_its_files_are_one_slide(scan, monkeypatch):
             assert (slide.height, slide.width) == (200, 300)
             assert slide.level_mpps == [0.5, 1.0]
     assert len({identify(path) for path in paths}) == 1
-    assert merge_series(paths) == [scan]
+    assert merge_series(paths) == merge_series(paths[::-1]) == [scan]
+    assert merge_series(paths[:0:-1]) == [scan / "level-0.dcm"]
     monkeypatch.chdir(scan)
     assert open_slide(".").name == "1.2.840.7"
 
