@@ -31,7 +31,7 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
 # Options that cannot be chosen again once features are kept.
 _FIXED_BY_FEATURES = (
     *("encoder", "weights", "dtype", "mpp", "tile", "halo", "tissue", "no_tissue"),
-    *("mpp_override", "keep_features", "sample_check"),
+    *("mpp_override", "frame", "keep_features", "sample_check"),
 )
 
 
@@ -188,6 +188,7 @@ def _offer_fit(manifest: str, split: str | None, job: "Job") -> str:
     options += ["--k", str(settings.k)]
     options += [] if settings.mpp is None else ["--mpp", f"{settings.mpp:g}"]
     options += [] if settings.mpp_override is None else ["--mpp-override", f"{settings.mpp_override:g}"]
+    options += [] if settings.frame == "bounds" else ["--frame", settings.frame]
     options += ["--no-tissue"] if settings.tissue == "all" else []
     shipped = f" (or --codebook {SHIPPED}, which is there)" if job.encoder == SHIPPED else ""
     return (

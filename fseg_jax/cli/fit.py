@@ -162,6 +162,7 @@ def fit(
         pure=options["mixtures"] > 0,
         tissue="all" if options["no_tissue"] else "find",
         mpp_override=options["mpp_override"],
+        frame=options["frame"],
         dtype=options["stored_dtype"],
         batch=options["batch"],
         threads=options["threads"],

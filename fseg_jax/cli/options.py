@@ -171,6 +171,14 @@ names_option = click.option(
     metavar="FILE",
     help="Names of clusters: CSV with the columns cluster, name and, if wanted, colour (#rrggbb).",
 )
+frame_option = click.option(
+    "--frame",
+    type=click.Choice(["bounds", "canvas"]),
+    default="bounds",
+    show_default=True,
+    help="What coordinates count from, in and out, where a file is a scan on a larger canvas (.mrxs, .scn): "
+    "the scan, as QuPath shows it, or the canvas, as OpenSlide counts.",
+)
 tissue_options = combine(
     click.option(
         "--tissue",
@@ -180,6 +188,7 @@ tissue_options = combine(
     ),
     no_tissue_option(),
     mpp_override_option("Resolution of the slide in µm per pixel, instead of what its file says."),
+    frame_option,
 )
 tile_option = click.option(
     "--tile",
@@ -260,6 +269,7 @@ manifest_options = combine(
     click.option("--split", metavar="NAME", help="Use only the slides of this split."),
     click.option("--sample-check", is_flag=True, help="Open every slide's header before the run starts."),
     mpp_override_option("Resolution of slides in µm per pixel, where the manifest has none."),
+    frame_option,
 )
 classes_option = click.option(
     "--classes",

@@ -51,7 +51,7 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
     with show_progress(len(paths)) as progress:
         for path in paths:
             with tolerate_failure(paths, f"embedding {path}"):
-                with open_slide(path, settings.mpp_override) as slide:
+                with open_slide(path, settings.mpp_override, frame=settings.frame) as slide:
                     embed_slide(
                         slide,
                         output,

@@ -29,6 +29,7 @@ from fseg_jax.errors import InputError
 if TYPE_CHECKING:
     from fseg_jax.codebook import Codebook
     from fseg_jax.encoders.encoder import Encoder
+    from fseg_jax.slides.bounds import Frame
 
 _LOG = logging.getLogger(__name__)
 
@@ -107,11 +108,12 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
         )
     for name in names:
         check_outputs(output_paths(name, output), output, overwrite)
-    mpp_override = options.get("mpp_override")
+    mpp_override: float | None = options.get("mpp_override")
+    frame: "Frame" = options.get("frame", "bounds")  # the demo has no such option
     readable = []
     for path in slides:  # mistakes come first; slides are closed again, since there may be thousands
         with tolerate_failure(slides, f"opening {path}"):
-            open_slide(path, mpp_override).close()
+            open_slide(path, mpp_override, frame=frame).close()
             readable.append(path)
     if len(slides) > 1 and options.get("codebook") is None:
         _LOG.warning(
@@ -138,7 +140,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     with show_progress(len(readable)) as progress:
         for path in readable:
             with tolerate_failure(slides, f"segmenting {path}"):
-                with open_slide(path, mpp_override) as slide:
+                with open_slide(path, mpp_override, frame=frame) as slide:
                     record = segment_slide(
                         slide,
                         output,

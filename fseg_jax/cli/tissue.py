@@ -1,12 +1,23 @@
 """``fseg tissue``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from fseg_jax.cli.options import PATH, combine, mpp_override_option, output_option, overwrite_option
+from fseg_jax.cli.options import (
+    PATH,
+    combine,
+    frame_option,
+    mpp_override_option,
+    output_option,
+    overwrite_option,
+)
 from fseg_jax.cli.terminal import show_progress, tolerate_failure
 from fseg_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from fseg_jax.slides.bounds import Frame
 
 
 @click.command()
@@ -14,9 +25,12 @@ from fseg_jax.errors import InputError
 @combine(
     output_option(),
     mpp_override_option("Resolution of the slide in µm per pixel, instead of what its file says."),
+    frame_option,
     overwrite_option,
 )
-def tissue(slides: tuple[Path, ...], output: Path, mpp_override: float | None, overwrite: bool) -> int:
+def tissue(
+    slides: tuple[Path, ...], output: Path, mpp_override: float | None, frame: "Frame", overwrite: bool
+) -> int:
     """Find the tissue of slides, and ink, folds and what is out of focus, without an encoder.
 
     Writes a picture, outlines that QuPath edits and the other commands take back with --tissue, and areas.
@@ -36,7 +50,7 @@ def tissue(slides: tuple[Path, ...], output: Path, mpp_override: float | None, o
     with show_progress(len(paths)) as progress:
         for path in paths:
             with tolerate_failure(paths, f"finding the tissue of {path}"):
-                with open_slide(path, mpp_override) as slide:
+                with open_slide(path, mpp_override, frame=frame) as slide:
                     tell = progress(slide.name)
                     tell("tissue", 0, 1)
                     write_tissue_files(slide, output, mpp_override=mpp_override, overwrite=overwrite)

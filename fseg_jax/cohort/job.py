@@ -19,7 +19,7 @@ from fseg_jax.pipeline.segment import FORMAT
 from fseg_jax.pipeline.tokens import KEPT_DTYPE, KEPT_FORMAT
 
 # Settings that are fixed once features are kept; the hash of features covers them.
-_KEPT_SETTINGS = ("mpp", "tile", "halo", "tissue", "mpp_override")
+_KEPT_SETTINGS = ("mpp", "tile", "halo", "tissue", "mpp_override", "frame")
 _FEATURE_DEPENDENCIES = ("encoder", "weights", "layer", "dtype", *_KEPT_SETTINGS)
 
 
@@ -75,6 +75,7 @@ class SharedDependencies:
         mixtures: Centres of mixed tokens; None where the codebook has none.
         seed: Random seed.
         features: Number type that features are rounded to.
+        frame: What coordinates count from.
     """
 
     format: int
@@ -96,6 +97,7 @@ class SharedDependencies:
     mixtures: int | None
     seed: int
     features: str
+    frame: str
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:
         mixtures=settings.mixtures if book is None else _count_mixtures(settings, book),
         seed=settings.seed,
         features=settings.features,
+        frame=settings.frame,
     )
 
 

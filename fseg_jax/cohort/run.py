@@ -341,7 +341,7 @@ def _open_features(
             )
         warn_if_mpp_differs(name, plan.mpp, job.codebook)
         try:
-            opened = open_slide(slide.path, settings.mpp_override)
+            opened = open_slide(slide.path, settings.mpp_override, frame=settings.frame)
         except InputError:
             _log.warning("%s: the slide is not there, so its legend has no typical places", name)
             yield plan, source, None
@@ -349,7 +349,7 @@ def _open_features(
         with opened:
             yield plan, source, opened
         return
-    with open_slide(slide.path, settings.mpp_override) as opened:
+    with open_slide(slide.path, settings.mpp_override, frame=settings.frame) as opened:
         opened.name = name
         plan = lay_out(opened, card, settings, job.codebook)
         encoder = load_encoder_once(job.encoder, job.weights, job.dtype)

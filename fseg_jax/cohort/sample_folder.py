@@ -37,6 +37,7 @@ from fseg_jax.outputs.codebook_card import RowFacts
 from fseg_jax.outputs.csv_table import format_csv
 from fseg_jax.pipeline.record import MadeWith
 from fseg_jax.pipeline.slide_facts import SlideFacts
+from fseg_jax.slides.bounds import Frame
 
 FORMAT = 2  # of the folder: raised when what it holds changes
 ROWS, BORDER = "features.zarr", "border.zarr"
@@ -71,6 +72,7 @@ class SampleSettings:
             otherwise, as in the paper, of any.
         tissue: Where the tissue is, for slides whose manifest does not say: "find", "all" or a file.
         mpp_override: µm per pixel of slides whose manifest does not say.
+        frame: What coordinates count from, where a file is a scan on a larger canvas (``slides.bounds``).
         dtype: Number type in which rows are stored.
         batch: Number of images that go through the encoder at once.
         threads: Number of threads that decode images.
@@ -84,6 +86,7 @@ class SampleSettings:
     pure: bool = True
     tissue: str = "find"
     mpp_override: float | None = None
+    frame: Frame = "bounds"
     dtype: StoredDtype = "float16"
     batch: int = 8
     threads: int = 2

@@ -93,7 +93,7 @@ def sample_cohort(
     for i, line in enumerate(todo):
         progress(i, len(todo), line.slide_id)
         try:
-            with open_slide(line.path, line.mpp or settings.mpp_override) as slide:
+            with open_slide(line.path, line.mpp or settings.mpp_override, frame=settings.frame) as slide:
                 _sample_slide(line, slide, folder, encoder, settings)
         except OutputError:
             raise

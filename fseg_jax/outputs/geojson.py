@@ -4,7 +4,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def write_geojson(
     colours: np.ndarray,
     tolerance_um: float = 4.0,
     min_area_um2: float = 0.0,
+    frame: Mapping[str, Any] | None = None,
 ) -> OutlineFacts:
     """Write a polygon for every connected region of every cluster, with its holes, as a FeatureCollection.
 
@@ -85,9 +86,10 @@ def write_geojson(
         tolerance_um: Square root of the area of the largest triangle that the removal of a corner may cut
             off; at least a pixel.
         min_area_um2: Area below which regions were merged in the labels.
+        frame: What the coordinates count from, as JSON.
 
     Returns:
-        How they were made; the file states it under ``fseg``, but for its size.
+        How they were made; the file states it under ``fseg``, but for its size, and the frame.
 
     Raises:
         InputError: The labels are missing, damaged or too ragged.
@@ -120,9 +122,10 @@ def write_geojson(
         "slide_mpp": slide_mpp,
         "features": len(polygons),
     }
+    stated = {**facts, **(frame or {})}
     classes = describe_classes(names, colours)
     with replace_atomically(path) as part, part.open("w", encoding="utf-8") as file:
-        file.write(f'{{"type":"FeatureCollection","fseg":{encode_compact(facts)},"features":[')
+        file.write(f'{{"type":"FeatureCollection","fseg":{encode_compact(stated)},"features":[')
         separator = "\n"
         for feature in yield_features(clusters, polygons, classes, slide_mpp):
             file.write(separator + feature)

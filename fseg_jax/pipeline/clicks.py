@@ -111,7 +111,7 @@ def seed_slide(
     embedded = open_embeddings(out / f"{name}.embeddings.zarr")
     facts = read_provenance(embedded)
     _warn_if_replaced(facts.slide)
-    points, point_labels, names, sha256 = read_seeds(seeds, settings.classes)
+    points, point_labels, names, sha256 = read_seeds(seeds, settings.classes, origin=facts.slide.origin)
     side, size = facts.parameters.side_level0, (facts.slide.height, facts.slide.width)
     y, overruled = assign_seeds(points, point_labels, embedded.centers, side, size, seeds)
     stem = f"{name}.sic"
@@ -166,7 +166,12 @@ def seed_slide(
             writer.append(part)
         pixels = writer.close()
         outlines = write_geojson(
-            folder / f"{stem}.geojson", path, slide_mpp=facts.slide.mpp, names=names, colours=colours
+            folder / f"{stem}.geojson",
+            path,
+            slide_mpp=facts.slide.mpp,
+            names=names,
+            colours=colours,
+            frame=facts.slide.frame_to_json(),
         )
         areas = pixels[1:] * mpp**2 * 1e-6
         step_mm2 = (facts.parameters.step * mpp) ** 2 * 1e-6

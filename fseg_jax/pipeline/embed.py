@@ -27,6 +27,7 @@ from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish
 from fseg_jax.pipeline.record import made_with
 from fseg_jax.pipeline.slide_facts import slide_facts
 from fseg_jax.process import Progress
+from fseg_jax.slides.bounds import Frame
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches, read_thumbnail
 from fseg_jax.slides.tissue import Tissue, choose_tissue
 
@@ -46,6 +47,7 @@ class PatchSettings:
         min_tissue: Least fraction of tissue in a patch that is embedded.
         dtype: Dtype that embeddings are stored in.
         mpp_override: µm per pixel of the slide's finest level, in place of what its file says.
+        frame: What coordinates count from, where the file is a scan on a larger canvas (``slides.bounds``).
         batch: Patches that go to the encoder at once.
         threads: Threads that decode.
     """
@@ -57,6 +59,7 @@ class PatchSettings:
     min_tissue: float = 0.25
     dtype: Literal["float32", "float16"] = "float32"
     mpp_override: float | None = None
+    frame: Frame = "bounds"
     batch: int = 8
     threads: int = 2
 
@@ -83,7 +86,7 @@ def embed_slide(
     Writes ``out/NAME.embeddings.zarr``, if wanted ``.h5ad``, and, last, ``.json``.
 
     Args:
-        slide: An open slide, or a path that is opened with the settings' ``mpp_override``.
+        slide: An open slide, or a path that is opened with the settings' ``mpp_override`` and ``frame``.
         out: The folder to write to.
         encoder: The encoder.
         settings: How to embed.
@@ -100,7 +103,7 @@ def embed_slide(
     """
     settings = settings or PatchSettings()
     if not isinstance(slide, Slide):
-        with open_slide(slide, settings.mpp_override) as opened:
+        with open_slide(slide, settings.mpp_override, frame=settings.frame) as opened:
             return embed_slide(
                 opened, out, encoder, settings, anndata=anndata, overwrite=overwrite, progress=progress
             )

@@ -14,6 +14,7 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
 from fseg_jax.pipeline.slide_facts import SlideFacts, slide_facts
+from fseg_jax.slides.bounds import Frame
 from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
 from fseg_jax.slides.tiles import TileGrid, find_tissue_tiles, make_grid
 from fseg_jax.slides.tissue import Tissue, choose_tissue, describe_absence
@@ -51,6 +52,7 @@ class Settings:
             given has its own. 0: neither are used.
         seed: Random seed.
         mpp_override: µm per pixel of the slide's finest level, in place of what its file says.
+        frame: What coordinates count from, where the file is a scan on a larger canvas (``slides.bounds``).
         features: Dtype that features are rounded to first.
         batch: Tiles that go to the encoder at once.
         threads: Threads that decode.
@@ -70,6 +72,7 @@ class Settings:
     mixtures: int = 4
     seed: int = 0
     mpp_override: float | None = None
+    frame: Frame = "bounds"
     features: Literal["float32", "bfloat16"] = "float32"
     batch: int = 8
     threads: int = 2

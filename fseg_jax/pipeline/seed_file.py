@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.slides.bounds import Origin, check_frame
 
 CLASSES = ("negative", "positive")  # where neither a file nor its seeds say otherwise
 BACKGROUNDS = ("negative", "background")  # names of classes that come first, whichever seed does
@@ -62,13 +63,19 @@ class Seeds(NamedTuple):
     sha256: str
 
 
-def read_seeds(path: Path, classes: tuple[str, ...] | None = None) -> Seeds:
+def read_seeds(path: Path, classes: tuple[str, ...] | None = None, *, origin: Origin | None = None) -> Seeds:
     """Read seeds and number their classes: ``classes``, or what the file states, or those of its seeds.
 
+    Args:
+        path: The file.
+        classes: The classes.
+        origin: Where the slide's coordinates count from, which the file's must too.
+
     Raises:
-        InputError: The file is not one of seeds or holds none, or a seed is of another class.
+        InputError: The file is not one of seeds or holds none, a seed is of another class, or the file says
+            that its coordinates count from elsewhere.
     """
-    file = read_seed_file(path)
+    file = read_seed_file(path, origin)
     if classes:
         try:
             classes = check_class_names(classes)
@@ -80,11 +87,16 @@ def read_seeds(path: Path, classes: tuple[str, ...] | None = None) -> Seeds:
         raise InputError(f"{path}: {error}") from None
 
 
-def read_seed_file(path: Path) -> SeedFile:
+def read_seed_file(path: Path, origin: Origin | None = None) -> SeedFile:
     """Read seeds, or none, from JSON or GeoJSON.
 
+    Args:
+        path: The file.
+        origin: Where the slide's coordinates count from, which the file's must too.
+
     Raises:
-        InputError: The file cannot be read, or is not one of seeds.
+        InputError: The file cannot be read, is not one of seeds, or says that its coordinates count from
+            elsewhere.
     """
     try:
         size = path.stat().st_size
@@ -116,6 +128,8 @@ def read_seed_file(path: Path) -> SeedFile:
             f"{path}: not a file of seeds ({type(error).__name__}: {first_line(error)}); "
             "each needs x, y and class"
         ) from None
+    if origin is not None:
+        check_frame(path, content, origin)
     points = np.array([xy for xy, _ in seeds], np.float64).reshape(-1, 2)
     return SeedFile(points, [name for _, name in seeds], classes, hashlib.sha256(data).hexdigest())
 

@@ -95,7 +95,7 @@ def segment_slide(
     Writes ``out/NAME.ome.zarr``, ``.geojson``, ``.png``, ``.csv`` and, last, ``.json``.
 
     Args:
-        slide: An open slide, or a path that is opened with the settings' ``mpp_override``.
+        slide: An open slide, or a path that is opened with the settings' ``mpp_override`` and ``frame``.
         out: The folder to write to.
         encoder: The encoder.
         codebook: The codebook; None fits one on the slide.
@@ -113,7 +113,7 @@ def segment_slide(
     """
     settings = settings or Settings()
     if not isinstance(slide, Slide):
-        with open_slide(slide, settings.mpp_override) as opened:
+        with open_slide(slide, settings.mpp_override, frame=settings.frame) as opened:
             return segment_slide(
                 opened,
                 out,
@@ -245,6 +245,7 @@ def write_outputs(
             names=clusters,
             colours=colours,
             min_area_um2=min_region,
+            frame=plan.slide.frame_to_json(),
         )
         picture = Picture(
             title=f"{name} · {card.name} · k = {k}",

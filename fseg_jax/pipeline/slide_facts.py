@@ -1,9 +1,10 @@
 """Which slide a result is of, as records state it."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from fseg_jax.pipeline.publish import Json
+from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.identity import SlideFile, identify
 from fseg_jax.slides.reader import Slide
 
@@ -22,6 +23,9 @@ class SlideFacts:
         height: Height of the finest level in pixels.
         width: Width of the finest level in pixels.
         mpp: µm per pixel of the finest level.
+        frame: What coordinates on it count from (``slides.bounds``): ``"bounds"`` or ``"canvas"``.
+        frame_x: Where that lies on the file's canvas, in pixels of the finest level from the left.
+        frame_y: And from the top.
     """
 
     path: str
@@ -30,11 +34,23 @@ class SlideFacts:
     height: int
     width: int
     mpp: float
+    frame: Frame = "canvas"
+    frame_x: int = 0
+    frame_y: int = 0
 
     @property
     def file(self) -> SlideFile:
         """Its path and identity."""
         return SlideFile(self.path, self.identity)
+
+    @property
+    def origin(self) -> Origin:
+        """Where its coordinates count from."""
+        return self.frame_y, self.frame_x
+
+    def frame_to_json(self) -> Json:
+        """Give what coordinates count from, as files of coordinates state it."""
+        return {name: getattr(self, name) for name in ("frame", "frame_x", "frame_y")}
 
     def to_json(self) -> Json:
         """Give the facts as JSON; an unknown identity is left out."""
@@ -55,7 +71,11 @@ class SlideFacts:
                 raise ValueError("the slide's size cannot be")
         if type(mpp) not in (int, float) or not 0 < mpp < _COARSEST_MPP:
             raise ValueError("the slide's resolution cannot be")
-        return cls(path, value.get("identity"), value.get("format", ""), height, width, mpp)
+        frame = value.get("frame", "canvas")  # records of earlier versions do not say
+        corner = value.get("frame_x", 0), value.get("frame_y", 0)
+        if frame not in get_args(Frame) or any(type(at) is not int for at in corner):
+            raise ValueError("the slide's frame cannot be")
+        return cls(path, value.get("identity"), value.get("format", ""), height, width, mpp, frame, *corner)
 
 
 def slide_facts(slide: Slide) -> SlideFacts:
@@ -67,4 +87,7 @@ def slide_facts(slide: Slide) -> SlideFacts:
         height=slide.height,
         width=slide.width,
         mpp=slide.mpp,
+        frame=slide.frame,
+        frame_x=slide.origin[1],
+        frame_y=slide.origin[0],
     )

@@ -100,6 +100,7 @@ def write_tissue_files(
             "in QuPath for fseg segment --tissue"
         )
     clock.lap("tissue")
+    facts = slide_facts(slide)
     found = np.zeros(tissue.mask.shape, np.uint8) if tissue.artefacts is None else tissue.artefacts
     with open_partial_folder(f"{slide.name}.tissue", out) as folder:
         annotations = write_tissue_geojson(
@@ -109,6 +110,7 @@ def write_tissue_files(
             mpp=tissue.mpp,
             slide_mpp=slide.mpp,
             shape=(slide.height, slide.width),
+            frame=facts.frame_to_json(),
         )
         pixel = tissue.mpp**2 * 1e-6
         tissue_mm2 = float(tissue.mask.sum() * pixel)
@@ -130,7 +132,7 @@ def write_tissue_files(
             format=FORMAT,
             method=METHOD,
             versions=find_versions(_PACKAGES),
-            slide=slide_facts(slide),
+            slide=facts,
             mpp_override=mpp_override,
             mask_mpp=tissue.mpp,
             tissue_mm2=round(tissue_mm2, 6),

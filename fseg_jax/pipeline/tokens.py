@@ -187,7 +187,7 @@ def bound_kept_bytes(
 
     def bound(slide: tuple[Path, float | None]) -> int:
         try:
-            with open_slide(*slide) as opened:
+            with open_slide(*slide, frame=settings.frame) as opened:
                 height, width = compute_shape(opened, settings.mpp or card.mpp)
         except InputError:
             return 0

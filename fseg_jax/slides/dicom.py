@@ -7,17 +7,19 @@ from jaxtyping import UInt8
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.extent import SEGMENT_LIMIT
+from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.dicom_series import DicomSeries, Instance
 from fseg_jax.slides.openslide import OpenSlidePixels
 from fseg_jax.slides.pixels import Pixels
 
 
-def open_dicom(path: Path, series: DicomSeries) -> Pixels:
+def open_dicom(path: Path, series: DicomSeries, frame: Frame) -> Pixels:
     """Open a DICOM slide: by OpenSlide, or, where that does not read it, by wsidicom.
 
     Args:
         path: What the user calls it, for messages.
         series: Its files.
+        frame: What coordinates count from, where OpenSlide states bounds.
 
     Raises:
         InputError: Neither reads it, or wsidicom is needed and not installed.
@@ -27,7 +29,7 @@ def open_dicom(path: Path, series: DicomSeries) -> Pixels:
         raise InputError(f"{path}: the DICOM series has no level of a slide, only a label or an overview")
     _check_levels(path, levels)
     try:
-        return OpenSlidePixels(levels[0].file)
+        return OpenSlidePixels(levels[0].file, frame)
     except InputError:
         pass
     try:
@@ -44,6 +46,7 @@ class WsiDicomPixels:
 
     format = "wsidicom"
     mpp: tuple[float, float] | None
+    origin: Origin | None = None
 
     def __init__(self, path: Path, levels: list[Instance]) -> None:
         """Open a slide.

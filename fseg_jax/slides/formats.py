@@ -10,6 +10,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.extent import check_tiles
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.tiff_pictures import check_pages, has_channels, read_colours, read_orientation
+from fseg_jax.slides.bounds import Frame
 from fseg_jax.slides.dicom import open_dicom
 from fseg_jax.slides.dicom_series import find_series, is_other_object
 from fseg_jax.slides.image import ImagePixels
@@ -29,7 +30,7 @@ _SCANNER_SUFFIXES = (".svs", ".svslide", ".ndpi", ".scn", ".bif")
 _PLAIN = "generic-tiff"  # OpenSlide's name for a TIFF of no scanner
 
 
-def open_pixels(path: Path, series: int | None = None) -> Pixels:
+def open_pixels(path: Path, series: int | None = None, frame: Frame = "bounds") -> Pixels:
     """Open a slide with the reader of its format.
 
     DICOM is read by OpenSlide or wsidicom, other folders as OME-Zarr by tensorstore, OME-TIFFs by tifffile,
@@ -38,13 +39,14 @@ def open_pixels(path: Path, series: int | None = None) -> Pixels:
     Args:
         path: The file or folder.
         series: Which of its images to read, as the file counts them from 0; None for the largest.
+        frame: What coordinates count from, where OpenSlide states bounds.
 
     Raises:
         InputError: No reader takes the file, or it is damaged.
     """
     if scan := find_series(path):
         refuse_series(path, series)
-        return open_dicom(path, scan)
+        return open_dicom(path, scan, frame)
     if is_folder(path):
         return ZarrPixels(path)
     if not is_there(path):
@@ -59,20 +61,20 @@ def open_pixels(path: Path, series: int | None = None) -> Pixels:
     if not magic:
         raise InputError(f"{path}: the file is empty")
     if magic in TIFF_MAGIC:
-        return _open_tiff(path, series)
+        return _open_tiff(path, series, frame)
     refuse_series(path, series)
     if path.suffix.lower() == ".mrxs":
         check_counts(path)
-    return OpenSlidePixels(path) if OpenSlidePixels.detect(path) else ImagePixels(path)
+    return OpenSlidePixels(path, frame) if OpenSlidePixels.detect(path) else ImagePixels(path)
 
 
-def _open_tiff(path: Path, series: int | None) -> Pixels:
+def _open_tiff(path: Path, series: int | None, frame: Frame) -> Pixels:
     """Open a TIFF with OpenSlide, where it reads all that is in it, or else with tifffile."""
     vendor = OpenSlidePixels.detect(path)
     is_named_otherwise = not path.name.lower().endswith(_SCANNER_SUFFIXES)
     if vendor is not None and _suits_openslide(path, vendor, series):
         try:
-            return OpenSlidePixels(path)
+            return OpenSlidePixels(path, frame)
         except InputError:
             if not is_named_otherwise:
                 raise

@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.images import load_image
+from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.pixels import flatten
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -17,6 +18,7 @@ class ImagePixels:
     """An ordinary image (PNG, JPEG, BMP, WebP), decoded whole when it is opened; grey becomes RGB."""
 
     mpp: tuple[float, float] | None = None  # an image's dots per inch say how it is printed
+    origin: Origin | None = None
 
     def __init__(self, path: Path) -> None:
         image = load_image(path, "a slide or image", formats=_FORMATS)

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.pixels import flatten
 
 _CACHE = 128 << 20  # bytes of decoded chunks
@@ -27,6 +28,7 @@ class ZarrPixels:
     """A multiscale 8-bit RGB image in a folder, of one time and one plane, with its axes in any order."""
 
     format = "ome-zarr"
+    origin: Origin | None = None
 
     def __init__(self, path: Path) -> None:
         try:

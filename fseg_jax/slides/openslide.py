@@ -7,16 +7,21 @@ import openslide
 from jaxtyping import UInt8
 
 from fseg_jax.errors import InputError
-from fseg_jax.slides.pixels import flatten, is_plausible
+from fseg_jax.slides.bounds import Frame, Origin
+from fseg_jax.slides.pixels import compute_downsamples, flatten, is_plausible
 
 _CACHE = 64 << 20  # bytes of decoded tiles; OpenSlide's default of 32 MB does not hold a row of tiles
 _BLOCK = 256  # pixels of the side of the blocks in which a level with a fractional downsample is read
 
 
 class OpenSlidePixels:
-    """A slide of any format that OpenSlide reads."""
+    """A slide of any format that OpenSlide reads.
 
-    def __init__(self, path: Path) -> None:
+    Where OpenSlide states bounds, the part of its canvas that was scanned, the levels are that part alone,
+    but for the frame ``"canvas"``.
+    """
+
+    def __init__(self, path: Path, frame: Frame) -> None:
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
@@ -24,7 +29,7 @@ class OpenSlidePixels:
         self._slide.set_cache(openslide.OpenSlideCache(_CACHE))
         properties = self._slide.properties
         self.format = "openslide/" + properties[openslide.PROPERTY_NAME_VENDOR]
-        self.shapes = [(height, width) for width, height in self._slide.level_dimensions]
+        self.origin, self.shapes = self._place_levels(frame)
         self.mpp = self._read_mpp()
         red, green, blue = bytes.fromhex(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF"))
         self._background = (red, green, blue)
@@ -34,6 +39,38 @@ class OpenSlidePixels:
         """Return OpenSlide's name for a file's format; None where it recognises none."""
         vendor: str | None = openslide.OpenSlide.detect_format(path)
         return vendor
+
+    def _place_levels(self, frame: Frame) -> tuple[Origin | None, list[tuple[int, int]]]:
+        """Place the levels on the canvas: find the corner of level 0, and the shape of each."""
+        canvas = [(height, width) for width, height in self._slide.level_dimensions]
+        downs = [compute_downsamples(canvas[0], shape) for shape in canvas]
+        bounds = self._read_bounds() if frame == "bounds" else None
+        if bounds is None:
+            self._corners = [(0.0, 0.0)] * len(canvas)
+            return None, canvas
+        y, x, height, width = bounds
+        self._corners = [(y / down_y, x / down_x) for down_y, down_x in downs]
+        # Without the pixels that the bounds cut: what was not scanned shows in them.
+        shapes = [(max(1, int(height / down_y)), max(1, int(width / down_x))) for down_y, down_x in downs]
+        return (y, x), shapes
+
+    def _read_bounds(self) -> tuple[int, int, int, int] | None:
+        """Read where what was scanned lies on the canvas: (y, x, height, width) in level-0 pixels.
+
+        Returns None where the file does not say, or all of the canvas was scanned.
+        """
+        full_width, full_height = self._slide.dimensions
+        names = ("BOUNDS_Y", "BOUNDS_X", "BOUNDS_HEIGHT", "BOUNDS_WIDTH")
+        try:
+            y, x, height, width = (
+                int(self._slide.properties[getattr(openslide, f"PROPERTY_NAME_{name}")]) for name in names
+            )
+        except (KeyError, ValueError):
+            return None
+        y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + height, full_height), min(x + width, full_width)
+        if y1 <= y0 or x1 <= x0 or (y0, x0, y1, x1) == (0, 0, full_height, full_width):
+            return None
+        return y0, x0, y1 - y0, x1 - x0
 
     def _read_mpp(self) -> tuple[float, float] | None:
         """Read the µm per level-0 pixel along y and x; return None where the file states none."""
@@ -69,7 +106,9 @@ class OpenSlidePixels:
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         down = self._slide.level_downsamples[level]
-        region = self._slide.read_region((round(x * down), round(y * down)), level, (width, height))
+        top, left = self._corners[level]
+        corner = (round((left + x) * down), round((top + y) * down))
+        region = self._slide.read_region(corner, level, (width, height))
         return flatten(region, self._background)
 
     def close(self) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from fseg_jax.slides.bounds import Origin
+
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -17,11 +19,13 @@ class Pixels(Protocol):
         format: ``openslide/VENDOR``, ``wsidicom``, ``tiff``, ``ome-tiff``, ``ome-zarr`` or ``image``.
         shapes: (height, width) of each level, finest first.
         mpp: µm per level-0 pixel along y and x; None where the file states none.
+        origin: Where level 0 lies on the file's canvas; None where it is the canvas.
     """
 
     format: str
     shapes: list[tuple[int, int]]
     mpp: tuple[float, float] | None
+    origin: Origin | None
 
     def read(
         self, level: int, y: int, x: int, height: int, width: int
@@ -57,3 +61,14 @@ def is_tiff(path: Path) -> bool:
 def is_plausible(mpp: float) -> bool:
     """Return whether a number of µm per pixel can be a slide scanner's: 0.05 to 20."""
     return 0.05 <= mpp <= 20
+
+
+def compute_downsamples(first: tuple[int, int], level: tuple[int, int]) -> tuple[float, float]:
+    """Compute the level-0 pixels per pixel of a level, along y and x."""
+    downsamples = []
+    for full, part in zip(first, level, strict=True):
+        ratio = full / part
+        whole = round(ratio)
+        # 4443 / 2221 is a halving that dropped the odd column, not a scale of 2.00045.
+        downsamples.append(float(whole) if full // whole <= part <= -(-full // whole) else ratio)
+    return downsamples[0], downsamples[1]

@@ -20,9 +20,10 @@ from PIL import Image
 from scipy import sparse
 
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.dicom_series import name_series
 from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, open_pixels
-from fseg_jax.slides.pixels import Pixels, is_plausible
+from fseg_jax.slides.pixels import Pixels, compute_downsamples, is_plausible
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ class Slide:
         width: Level-0 pixels along x.
         mpp: µm per level-0 pixel.
         format: ``openslide/VENDOR``, ``wsidicom``, ``tiff``, ``ome-tiff``, ``ome-zarr`` or ``image``.
+        frame: What its coordinates count from: ``"bounds"`` where it is a part of the file's canvas, the one
+            that was scanned; else ``"canvas"``.
+        origin: (y, x) of its corner on that canvas, in level-0 pixels.
     """
 
     path: Path
@@ -54,6 +58,8 @@ class Slide:
     width: int
     mpp: float
     format: str
+    frame: Frame
+    origin: Origin
 
     def __init__(self, path: Path, pixels: Pixels, mpp: float) -> None:
         self.path = path
@@ -61,8 +67,10 @@ class Slide:
         self.height, self.width = pixels.shapes[0]
         self.mpp = mpp
         self.format = pixels.format
+        self.frame = "canvas" if pixels.origin is None else "bounds"
+        self.origin = pixels.origin or (0, 0)
         self._pixels = pixels
-        self._downsamples = [_compute_downsamples(pixels.shapes[0], shape) for shape in pixels.shapes]
+        self._downsamples = [compute_downsamples(pixels.shapes[0], shape) for shape in pixels.shapes]
         self._warn_lock = threading.Lock()
         self._warned = False
 
@@ -165,12 +173,14 @@ class Slide:
         self.close()
 
 
-def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
+def open_slide(path: str | Path, mpp_override: float | None = None, *, frame: Frame = "bounds") -> Slide:
     """Open a slide file, a TIFF, an OME-Zarr folder or an ordinary image.
 
     Args:
         path: The file or folder.
         mpp_override: µm per level-0 pixel, instead of the file's own, which is the mean of its x and y.
+        frame: Of a file that is a scan on a larger canvas: ``"bounds"``, the scan alone, as QuPath shows it,
+            or ``"canvas"``, all of it, as OpenSlide's own coordinates count.
 
     Raises:
         InputError: The file is missing, damaged or of no readable format; or, without ``mpp_override``, its
@@ -179,7 +189,7 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
     path = Path(path)
     if mpp_override is not None and not (math.isfinite(mpp_override) and mpp_override > 0):
         raise InputError(f"--mpp-override {mpp_override}: must be a positive number of µm per pixel")
-    pixels = open_pixels(path)
+    pixels = open_pixels(path, frame=frame)
     try:
         _check_sizes(path, pixels.shapes)
         return Slide(path, pixels, mpp_override or _check_mpp(path, pixels))
@@ -305,17 +315,6 @@ def name_outputs(path: Path) -> str:
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return path.stem
-
-
-def _compute_downsamples(first: tuple[int, int], level: tuple[int, int]) -> tuple[float, float]:
-    """Compute the level-0 pixels per pixel of a level, along y and x."""
-    downsamples = []
-    for full, part in zip(first, level, strict=True):
-        ratio = full / part
-        whole = round(ratio)
-        # 4443 / 2221 is a halving that dropped the odd column, not a scale of 2.00045.
-        downsamples.append(float(whole) if full // whole <= part <= -(-full // whole) else ratio)
-    return downsamples[0], downsamples[1]
 
 
 def _make_weights(start: int, count: int, scale: float, size: int) -> tuple[sparse.csr_array, int]:

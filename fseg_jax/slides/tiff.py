@@ -28,6 +28,7 @@ from fseg_jax.files.tiff_pictures import (
     read_colours,
     read_orientation,
 )
+from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.channels import Channel, choose_rgb
 from fseg_jax.slides.ome_header import OmeHeader, OmeImage, parse_header
 from fseg_jax.slides.pixels import TIFF_MAGIC, flatten, is_plausible
@@ -42,6 +43,8 @@ _RGB = 2  # the photometric interpretation
 
 class TiffPixels:
     """An 8-bit RGB or grey TIFF: tiled or in strips, plain or OME, flat or a pyramid."""
+
+    origin: Origin | None = None
 
     def __init__(self, path: Path, series: int | None = None) -> None:
         """Open a TIFF.

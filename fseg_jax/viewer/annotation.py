@@ -1,7 +1,8 @@
 """The classes and seeds placed on a slide, their undo history, and their file.
 
 ``NAME.seeds.geojson`` is a file that ``fseg seed`` reads and QuPath opens: a Point for each seed, in level-0
-pixels, in the order of placement. All class names, with or without seeds, are stored under ``fseg``. Every
+pixels, in the order of placement. All class names, with or without seeds, and what coordinates count from
+(``slides/bounds.py``) are stored under ``fseg``. Every
 change replaces the whole file atomically.
 """
 
@@ -13,6 +14,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.colours import make_palette
 from fseg_jax.pipeline.seed_file import CLASSES, check_class_names, number_seeds, read_seed_file
+from fseg_jax.pipeline.slide_facts import SlideFacts
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 9
 _LONGEST_NAME = 40
@@ -159,8 +161,8 @@ def locate_annotation(folder: Path, name: str) -> Path:
     return folder / f"{name}.seeds.geojson"
 
 
-def write_annotation(path: Path, annotation: Annotation) -> None:
-    """Replace the seeds file, durably.
+def write_annotation(path: Path, annotation: Annotation, slide: SlideFacts) -> None:
+    """Replace the seeds file, durably; it says what coordinates on the slide count from.
 
     Raises:
         OutputError: The file cannot be written.
@@ -171,7 +173,7 @@ def write_annotation(path: Path, annotation: Annotation) -> None:
     ]
     content = {
         "type": "FeatureCollection",
-        "fseg": {"classes": list(annotation.classes)},
+        "fseg": {"classes": list(annotation.classes), **slide.frame_to_json()},
         "features": [
             {
                 "type": "Feature",
@@ -197,17 +199,21 @@ def replace_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def read_annotation(path: Path, default: tuple[str, ...] = CLASSES) -> Annotation:
+def read_annotation(
+    path: Path, default: tuple[str, ...] = CLASSES, *, slide: SlideFacts | None = None
+) -> Annotation:
     """Read a seeds file: one that ``write_annotation`` wrote, or any that ``fseg seed`` reads.
 
     Args:
         path: The file.
         default: The classes to infer from (``infer_classes``) if the file states none.
+        slide: The slide, whose coordinates must count from where the file's do.
 
     Raises:
-        InputError: The file is damaged, or has neither classes nor seeds.
+        InputError: The file is damaged, has neither classes nor seeds, or says that its coordinates count
+            from elsewhere.
     """
-    file = read_seed_file(path)
+    file = read_seed_file(path, slide.origin if slide else None)
     try:
         if file.classes and not file.names:
             return Annotation(check_classes(file.classes))

@@ -21,6 +21,7 @@ from scipy.spatial import cKDTree
 from fseg_jax.errors import InputError, explain
 from fseg_jax.outputs.embeddings import open_embeddings
 from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
+from fseg_jax.pipeline.patch_records import read_provenance
 from fseg_jax.pipeline.seed_file import CLASSES
 from fseg_jax.viewer.annotation import (
     Annotation,
@@ -71,6 +72,7 @@ class Seeding:
         self.folder, self.name = folder, name
         self.path = locate_annotation(folder, name)
         self.patches = PatchIndex(open_embeddings(folder / f"{name}.embeddings.zarr"))
+        self._slide = read_provenance(self.patches.embedded).slide
         self.settings = settings
         self.result: Result | None = None
         self.scores: list[float] = []
@@ -175,7 +177,7 @@ class Seeding:
         annotation = self._read_valid(path, self.annotation.classes)
         if self.settings.classes and annotation.classes != self.annotation.classes:
             raise InputError(f"{path}: has the classes {', '.join(annotation.classes)}: leave --classes out")
-        write_annotation(self.path, annotation)
+        write_annotation(self.path, annotation, self._slide)
         self._history = History(annotation)
 
     def undo(self) -> None:
@@ -214,7 +216,7 @@ class Seeding:
         if history is self._history:
             return False
         try:
-            write_annotation(self.path, history.present)
+            write_annotation(self.path, history.present, self._slide)
         except Exception as error:
             self.refuse(f"not done, as it cannot be saved: {self._explain(error)}")
             return False
@@ -252,7 +254,7 @@ class Seeding:
         Raises:
             InputError: The file is damaged, or a seed is on no patch.
         """
-        annotation = read_annotation(path, default)
+        annotation = read_annotation(path, default, slide=self._slide)
         self.patches.assign_classes(annotation, path)
         return annotation
 
@@ -355,7 +357,7 @@ class Seeding:
             OutputError: The file cannot be written.
         """
         if not self.path.exists():
-            write_annotation(self.path, self.annotation)
+            write_annotation(self.path, self.annotation, self._slide)
 
     def close(self) -> None:
         """Stop clustering."""

@@ -15,7 +15,7 @@ from fseg_jax.errors import InputError, explain
 from fseg_jax.files.lock import Lock, acquire_lock
 from fseg_jax.files.partial_folders import recover_folder
 from fseg_jax.outputs.embeddings import RECORD, list_embedded_slides, open_embeddings
-from fseg_jax.outputs.labels import open_labels
+from fseg_jax.outputs.labels import LabelPyramid, open_labels
 from fseg_jax.pipeline.clicks import SeedSettings
 from fseg_jax.pipeline.patch_records import read_provenance
 from fseg_jax.pipeline.slide_facts import SlideFacts
@@ -109,7 +109,9 @@ class SlideSession:
                 self.seeding = Seeding(folder, name, settings, self.notify)
                 self.projection = read_projection(folder, name, self.seeding.patches.embedded)
             if (folder / f"{name}.ome.zarr").exists():
-                self.layer = LabelLayer(open_labels(folder / f"{name}.ome.zarr"), self.picture.span)
+                labels = open_labels(folder / f"{name}.ome.zarr")
+                _check_frame(labels, slide)
+                self.layer = LabelLayer(labels, self.picture.span)
         except BaseException:
             self._release_lock()
             raise
@@ -235,6 +237,21 @@ def _parse_record(record: Any) -> tuple[SlideFacts, str]:
     if not isinstance(encoder, str):
         raise TypeError("the encoder's name is no text")
     return SlideFacts.from_json(record["slide"]), encoder
+
+
+def _check_frame(labels: LabelPyramid, slide: SlideFacts) -> None:
+    """Check that labels and the rest of a slide's outputs count from the same place.
+
+    Raises:
+        InputError: They do not: the labels would lie beside the slide.
+    """
+    made_of = labels.provenance.get("slide")
+    made_of = made_of if isinstance(made_of, dict) else {}
+    if (made_of.get("frame_y", 0), made_of.get("frame_x", 0)) != slide.origin:
+        raise InputError(
+            f"{labels.path}: its labels and the slide's embeddings count from different corners; make both "
+            f"with --frame {slide.frame}"
+        )
 
 
 def _read_record(path: Path) -> tuple[SlideFacts, str]:

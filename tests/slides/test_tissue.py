@@ -348,13 +348,13 @@ def test_geojson(content: object, far: bool, slide: Slide, tmp_path: Path) -> No
 
 
 def test_geojson_on_a_slide_too_large_for_its_own_pixels(tmp_path: Path, slide: Slide) -> None:
-    class Large:
-        path, mpp, height, width = Path("large.svs"), 0.25, 60_000, 90_000
+    class LargePixels:
+        format, shapes, mpp, origin = "image", [(60_000, 90_000)], None, None
 
     path = tmp_path / "drawn.json"
     corners = [[30_000, 15_000], [60_000, 15_000], [60_000, 45_000], [30_000, 45_000], [30_000, 15_000]]
     path.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}), "utf-8")
-    tissue = load_tissue(path, Large())  # type: ignore[arg-type]
+    tissue = load_tissue(path, Slide(Path("large.svs"), LargePixels(), 0.25))  # type: ignore[arg-type]
     assert max(tissue.mask.shape) == 8192
     assert tissue.fraction == pytest.approx(1 / 6, abs=1e-3)
     assert tissue.crop(3750 + 5, 7500 + 5, 7490, 7490, 1.0).all()

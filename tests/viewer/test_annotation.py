@@ -1,6 +1,7 @@
 """Annotations, their undo history, and their file, which other programs read."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from fseg_jax.errors import InputError
 from fseg_jax.pipeline.seed_file import read_seeds
+from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.viewer.annotation import (
     Annotation,
     History,
@@ -19,11 +21,12 @@ from fseg_jax.viewer.annotation import (
 
 pytestmark = pytest.mark.smoke
 
+SLIDE = SlideFacts("a.scn", None, "openslide/leica", 400, 300, 0.5, "bounds", 8000, 6000)
 TWO = Annotation(("stroma", "Crypt"), (Seed(10.5, 20.25, 1), Seed(300.0, 60.0, 0), Seed(1.0, 2.0, 1)))
 
 
 def test_what_is_saved_is_what_fseg_seed_and_qupath_read(tmp_path):
-    write_annotation(tmp_path / "a.geojson", TWO)
+    write_annotation(tmp_path / "a.geojson", TWO, SLIDE)
     points, given_, names, _ = read_seeds(tmp_path / "a.geojson")
     assert points.tolist() == [[10.5, 20.25], [300, 60], [1, 2]] and given_.tolist() == [1, 0, 1]
     assert names == TWO.classes and read_annotation(tmp_path / "a.geojson") == TWO
@@ -34,8 +37,27 @@ def test_what_is_saved_is_what_fseg_seed_and_qupath_read(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.geojson"]
 
 
+def test_seeds_say_what_they_count_from_and_are_refused_on_a_slide_that_counts_from_elsewhere(tmp_path):
+    path = tmp_path / "a.geojson"
+    write_annotation(path, TWO, SLIDE)
+    content = json.loads(path.read_text())
+    assert content["fseg"] == {
+        "classes": ["stroma", "Crypt"],
+        "frame": "bounds",
+        "frame_x": 8000,
+        "frame_y": 6000,
+    }
+    assert read_annotation(path, slide=SLIDE) == TWO
+    canvas = replace(SLIDE, frame="canvas", frame_x=0, frame_y=0)
+    with pytest.raises(InputError, match=r"a\.geojson: .* x = 8000, y = 6000 .* --frame bounds"):
+        read_annotation(path, slide=canvas)
+    del content["fseg"]  # another program's: it does not say
+    path.write_text(json.dumps(content))
+    assert read_annotation(path, slide=canvas).seeds
+
+
 def test_classes_without_seeds_are_kept(tmp_path):
-    write_annotation(tmp_path / "a.geojson", Annotation(("a", "b", "c")))
+    write_annotation(tmp_path / "a.geojson", Annotation(("a", "b", "c")), SLIDE)
     assert read_annotation(tmp_path / "a.geojson") == Annotation(("a", "b", "c"))
 
 

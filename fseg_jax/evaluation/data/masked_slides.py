@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.paths import check_folder, list_files
+from fseg_jax.slides.bounds import Frame
 from fseg_jax.slides.masks import open_mask
 from fseg_jax.slides.reader import name_outputs, open_slide
 
@@ -37,7 +38,9 @@ class MaskedSlide(NamedTuple):
     mask: Path
 
 
-def find_slides(folder: Path, mpp_override: float | None = None) -> list[MaskedSlide]:
+def find_slides(
+    folder: Path, mpp_override: float | None = None, frame: Frame = "bounds"
+) -> list[MaskedSlide]:
     """Find all slides with masks in a folder and below it, sorted by name, and open each to check it.
 
     Raises:
@@ -68,7 +71,7 @@ def find_slides(folder: Path, mpp_override: float | None = None) -> list[MaskedS
             problems.append(f"{image}: has the name of {slides[name].image}")
         else:
             slides[name] = MaskedSlide(name, image, mask)
-            problems += _list_problems(slides[name], mpp_override)
+            problems += _list_problems(slides[name], mpp_override, frame)
     if problems:
         more = f"; and {len(problems) - _NAMED_PROBLEMS} more" if len(problems) > _NAMED_PROBLEMS else ""
         raise InputError(
@@ -83,10 +86,10 @@ def _is_mask(path: Path) -> bool:
     return name_outputs(path).endswith(MASK_ENDING)
 
 
-def _list_problems(slide: MaskedSlide, mpp_override: float | None) -> list[str]:
+def _list_problems(slide: MaskedSlide, mpp_override: float | None, frame: Frame) -> list[str]:
     """List why a slide and its mask cannot be used: one reason at most."""
     try:
-        with open_slide(slide.image, mpp_override) as opened:
+        with open_slide(slide.image, mpp_override, frame=frame) as opened:
             size = (opened.height, opened.width)
         with open_mask(slide.mask) as mask:
             if mask.shape != size:

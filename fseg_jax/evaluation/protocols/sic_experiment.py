@@ -77,7 +77,7 @@ def run_experiment(
     Raises:
         InputError: Slides and masks do not fit, or no slide has patches of both classes.
     """
-    slides = find_slides(folder, settings.patches.mpp_override)
+    slides = find_slides(folder, settings.patches.mpp_override, settings.patches.frame)
     trials: list[SicTrial] = []
     left_out: dict[str, str] = {}
     for encoder in encoders:
@@ -182,14 +182,17 @@ def _embed(
     """Open a slide's embeddings where they are still true, or make new ones."""
     # The encoder's name may come from a file: it is made to be that of one folder.
     folder = embeddings / re.sub(r"[^\w.-]|^\.+", "-", encoder.card.name)
-    with open_slide(slide.image, settings.mpp_override) as opened:
+    with open_slide(slide.image, settings.mpp_override, frame=settings.frame) as opened:
         wanted = {
             **made_with().to_json(),
             "slide": {
                 k: v for k, v in slide_facts(opened).to_json().items() if k != "path"
             },  # it may have moved
             "encoder": encoder.card.to_json(),
-            "parameters": {k: v for k, v in asdict(settings).items() if k not in ("batch", "threads")},
+            # The slide says what its frame is.
+            "parameters": {
+                k: v for k, v in asdict(settings).items() if k not in ("batch", "threads", "frame")
+            },
         }
         if not _is_still_true(folder / f"{slide.name}.embeddings.json", wanted):
             embed_slide(opened, folder, encoder, settings, overwrite=True, progress=progress)
