@@ -41,7 +41,20 @@ _log = logging.getLogger(__name__)
 COLUMNS = ("slide_id", "path", "mpp", "tissue", "site", "split")
 # What a folder's files must end in to be slides; a glob and a table take what they name.
 SUFFIXES = (
-    *(".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".dcm", ".czi", ".ome.zarr"),
+    *(
+        ".svs",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".svslide",
+        ".bif",
+        ".vms",
+        ".vmu",
+        ".dcm",
+        ".czi",
+        ".ome.zarr",
+        ".ozx",
+    ),
     *(".tif", ".tiff", ".tf2", ".tf8", ".btf", ".png", ".jpg", ".jpeg", ".bmp", ".webp"),
 )
 _LONGEST_ID = 180  # bytes: outputs add their suffixes, and file systems end at 255

@@ -27,14 +27,16 @@ _log = logging.getLogger(__name__)
 OME_TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.tf2", ".ome.tf8", ".ome.btf")
 # Of scanners' formats that are TIFFs: what OpenSlide does not recognise under such a name is not the format.
 _SCANNER_SUFFIXES = (".svs", ".svslide", ".ndpi", ".scn", ".bif")
+_ZIP_MAGIC = b"PK\3\4"
 _PLAIN = "generic-tiff"  # OpenSlide's name for a TIFF of no scanner
 
 
 def open_pixels(path: Path, series: int | None = None, frame: Frame = "bounds") -> Pixels:
     """Open a slide with the reader of its format.
 
-    DICOM is read by OpenSlide or wsidicom, other folders as OME-Zarr by tensorstore, OME-TIFFs by tifffile,
-    all that OpenSlide recognises by OpenSlide, other TIFFs by tifffile, and ordinary images by Pillow.
+    DICOM is read by OpenSlide or wsidicom, other folders and zip archives as OME-Zarr by tensorstore,
+    OME-TIFFs by tifffile, all that OpenSlide recognises by OpenSlide, other TIFFs by tifffile, and ordinary
+    images by Pillow.
 
     Args:
         path: The file or folder.
@@ -48,7 +50,7 @@ def open_pixels(path: Path, series: int | None = None, frame: Frame = "bounds") 
         refuse_series(path, series)
         return open_dicom(path, scan, frame)
     if is_folder(path):
-        return ZarrPixels(path)
+        return ZarrPixels(path, series)
     if not is_there(path):
         raise InputError(f"{path}: no such file")
     if is_other_object(path):
@@ -62,6 +64,8 @@ def open_pixels(path: Path, series: int | None = None, frame: Frame = "bounds") 
         raise InputError(f"{path}: the file is empty")
     if magic in TIFF_MAGIC:
         return _open_tiff(path, series, frame)
+    if magic == _ZIP_MAGIC:
+        return ZarrPixels(path, series)
     refuse_series(path, series)
     if path.suffix.lower() == ".mrxs":
         check_counts(path)

@@ -1,7 +1,11 @@
-"""OME-Zarr images (0.4 on Zarr v2, 0.5 on Zarr v3), read by tensorstore."""
+"""OME-Zarr images (0.4 on Zarr v2, 0.5 and 0.6 on Zarr v3), in folders or zipped (.ozx), read by tensorstore.
+
+Chunks of codecs that tensorstore does not have, such as LZ4, LZMA and JPEG, are read by zarr-python.
+"""
 
 import json
 import math
+import posixpath
 from pathlib import Path
 from typing import Any
 
@@ -11,113 +15,229 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.files.paths import is_folder
 from fseg_jax.slides.bounds import Origin
+from fseg_jax.slides.channels import Channel, choose_rgb
+from fseg_jax.slides.ome_header import parse_header
 from fseg_jax.slides.pixels import flatten
+from fseg_jax.slides.series import FileImage, choose_image, refuse_series
+from fseg_jax.slides.units import convert_to_um
+from fseg_jax.slides.zarr_codecs import is_read_by_tensorstore, open_with_zarr
 
 _CACHE = 128 << 20  # bytes of decoded chunks
 _MAX_CHUNK = 512 << 20  # bytes of one decoded chunk
 _MAX_CHUNKS = 16 << 20  # chunks of a shard, whose index is read whole
 _MAX_LEVELS = 64
-_UNIT_UM = {
-    "meter": 1e6, "centimeter": 1e4, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3,
-    "angstrom": 1e-4, "inch": 25400.0,
-}  # fmt: skip
+_MAX_IMAGES = 1000
+_HEADERS = ("zarr.json", ".zattrs")  # of a group, in Zarr v3 and v2
 
 
 class ZarrPixels:
-    """A multiscale 8-bit RGB image in a folder, of one time and one plane, with its axes in any order."""
+    """A multiscale 8-bit image, RGB or grey, of one time and one plane, with its axes in any order."""
 
     format = "ome-zarr"
     origin: Origin | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, series: int | None = None) -> None:
+        """Open an OME-Zarr.
+
+        Args:
+            path: Its folder, or a zip archive of it.
+            series: Which of its images to read, where bioformats2raw wrote several; None for the largest.
+
+        Raises:
+            InputError: It is damaged, or of a kind that is not read.
+        """
+        self._path = path
         try:
-            self._open(path)
+            self._open(series)
         except InputError:
             raise
         except Exception as error:
             raise InputError(f"{path}: the OME-Zarr is damaged: {first_line(error)}") from None
 
-    def _open(self, path: Path) -> None:
-        attributes = _read_attributes(path)
-        if "bioformats2raw.layout" in attributes and "multiscales" not in attributes:
-            path = path / "0"
-            attributes = _read_attributes(path)
-        if not attributes.get("multiscales"):
-            raise InputError(f"{path}: the folder is no OME-Zarr image (no multiscales in its metadata)")
-        multiscale = attributes["multiscales"][0]
-        axes = [axis["name"] if isinstance(axis, dict) else axis for axis in multiscale["axes"]]
-        if not {"y", "x", "c"} <= set(axes):
+    def _open(self, series: int | None) -> None:
+        self._is_zip = not is_folder(self._path)
+        self._store = ts.KvStore.open(self._make_spec("")).result()
+        attributes, group = self._read_attributes(""), ""
+        if attributes is None:
+            kind, hint = "folder", "; fseg cohort and fseg fit take folders of slides"
+            if self._is_zip:
+                kind, hint = "zip archive", ""
             raise InputError(
-                f"{path}: 8-bit RGB is required, and the OME-Zarr has the axes {', '.join(axes)}"
+                f"{self._path}: a {kind} that is no OME-Zarr (it has neither zarr.json nor .zattrs){hint}"
+            )
+        if "bioformats2raw.layout" in attributes and "multiscales" not in attributes:
+            group, attributes = self._choose_image(series)
+        else:
+            refuse_series(self._path, series)
+        if not attributes.get("multiscales"):
+            plate = ": it is a plate, whose images are in its folders" if "plate" in attributes else ""
+            raise InputError(
+                f"{self._path}: the folder is no OME-Zarr image (no multiscales in its metadata){plate}"
+            )
+        multiscale = attributes["multiscales"][0]
+        axes = _list_axes(multiscale)
+        names = [axis["name"] for axis in axes]
+        if not {"y", "x"} <= set(names):
+            raise InputError(
+                f"{self._path}: an 8-bit picture, RGB or grey, is required, "
+                f"and the OME-Zarr has the axes {', '.join(names)}"
             )
         if len(multiscale["datasets"]) > _MAX_LEVELS:
             raise InputError(
-                f"{path}: the OME-Zarr is damaged (it names {len(multiscale['datasets'])} levels)"
+                f"{self._path}: the OME-Zarr is damaged (it names {len(multiscale['datasets'])} levels)"
             )
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
-        self._levels = [_open_level(path, data["path"], axes, context) for data in multiscale["datasets"]]
-        self._samples = self._levels[0].shape[2]
+        self._levels = [
+            self._open_level(group, data["path"], names, context) for data in multiscale["datasets"]
+        ]
+        channels = _parse_channels(attributes, self._levels[0].shape[2])
+        self._samples = list(choose_rgb(self._path, channels))
         self.shapes = [(int(level.shape[0]), int(level.shape[1])) for level in self._levels]
         if self.shapes != sorted(self.shapes, reverse=True):
-            raise InputError(f"{path}: the OME-Zarr's levels are not ordered from fine to coarse")
+            raise InputError(f"{self._path}: the OME-Zarr's levels are not ordered from fine to coarse")
         self.mpp = _parse_mpp(multiscale, axes)
 
     def read(
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a box of a level; transparent pixels become white."""
-        out = np.ascontiguousarray(self._levels[level][y : y + height, x : x + width].read().result())
-        return flatten(Image.fromarray(out)) if self._samples == 4 else out
+        stored = self._levels[level][y : y + height, x : x + width].read().result()
+        if len(self._samples) == 1:
+            return np.repeat(stored, 3, axis=2)
+        out = np.ascontiguousarray(stored[..., self._samples])
+        return flatten(Image.fromarray(out)) if len(self._samples) == 4 else out
 
     def close(self) -> None:
         """Release the arrays."""
         self._levels = []
 
+    def _make_spec(self, key: str) -> dict[str, Any]:
+        """Describe a group or an array in the OME-Zarr as tensorstore wants it, as a ``kvstore``."""
+        key = f"{key}/" if key else ""
+        if self._is_zip:
+            return {
+                "driver": "zip",
+                "base": {"driver": "file", "path": str(self._path.absolute())},
+                "path": key,
+            }
+        return {"driver": "file", "path": f"{self._path.absolute()}/{key}"}
 
-def _read_attributes(path: Path) -> dict[str, Any]:
-    """Read the OME metadata of a Zarr group: "ome" in zarr.json (0.5), or all of .zattrs (0.4)."""
-    for name in ("zarr.json", ".zattrs"):
-        file = path / name
-        if file.is_file():
-            content: dict[str, Any] = json.loads(file.read_text("utf-8"))
-            if name == "zarr.json":
-                content = content.get("attributes", {})
-                content = content.get("ome", content)
-            return content
-    raise InputError(
-        f"{path}: a folder that is no OME-Zarr (it has neither zarr.json nor .zattrs); "
-        "fseg cohort and fseg fit take folders of slides"
-    )
+    def _read_file(self, key: str) -> bytes | None:
+        answer = self._store.read(key).result()
+        return answer.value if answer.state == "value" else None
+
+    def _read_attributes(self, group: str) -> dict[str, Any] | None:
+        """Read the OME metadata of a Zarr group: "ome" in zarr.json (0.5), or all of .zattrs (0.4)."""
+        for name in _HEADERS:
+            content = self._read_file(posixpath.join(group, name))
+            if content is not None:
+                values: dict[str, Any] = json.loads(content)
+                if name == "zarr.json":
+                    values = values.get("attributes", {})
+                    values = values.get("ome", values)
+                return values
+        return None
+
+    def _choose_image(self, series: int | None) -> tuple[str, dict[str, Any]]:
+        """Choose one of the images that bioformats2raw wrote; return its group and its metadata."""
+        listed = (self._read_attributes("OME") or {}).get("series")
+        groups = listed[:_MAX_IMAGES] if listed else [str(i) for i in range(_MAX_IMAGES)]
+        header = parse_header((self._read_file("OME/METADATA.ome.xml") or b"").decode("utf-8", "replace"), "")
+        found = []
+        for number, group in enumerate(groups):
+            attributes = self._read_attributes(group)
+            if attributes is None:
+                if listed:
+                    continue
+                break
+            multiscale = attributes["multiscales"][0]
+            axes = _list_axes(multiscale)
+            names = [axis["name"] for axis in axes]
+            context = ts.Context()
+            level = self._open_level(
+                group, multiscale["datasets"][0]["path"], names, context, is_checked=False
+            )
+            described = header.images[number : number + 1] if header is not None else ()
+            name = described[0].name if described else multiscale.get("name", "")
+            image = FileImage(
+                number, str(name), (level.shape[0], level.shape[1]), _parse_mpp(multiscale, axes)
+            )
+            found.append((image, group, attributes))
+        if not found:
+            raise InputError(f"{self._path}: the OME-Zarr has no image")
+        _, group, attributes = found[choose_image(self._path, [image for image, _, _ in found], series)]
+        return group, attributes
+
+    def _open_level(
+        self, group: str, name: str, axes: list[str], context: ts.Context, *, is_checked: bool = True
+    ) -> ts.TensorStore:
+        """Open one level of an image as an array of axes (y, x, c)."""
+        key = posixpath.normpath(posixpath.join(group, name))
+        if key.startswith(("..", "/")):
+            raise InputError(f"{self._path}: the OME-Zarr names a level outside its folder ({name})")
+        array = self._open_array(key, context)
+        check_array(f"{self._path}: level {name}", array)
+        if len(axes) != array.rank:
+            raise InputError(
+                f"{self._path}: the OME-Zarr names {len(axes)} axes, and level {name} has {array.rank}"
+            )
+        sizes = dict(zip(axes, array.shape, strict=True))
+        several = {axis: n for axis, n in sizes.items() if axis not in "yxc" and n > 1}
+        if several and is_checked:
+            listed = ", ".join(f"{axis}: {n}" for axis, n in several.items())
+            raise InputError(f"{self._path}: has several planes ({listed}); give an image with one plane")
+        if array.dtype != ts.uint8 and is_checked:
+            raise InputError(
+                f"{self._path}: an 8-bit picture, RGB or grey, is required, "
+                f"and the OME-Zarr is {array.dtype.name} with {sizes.get('c', 1)} channel(s)"
+            )
+        for i in reversed([i for i, axis in enumerate(axes) if axis not in "yxc"]):
+            array = array[(slice(None),) * i + (0,)]
+        order = [axis for axis in axes if axis in "yxc"]
+        if "c" not in order:
+            array, order = array[..., ts.newaxis], [*order, "c"]
+        return array.transpose([order.index("y"), order.index("x"), order.index("c")])
+
+    def _open_array(self, key: str, context: ts.Context) -> ts.TensorStore:
+        for name, driver in (("zarr.json", "zarr3"), (".zarray", "zarr")):
+            header = self._read_file(f"{key}/{name}")
+            if header is None:
+                continue
+            if not is_read_by_tensorstore(json.loads(header)):
+                return open_with_zarr(self._path, key, context)
+            spec = {"driver": driver, "kvstore": self._make_spec(key), "recheck_cached_data": "open"}
+            return ts.open(spec, open=True, read=True, context=context).result()
+        raise InputError(f"{self._path}: the OME-Zarr is damaged (it names a level {key} that is not there)")
 
 
-def _open_level(root: Path, name: str, axes: list[str], context: ts.Context) -> ts.TensorStore:
-    """Open one level as an array of axes (y, x, c)."""
-    folder = (root / name).resolve()
-    if not folder.is_relative_to(root.resolve()):
-        raise InputError(f"{root}: the OME-Zarr names a level outside its folder ({name})")
-    spec = {
-        "driver": "zarr3" if (folder / "zarr.json").is_file() else "zarr",
-        "kvstore": {"driver": "file", "path": f"{folder}/"},
-        "recheck_cached_data": "open",
-    }
-    array = ts.open(spec, open=True, read=True, context=context).result()
-    check_array(f"{root}: level {name}", array)
-    if len(axes) != array.rank:
-        raise InputError(f"{root}: the OME-Zarr names {len(axes)} axes, and level {name} has {array.rank}")
-    sizes = dict(zip(axes, array.shape, strict=True))
-    several = {axis: n for axis, n in sizes.items() if axis not in "yxc" and n > 1}
-    if several:
-        raise InputError(f"{root}: has several planes ({several}); give an image with one plane")
-    if array.dtype != ts.uint8 or sizes["c"] not in (3, 4):
-        raise InputError(
-            f"{root}: 8-bit RGB is required, "
-            f"and the OME-Zarr is {array.dtype.name} with {sizes['c']} channel(s)"
-        )
-    for i in reversed([i for i, axis in enumerate(axes) if axis not in "yxc"]):
-        array = array[(slice(None),) * i + (0,)]
-    order = [axis for axis in axes if axis in "yxc"]
-    return array.transpose([order.index("y"), order.index("x"), order.index("c")])
+def _list_axes(multiscale: dict[str, Any]) -> list[dict[str, Any]]:
+    """List an image's axes; from 0.6 on they are those of the coordinate system that its levels are in."""
+    axes = multiscale.get("axes")
+    if axes is None:
+        systems = multiscale["coordinateSystems"]
+        transforms = multiscale["datasets"][0].get("coordinateTransformations") or [{}]
+        output = transforms[0].get("output")
+        name = output.get("name") if isinstance(output, dict) else output
+        axes = next((system for system in systems if system["name"] == name), systems[0])["axes"]
+    return [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
+
+
+def _parse_channels(attributes: dict[str, Any], count: int) -> list[Channel]:
+    """Parse what an image's "omero" says of its channels."""
+    described = (attributes.get("omero") or {}).get("channels") or []
+    if len(described) != count:
+        return [Channel()] * count
+    channels = []
+    for channel in described:
+        try:
+            red, green, blue = bytes.fromhex(str(channel.get("color", "")).lstrip("#")[:6])
+        except ValueError:
+            channels.append(Channel(str(channel.get("label") or "")))
+        else:
+            channels.append(Channel(str(channel.get("label") or ""), (red, green, blue)))
+    return channels
 
 
 def check_array(name: str, array: Any) -> None:
@@ -141,21 +261,35 @@ def check_array(name: str, array: Any) -> None:
         raise InputError(f"{name}: its shards hold too many chunks; write it again with smaller shards")
 
 
-def _parse_mpp(multiscale: dict[str, Any], axes: list[str]) -> tuple[float, float] | None:
+def _parse_mpp(multiscale: dict[str, Any], axes: list[dict[str, Any]]) -> tuple[float, float] | None:
     """Parse the µm per pixel of the finest level along y and x; return None without a scale and a unit."""
+    names = [axis["name"] for axis in axes]
+    transforms = list(multiscale["datasets"][0].get("coordinateTransformations", ()))
+    if "axes" in multiscale:  # from 0.6 on, transformations of the whole are to other coordinate systems
+        transforms += multiscale.get("coordinateTransformations", ())
     values = []
     for axis in "yx":
-        i = axes.index(axis)
-        axis_entry = multiscale["axes"][i]
-        unit = _UNIT_UM.get(axis_entry.get("unit", "")) if isinstance(axis_entry, dict) else None
-        if unit is None:
+        i = names.index(axis)
+        unit, scale = convert_to_um(axes[i].get("unit") or ""), _multiply_scales(transforms, i)
+        if unit is None or scale is None:
             return None
-        value, has_scale = unit, False
-        for entry in (multiscale["datasets"][0], multiscale):
-            for transform in entry.get("coordinateTransformations", ()):
-                if transform["type"] == "scale":
-                    value, has_scale = value * float(transform["scale"][i]), True
-        if not has_scale:
-            return None
-        values.append(value)
+        values.append(unit * scale)
     return values[0], values[1]
+
+
+def _multiply_scales(transforms: list[dict[str, Any]], axis: int) -> float | None:
+    """Multiply the scales of transformations along an axis; None without any, or where others change it."""
+    product, has_scale = 1.0, False
+    for transform in transforms:
+        if transform["type"] == "sequence":
+            scale = _multiply_scales(transform["transformations"], axis)
+        elif transform["type"] == "scale":
+            scale = float(transform["scale"][axis])
+        elif transform["type"] in ("translation", "identity"):
+            continue
+        else:
+            return None
+        if scale is None:
+            return None
+        product, has_scale = product * scale, True
+    return product if has_scale else None

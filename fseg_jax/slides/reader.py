@@ -311,7 +311,7 @@ def name_outputs(path: Path) -> str:
     if series := name_series(path):
         return series
     name = path.name
-    for suffix in (*OME_TIFF_SUFFIXES, ".ome.zarr"):
+    for suffix in (*OME_TIFF_SUFFIXES, ".ome.zarr", ".ome.ozx"):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return path.stem

@@ -678,7 +678,7 @@ BAD = {
     "absent.ome.zarr": (bad_zarr_writer(lambda m, p: shutil.rmtree(p / "level 1")), "damaged"),
     "axes.ome.zarr": (bad_zarr_writer(lambda m, p: m["axes"].pop()), "axes"),
     "planes.ome.zarr": (bad_zarr_writer(several_planes), "several planes"),
-    "deep.ome.zarr": (bad_zarr_writer(sixteen_bits), "8-bit RGB"),
+    "deep.ome.zarr": (bad_zarr_writer(sixteen_bits), "the OME-Zarr is uint16"),
     "deep.png": (
         lambda path: Image.fromarray(PICTURE[..., 0] * np.uint16(256)).save(path),
         "not 8-bit",
