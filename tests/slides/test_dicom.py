@@ -91,7 +91,7 @@ def test_both_libraries_read_a_jpeg_alike(tmp_path, monkeypatch):
     read = read_all(tmp_path / "scan")
     assert abs(read.astype(int) - FINE).mean() < 2
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, frame: str) -> None:
         raise InputError(f"{path}: refused")
 
     monkeypatch.setattr("fseg_jax.slides.dicom.OpenSlidePixels", refuse)
