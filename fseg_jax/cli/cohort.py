@@ -31,7 +31,7 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
 # Options that cannot be chosen again once features are kept.
 _FIXED_BY_FEATURES = (
     *("encoder", "weights", "dtype", "mpp", "tile", "halo", "tissue", "no_tissue"),
-    *("mpp_override", "frame", "keep_features", "sample_check"),
+    *("mpp_override", "frame", "series", "keep_features", "sample_check"),
 )
 
 
@@ -115,8 +115,9 @@ def cohort(
 ) -> int:
     """Segment every slide of a cohort; run it again to go on where it stopped.
 
-    MANIFEST is a CSV file with the columns slide_id and path, and if wanted mpp, tissue, site and split; or a
-    folder, or a glob in quotes. Exit code 1 means that some slides failed: PLACE/failures.csv says why.
+    MANIFEST is a CSV file with the columns slide_id and path, and if wanted mpp, series, tissue, site and
+    split; or a folder, or a glob in quotes. Exit code 1 means that some slides failed: PLACE/failures.csv
+    says why.
     """
     from fseg_jax.codebook import Codebook
     from fseg_jax.cohort.engines import Local, Ray
@@ -138,6 +139,7 @@ def cohort(
         sample_check=sample_check,
         slides_needed=features is None,
         mpp_override=options["mpp_override"],
+        series=options["series"],
     )
     slides = select_split(rows, split, manifest)
     encoder, weights, dtype = (options.pop(name) for name in ("encoder", "weights", "dtype"))
@@ -189,6 +191,7 @@ def _offer_fit(manifest: str, split: str | None, job: "Job") -> str:
     options += [] if settings.mpp is None else ["--mpp", f"{settings.mpp:g}"]
     options += [] if settings.mpp_override is None else ["--mpp-override", f"{settings.mpp_override:g}"]
     options += [] if settings.frame == "bounds" else ["--frame", settings.frame]
+    options += [] if settings.series is None else ["--series", str(settings.series)]
     options += ["--no-tissue"] if settings.tissue == "all" else []
     shipped = f" (or --codebook {SHIPPED}, which is there)" if job.encoder == SHIPPED else ""
     return (

@@ -134,8 +134,8 @@ def fit(
 ) -> int:
     """Fit codebooks on a cohort: tiles sampled from every slide of MANIFEST, clustered into each k.
 
-    MANIFEST is a CSV file with the columns slide_id, path and, if wanted, mpp, tissue, site, split; or a
-    folder of slides; or a glob in quotes. Features are kept in a folder, so that a run
+    MANIFEST is a CSV file with the columns slide_id, path and, if wanted, mpp, series, tissue, site, split;
+    or a folder of slides; or a glob in quotes. Features are kept in a folder, so that a run
     that is interrupted goes on, and one with another --k or --seed needs no slide.
     """
     if distributed and shard:
@@ -150,7 +150,9 @@ def fit(
 
     if not shard:
         check_codebook_path(output, overwrite)
-    rows = load_manifest(manifest, sample_check=sample_check, mpp_override=options["mpp_override"])
+    rows = load_manifest(
+        manifest, sample_check=sample_check, mpp_override=options["mpp_override"], series=options["series"]
+    )
     slides = select_split(rows, split, manifest)
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     settings = SampleSettings(
@@ -163,6 +165,7 @@ def fit(
         tissue="all" if options["no_tissue"] else "find",
         mpp_override=options["mpp_override"],
         frame=options["frame"],
+        series=options["series"],
         dtype=options["stored_dtype"],
         batch=options["batch"],
         threads=options["threads"],

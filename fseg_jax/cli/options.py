@@ -179,6 +179,14 @@ frame_option = click.option(
     help="What coordinates count from, in and out, where a file is a scan on a larger canvas (.mrxs, .scn): "
     "the scan, as QuPath shows it, or the canvas, as OpenSlide counts.",
 )
+series_option = click.option(
+    "--series",
+    type=WholeNumber(0),
+    metavar="NUMBER",
+    show_default="the largest",
+    help="Which image of the file to read, counted from 0 as its writer does, where it has several: scenes, "
+    "a macro. A warning lists them where the choice is not plain.",
+)
 tissue_options = combine(
     click.option(
         "--tissue",
@@ -189,6 +197,7 @@ tissue_options = combine(
     no_tissue_option(),
     mpp_override_option("Resolution of the slide in µm per pixel, instead of what its file says."),
     frame_option,
+    series_option,
 )
 tile_option = click.option(
     "--tile",
@@ -270,6 +279,7 @@ manifest_options = combine(
     click.option("--sample-check", is_flag=True, help="Open every slide's header before the run starts."),
     mpp_override_option("Resolution of slides in µm per pixel, where the manifest has none."),
     frame_option,
+    series_option,
 )
 classes_option = click.option(
     "--classes",

@@ -51,7 +51,9 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
     with show_progress(len(paths)) as progress:
         for path in paths:
             with tolerate_failure(paths, f"embedding {path}"):
-                with open_slide(path, settings.mpp_override, frame=settings.frame) as slide:
+                with open_slide(
+                    path, settings.mpp_override, frame=settings.frame, series=settings.series
+                ) as slide:
                     embed_slide(
                         slide,
                         output,

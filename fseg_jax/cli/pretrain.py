@@ -213,7 +213,7 @@ def _list_fields(
     fields: list[Field] = []
     for source in sources:
         for row in load_manifest(source):
-            with open_slide(row.path, row.mpp or mpp_override) as slide:
+            with open_slide(row.path, row.mpp or mpp_override, series=row.series) as slide:
                 fields += draw_fields(slide, row.site or source, geometry, most, seed)
     return fields
 

@@ -109,11 +109,12 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     for name in names:
         check_outputs(output_paths(name, output), output, overwrite)
     mpp_override: float | None = options.get("mpp_override")
-    frame: "Frame" = options.get("frame", "bounds")  # the demo has no such option
+    frame: "Frame" = options.get("frame", "bounds")  # the demo has no such options
+    series: int | None = options.get("series")
     readable = []
     for path in slides:  # mistakes come first; slides are closed again, since there may be thousands
         with tolerate_failure(slides, f"opening {path}"):
-            open_slide(path, mpp_override, frame=frame).close()
+            open_slide(path, mpp_override, frame=frame, series=series).close()
             readable.append(path)
     if len(slides) > 1 and options.get("codebook") is None:
         _LOG.warning(
@@ -140,7 +141,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     with show_progress(len(readable)) as progress:
         for path in readable:
             with tolerate_failure(slides, f"segmenting {path}"):
-                with open_slide(path, mpp_override, frame=frame) as slide:
+                with open_slide(path, mpp_override, frame=frame, series=series) as slide:
                     record = segment_slide(
                         slide,
                         output,

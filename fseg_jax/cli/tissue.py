@@ -12,6 +12,7 @@ from fseg_jax.cli.options import (
     mpp_override_option,
     output_option,
     overwrite_option,
+    series_option,
 )
 from fseg_jax.cli.terminal import show_progress, tolerate_failure
 from fseg_jax.errors import InputError
@@ -26,10 +27,16 @@ if TYPE_CHECKING:
     output_option(),
     mpp_override_option("Resolution of the slide in µm per pixel, instead of what its file says."),
     frame_option,
+    series_option,
     overwrite_option,
 )
 def tissue(
-    slides: tuple[Path, ...], output: Path, mpp_override: float | None, frame: "Frame", overwrite: bool
+    slides: tuple[Path, ...],
+    output: Path,
+    mpp_override: float | None,
+    frame: "Frame",
+    series: int | None,
+    overwrite: bool,
 ) -> int:
     """Find the tissue of slides, and ink, folds and what is out of focus, without an encoder.
 
@@ -50,7 +57,7 @@ def tissue(
     with show_progress(len(paths)) as progress:
         for path in paths:
             with tolerate_failure(paths, f"finding the tissue of {path}"):
-                with open_slide(path, mpp_override, frame=frame) as slide:
+                with open_slide(path, mpp_override, frame=frame, series=series) as slide:
                     tell = progress(slide.name)
                     tell("tissue", 0, 1)
                     write_tissue_files(slide, output, mpp_override=mpp_override, overwrite=overwrite)

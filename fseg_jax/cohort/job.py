@@ -19,7 +19,7 @@ from fseg_jax.pipeline.segment import FORMAT
 from fseg_jax.pipeline.tokens import KEPT_DTYPE, KEPT_FORMAT
 
 # Settings that are fixed once features are kept; the hash of features covers them.
-_KEPT_SETTINGS = ("mpp", "tile", "halo", "tissue", "mpp_override", "frame")
+_KEPT_SETTINGS = ("mpp", "tile", "halo", "tissue", "mpp_override", "frame", "series")
 _FEATURE_DEPENDENCIES = ("encoder", "weights", "layer", "dtype", *_KEPT_SETTINGS)
 
 
@@ -107,10 +107,12 @@ class Dependencies(SharedDependencies):
     Attributes:
         tissue: "find", "all", or the hash of the tissue file.
         mpp_override: µm per pixel, instead of what the slide's file says.
+        series: Which image of the file; None: the largest.
     """
 
     tissue: str
     mpp_override: float | None
+    series: int | None
 
 
 def adopt_kept_settings(job: Job) -> Job:
@@ -172,7 +174,8 @@ def resolve_settings(slide: ManifestSlide, job: Job) -> Settings:
     """Return the settings for a slide: the run's, with what the manifest says of the slide."""
     settings = job.settings
     mpp = settings.mpp_override if slide.mpp is None else slide.mpp
-    return replace(settings, tissue=slide.tissue or settings.tissue, mpp_override=mpp)
+    series = settings.series if slide.series is None else slide.series
+    return replace(settings, tissue=slide.tissue or settings.tissue, mpp_override=mpp, series=series)
 
 
 def hash_settings(job: Job, card: EncoderCard, settings: Settings) -> str:
@@ -198,7 +201,7 @@ def list_dependencies(job: Job, card: EncoderCard, settings: Settings) -> Depend
     if tissue not in ("find", "all"):
         tissue = hash_tissue_file(tissue) or "unreadable"  # its slide fails, and says so
     shared = vars(list_shared_dependencies(job, card))
-    return Dependencies(**shared, tissue=tissue, mpp_override=settings.mpp_override)
+    return Dependencies(**shared, tissue=tissue, mpp_override=settings.mpp_override, series=settings.series)
 
 
 def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:

@@ -2,9 +2,9 @@
 
 A manifest is a CSV file with a header, on disk or at ``s3://`` or ``gs://``:
 
-    slide_id,path,mpp,tissue,site,split
-    A-017,scans/A-017.svs,,,Leeds,train
-    B-003,/archive/B-003.tif,0.25,masks/B-003.geojson,Oslo,test
+    slide_id,path,mpp,series,tissue,site,split
+    A-017,scans/A-017.svs,,,,Leeds,train
+    B-003,/archive/B-003.tif,0.25,1,masks/B-003.geojson,Oslo,test
 
 ``slide_id`` and ``path`` are needed; an empty cell of the rest says nothing. Relative paths are relative to
 the manifest. A folder is a manifest of the slides directly in it, a glob of what it matches, and their ids
@@ -38,7 +38,7 @@ from fseg_jax.slides.reader import name_outputs, open_slide
 
 _log = logging.getLogger(__name__)
 
-COLUMNS = ("slide_id", "path", "mpp", "tissue", "site", "split")
+COLUMNS = ("slide_id", "path", "mpp", "series", "tissue", "site", "split")
 # What a folder's files must end in to be slides; a glob and a table take what they name.
 SUFFIXES = (
     *(
@@ -58,6 +58,7 @@ SUFFIXES = (
     *(".tif", ".tiff", ".tf2", ".tf8", ".btf", ".png", ".jpg", ".jpeg", ".bmp", ".webp"),
 )
 _LONGEST_ID = 180  # bytes: outputs add their suffixes, and file systems end at 255
+_LONGEST_NUMBER = 6  # digits of a series
 _HEADER_THREADS = 8
 _HEAD = 4096  # bytes in which what is no text shows
 _WANTED = "a manifest is a CSV file, a folder or a glob of slides"
@@ -75,6 +76,7 @@ class ManifestSlide:
         site: Where it is from; a free name, or empty.
         split: Which split it belongs to; a free name, or empty.
         line: Line of the manifest; 0 in a folder or a glob.
+        series: Which of the file's images it is; None: the manifest does not say.
     """
 
     slide_id: str
@@ -84,6 +86,7 @@ class ManifestSlide:
     site: str = ""
     split: str = ""
     line: int = 0
+    series: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def load_manifest(
     sample_check: bool = False,
     slides_needed: bool = True,
     mpp_override: float | None = None,
+    series: int | None = None,
 ) -> tuple[ManifestSlide, ...]:
     """Read and check a whole manifest, and return its slides in their order.
 
@@ -106,6 +110,7 @@ def load_manifest(
         sample_check: Whether to open each slide's header, too.
         slides_needed: Whether a slide that is gone is a problem.
         mpp_override: µm per pixel of slides whose line has no mpp, for ``sample_check``.
+        series: Which image to read of slides whose line has no series, for ``sample_check``.
 
     Raises:
         InputError: Something is wrong; one message lists every problem with its line.
@@ -113,7 +118,7 @@ def load_manifest(
     name = str(source)
     slides, problems = _read(name, slides_needed)
     if sample_check:
-        problems += _check_headers(slides, mpp_override)
+        problems += _check_headers(slides, mpp_override, series)
     if problems:
         problems.sort(key=lambda problem: problem.line)
         listed = [f"  line {p.line}: {p.text}" if p.line else f"  {p.text}" for p in problems]
@@ -361,7 +366,14 @@ def _make_slide(
             mpp = math.nan
         if not is_plausible(mpp):
             wrong.append(f"mpp {text}: must be µm per level-0 pixel, from 0.05 to 20, as 0.25 for 40×")
-    return ManifestSlide(row["slide_id"], path, mpp, tissue, row.get("site", ""), row.get("split", ""), line)
+    series = None
+    if text := row.get("series"):
+        if text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER:
+            series = int(text)
+        else:
+            wrong.append(f"series {text}: must be the number of one of the file's images, counted from 0")
+    site, split = row.get("site", ""), row.get("split", "")
+    return ManifestSlide(row["slide_id"], path, mpp, tissue, site, split, line, series)
 
 
 def _locate(name: str, cell: str, column: str, wrong: list[str], *, needed: bool = True) -> Path:
@@ -394,12 +406,15 @@ def _find_missing(path: Path, column: str, cell: str) -> Iterator[str]:
         yield f"{column} {error}"
 
 
-def _check_headers(slides: list[ManifestSlide], mpp_override: float | None) -> list[_Problem]:
+def _check_headers(
+    slides: list[ManifestSlide], mpp_override: float | None, series: int | None
+) -> list[_Problem]:
     """Open the slides whose files are there, and return the problems with their headers."""
 
     def check(slide: ManifestSlide) -> _Problem | None:
         try:
-            open_slide(slide.path, slide.mpp or mpp_override).close()
+            chosen = series if slide.series is None else slide.series
+            open_slide(slide.path, slide.mpp or mpp_override, series=chosen).close()
         except InputError as error:
             text, _, advice = str(error).partition("; give it with --mpp-override")
             in_table = "; give it in the column mpp, as 0.5 for 20×, 0.25 for 40×"

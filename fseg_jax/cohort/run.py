@@ -192,7 +192,8 @@ def _tell_survey(before: Survey, redo: bool, tell: Tell) -> None:
 
 def _tell_size(job: Job, card: EncoderCard, slides: Sequence[ManifestSlide], tell: Tell) -> None:
     settings = replace(job.settings, mpp=choose_mpp(card, job.settings, job.codebook))
-    files = [(slide.path, resolve_settings(slide, job).mpp_override) for slide in slides]
+    resolved = [(slide.path, resolve_settings(slide, job)) for slide in slides]
+    files = [(path, own.mpp_override, own.series) for path, own in resolved]
     size = _format_bytes(bound_kept_bytes(files, card, settings))
     tell(f"features to keep: {size} at most, if all of the slides were tissue; zstd makes it less")
 
@@ -341,7 +342,9 @@ def _open_features(
             )
         warn_if_mpp_differs(name, plan.mpp, job.codebook)
         try:
-            opened = open_slide(slide.path, settings.mpp_override, frame=settings.frame)
+            opened = open_slide(
+                slide.path, settings.mpp_override, frame=settings.frame, series=settings.series
+            )
         except InputError:
             _log.warning("%s: the slide is not there, so its legend has no typical places", name)
             yield plan, source, None
@@ -349,7 +352,9 @@ def _open_features(
         with opened:
             yield plan, source, opened
         return
-    with open_slide(slide.path, settings.mpp_override, frame=settings.frame) as opened:
+    with open_slide(
+        slide.path, settings.mpp_override, frame=settings.frame, series=settings.series
+    ) as opened:
         opened.name = name
         plan = lay_out(opened, card, settings, job.codebook)
         encoder = load_encoder_once(job.encoder, job.weights, job.dtype)

@@ -73,6 +73,7 @@ class SampleSettings:
         tissue: Where the tissue is, for slides whose manifest does not say: "find", "all" or a file.
         mpp_override: µm per pixel of slides whose manifest does not say.
         frame: What coordinates count from, where a file is a scan on a larger canvas (``slides.bounds``).
+        series: Which image of a file to read, for slides whose manifest does not say; None: the largest.
         dtype: Number type in which rows are stored.
         batch: Number of images that go through the encoder at once.
         threads: Number of threads that decode images.
@@ -87,6 +88,7 @@ class SampleSettings:
     tissue: str = "find"
     mpp_override: float | None = None
     frame: Frame = "bounds"
+    series: int | None = None
     dtype: StoredDtype = "float16"
     batch: int = 8
     threads: int = 2
@@ -99,10 +101,12 @@ class ManifestFacts:
     Attributes:
         mpp: µm per pixel, instead of what the file says; None: the file says it.
         tissue: "find", "all" or a file.
+        series: Which of the file's images; None: the largest.
     """
 
     mpp: float | None
     tissue: str
+    series: int | None
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,9 @@ class SlideSample:
         sample = cls(
             slide_id=slide_id,
             rows=rows,
-            manifest=ManifestFacts(content["said"]["mpp"], content["said"]["tissue"]),
+            manifest=ManifestFacts(
+                content["said"]["mpp"], content["said"]["tissue"], content["said"].get("series")
+            ),
             tissue_sha256=content.get("tissue_sha256", UNKNOWN),
             boxes=np.asarray(content["boxes"], np.int32).reshape(-1, 2),
             tiles=np.asarray(content["tiles"], np.int32),

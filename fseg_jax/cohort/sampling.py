@@ -93,7 +93,8 @@ def sample_cohort(
     for i, line in enumerate(todo):
         progress(i, len(todo), line.slide_id)
         try:
-            with open_slide(line.path, line.mpp or settings.mpp_override, frame=settings.frame) as slide:
+            facts = _manifest_facts(line, settings)
+            with open_slide(line.path, facts.mpp, frame=settings.frame, series=facts.series) as slide:
                 _sample_slide(line, slide, folder, encoder, settings)
         except OutputError:
             raise
@@ -230,7 +231,8 @@ def narrow(
 
 
 def _manifest_facts(line: ManifestSlide, settings: SampleSettings) -> ManifestFacts:
-    return ManifestFacts(line.mpp or settings.mpp_override, line.tissue or settings.tissue)
+    series = settings.series if line.series is None else line.series
+    return ManifestFacts(line.mpp or settings.mpp_override, line.tissue or settings.tissue, series)
 
 
 def _is_sampled(folder: Path, line: ManifestSlide, settings: SampleSettings) -> bool:

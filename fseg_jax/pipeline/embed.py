@@ -48,6 +48,7 @@ class PatchSettings:
         dtype: Dtype that embeddings are stored in.
         mpp_override: µm per pixel of the slide's finest level, in place of what its file says.
         frame: What coordinates count from, where the file is a scan on a larger canvas (``slides.bounds``).
+        series: Which image of the file to read, where it has several; None: the largest.
         batch: Patches that go to the encoder at once.
         threads: Threads that decode.
     """
@@ -60,6 +61,7 @@ class PatchSettings:
     dtype: Literal["float32", "float16"] = "float32"
     mpp_override: float | None = None
     frame: Frame = "bounds"
+    series: int | None = None
     batch: int = 8
     threads: int = 2
 
@@ -86,7 +88,8 @@ def embed_slide(
     Writes ``out/NAME.embeddings.zarr``, if wanted ``.h5ad``, and, last, ``.json``.
 
     Args:
-        slide: An open slide, or a path that is opened with the settings' ``mpp_override`` and ``frame``.
+        slide: An open slide, or a path that is opened with the settings' ``mpp_override``, ``frame``
+            and ``series``.
         out: The folder to write to.
         encoder: The encoder.
         settings: How to embed.
@@ -103,7 +106,7 @@ def embed_slide(
     """
     settings = settings or PatchSettings()
     if not isinstance(slide, Slide):
-        with open_slide(slide, settings.mpp_override, frame=settings.frame) as opened:
+        with open_slide(slide, settings.mpp_override, frame=settings.frame, series=settings.series) as opened:
             return embed_slide(
                 opened, out, encoder, settings, anndata=anndata, overwrite=overwrite, progress=progress
             )

@@ -53,6 +53,7 @@ class Settings:
         seed: Random seed.
         mpp_override: µm per pixel of the slide's finest level, in place of what its file says.
         frame: What coordinates count from, where the file is a scan on a larger canvas (``slides.bounds``).
+        series: Which image of the file to read, where it has several; None: the largest.
         features: Dtype that features are rounded to first.
         batch: Tiles that go to the encoder at once.
         threads: Threads that decode.
@@ -73,6 +74,7 @@ class Settings:
     seed: int = 0
     mpp_override: float | None = None
     frame: Frame = "bounds"
+    series: int | None = None
     features: Literal["float32", "bfloat16"] = "float32"
     batch: int = 8
     threads: int = 2

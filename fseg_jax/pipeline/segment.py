@@ -95,7 +95,8 @@ def segment_slide(
     Writes ``out/NAME.ome.zarr``, ``.geojson``, ``.png``, ``.csv`` and, last, ``.json``.
 
     Args:
-        slide: An open slide, or a path that is opened with the settings' ``mpp_override`` and ``frame``.
+        slide: An open slide, or a path that is opened with the settings' ``mpp_override``, ``frame``
+            and ``series``.
         out: The folder to write to.
         encoder: The encoder.
         codebook: The codebook; None fits one on the slide.
@@ -113,7 +114,7 @@ def segment_slide(
     """
     settings = settings or Settings()
     if not isinstance(slide, Slide):
-        with open_slide(slide, settings.mpp_override, frame=settings.frame) as opened:
+        with open_slide(slide, settings.mpp_override, frame=settings.frame, series=settings.series) as opened:
             return segment_slide(
                 opened,
                 out,

@@ -26,6 +26,7 @@ class SlideFacts:
         frame: What coordinates on it count from (``slides.bounds``): ``"bounds"`` or ``"canvas"``.
         frame_x: Where that lies on the file's canvas, in pixels of the finest level from the left.
         frame_y: And from the top.
+        series: Which of the file's images it is, where it has several.
     """
 
     path: str
@@ -37,6 +38,7 @@ class SlideFacts:
     frame: Frame = "canvas"
     frame_x: int = 0
     frame_y: int = 0
+    series: int | None = None
 
     @property
     def file(self) -> SlideFile:
@@ -53,7 +55,7 @@ class SlideFacts:
         return {name: getattr(self, name) for name in ("frame", "frame_x", "frame_y")}
 
     def to_json(self) -> Json:
-        """Give the facts as JSON; an unknown identity is left out."""
+        """Give the facts as JSON; what is None is left out."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
@@ -75,7 +77,11 @@ class SlideFacts:
         corner = value.get("frame_x", 0), value.get("frame_y", 0)
         if frame not in get_args(Frame) or any(type(at) is not int for at in corner):
             raise ValueError("the slide's frame cannot be")
-        return cls(path, value.get("identity"), value.get("format", ""), height, width, mpp, frame, *corner)
+        series = value.get("series")
+        if not (series is None or (type(series) is int and series >= 0)):
+            raise ValueError("the slide's series cannot be")
+        identity, kind = value.get("identity"), value.get("format", "")
+        return cls(path, identity, kind, height, width, mpp, frame, *corner, series)
 
 
 def slide_facts(slide: Slide) -> SlideFacts:
@@ -90,4 +96,5 @@ def slide_facts(slide: Slide) -> SlideFacts:
         frame=slide.frame,
         frame_x=slide.origin[1],
         frame_y=slide.origin[0],
+        series=slide.series,
     )

@@ -175,19 +175,20 @@ def open_kept(
 
 
 def bound_kept_bytes(
-    slides: Sequence[tuple[Path, float | None]], card: EncoderCard, settings: Settings
+    slides: Sequence[tuple[Path, float | None, int | None]], card: EncoderCard, settings: Settings
 ) -> int:
     """Bound the bytes of the kept features of slides: their size were all of each slide tissue.
 
-    ``slides`` are paths, each with the µm per pixel to use in place of the file's. Only headers are read; a
-    slide that cannot be opened counts nothing.
+    ``slides`` are paths, each with the µm per pixel to use in place of the file's, and which of its images to
+    read. Only headers are read; a slide that cannot be opened counts nothing.
     """
     tile = settings.tile or card.tile
     side = tile // card.stride
 
-    def bound(slide: tuple[Path, float | None]) -> int:
+    def bound(slide: tuple[Path, float | None, int | None]) -> int:
+        path, mpp_override, series = slide
         try:
-            with open_slide(*slide, frame=settings.frame) as opened:
+            with open_slide(path, mpp_override, frame=settings.frame, series=series) as opened:
                 height, width = compute_shape(opened, settings.mpp or card.mpp)
         except InputError:
             return 0

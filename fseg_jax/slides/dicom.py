@@ -47,6 +47,7 @@ class WsiDicomPixels:
     format = "wsidicom"
     mpp: tuple[float, float] | None
     origin: Origin | None = None
+    series: int | None = None
 
     def __init__(self, path: Path, levels: list[Instance]) -> None:
         """Open a slide.

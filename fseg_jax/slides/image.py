@@ -19,6 +19,7 @@ class ImagePixels:
 
     mpp: tuple[float, float] | None = None  # an image's dots per inch say how it is printed
     origin: Origin | None = None
+    series: int | None = None
 
     def __init__(self, path: Path) -> None:
         image = load_image(path, "a slide or image", formats=_FORMATS)

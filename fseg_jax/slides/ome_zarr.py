@@ -37,6 +37,7 @@ class ZarrPixels:
 
     format = "ome-zarr"
     origin: Origin | None = None
+    series: int | None = None
 
     def __init__(self, path: Path, series: int | None = None) -> None:
         """Open an OME-Zarr.
@@ -167,7 +168,8 @@ class ZarrPixels:
             found.append((image, group, attributes))
         if not found:
             raise InputError(f"{self._path}: the OME-Zarr has no image")
-        _, group, attributes = found[choose_image(self._path, [image for image, _, _ in found], series)]
+        image, group, attributes = found[choose_image(self._path, [image for image, _, _ in found], series)]
+        self.series = image.number if len(found) > 1 else None
         return group, attributes
 
     def _open_level(

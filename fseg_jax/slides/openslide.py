@@ -21,6 +21,8 @@ class OpenSlidePixels:
     but for the frame ``"canvas"``.
     """
 
+    series: int | None = None
+
     def __init__(self, path: Path, frame: Frame) -> None:
         try:
             self._slide = openslide.OpenSlide(path)

@@ -20,12 +20,14 @@ class Pixels(Protocol):
         shapes: (height, width) of each level, finest first.
         mpp: µm per level-0 pixel along y and x; None where the file states none.
         origin: Where level 0 lies on the file's canvas; None where it is the canvas.
+        series: Which of the file's images it is; None where the file has one.
     """
 
     format: str
     shapes: list[tuple[int, int]]
     mpp: tuple[float, float] | None
     origin: Origin | None
+    series: int | None
 
     def read(
         self, level: int, y: int, x: int, height: int, width: int

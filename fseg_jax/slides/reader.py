@@ -50,6 +50,7 @@ class Slide:
         frame: What its coordinates count from: ``"bounds"`` where it is a part of the file's canvas, the one
             that was scanned; else ``"canvas"``.
         origin: (y, x) of its corner on that canvas, in level-0 pixels.
+        series: Which of the file's images it is, where it has several.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Slide:
     format: str
     frame: Frame
     origin: Origin
+    series: int | None
 
     def __init__(self, path: Path, pixels: Pixels, mpp: float) -> None:
         self.path = path
@@ -69,6 +71,7 @@ class Slide:
         self.format = pixels.format
         self.frame = "canvas" if pixels.origin is None else "bounds"
         self.origin = pixels.origin or (0, 0)
+        self.series = pixels.series
         self._pixels = pixels
         self._downsamples = [compute_downsamples(pixels.shapes[0], shape) for shape in pixels.shapes]
         self._warn_lock = threading.Lock()
@@ -173,7 +176,13 @@ class Slide:
         self.close()
 
 
-def open_slide(path: str | Path, mpp_override: float | None = None, *, frame: Frame = "bounds") -> Slide:
+def open_slide(
+    path: str | Path,
+    mpp_override: float | None = None,
+    *,
+    frame: Frame = "bounds",
+    series: int | None = None,
+) -> Slide:
     """Open a slide file, a TIFF, an OME-Zarr folder or an ordinary image.
 
     Args:
@@ -181,6 +190,7 @@ def open_slide(path: str | Path, mpp_override: float | None = None, *, frame: Fr
         mpp_override: µm per level-0 pixel, instead of the file's own, which is the mean of its x and y.
         frame: Of a file that is a scan on a larger canvas: ``"bounds"``, the scan alone, as QuPath shows it,
             or ``"canvas"``, all of it, as OpenSlide's own coordinates count.
+        series: Which of the file's images to read, counted from 0 as the file does; None: the largest.
 
     Raises:
         InputError: The file is missing, damaged or of no readable format; or, without ``mpp_override``, its
@@ -189,7 +199,7 @@ def open_slide(path: str | Path, mpp_override: float | None = None, *, frame: Fr
     path = Path(path)
     if mpp_override is not None and not (math.isfinite(mpp_override) and mpp_override > 0):
         raise InputError(f"--mpp-override {mpp_override}: must be a positive number of µm per pixel")
-    pixels = open_pixels(path, frame=frame)
+    pixels = open_pixels(path, series, frame)
     try:
         _check_sizes(path, pixels.shapes)
         return Slide(path, pixels, mpp_override or _check_mpp(path, pixels))

@@ -45,6 +45,7 @@ class TiffPixels:
     """An 8-bit RGB or grey TIFF: tiled or in strips, plain or OME, flat or a pyramid."""
 
     origin: Origin | None = None
+    series: int | None = None
 
     def __init__(self, path: Path, series: int | None = None) -> None:
         """Open a TIFF.
@@ -133,7 +134,9 @@ class TiffPixels:
         if not (own or found):
             raise InputError(f"{self._path}: the TIFF has no image")
         entries = own if number is None and own else found
-        return entries[choose_image(self._path, [image for _, image, _ in entries], number)]
+        chosen = entries[choose_image(self._path, [image for _, image, _ in entries], number)]
+        self.series = chosen[1].number if len(found) > 1 else None
+        return chosen
 
     def _find_ome_image(self, page: Any) -> OmeImage | None:
         if self._header is None:

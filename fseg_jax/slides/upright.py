@@ -14,7 +14,7 @@ class UprightPixels:
         self._is_transposed = orientation >= 5
         # Whether the upright picture's rows, and columns, run against those of the (transposed) stored one.
         self._flips = (orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7))
-        self.format, self.origin = pixels.format, pixels.origin
+        self.format, self.origin, self.series = pixels.format, pixels.origin, pixels.series
         self.shapes, self.mpp = pixels.shapes, pixels.mpp
         if self._is_transposed:
             self.shapes = [(width, height) for height, width in pixels.shapes]

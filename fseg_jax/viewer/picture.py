@@ -137,7 +137,7 @@ def open_picture(
         try:
             if not path.exists():
                 continue
-            slide = open_slide(path, facts.mpp, frame=facts.frame)
+            slide = open_slide(path, facts.mpp, frame=facts.frame, series=facts.series)
         except (InputError, OSError) as error:
             problem = str(error) if isinstance(error, InputError) else f"{path}: {error.strerror}"
             continue

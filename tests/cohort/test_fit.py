@@ -131,6 +131,9 @@ def test_a_slide_that_is_another_one_now_is_sampled_again(cohort, tmp_path, capl
     slide = replace(slide, path=path, tissue=str(mask))
     sampled(folder, slide)
     assert "now it says {'mpp': 1.0, 'tissue': " in caplog.messages[-1]
+    sampled(folder, replace(slide, series=0))
+    assert caplog.messages[-1].endswith("'series': 0}; sampled again")
+    sampled(folder, slide)
     upper = np.zeros((192, 256), np.uint8)
     upper[:96] = 255
     Image.fromarray(upper).save(mask)

@@ -207,6 +207,19 @@ def test_a_slide_is_no_manifest(slides):
         load_manifest(slides / "excel.csv")
 
 
+def test_a_column_says_which_image_of_a_file_a_slide_is(slides):
+    lines = ("slide_id,path,series,mpp", "A,scans/a.png,0,0.5", "B,scans/b.jpg,,0.5")
+    first, second = load_manifest(write(slides, *lines), sample_check=True)
+    assert (first.series, second.series) == (0, None)
+    with pytest.raises(InputError, match=r"b\.jpg: --series 3: the file has a single image"):
+        load_manifest(write(slides, *lines), sample_check=True, series=3)
+    for bad in ("-1", "1.5", "Scene 1", "9999999"):
+        with pytest.raises(
+            InputError, match=rf"line 2: series {bad}: must be the number of one of the file's"
+        ):
+            load_manifest(write(slides, lines[0], f"A,scans/a.png,{bad},0.5"))
+
+
 def test_the_sample_check_knows_the_mpp_that_all_slides_are_given(slides):
     assert len(load_manifest(slides / "scans", sample_check=True, mpp_override=0.5)) == 2
     with pytest.raises(InputError, match="no resolution"):

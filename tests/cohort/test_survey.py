@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +359,12 @@ def test_a_cohort_takes_mpp_and_tissue_for_slides_of_which_the_manifest_says_not
     assert (jobs_run[0].settings.mpp_override, jobs_run[0].settings.tissue) == (0.5, str(mask))
     slide = load_manifest(manifest)[0]
     assert jobs.resolve_settings(slide, jobs_run[0]).mpp_override == 0.5
+    assert start("--series", 2) == 0
+    job, other = jobs_run.pop(), replace(slide, series=0)
+    assert [jobs.resolve_settings(one, job).series for one in (slide, other)] == [2, 0]
+    card = classical().card
+    for hashed in (jobs.hash_settings, jobs.hash_feature_settings):
+        assert len({hashed(job, card, jobs.resolve_settings(one, job)) for one in (slide, other)}) == 2
     assert start("--no-tissue") == 0 and jobs_run[1].settings.tissue == "all"
     assert start("--tissue", tmp_path / "none.png") == 2
     assert "--tissue" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What a TIFF is is known from what is in it: its images, their pixel sizes, colours and orientation."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -8,9 +9,12 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+from click.testing import CliRunner
 from PIL import Image, ImageOps
 
+from fseg_jax.cli import cli
 from fseg_jax.errors import InputError
+from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.slides.reader import open_slide
 from fseg_jax.slides.units import convert_to_um
 
@@ -120,6 +124,47 @@ def test_another_scene_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         f"{path}: has several images: 1 'Right' (190 × 150) is read, and not 0 'Left' (190 × 140); "
         "--series takes another by its number"
     )
+
+
+def test_a_number_chooses_another_scene_and_the_record_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    scenes = [
+        (make_scene(256, 384, 0), size(4.0, Name="Left")),
+        (make_scene(256, 512, 1), size(4.0, Name="Right")),
+    ]
+    write_ome(path, *scenes)
+    for number, options in ((1, []), (0, ["--series", "0"])):
+        with open_slide(path, series=number if options else None) as slide:
+            assert slide.series == number
+            np.testing.assert_array_equal(slide.read(0, 0, slide.height, slide.width, 4.0), scenes[number][0])
+        out = tmp_path / str(number)
+        result = CliRunner().invoke(cli, ["tissue", str(path), "-o", str(out), *options])
+        assert result.exit_code == 0, result.output
+        record = json.loads((out / "a.tissue.json").read_text())
+        facts = SlideFacts.from_json(record["slide"])
+        assert (facts.series, facts.width) == (number, scenes[number][0].shape[1])
+    with pytest.raises(
+        InputError, match=r"--series 2: there is no such image; it has 0 'Left' \(384 × 256\), 1 'Right'"
+    ):
+        open_slide(path, series=2)
+
+
+def make_scene(height: int, width: int, seed: int) -> np.ndarray:
+    """Glass, and tissue in its middle."""
+    scene = np.full((height, width, 3), 243, np.uint8)
+    noise = np.random.default_rng(seed).integers(-15, 15, (height // 2, width // 2, 3))
+    scene[height // 4 : -height // 4, width // 4 : -width // 4] = np.array((200, 110, 170)) + noise
+    return scene
+
+
+def test_a_file_of_one_image_has_no_other(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    write_ome(tmp_path / "a.tif", (PICTURE, size(0.5)))
+    for name, says in (("a.png", "the file has a single image"), ("a.tif", "there is no such image")):
+        with open_slide(tmp_path / name, 0.5, series=0) as slide:
+            assert slide.series is None
+        with pytest.raises(InputError, match=rf"--series 1: {says}"):
+            open_slide(tmp_path / name, 0.5, series=1)
 
 
 # Files of a set

@@ -153,6 +153,10 @@ def test_the_largest_image_of_bioformats2raw_is_read(
         np.testing.assert_array_equal(read_whole(tmp_path / "a.zarr"), PICTURE)
         assert "image 0" not in caplog.text
         np.testing.assert_array_equal(read_whole(tmp_path / "b.zarr"), PICTURE)
+    with open_slide(tmp_path / "a.zarr", series=0) as slide:
+        assert (slide.series, slide.height, slide.mpp) == (0, 60, 8.0)
+    with pytest.raises(InputError, match="--series 2: there is no such image"):
+        open_slide(tmp_path / "a.zarr", series=2)
     assert "1 'image 1' (190 × 150) is read, and not 0 'image 0' (190 × 141)" in caplog.text
 
 

@@ -182,16 +182,18 @@ def _embed(
     """Open a slide's embeddings where they are still true, or make new ones."""
     # The encoder's name may come from a file: it is made to be that of one folder.
     folder = embeddings / re.sub(r"[^\w.-]|^\.+", "-", encoder.card.name)
-    with open_slide(slide.image, settings.mpp_override, frame=settings.frame) as opened:
+    with open_slide(
+        slide.image, settings.mpp_override, frame=settings.frame, series=settings.series
+    ) as opened:
         wanted = {
             **made_with().to_json(),
             "slide": {
                 k: v for k, v in slide_facts(opened).to_json().items() if k != "path"
             },  # it may have moved
             "encoder": encoder.card.to_json(),
-            # The slide says what its frame is.
+            # The slide says what its frame is, and which image it is.
             "parameters": {
-                k: v for k, v in asdict(settings).items() if k not in ("batch", "threads", "frame")
+                k: v for k, v in asdict(settings).items() if k not in ("batch", "threads", "frame", "series")
             },
         }
         if not _is_still_true(folder / f"{slide.name}.embeddings.json", wanted):
