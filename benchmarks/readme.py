@@ -17,6 +17,7 @@ QUESTIONS = {
     "processors": "Encoders on an AVX2 machine: images a second of a core's time",
     "nmf": "Factorization: tiles a second",
     "kmeans": "k-means: 50,000 × 1024",
+    "reading": "Reading: megapixels of a level a second",
     "slide": "A slide, end to end",
     "startup": "From the command to the first tile",
     "growth": "What grows with what",

@@ -28,7 +28,7 @@ def test_a_benchmark_runs(question: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("question", ["slide", "growth"])
+@pytest.mark.parametrize("question", ["slide", "growth", "reading"])
 def test_a_benchmark_of_slides_runs(question: str, data: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{question}", "--tiny"], cwd=ROOT, capture_output=True, text=True
