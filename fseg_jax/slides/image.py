@@ -8,13 +8,13 @@ from jaxtyping import UInt8
 from fseg_jax.errors import InputError
 from fseg_jax.files.images import load_image
 from fseg_jax.slides.bounds import Origin
-from fseg_jax.slides.pixels import flatten
+from fseg_jax.slides.pixels import SharesNothing, flatten
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
-class ImagePixels:
+class ImagePixels(SharesNothing):
     """An ordinary image (PNG, JPEG, BMP, WebP), decoded whole when it is opened; grey becomes RGB."""
 
     mpp: tuple[float, float] | None = None  # an image's dots per inch say how it is printed

@@ -13,7 +13,6 @@ A colour, also one of a palette, counts by its strongest channel. A mask that is
 above half is an error: its values are labels.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,14 +201,14 @@ class _TiffMask(Mask):
         self.lossy = page.compression not in _LOSSLESS
 
     def yield_blocks(self) -> Iterator[tuple[int, Values]]:
-        tiles, lock = self._tiles, threading.Lock()
+        tiles = self._tiles
         height = max(1, _BLOCK // self.shape[1]) if tiles.mapped is not None else tiles.tile[0]
         for y in range(0, self.shape[0], height):
             if tiles.mapped is not None:
                 values = np.array(tiles.mapped[y : y + height])
             else:
                 try:
-                    row = [tiles.decode(y // height, column, lock) for column in range(tiles.columns)]
+                    row = [tiles.decode(y // height, column) for column in range(tiles.columns)]
                     rows = min(height, self.shape[0] - y)
                     values = np.concatenate([tile[:rows] for tile in row], axis=1)[:, : self.shape[1]]
                 except Exception as error:  # decoders raise anything at all

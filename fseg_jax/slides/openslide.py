@@ -8,13 +8,13 @@ from jaxtyping import UInt8
 
 from fseg_jax.errors import InputError
 from fseg_jax.slides.bounds import Frame, Origin
-from fseg_jax.slides.pixels import compute_downsamples, flatten, is_plausible
+from fseg_jax.slides.pixels import SharesNothing, compute_downsamples, flatten, is_plausible
 
 _CACHE = 64 << 20  # bytes of decoded tiles; OpenSlide's default of 32 MB does not hold a row of tiles
 _BLOCK = 256  # pixels of the side of the blocks in which a level with a fractional downsample is read
 
 
-class OpenSlidePixels:
+class OpenSlidePixels(SharesNothing):
     """A slide of any format that OpenSlide reads.
 
     Where OpenSlide states bounds, the part of its canvas that was scanned, the levels are that part alone,

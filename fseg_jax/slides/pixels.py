@@ -1,5 +1,7 @@
 """The interface of the readers of slide files, and functions that several of them use."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +11,7 @@ from PIL import Image
 
 from fseg_jax.slides.bounds import Origin
 
+Box = tuple[int, int, int, int]  # y, x, height, width
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -34,8 +37,20 @@ class Pixels(Protocol):
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a box that is inside the level. Any exception means that the file is damaged."""
 
+    def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
+        """Keep what boxes inside a level share until each has been read, which the function is told."""
+
     def close(self) -> None:
         """Release the file."""
+
+
+class SharesNothing:
+    """A reader whose library keeps what it decodes, or that has nothing to decode."""
+
+    @contextmanager
+    def announce(self, level: int, boxes: Sequence[Box]) -> Iterator[Callable[[int], None]]:
+        """Do nothing."""
+        yield lambda number: None
 
 
 def flatten(

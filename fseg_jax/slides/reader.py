@@ -9,21 +9,21 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
-from scipy import sparse
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.dicom_series import name_series
 from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, open_pixels
-from fseg_jax.slides.pixels import Pixels, compute_downsamples, is_plausible
+from fseg_jax.slides.pixels import Box, Pixels, compute_downsamples, is_plausible
+from fseg_jax.slides.resampling import Taps, make_taps, resample
 
 _log = logging.getLogger(__name__)
 
@@ -94,13 +94,10 @@ class Slide:
         Raises:
             InputError: The file is damaged there.
         """
-        full_height, full_width = compute_shape(self, mpp)
         if height < 1 or width < 1:
             raise ValueError(f"an empty box: {height} × {width}")
-        y0, y1 = min(max(y, 0), full_height - 1), max(min(y + height, full_height), 1)
-        x0, x1 = min(max(x, 0), full_width - 1), max(min(x + width, full_width), 1)
-        pixels = self._resample(y0, x0, y1 - y0, x1 - x0, mpp)
-        return _pad_edges(pixels, y - y0, x - x0, height, width)
+        inside = _clip_box((y, x, height, width), compute_shape(self, mpp))
+        return _pad_edges(self._resample(*inside, mpp), y - inside[0], x - inside[1], height, width)
 
     def _resample(
         self, y: int, x: int, height: int, width: int, mpp: float
@@ -117,18 +114,9 @@ class Slide:
             left = self._resample(y, x, height, half, mpp)
             right = self._resample(y, x + half, height, width - half, mpp)
             return np.concatenate([left, right], axis=1)
-        if scale_y == scale_x == 1:
-            return self._read_level(level, y, x, height, width)
-        if scale_y == round(scale_y) and scale_x == round(scale_x):
-            factor_y, factor_x = int(scale_y), int(scale_x)
-            region = self._read_level(level, y * factor_y, x * factor_x, height * factor_y, width * factor_x)
-            return np.asarray(Image.fromarray(region).reduce((factor_x, factor_y)))
-        weights_y, y0 = _make_weights(y, height, scale_y, self._pixels.shapes[level][0])
-        weights_x, x0 = _make_weights(x, width, scale_x, self._pixels.shapes[level][1])
-        part = self._read_level(level, y0, x0, weights_y.shape[1], weights_x.shape[1]).astype(np.float32)
-        part = (weights_y @ part.reshape(part.shape[0], -1)).reshape(height, -1, 3).swapaxes(0, 1)
-        part = (weights_x @ part.reshape(part.shape[0], -1)).reshape(width, height, 3).swapaxes(0, 1)
-        return np.asarray(np.rint(part).astype(np.uint8, order="C"))
+        region, taps = _find_region(y, x, height, width, (scale_y, scale_x))
+        part = self._read_level(level, *region)
+        return part if taps is None else resample(part, *taps)
 
     def _choose_level(self, mpp: float) -> tuple[int, tuple[float, float]]:
         """Choose the level to read for a resolution; return it, and its pixels per output pixel (y, x)."""
@@ -151,17 +139,28 @@ class Slide:
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Read a box of a level's own pixels; those past the level repeat its edge."""
-        full_height, full_width = self._pixels.shapes[level]
-        y0, y1 = min(max(y, 0), full_height - 1), max(min(y + height, full_height), 1)
-        x0, x1 = min(max(x, 0), full_width - 1), max(min(x + width, full_width), 1)
+        inside = _clip_box((y, x, height, width), self._pixels.shapes[level])
         try:
-            pixels = self._pixels.read(level, y0, x0, y1 - y0, x1 - x0)
+            pixels = self._pixels.read(level, *inside)
         except Exception as error:
             raise InputError(
-                f"{self.path}: cannot be decoded at y = {y0}, x = {x0} of level {level} "
+                f"{self.path}: cannot be decoded at y = {inside[0]}, x = {inside[1]} of level {level} "
                 f"({first_line(error)}); the file is damaged or truncated"
             ) from error
-        return _pad_edges(pixels, y - y0, x - x0, height, width)
+        return _pad_edges(pixels, y - inside[0], x - inside[1], height, width)
+
+    @contextmanager
+    def announce(self, boxes: Sequence[Box], mpp: float) -> Iterator[Callable[[int], None]]:
+        """Keep the file's tiles that boxes share until all have been read, so that each is decoded once.
+
+        Yields:
+            A function to call with the number of each box that has been read.
+        """
+        level, scale = self._choose_level(mpp)
+        shape = compute_shape(self, mpp)
+        regions = [_cover(_clip_box(box, shape), scale, self._pixels.shapes[level]) for box in boxes]
+        with self._pixels.announce(level, regions) as release:
+            yield release
 
     def close(self) -> None:
         """Release the file."""
@@ -237,34 +236,50 @@ def read_thumbnail(slide: Slide, max_side: int) -> tuple[UInt8[np.ndarray, "h w 
     return out, mpp
 
 
-def prefetch_boxes(
-    slide: Slide, boxes: Iterable[tuple[int, int, int, int]], mpp: float, threads: int
-) -> Iterator[np.ndarray]:
+def prefetch_boxes(slide: Slide, boxes: Iterable[Box], mpp: float, threads: int) -> Iterator[np.ndarray]:
     """Yield ``slide.read(*box, mpp)`` for each (y, x, height, width), in order, decoded ahead in threads.
 
     At least two boxes per thread are decoded ahead, and more as long as they hold at most 64 MiB. When the
-    generator is closed or raises, reads that have not begun are cancelled and the threads joined.
+    generator is closed or raises, reads that have not begun are cancelled and the threads joined. What boxes
+    share is decoded once if they are in a list.
     """
-    pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="fseg-read")
-    waiting: deque[tuple[Future[np.ndarray], int]] = deque()
-    ahead = 0
-    try:
-        for y, x, height, width in boxes:
-            size = 3 * height * width
+    with (
+        slide.announce(boxes if isinstance(boxes, Sequence) else (), mpp) as release,
+        _start_threads(threads) as pool,
+    ):
+
+        def read(number: int, box: Box) -> np.ndarray:
+            pixels = slide.read(*box, mpp)
+            if isinstance(boxes, Sequence):
+                release(number)
+            return pixels
+
+        waiting: deque[tuple[Future[np.ndarray], int]] = deque()
+        ahead = 0
+        for number, box in enumerate(boxes):
+            size = 3 * box[2] * box[3]
             while waiting and len(waiting) >= 2 * threads and ahead + size > _MAX_AHEAD:
                 future, consumed = waiting.popleft()
                 yield future.result()
                 ahead -= consumed
-            waiting.append((pool.submit(slide.read, y, x, height, width, mpp), size))
+            waiting.append((pool.submit(read, number, box), size))
             ahead += size
         while waiting:
             yield waiting.popleft()[0].result()
+
+
+@contextmanager
+def _start_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Start threads; at the end cancel what they have not begun, and join them."""
+    pool = ThreadPoolExecutor(max(1, count), thread_name_prefix="fseg-read")
+    try:
+        yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def read_batches(
-    slide: Slide, boxes: Sequence[tuple[int, int, int, int]], mpp: float, *, batch: int, threads: int
+    slide: Slide, boxes: Sequence[Box], mpp: float, *, batch: int, threads: int
 ) -> Iterator[tuple[slice, UInt8[np.ndarray, "batch height width 3"]]]:
     """Yield boxes of one size, decoded ahead, as batches of one shape, so that nothing recompiles.
 
@@ -274,9 +289,10 @@ def read_batches(
     try:
         for start in range(0, len(boxes), batch):
             end = min(start + batch, len(boxes))
-            out = np.full((batch, *boxes[start][2:], 3), 255, np.uint8)
+            out = np.empty((batch, *boxes[start][2:], 3), np.uint8)
             for i in range(end - start):
                 out[i] = next(images)
+            out[end - start :] = 255
             yield slice(start, end), out
     finally:
         images.close()  # type: ignore[attr-defined]
@@ -327,39 +343,38 @@ def name_outputs(path: Path) -> str:
     return path.stem
 
 
-def _make_weights(start: int, count: int, scale: float, size: int) -> tuple[sparse.csr_array, int]:
-    """Make the matrix that resamples a level along one axis, and the first level pixel that it takes.
+def _find_region(
+    y: int, x: int, height: int, width: int, scale: tuple[float, float]
+) -> tuple[Box, tuple[Taps, Taps] | None]:
+    """Find the box of a level that a box at a resolution is made of, and how: None where as it is.
 
-    Its shape is (output pixels, level pixels). An output pixel is the mean of exactly the area that it
-    covers, or is interpolated linearly where that is less than a level pixel. Each row depends on its own
-    index only and is summed in order, so that a pixel's value is the same to the last bit in any box;
-    Pillow's filters depend on where the box begins.
-
-    Args:
-        start: Index of the first output pixel.
-        count: Number of output pixels.
-        scale: Level pixels per output pixel.
-        size: Number of level pixels.
+    The box may reach past the level by a pixel or two.
     """
-    index = np.arange(start, start + count)[:, None]
-    if scale > 1:
-        low, high = index * scale, (index + 1) * scale
-        pixel = np.floor(low).astype(np.int64) + np.arange(math.ceil(scale) + 1)
-        weight = (np.minimum(high, pixel + 1) - np.maximum(low, pixel)).clip(0) / scale
-    else:
-        center = (index + 0.5) * scale - 0.5
-        pixel = np.floor(center).astype(np.int64) + np.arange(2)
-        weight = 1 - abs(center - pixel)
-    first, last = (int(np.clip(i, 0, size - 1)) for i in (pixel[0, 0], pixel[weight > 0].max()))
-    pixel = pixel.clip(first, last) - first
-    rows = np.arange(count + 1) * pixel.shape[1]
-    shape = (count, last - first + 1)
-    return sparse.csr_array((weight.astype(np.float32).ravel(), pixel.ravel(), rows), shape=shape), first
+    if scale == (1, 1):
+        return (y, x, height, width), None
+    rows, columns = make_taps(y, height, scale[0]), make_taps(x, width, scale[1])
+    return (rows.first, columns.first, rows.length, columns.length), (rows, columns)
+
+
+def _cover(box: Box, scale: tuple[float, float], shape: tuple[int, int]) -> Box:
+    """Find the box of a level of a shape that covers a box at a resolution."""
+    y, x, height, width = box
+    y0, x0 = math.floor(y * scale[0]), math.floor(x * scale[1])
+    y1, x1 = math.ceil((y + height) * scale[0]), math.ceil((x + width) * scale[1])
+    return _clip_box((y0, x0, y1 - y0, x1 - x0), shape)
 
 
 def _snap_scale(scale: float) -> float:
     """Round a scale that differs from a whole number by rounding errors only."""
     return float(round(scale)) if abs(scale - round(scale)) < 1e-6 * scale else scale
+
+
+def _clip_box(box: Box, shape: tuple[int, int]) -> Box:
+    """Clip a box to an image; of one that lies beside it, the nearest pixels are left."""
+    y, x, height, width = box
+    y0, y1 = min(max(y, 0), shape[0] - 1), max(min(y + height, shape[0]), 1)
+    x0, x1 = min(max(x, 0), shape[1] - 1), max(min(x + width, shape[1]), 1)
+    return y0, x0, y1 - y0, x1 - x0
 
 
 def _pad_edges(pixels: np.ndarray, y: int, x: int, height: int, width: int) -> np.ndarray:

@@ -7,8 +7,8 @@ An OME-TIFF may be one file of a set. Of the images in the set, those are read t
 that is opened; their other channels come from the other files.
 """
 
-import threading
-from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,12 @@ from fseg_jax.files.tiff_pictures import (
 from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.channels import Channel, choose_rgb
 from fseg_jax.slides.ome_header import OmeHeader, OmeImage, parse_header
-from fseg_jax.slides.pixels import TIFF_MAGIC, flatten, is_plausible
+from fseg_jax.slides.pixels import TIFF_MAGIC, Box, flatten, is_plausible
 from fseg_jax.slides.series import FileImage, choose_image
+from fseg_jax.slides.tiff_pyramid import TiffPyramid
 from fseg_jax.slides.tiff_tiles import TiffTiles
 from fseg_jax.slides.units import convert_to_um
 
-_CACHE = 256 << 20  # bytes of decoded tiles: a row of wide strips fits
 _MAX_HEADER = 64 << 20  # bytes of a companion file
 _RGB = 2  # the photometric interpretation
 
@@ -94,9 +94,7 @@ class TiffPixels:
         keyframe = self._levels[0].keyframe
         self.orientation = read_orientation(keyframe)
         self.mpp = image.mpp or _parse_imagej_mpp(self._tiff, keyframe) or _parse_tag_mpp(keyframe)
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._cached_bytes = 0
+        self._pyramid = TiffPyramid(self._levels)
 
     def _read_header(self) -> OmeHeader | None:
         """Read the OME header, which may be in another file of the set; None where there is none."""
@@ -173,43 +171,15 @@ class TiffPixels:
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a box of a level; transparent pixels become white."""
-        source = self._levels[level]
-        if source.mapped is not None:
-            out = np.array(source.mapped[y : y + height, x : x + width], order="C")
-        else:
-            out = np.empty((height, width, source.samples), np.uint8)
-            tile_height, tile_width = source.tile
-            for row in range(y // tile_height, (y + height - 1) // tile_height + 1):
-                for column in range(x // tile_width, (x + width - 1) // tile_width + 1):
-                    top, left = row * tile_height, column * tile_width
-                    y0, y1 = max(y, top), min(y + height, top + tile_height)
-                    x0, x1 = max(x, left), min(x + width, left + tile_width)
-                    tile = self._read_tile(level, row, column)
-                    out[y0 - y : y1 - y, x0 - x : x1 - x] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
-        return compose_rgb(out, source.colours)
+        return compose_rgb(self._pyramid.read(level, y, x, height, width), self._levels[level].colours)
 
-    def _read_tile(
-        self, level: int, row: int, column: int
-    ) -> UInt8[np.ndarray, "tile_height tile_width samples"]:
-        """Read one tile, from the cache if it is there."""
-        source = self._levels[level]
-        key = (level, row * source.columns + column)
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        tile = source.decode(row, column, self._lock)
-        with self._lock:
-            if key not in self._cache:
-                self._cache[key] = tile
-                self._cached_bytes += tile.nbytes
-            while self._cached_bytes > _CACHE and len(self._cache) > 1:
-                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return tile
+    def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
+        """Keep the tiles that boxes share until each has been read."""
+        return self._pyramid.announce(level, boxes)
 
     def close(self) -> None:
-        """Release the file and the cache."""
-        self._cache.clear()
+        """Release the file and what was decoded."""
+        self._pyramid.close()
         self._tiff.close()
 
 

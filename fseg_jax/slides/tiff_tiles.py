@@ -1,7 +1,7 @@
-"""The tiles or strips of a TIFF image, decoded one at a time by tifffile."""
+"""The tiles or strips of a TIFF image, decoded one at a time by tifffile, in as many threads as like."""
 
+import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +71,14 @@ class TiffTiles:
         else:
             check_piece(path, keyframe, self.tile, self.samples)
 
-    def decode(self, row: int, column: int, lock: AbstractContextManager[Any]) -> Tile:
-        """Read and decode one tile or strip; at the image's lower and right edge it may be smaller.
-
-        Args:
-            row: Its row.
-            column: Its column.
-            lock: Held while the file is read, so that several threads can share it.
-        """
+    def decode(self, row: int, column: int) -> Tile:
+        """Read and decode one tile or strip; at the image's lower and right edge it may be smaller."""
         planes = []
         index = row * self.columns + column
         area = self.rows * self.columns
         for page, segment in [(page, index + p * area) for page in self.pages for p in range(self._planes)]:
             offset, count = page.dataoffsets[segment], page.databytecounts[segment]
-            data = None
-            if offset and count:
-                with lock:
-                    page.parent.filehandle.seek(offset)
-                    data = page.parent.filehandle.read(count)
-                if len(data) < count:
-                    raise OSError("the file ends before its pixels do")
+            data = read_at(page.parent.filehandle, offset, count) if offset and count else None
             planes.append(self._decode_segment(page, segment, data))
         return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
 
@@ -119,6 +107,18 @@ class TiffTiles:
             raise InputError(f"{self._path}: the TIFF is damaged (it declares more pixels than it holds)")
         if page.dataoffsets[0] + page.nbytes > page.parent.filehandle.size:
             raise InputError(f"{self._path}: the TIFF is truncated (pixels lie past the end of the file)")
+
+
+def read_at(file: Any, offset: int, count: int) -> bytes:
+    """Read ``count`` bytes of an open file from a place of it; several threads may at once.
+
+    Raises:
+        OSError: The file cannot be read there, or ends before.
+    """
+    data = os.pread(file.fileno(), count, offset)
+    if len(data) < count:
+        raise OSError("the file ends before its pixels do")
+    return data
 
 
 def _count_jpeg_pixels(data: bytes) -> int:

@@ -1,9 +1,12 @@
 """Slides that are stored turned or mirrored, read as they are shown (the EXIF tag Orientation)."""
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
 import numpy as np
 from jaxtyping import UInt8
 
-from fseg_jax.slides.pixels import Pixels
+from fseg_jax.slides.pixels import Box, Pixels
 
 
 class UprightPixels:
@@ -24,16 +27,23 @@ class UprightPixels:
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a box of a level."""
+        part = self._pixels.read(level, *self._find_stored(level, (y, x, height, width)))
+        part = part.swapaxes(0, 1) if self._is_transposed else part
+        return np.ascontiguousarray(part[:: -1 if self._flips[0] else 1, :: -1 if self._flips[1] else 1])
+
+    def _find_stored(self, level: int, box: Box) -> Box:
+        """Find the box of a level as it is stored."""
+        y, x, height, width = box
         full_height, full_width = self.shapes[level]
         if self._flips[0]:
             y = full_height - y - height
         if self._flips[1]:
             x = full_width - x - width
-        if self._is_transposed:
-            part = self._pixels.read(level, x, y, width, height).swapaxes(0, 1)
-        else:
-            part = self._pixels.read(level, y, x, height, width)
-        return np.ascontiguousarray(part[:: -1 if self._flips[0] else 1, :: -1 if self._flips[1] else 1])
+        return (x, y, width, height) if self._is_transposed else (y, x, height, width)
+
+    def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
+        """Keep what boxes share until each has been read."""
+        return self._pixels.announce(level, [self._find_stored(level, box) for box in boxes])
 
     def close(self) -> None:
         """Release the file."""

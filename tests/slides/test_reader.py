@@ -232,7 +232,7 @@ def test_a_pixel_is_the_same_in_every_box(
     np.testing.assert_array_equal(part, padded)
 
 
-@pytest.mark.parametrize("mpp", [0.75, 1.1, 1.7, 3.3])
+@pytest.mark.parametrize("mpp", [0.501, 0.75, 1.1, 1.7, 3.3])
 def test_averaging_down_keeps_the_mean_of_the_area(mpp: float, exact: dict[str, Path]) -> None:
     """Against an exact area average, from an integral of the picture along both axes."""
     with open_slide(exact["a.png"], 0.5) as slide:
