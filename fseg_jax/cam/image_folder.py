@@ -67,7 +67,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     Grey is repeated over the channels, transparent pixels lie on black, and 16 bits become 8 by the image's
     own range. Raises ``InputError`` for a file that is no image or is cut short.
     """
-    image = load_image(path, upright=True)
+    image = load_image(path)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image).astype(np.float64)
         low, high = float(values.min()), float(values.max())

@@ -12,7 +12,6 @@ import numpy as np
 
 from fseg_jax.errors import InputError
 
-_log = logging.getLogger(__name__)
 # tifffile's log messages do not help users; what matters becomes an InputError.
 logging.getLogger("tifffile").propagate = False
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -74,23 +73,6 @@ def check_tiles(path: Path, tiff: Any) -> None:
             check_piece(path, page, (page.tilelength, page.tilewidth), page.samplesperpixel)
         if page.is_tiled or tiff.is_ndpi:
             check_extent(path, page)
-
-
-def check_first_page(path: Path) -> None:
-    """Check the first page of a TIFF that Pillow will read: it would read missing pixels as black.
-
-    Raises:
-        InputError: The TIFF is damaged or truncated.
-    """
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            check_extent(path, tiff.pages[0])
-    except InputError:
-        raise
-    except Exception as error:
-        _log.debug("%s: its extent is not checked: %s", path, error)
 
 
 def check_piece(path: Path, page: Any, piece: tuple[int, int], samples: int) -> None:

@@ -19,9 +19,21 @@ _MAGIC = (  # first bytes of a file
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x89HDF", "an HDF5 file"),
+    (b"GIF8", "a GIF image"),
+    (b"8BPS", "a Photoshop image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"II\xbc", "a JPEG XR image"),
+    (b"ZISRAWFILE", "a CZI file of Zeiss"),
+    (b"SIS\0", "an ETS file of Olympus"),
+    (b"\xda\xce\xbe\x0a", "an ND2 file of Nikon"),
+    (b"\x70\0\0\0", "a LIF file of Leica"),
     (b"PK\x03\x04", "a zip archive, as PyTorch writes"),
     (b"\x80", "a pickle, as joblib and PyTorch write"),
     (b"%PDF", "a PDF"),
+    (b'<DataObject ObjectType="DPUfsImport"', "an iSyntax file of Philips"),
     (b"<", "an HTML or XML file"),
     (b"{", "a JSON file"),
     (b"[", "a JSON file"),
@@ -47,14 +59,20 @@ def describe_kind(path: str | Path) -> str:
         return _describe_tensors(read_header(path).metadata)
     except (BrokenFileError, OSError):
         pass
-    if head[128:] == b"DICM":
-        return "a DICOM file"
-    for magic, kind in _MAGIC:
-        if head.startswith(magic):
-            return kind
+    if kind := describe_head(head):
+        return kind
     if path.suffix == ".safetensors":
         return "a damaged file of tensors"
     return "a text file" if _is_text(head) else "a file of another kind"
+
+
+def describe_head(head: bytes) -> str:
+    """Describe a file by its first 132 bytes, as a noun with its article; return an empty text if unknown."""
+    if head[128:] == b"DICM":
+        return "a DICOM file"
+    if head[4:8] == b"ftyp":
+        return "a HEIC or AVIF image"
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), "")
 
 
 def _describe_tensors(metadata: dict[str, str]) -> str:

@@ -4,14 +4,20 @@ The one place that says so, for TIFFs that OpenSlide, tifffile and Pillow read. 
 only where the file says so (ExtraSamples 1 or 2); other samples beside red, green and blue are left out.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tifffile
 from jaxtyping import UInt8
 
 from fseg_jax.errors import InputError
+from fseg_jax.files.extent import check_extent
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_log = logging.getLogger(__name__)
 
 # Photometric interpretations by their numbers in TIFF.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
@@ -24,6 +30,16 @@ _YCBCR_TO_RGB = (6, 7, 33003, 33004, 33005, 33007, 34712, 34892, 50001)  # compr
 _JPEG = (6, 7, 33007, 34892)
 _PREMULTIPLIED, _ALPHA = 1, 2  # of ExtraSamples
 _ORIENTATION_TAG = 274
+
+
+def is_tiff(path: Path) -> bool:
+    """Return whether a file begins as a TIFF does.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(4) in TIFF_MAGIC
 
 
 class Colours(NamedTuple):
@@ -147,6 +163,55 @@ def check_pages(path: Path, series: Any) -> None:
         raise InputError(f"{path}: has {count} pages of one size; give a file with one")
     listed = ", ".join(f"{axis}: {n}" for axis, n in several.items())
     raise InputError(f"{path}: has several planes ({listed}); give a file with one plane")
+
+
+def check_codec(path: Path, page: Any) -> None:
+    """Raise ``InputError`` where nothing here decodes a page's compression."""
+    try:
+        tifffile.TIFF.DECOMPRESSORS[int(page.compression)]
+    except KeyError:
+        raise InputError(
+            f"{path}: is compressed with {getattr(page.compression, 'name', page.compression)}, which is not "
+            "read; convert it"
+        ) from None
+
+
+def check_picture(path: Path) -> None:
+    """Check a TIFF that Pillow will decode: its first page, which must be its largest, and a picture.
+
+    Grey of more than 8 bits and fractions pass. A TIFF that tifffile cannot parse is left to Pillow.
+
+    Raises:
+        InputError: The TIFF is damaged or truncated, or more, or something else, than Pillow reads of it.
+    """
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            first: Any = tiff.pages[0]
+            check_extent(path, first)
+            images = [image for image in tiff.series if {"Y", "X"} <= set(image.axes)]
+            image = max(images, key=lambda image: image.keyframe.imagelength * image.keyframe.imagewidth)
+            if image.keyframe.imagelength * image.keyframe.imagewidth > first.imagelength * first.imagewidth:
+                raise InputError(f"{path}: its largest image is not its first; give a file with one image")
+            check_pages(path, images[0])
+            if len(images[0].pages) > 1 or has_channels(first):
+                raise InputError(f"{path}: its channels are stored one by one; convert it to RGB")
+            if first.samplesperpixel > 1 or int(first.photometric) == _PALETTE:
+                read_colours(path, first)
+    except InputError:
+        raise
+    except Exception as error:
+        _log.debug("%s: is not checked: %s", path, error)
+
+
+def read_upright_size(path: Path) -> tuple[int, int] | None:
+    """Read the (height, width) of a TIFF's first page, upright; return None where it cannot be parsed."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page: Any = tiff.pages[0]
+            height, width = int(page.imagelength), int(page.imagewidth)
+            return (width, height) if read_orientation(page) >= 5 else (height, width)
+    except Exception:
+        return None
 
 
 def _make_table(page: Any) -> UInt8[np.ndarray, "256 3"] | None:

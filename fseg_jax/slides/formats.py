@@ -9,15 +9,15 @@ import tifffile
 from fseg_jax.errors import InputError
 from fseg_jax.files.extent import check_tiles
 from fseg_jax.files.paths import is_folder, is_there
-from fseg_jax.files.tiff_pictures import check_pages, has_channels, read_colours, read_orientation
+from fseg_jax.files.tiff_pictures import TIFF_MAGIC, check_pages, has_channels, read_colours, read_orientation
 from fseg_jax.slides.bounds import Frame
 from fseg_jax.slides.dicom import open_dicom
 from fseg_jax.slides.dicom_series import find_series, is_other_object
 from fseg_jax.slides.image import ImagePixels
-from fseg_jax.slides.mirax import check_counts
+from fseg_jax.slides.mirax import check_description
 from fseg_jax.slides.ome_zarr import ZarrPixels
 from fseg_jax.slides.openslide import OpenSlidePixels
-from fseg_jax.slides.pixels import TIFF_MAGIC, Pixels
+from fseg_jax.slides.pixels import Pixels
 from fseg_jax.slides.series import refuse_series
 from fseg_jax.slides.tiff import TiffPixels
 from fseg_jax.slides.upright import UprightPixels
@@ -68,7 +68,7 @@ def open_pixels(path: Path, series: int | None = None, frame: Frame = "bounds") 
         return ZarrPixels(path, series)
     refuse_series(path, series)
     if path.suffix.lower() == ".mrxs":
-        check_counts(path)
+        check_description(path)
     return OpenSlidePixels(path, frame) if OpenSlidePixels.detect(path) else ImagePixels(path)
 
 

@@ -5,13 +5,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from fseg_jax.errors import InputError
-from fseg_jax.files.images import load_image
+from fseg_jax.files.images import check_depth, load_image
 from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.pixels import SharesNothing, flatten
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 class ImagePixels(SharesNothing):
@@ -23,10 +21,7 @@ class ImagePixels(SharesNothing):
 
     def __init__(self, path: Path) -> None:
         image = load_image(path, "a slide or image", formats=_FORMATS)
-        if image.mode not in _MODES:
-            raise InputError(
-                f"{path}: its pixels are {image.mode}, not 8-bit grey or RGB; convert it to 8-bit RGB"
-            )
+        check_depth(path, image)
         self.format = "image"
         if image.has_transparency_data:
             self._pixels = flatten(image.convert("RGBA"))

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Shaped, UInt8
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.images import FORMATS, MOST_PIXELS, load_image
-from fseg_jax.slides.pixels import is_tiff
+from fseg_jax.files.tiff_pictures import check_codec, is_tiff, read_orientation
 from fseg_jax.slides.tiff_tiles import TiffTiles
 
 _BLOCK = 1 << 24  # pixels of a block
@@ -185,6 +185,9 @@ class _TiffMask(Mask):
             raise InputError(f"{path}: has {len(tiff.pages)} pages: give a mask of one page")
         if page.imagedepth > 1:
             raise InputError(f"{path}: has {page.imagedepth} planes: give a mask of one plane")
+        if read_orientation(page) != 1:
+            raise InputError(f"{path}: its pixels are stored turned (Orientation): write the mask upright")
+        check_codec(path, page)
         self._tiles = TiffTiles(path, [page], blank=0)
         self._tiles.check_extent()
         self.shape, samples, self.dtype = self._tiles.shape, self._tiles.samples, page.dtype

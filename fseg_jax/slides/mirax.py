@@ -1,6 +1,7 @@
-"""A check of the counts that a MIRAX slide's ``Slidedat.ini`` states, before OpenSlide opens the slide.
+"""A check of a MIRAX slide's folder, and of the counts that its ``Slidedat.ini`` states, before it is opened.
 
-OpenSlide allocates memory for as many as are stated, and ends the process where there is not enough.
+The ``.mrxs`` file itself is a preview, a small JPEG, which must not be read in the slide's place. OpenSlide
+allocates memory for as many as are stated, and ends the process where there is not enough.
 """
 
 import re
@@ -19,14 +20,25 @@ _COUNT = re.compile(
 )
 
 
-def check_counts(path: Path) -> None:
-    """Raise ``InputError`` where the description of an ``.mrxs`` file states counts that no slide has."""
-    description = path.with_suffix("") / "Slidedat.ini"
+def check_description(path: Path) -> None:
+    """Check the description of an ``.mrxs`` file.
+
+    Raises:
+        InputError: It is not there, or states counts that no slide has.
+    """
+    folder = path.with_suffix("")
     try:
-        with description.open("rb") as file:
+        with (folder / "Slidedat.ini").open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
-    except OSError:
-        return  # OpenSlide says what is missing
+    except OSError as error:
+        if folder.is_dir():
+            reason = error.strerror or error
+            raise InputError(f"{path}: Slidedat.ini in its folder cannot be read ({reason})") from None
+        link = f"; it is a link: give {path.resolve()} itself" if path.is_symlink() else ""
+        raise InputError(
+            f"{path}: its folder {folder.name} is not beside it, which has the slide's pixels: keep the two "
+            f"together{link}"
+        ) from None
     text = content.decode("utf-8", "replace")
     images = 1
     for name, digits in _COUNT.findall(text):

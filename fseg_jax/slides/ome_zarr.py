@@ -55,7 +55,9 @@ class ZarrPixels(SharesNothing):
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{path}: the OME-Zarr is damaged: {first_line(error)}") from None
+            raise InputError(
+                f"{path}: the OME-Zarr is damaged, or of a version that is not known ({first_line(error)})"
+            ) from None
 
     def _open(self, series: int | None) -> None:
         self._is_zip = not is_folder(self._path)

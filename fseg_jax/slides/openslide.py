@@ -1,12 +1,14 @@
 """Slides in scanners' formats (.svs, .ndpi, .mrxs, .scn, …), read by OpenSlide."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import openslide
+import tifffile
 from jaxtyping import UInt8
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.pixels import SharesNothing, compute_downsamples, flatten, is_plausible
 
@@ -27,7 +29,7 @@ class OpenSlidePixels(SharesNothing):
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
-            raise InputError(f"{path}: OpenSlide cannot read it ({error})") from None
+            raise InputError(f"{path}: OpenSlide does not read it ({_explain(error)})") from None
         self._slide.set_cache(openslide.OpenSlideCache(_CACHE))
         properties = self._slide.properties
         self.format = "openslide/" + properties[openslide.PROPERTY_NAME_VENDOR]
@@ -116,3 +118,13 @@ class OpenSlidePixels(SharesNothing):
     def close(self) -> None:
         """Release the file."""
         self._slide.close()
+
+
+def _explain(error: openslide.OpenSlideError) -> str:
+    """Return OpenSlide's reason, a compression by its name."""
+    reason = first_line(error)
+    if match := re.search(r"compression:? (\d+)", reason):
+        number = int(match[1])
+        if number in set(tifffile.COMPRESSION):
+            reason += f", {tifffile.COMPRESSION(number).name}"
+    return reason

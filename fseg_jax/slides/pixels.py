@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +11,6 @@ from PIL import Image
 from fseg_jax.slides.bounds import Origin
 
 Box = tuple[int, int, int, int]  # y, x, height, width
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class Pixels(Protocol):
@@ -63,16 +61,6 @@ def flatten(
     ground = Image.new("RGB", rgba.size, background)
     ground.paste(rgba, mask=alpha)
     return np.asarray(ground)
-
-
-def is_tiff(path: Path) -> bool:
-    """Return whether a file begins as a TIFF does.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    with path.open("rb") as file:
-        return file.read(4) in TIFF_MAGIC
 
 
 def is_plausible(mpp: float) -> bool:

@@ -143,9 +143,11 @@ class Slide:
         try:
             pixels = self._pixels.read(level, *inside)
         except Exception as error:
+            is_unknown = isinstance(error, (NotImplementedError, ImportError))
+            why = "its pixels are of a kind that is not read" if is_unknown else "the file is damaged there"
             raise InputError(
                 f"{self.path}: cannot be decoded at y = {inside[0]}, x = {inside[1]} of level {level} "
-                f"({first_line(error)}); the file is damaged or truncated"
+                f"({first_line(error)}); {why}"
             ) from error
         return _pad_edges(pixels, y - inside[0], x - inside[1], height, width)
 

@@ -20,7 +20,9 @@ from PIL import Image
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.extent import check_directories
 from fseg_jax.files.tiff_pictures import (
+    TIFF_MAGIC,
     Colours,
+    check_codec,
     check_depth,
     check_pages,
     has_channels,
@@ -31,7 +33,7 @@ from fseg_jax.files.tiff_pictures import (
 from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.channels import Channel, choose_rgb
 from fseg_jax.slides.ome_header import OmeHeader, OmeImage, parse_header
-from fseg_jax.slides.pixels import TIFF_MAGIC, Box, flatten, is_plausible
+from fseg_jax.slides.pixels import Box, flatten, is_plausible
 from fseg_jax.slides.series import FileImage, choose_image
 from fseg_jax.slides.tiff_pyramid import TiffPyramid
 from fseg_jax.slides.tiff_tiles import TiffTiles
@@ -66,7 +68,7 @@ class TiffPixels:
             raise
         except Exception as error:
             self._tiff.close()
-            raise InputError(f"{path}: the TIFF is damaged or truncated: {first_line(error)}") from None
+            raise InputError(f"{path}: the TIFF cannot be read ({first_line(error)})") from None
 
     def _open(self, number: int | None) -> None:
         check_directories(self._path, self._tiff)
@@ -206,6 +208,7 @@ class _Level(TiffTiles):
 
     def __init__(self, path: Path, pages: list[Any], colours: Colours) -> None:
         check_depth(path, pages[0])
+        check_codec(path, pages[0].keyframe)
         super().__init__(path, pages, blank=colours.white)
         self.colours = colours
         self.check_extent()
@@ -221,7 +224,7 @@ def _open_tiff(path: Path) -> Any:
             tiff = tifffile.TiffFile(path, is_imagej=False)
         return tiff
     except Exception as error:
-        raise InputError(f"{path}: not a readable TIFF, or truncated: {first_line(error)}") from None
+        raise InputError(f"{path}: the TIFF cannot be read ({first_line(error)})") from None
 
 
 def _choose_colours(path: Path, pages: list[Any], channels: list[Channel]) -> Colours:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import fseg_jax
@@ -80,10 +81,69 @@ def test_paths_that_cannot_be_looked_at_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_an_image_is_turned_as_its_camera_says_where_that_is_wanted(tmp_path: Path) -> None:
+def test_an_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     values = np.arange(6, dtype=np.uint8).reshape(2, 3)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), values)
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png", upright=True), np.rot90(values, -1))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.rot90(values, -1))
+    assert read_image_size(tmp_path / "a.png") == (3, 2) and load_image(tmp_path / "a.png").format == "PNG"
+
+
+def save_tiff(path: Path, *images: np.ndarray, **options: object) -> None:
+    with tifffile.TiffWriter(path) as writer:
+        for image in images:
+            writer.write(image, metadata=None, **({"photometric": "rgb", "rowsperstrip": 5} | options))
+
+
+RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "says"),
+    [
+        ([RGB, RGB], {}, "has 2 pages of one size"),
+        ([RGB[:5], RGB], {}, "its largest image is not its first"),
+        ([RGB * np.uint16(16)], {}, "the TIFF is 16-bit RGB"),
+        ([RGB], {"photometric": "cielab"}, "the TIFF is 8-bit CIELab"),
+        (
+            [RGB],
+            {"photometric": "minisblack", "planarconfig": "contig"},
+            "its channels are stored one by one",
+        ),
+    ],
+)
+def test_a_tiff_is_refused_where_pillow_would_show_something_else(
+    images: list[np.ndarray], options: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    save_tiff(tmp_path / "a.tif", *images, **options)
+    with pytest.raises(InputError, match=says):
+        load_image(tmp_path / "a.tif")
+
+
+def test_other_tiffs_are_read(tmp_path: Path) -> None:
+    save_tiff(tmp_path / "small second.tif", RGB, RGB[:5])
+    save_tiff(tmp_path / "deep grey.tif", RGB[..., 0] * np.uint16(256), photometric="minisblack")
+    save_tiff(tmp_path / "turned.tif", RGB, extratags=[(274, 3, 1, 6, True)])
+    np.testing.assert_array_equal(load_image(tmp_path / "small second.tif"), RGB)
+    np.testing.assert_array_equal(load_image(tmp_path / "deep grey.tif"), RGB[..., 0] * np.uint16(256))
+    np.testing.assert_array_equal(load_image(tmp_path / "turned.tif"), np.rot90(RGB, -1))
+    assert read_image_size(tmp_path / "turned.tif") == (30, 20)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"GIF89a" + bytes(200), "it is a GIF image"),
+        (b"ZISRAWFILE" + bytes(200), "it is a CZI file of Zeiss"),
+        (b"\0\0\0\x18ftypheic" + bytes(200), "it is a HEIC or AVIF image"),
+        (bytes(128) + b"DICM", "it is a DICOM file"),
+        (b'<DataObject ObjectType="DPUfsImport">', "it is an iSyntax file of Philips"),
+        (b"\xff\xd8\xff" + bytes(200), "it begins as a JPEG image, and is damaged or truncated"),
+        (b"?" * 200, "it is of a format that is not known, or damaged"),
+    ],
+)
+def test_what_is_no_image_is_told_what_it_is(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match=rf"not an image that can be read: {says}$"):
+        load_image(tmp_path / "a.png")

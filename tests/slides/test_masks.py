@@ -201,3 +201,9 @@ def test_damage_inside_a_mask_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"mask\.tif: cannot be decoded at y = 64 .*damaged") as error:
         read_marked(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_turned_tiff_mask_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", MARKED, extratags=[(274, 3, 1, 6, True)])
+    with pytest.raises(InputError, match="stored turned"):
+        read_marked(tmp_path / "a.tif")

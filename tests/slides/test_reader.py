@@ -487,7 +487,31 @@ def test_flatten_uses_the_background() -> None:
     np.testing.assert_array_equal(flat, [[[200, 100, 50]] * 2, [[10, 20, 30]] * 2])
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_a_camera_image_is_read_upright(name: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PICTURE).save(tmp_path / name, exif=exif)
+    with Image.open(tmp_path / name) as stored, open_slide(tmp_path / name, 0.5) as slide:
+        expected = np.rot90(np.asarray(stored), -1)
+        np.testing.assert_array_equal(slide.read(0, 0, slide.height, slide.width, 0.5), expected)
+
+
 # Bad input
+
+
+def test_an_mrxs_without_its_folder_is_not_its_preview(tmp_path: Path) -> None:
+    (tmp_path / "real" / "S").mkdir(parents=True)
+    for name in ("alone.mrxs", "real/S.mrxs"):
+        Image.fromarray(PICTURE).save(tmp_path / name, format="JPEG")
+    (tmp_path / "S.mrxs").symlink_to(tmp_path / "real" / "S.mrxs")
+    for name, says in (
+        ("alone.mrxs", r"its folder alone is not beside it, .*: keep the two together$"),
+        ("S.mrxs", r"its folder S is not beside it, .*; it is a link: give .*/real/S\.mrxs itself$"),
+        ("real/S.mrxs", "Slidedat.ini in its folder cannot be read"),
+    ):
+        with pytest.raises(InputError, match=says):
+            open_slide(tmp_path / name, 0.25)
 
 
 def bad_zarr_writer(change):

@@ -490,3 +490,32 @@ def test_a_tiff_under_a_scanners_name_that_is_none_is_told_so(tmp_path: Path) ->
     ):
         open_slide(tmp_path / "a.svs")
     np.testing.assert_array_equal(read_whole(tmp_path / "a.tif"), PICTURE)
+
+
+def test_a_compression_that_nobody_decodes_is_named(tmp_path: Path) -> None:
+    for name, value, says in (("a.ome.tif", 60_001, "60001"), ("b.tif", 32_895, "IT8CTPAD")):
+        path = tmp_path / name
+        write_ome(path, (PICTURE, size(0.5)))
+        set_tag(path, "Compression", value)
+        with pytest.raises(
+            InputError, match=rf"is compressed with .*{says}.*, which is not read; convert it"
+        ):
+            open_slide(path)
+
+
+def test_a_scan_of_another_compression_is_told_which(tmp_path: Path) -> None:
+    path = tmp_path / "a.svs"
+    description = "Aperio Image Library v1\n190x150 [0,0 190x150]|AppMag = 20|MPP = 0.5"
+    tifffile.imwrite(
+        path, PICTURE, photometric="rgb", tile=(64, 96), compression="jpegxl", metadata=None,
+        description=description,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"OpenSlide does not read it \(.*50002, JPEGXL\)$"):
+        open_slide(path)
+
+
+def test_compressions_that_openslide_lacks_are_read_from_plain_tiffs(tmp_path: Path) -> None:
+    for compression in ("zstd", "lzma", "png"):
+        path = tmp_path / f"{compression}.tif"
+        tifffile.imwrite(path, PICTURE, photometric="rgb", tile=(64, 96), compression=compression, **PLAIN)
+        np.testing.assert_array_equal(read_whole(path), PICTURE)

@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 
 from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.mask_codes import UNKNOWN, MaskCodes
-from fseg_jax.files.images import load_image, read_image_size
+from fseg_jax.files.images import check_depth, load_image, read_image_size
 
 Split = Literal["train", "test"]
 Pairs = dict[str, tuple[Path | None, Path | None]]  # image and mask by name; None where one is missing
@@ -50,7 +50,9 @@ class Dataset:
         Raises:
             InputError: The file cannot be read.
         """
-        return np.asarray(load_image(item.image).convert("RGB"))
+        image = load_image(item.image)
+        check_depth(item.image, image)
+        return np.asarray(image.convert("RGB"))
 
     def read_truth(self, item: Item) -> UInt8[np.ndarray, "height width"]:
         """Read the category of each pixel of one image, ``IGNORED`` where it has none."""
