@@ -1,6 +1,8 @@
 """Slides in scanners' formats (.svs, .ndpi, .mrxs, .scn, …), read by OpenSlide."""
 
 import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,14 @@ from jaxtyping import UInt8
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.bounds import Frame, Origin
-from fseg_jax.slides.pixels import SharesNothing, compute_downsamples, flatten, is_plausible
+from fseg_jax.slides.openslide_tiles import TiledLevels
+from fseg_jax.slides.pixels import Box, compute_downsamples, flatten, is_plausible
 
 _CACHE = 64 << 20  # bytes of decoded tiles; OpenSlide's default of 32 MB does not hold a row of tiles
 _BLOCK = 256  # pixels of the side of the blocks in which a level with a fractional downsample is read
 
 
-class OpenSlidePixels(SharesNothing):
+class OpenSlidePixels:
     """A slide of any format that OpenSlide reads.
 
     Where OpenSlide states bounds, the part of its canvas that was scanned, the levels are that part alone,
@@ -37,6 +40,10 @@ class OpenSlidePixels(SharesNothing):
         self.mpp = self._read_mpp()
         red, green, blue = bytes.fromhex(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF"))
         self._background = (red, green, blue)
+        # Levels of which a part is shown are left to OpenSlide.
+        shapes = self.shapes if self.origin is None else []
+        vendor = properties[openslide.PROPERTY_NAME_VENDOR]
+        self._tiles = TiledLevels(path, vendor, shapes, self._read_region)
 
     @staticmethod
     def detect(path: Path) -> str | None:
@@ -92,6 +99,8 @@ class OpenSlidePixels(SharesNothing):
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a box of a level; transparent pixels take the file's background colour."""
+        if level in self._tiles:
+            return self._tiles.read(level, y, x, height, width)
         down = self._slide.level_downsamples[level]
         if down == round(down):
             return self._read_region(level, y, x, height, width)
@@ -115,8 +124,15 @@ class OpenSlidePixels(SharesNothing):
         region = self._slide.read_region(corner, level, (width, height))
         return flatten(region, self._background)
 
+    def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
+        """Keep what boxes share until each has been read; OpenSlide keeps what it decodes itself."""
+        if level in self._tiles:
+            return self._tiles.announce(level, boxes)
+        return nullcontext(lambda number: None)
+
     def close(self) -> None:
         """Release the file."""
+        self._tiles.close()
         self._slide.close()
 
 

@@ -96,7 +96,7 @@ class TiffPixels:
         keyframe = self._levels[0].keyframe
         self.orientation = read_orientation(keyframe)
         self.mpp = image.mpp or _parse_imagej_mpp(self._tiff, keyframe) or _parse_tag_mpp(keyframe)
-        self._pyramid = TiffPyramid(self._levels)
+        self._pyramid = TiffPyramid(dict(enumerate(self._levels)))
 
     def _read_header(self) -> OmeHeader | None:
         """Read the OME header, which may be in another file of the set; None where there is none."""

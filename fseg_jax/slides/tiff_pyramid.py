@@ -1,6 +1,6 @@
 """Boxes of the levels of a TIFF, put together from tiles that are decoded once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,9 +14,9 @@ from fseg_jax.slides.tile_cache import Span, Tile, TileCache, TileKey
 class TiffPyramid:
     """The levels of an 8-bit TIFF. Several threads may read it at once."""
 
-    def __init__(self, levels: Sequence[TiffTiles]) -> None:
+    def __init__(self, levels: Mapping[int, TiffTiles]) -> None:
         self._levels = levels
-        self._cache = TileCache([(level.rows, level.columns) for level in levels])
+        self._cache = TileCache({number: (level.rows, level.columns) for number, level in levels.items()})
 
     def read(
         self, level: int, y: int, x: int, height: int, width: int

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ class TileCache:
     has been read; the others are dropped first, those that were not used for the longest time before all.
     """
 
-    def __init__(self, grids: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, grids: Mapping[int, tuple[int, int]]) -> None:
         """Make an empty cache for levels of so many rows and columns of tiles."""
         self._lock = threading.Lock()
         self._grids = grids

@@ -872,15 +872,8 @@ def test_a_coarse_level_with_a_fractional_scale_is_the_same_in_every_box() -> No
     with pytest.raises(InputError, match="--mpp-override"):
         open_slide(TCGA)
     with open_slide(TCGA, 0.25) as slide, tifffile.TiffFile(TCGA) as direct:
-        theirs = direct.series[0].levels[1].asarray()[500:1100, 700:1400].astype(float)
         ours = slide.read(500, 700, 600, 700, 0.5)
-        assert np.abs(ours - theirs).mean() < 5  # OpenSlide interpolates within a quarter of a pixel
-        shifts = {
-            (dy, dx): np.abs(ours[5:-5, 5:-5] - theirs[5 + dy : 595 + dy, 5 + dx : 695 + dx]).mean()
-            for dy in (-1, 0, 1)
-            for dx in (-1, 0, 1)
-        }
-        assert min(shifts, key=shifts.__getitem__) == (0, 0)
+        np.testing.assert_array_equal(ours, direct.series[0].levels[1].asarray()[500:1100, 700:1400])
         for y, x, h, w in [(500, 700, 37, 301), (777, 991, 300, 64), (1000, 1300, 100, 100)]:
             part = slide.read(y, x, h, w, 0.5)
             np.testing.assert_array_equal(part, ours[y - 500 : y - 500 + h, x - 700 : x - 700 + w])

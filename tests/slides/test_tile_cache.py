@@ -25,7 +25,7 @@ def make_tile(key: TileKey) -> np.ndarray:
 
 @pytest.mark.smoke
 def test_threads_that_want_a_tile_at_once_decode_it_once() -> None:
-    cache, decoded = TileCache([(4, 4)]), []
+    cache, decoded = TileCache({0: (4, 4)}), []
 
     def decode(key: TileKey) -> np.ndarray:
         decoded.append(key)
@@ -47,7 +47,7 @@ def test_threads_that_want_a_tile_at_once_decode_it_once() -> None:
 
 
 def test_an_error_reaches_all_who_wait_and_is_not_kept() -> None:
-    cache, start = TileCache([(4, 4)]), threading.Barrier(4)
+    cache, start = TileCache({0: (4, 4)}), threading.Barrier(4)
     fails = True
 
     def decode(key: TileKey) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_tiles_are_kept_for_announced_boxes_and_else_the_oldest_go(monkeypatch: 
         decoded.append(key)
         return make_tile(key)
 
-    cache = TileCache([(4, 4), (2, 2)])
+    cache = TileCache({0: (4, 4), 1: (2, 2)})
     # Two rows and two columns of tiles, each box sharing a row of tiles with the one below it.
     boxes = [
         Span(0, range(row, row + 2), range(column, column + 2)) for row in (0, 1, 2) for column in (0, 2)

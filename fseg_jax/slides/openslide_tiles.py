@@ -1,0 +1,142 @@
+"""The tiles of slides that OpenSlide opens, where the file is a plain tiled TIFF underneath.
+
+OpenSlide says what the levels are, and its pixels are those of the tiles. Decoded here, each is decoded once,
+straight to RGB, in as many threads as like.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from jaxtyping import UInt8
+
+from fseg_jax.slides.pixels import Box
+from fseg_jax.slides.tiff_pyramid import TiffPyramid
+from fseg_jax.slides.tiff_tiles import TiffTiles, Tile
+
+_log = logging.getLogger(__name__)
+
+_VENDORS = ("aperio", "generic-tiff")  # their levels are pages, of tiles side by side
+# Compressions and photometric interpretations by their numbers in TIFF.
+_LOSSLESS = (1, 5, 8, 32946)
+_JPEG, _JPEG2000_YCBCR, _JPEG2000_RGB = 7, 33003, 33005
+_RGB, _YCBCR = 2, 6
+
+ReadBox = Callable[[int, int, int, int], UInt8[np.ndarray, "height width 3"]]
+ReadLevel = Callable[[int, int, int, int, int], UInt8[np.ndarray, "height width 3"]]
+
+
+class TiledLevels:
+    """The levels of a slide that are decoded tile by tile. Several threads may read them at once."""
+
+    def __init__(
+        self, path: Path, vendor: str, shapes: Sequence[tuple[int, int]], read_level: ReadLevel
+    ) -> None:
+        """Find the levels; what tifffile cannot parse is left to OpenSlide.
+
+        Args:
+            path: The slide's file.
+            vendor: OpenSlide's name for its format.
+            shapes: (height, width) of OpenSlide's levels.
+            read_level: Reads a box of a level, (level, y, x, height, width), by OpenSlide.
+        """
+        self._tiff: Any = None
+        self._levels: dict[int, TiffTiles] = {}
+        if vendor in _VENDORS:
+            try:
+                self._tiff = tifffile.TiffFile(path, is_imagej=False)
+                self._levels = _find_levels(path, self._tiff, shapes, read_level)
+            except Exception as error:
+                _log.debug("%s: its tiles are left to OpenSlide: %s", path, error)
+        self._pyramid = TiffPyramid(self._levels)
+
+    def __contains__(self, level: int) -> bool:
+        return level in self._levels
+
+    def read(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Decode a box that is inside a level."""
+        return self._pyramid.read(level, y, x, height, width)
+
+    def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
+        """Keep the tiles that boxes share until each has been read."""
+        return self._pyramid.announce(level, boxes)
+
+    def close(self) -> None:
+        """Release the file and what was decoded."""
+        self._pyramid.close()
+        if self._tiff is not None:
+            self._tiff.close()
+
+
+class _OpenSlideTiles(TiffTiles):
+    """The tiles of one level, with the colours that OpenSlide gives."""
+
+    def __init__(self, path: Path, page: Any, read_box: ReadBox) -> None:
+        super().__init__(path, [page], blank=255)
+        self._read_box = read_box
+
+    def _decode_segment(self, page: Any, segment: int, data: bytes | None) -> Tile:
+        """Decode a tile; OpenSlide knows what to show for one that was never written."""
+        is_ycbcr = page.compression == _JPEG2000_YCBCR
+        if data is None or (is_ycbcr and _is_subsampled(data)):
+            y, x = segment // self.columns * self.tile[0], segment % self.columns * self.tile[1]
+            return self._read_box(
+                y, x, min(self.tile[0], self.shape[0] - y), min(self.tile[1], self.shape[1] - x)
+            )
+        pixels = super()._decode_segment(page, segment, data)
+        return _convert_ycbcr(pixels) if is_ycbcr else pixels
+
+
+def _find_levels(
+    path: Path, tiff: Any, shapes: Sequence[tuple[int, int]], read_level: ReadLevel
+) -> dict[int, TiffTiles]:
+    """Find the page of each level; one that has none, or colours that are coded otherwise, is left out."""
+    tiled: list[Any] = [page for page in tiff.pages if page.is_tiled]
+    levels: dict[int, TiffTiles] = {}
+    for level, shape in enumerate(shapes):
+        pages = [page for page in tiled if (page.imagelength, page.imagewidth) == shape]
+        if len(pages) == 1 and _has_known_colours(pages[0]):
+            levels[level] = _OpenSlideTiles(path, pages[0], partial(read_level, level))
+    return levels
+
+
+def _has_known_colours(page: Any) -> bool:
+    """Return whether tifffile's decoders, and the conversion below, give the colours that OpenSlide gives."""
+    if (page.samplesperpixel, page.bitspersample, page.planarconfig) != (3, 8, 1) or page.dtype != np.uint8:
+        return False
+    if page.compression == _JPEG:
+        return page.photometric in (_RGB, _YCBCR)
+    if page.compression in (_JPEG2000_RGB, *_LOSSLESS):
+        return bool(page.photometric == _RGB)
+    return bool(page.compression == _JPEG2000_YCBCR)
+
+
+def _is_subsampled(data: bytes) -> bool:
+    """Return whether a JPEG 2000 has fewer samples of some component, by its codestream's header (SIZ)."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    count = int.from_bytes(data[start + 40 : start + 42], "big")
+    steps = [data[start + 43 + 3 * i : start + 45 + 3 * i] for i in range(count)]
+    return start < 0 or any(step != b"\x01\x01" for step in steps)
+
+
+_CHROMA = np.arange(-128, 128)
+_RED_OF_CR = np.round(1.402 * _CHROMA).astype(np.int32)
+_BLUE_OF_CB = np.round(1.772 * _CHROMA).astype(np.int32)
+# In 1/65536, rounded as OpenSlide's tables are.
+_GREEN_OF_CB = np.ceil(-0.34414 * 65536 * _CHROMA).astype(np.int32) + 32768
+_GREEN_OF_CR = np.round(-0.71414 * 65536 * _CHROMA).astype(np.int32)
+
+
+def _convert_ycbcr(pixels: Tile) -> Tile:
+    """Convert YCbCr, which a JPEG 2000 does not say that it holds, to the RGB that OpenSlide gives."""
+    luma, cb, cr = pixels[..., 0].astype(np.int32), pixels[..., 1], pixels[..., 2]
+    green = (_GREEN_OF_CB[cb] + _GREEN_OF_CR[cr]) >> 16
+    rgb = np.stack([luma + _RED_OF_CR[cr], luma + green, luma + _BLUE_OF_CB[cb]], axis=2)
+    return rgb.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,159 @@
+"""Tiles that are decoded here have the pixels that OpenSlide gives."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from scipy import ndimage
+
+from fseg_jax.slides import openslide_tiles
+from fseg_jax.slides.reader import open_slide, read_batches
+
+DATA = os.environ.get("FSEG_DATA")
+needs_data = pytest.mark.skipif(not DATA, reason="FSEG_DATA is not set to a folder with slides/")
+HEIGHT, WIDTH = 331, 467
+APERIO = f"Aperio Image Library v12\n{WIDTH}x{HEIGHT} |AppMag = 20|MPP = 0.5000"
+PER_CM = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER", "metadata": None}
+
+
+def make_picture() -> np.ndarray:
+    noise = np.random.default_rng(7).normal(size=(HEIGHT, WIDTH, 3))
+    noise = ndimage.gaussian_filter(noise, (3, 3, 0))
+    return np.clip(128 + noise / noise.std() * 55, 0, 255).astype(np.uint8)
+
+
+PICTURE = make_picture()
+JPEG = {"compression": "jpeg", "compressionargs": {"level": 80}, "photometric": "rgb"}
+ALIKE = {
+    "420.svs": {**JPEG, "subsampling": (2, 2), "description": APERIO},
+    "444.svs": {**JPEG, "subsampling": (1, 1), "description": APERIO},
+    "422.tif": {**JPEG, "subsampling": (2, 1)},
+    "rgb.svs": {
+        "compression": "jpeg",
+        "compressionargs": {"level": 80, "colorspace": "RGB", "outcolorspace": "RGB"},
+        "photometric": "rgb",
+        "description": APERIO,
+    },
+    "33005.svs": {
+        "compression": "aperio_jp2000_rgb",
+        "compressionargs": {"level": 40},
+        "photometric": "rgb",
+        "description": APERIO,
+    },
+    "33003.svs": {
+        "compression": "aperio_jp2000_ycbc",
+        "compressionargs": {"level": 40},
+        "photometric": "ycbcr",
+        "description": APERIO,
+    },
+    "lzw.tif": {"compression": "lzw", "predictor": True, "photometric": "rgb"},
+    "deflate.tif": {"compression": "zlib", "photometric": "rgb"},
+    "none.tif": {"photometric": "rgb"},
+}
+
+
+def read_by_openslide(path: Path, level: int = 0) -> np.ndarray:
+    with openslide.OpenSlide(path) as slide:
+        return np.asarray(slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB"))
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_pixels_are_openslides(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    tifffile.imwrite(path, PICTURE, tile=(64, 96), **PER_CM, **ALIKE[name])
+    with open_slide(path) as slide:
+        assert slide.format.startswith("openslide/") and 0 in slide._pixels._tiles
+        np.testing.assert_array_equal(slide.read(0, 0, HEIGHT, WIDTH, 0.5), read_by_openslide(path))
+
+
+def test_every_chroma_of_a_jpeg_2000_is_openslides(tmp_path: Path) -> None:
+    path = tmp_path / "a.svs"
+    chroma = np.arange(256, dtype=np.uint8)
+    for luma in (0, 90, 200):
+        pixels = np.full((256, 256, 3), luma, np.uint8)
+        pixels[..., 1], pixels[..., 2] = chroma[:, None], chroma
+        tifffile.imwrite(
+            path,
+            pixels,
+            tile=(256, 256),
+            photometric="ycbcr",
+            compression="aperio_jp2000_ycbc",
+            compressionargs={"reversible": True},
+            description=APERIO,
+            **PER_CM,
+        )
+        with open_slide(path) as slide:
+            np.testing.assert_array_equal(slide.read(0, 0, 256, 256, 0.5), read_by_openslide(path))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.svs"])
+def test_a_tile_that_was_never_written_is_what_openslide_shows(name: str, tmp_path: Path) -> None:
+    """OpenSlide leaves it out, but fills Aperio's from the level above."""
+    path = tmp_path / name
+    levels = [PICTURE[:330, :466], PICTURE[:330:2, :466:2].copy()]
+    options = {"tile": (64, 96), "photometric": "rgb", "compression": "lzw", **PER_CM}
+    with tifffile.TiffWriter(path) as writer:
+        for level, pixels in enumerate(levels):
+            description = APERIO if name == "a.svs" and level == 0 else None
+            writer.write(pixels, subfiletype=level, description=description, **options)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for page, number in zip(tiff.pages, (3, 7), strict=True):  # the second from the left of a row
+            counts = list(page.databytecounts)
+            counts[number] = 0
+            page.tags["TileByteCounts"].overwrite(counts)
+    boxes = [(0, 288, 64, 96), (128, 96, 37, 96)]
+    with open_slide(path) as slide, openslide.OpenSlide(path) as direct:
+        for level, (pixels, (y, x, height, width)) in enumerate(zip(levels, boxes, strict=True)):
+            shown = np.asarray(direct.read_region((x << level, y << level), level, (width, height)))
+            expected = pixels.copy()
+            expected[y : y + height, x : x + width] = np.where(shown[..., 3:], shown[..., :3], 255)
+            assert (shown[..., 3] == (255 if level and name == "a.svs" else 0)).all()
+            np.testing.assert_array_equal(slide._pixels.read(level, 0, 0, *pixels.shape[:2]), expected)
+
+
+def test_a_level_whose_scale_is_no_whole_number_has_its_own_pixels(tmp_path: Path) -> None:
+    """OpenSlide would interpolate them, from a corner in whole pixels of level 0."""
+    path, coarse = tmp_path / "a.tif", PICTURE[:110, :155].copy()
+    options = {"tile": (64, 96), "photometric": "rgb", "compression": "lzw", **PER_CM}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(PICTURE, **options)
+        writer.write(coarse, subfiletype=1, **options)
+    with open_slide(path) as slide:
+        assert slide._pixels._slide.level_downsamples[1] == pytest.approx(3.0105, abs=1e-3)
+        np.testing.assert_array_equal(slide._pixels.read(1, 20, 30, 70, 90), coarse[20:90, 30:120])
+
+
+@pytest.mark.parametrize("change", ["grey", "two pages of one size"])
+def test_what_is_coded_otherwise_is_left_to_openslide(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.svs"
+    options = {"tile": (64, 96), "compression": "lzw", "description": APERIO, **PER_CM}
+    with tifffile.TiffWriter(path) as writer:
+        if change == "grey":
+            writer.write(PICTURE[..., 0], photometric="minisblack", **options)
+        else:
+            writer.write(PICTURE, photometric="rgb", **options)
+            writer.write(255 - PICTURE, photometric="rgb", **options)
+    with open_slide(path) as slide:
+        assert 0 not in slide._pixels._tiles
+        np.testing.assert_array_equal(slide._pixels.read(0, 0, 0, HEIGHT, WIDTH), read_by_openslide(path))
+
+
+def test_a_jpeg_2000_with_fewer_samples_of_chroma_is_known() -> None:
+    header = b"\xff\x4f\xff\x51" + bytes(36) + b"\0\3" + b"\7\1\1" + b"\7\2\1" * 2
+    assert openslide_tiles._is_subsampled(header)
+    assert not openslide_tiles._is_subsampled(header.replace(b"\7\2\1", b"\7\1\1"))
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "TCGA-CR-7395-01A-01-TS1.svs"])
+def test_real_slides_have_openslides_pixels(name: str) -> None:
+    path = Path(DATA or "", "slides", name)
+    with open_slide(path, 0.25) as slide, openslide.OpenSlide(path) as direct:
+        boxes = [(y, x, 500, 400) for y in (0, 1200, 2400) for x in (0, 700, 1500)]
+        for batch, images in read_batches(slide, boxes, 0.25, batch=4, threads=2):
+            for (y, x, height, width), image in zip(boxes[batch], images, strict=False):
+                theirs = np.asarray(direct.read_region((x, y), 0, (width, height)).convert("RGB"))
+                np.testing.assert_array_equal(image, theirs)
