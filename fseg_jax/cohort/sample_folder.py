@@ -39,7 +39,7 @@ from fseg_jax.pipeline.record import MadeWith
 from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.slides.bounds import Frame
 
-FORMAT = 2  # of the folder: raised when what it holds changes
+FORMAT = 3  # of the folder: raised when what it holds changes
 ROWS, BORDER = "features.zarr", "border.zarr"
 THUMBNAIL_SIDE = 96  # pixels of a tile in tiles.jpg
 THUMBNAILS_PER_LINE = 20

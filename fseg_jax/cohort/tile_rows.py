@@ -1,7 +1,8 @@
 """What is sampled of a tile: the rows that centres are fitted on, and tokens at the border of tissue.
 
 Centres are of one tissue each: rows are of pure tokens (``pipeline/pure_tokens.py``), and tokens near the
-border are kept apart, for centres of mixtures. The paper's way takes every token.
+border are kept apart, for centres of mixtures; neither are of the tile's frame. The paper's way takes every
+token.
 """
 
 from collections.abc import Sequence
@@ -57,6 +58,8 @@ class TileTokens(NamedTuple):
         deep: Whether each is deep in it.
         glass: Which share of each is glass.
         contrast: The standard deviation of the grey values in each, of 255.
+        inner: Whether each lies inside the tile's frame, a sixteenth of its side, where an encoder sees too
+            little round a token; a segmentation does not use those either.
     """
 
     features: Float[np.ndarray, "t t c"]
@@ -64,6 +67,7 @@ class TileTokens(NamedTuple):
     deep: Bool[np.ndarray, "t t"]
     glass: Float[np.ndarray, "t t"]
     contrast: Float[np.ndarray, "t t"]
+    inner: Bool[np.ndarray, "t t"]
 
 
 def describe_tokens(
@@ -88,7 +92,15 @@ def describe_tokens(
         deep.crop(y, x, t, t, mpp * stride),
         1 - tissue.crop(*corner, side, side, mpp).reshape(cells).mean((1, 3)),
         image.mean(-1).reshape(cells).std((1, 3)),
+        _find_inner(t),
     )
+
+
+def _find_inner(t: int) -> Bool[np.ndarray, "t t"]:
+    frame = min(-(-t // 16), (t - 1) // 2)
+    inner = np.zeros((t, t), bool)
+    inner[frame : t - frame, frame : t - frame] = True
+    return inner
 
 
 def count_tokens(tiles: int) -> int:
@@ -107,9 +119,10 @@ def sample_tokens(
     if not pure:
         rows = _take(tokens, tile, order[:count])
         return TileRows(rows, none, none)
-    border = _take(tokens, tile, _choose(order, tokens.tissue & ~tokens.deep, count))
-    are_pure = find_pure(tokens.deep, measure_change(tokens.features))
-    return TileRows(_take(tokens, tile, _choose(order, are_pure, count)), border, border)
+    border = _take(tokens, tile, _choose(order, tokens.tissue & ~tokens.deep & tokens.inner, count))
+    thin = _take(tokens, tile, _choose(order, tokens.tissue & ~tokens.deep, count))
+    are_pure = find_pure(tokens.deep & tokens.inner, measure_change(tokens.features))
+    return TileRows(_take(tokens, tile, _choose(order, are_pure, count)), thin, border)
 
 
 def sample_average(
@@ -123,7 +136,7 @@ def sample_average(
     if not pure:
         rows = _average(tokens, tile, np.ones_like(tokens.deep))
         return TileRows(rows, none, none)
-    border = _take(tokens, tile, _choose(order, tokens.tissue & ~tokens.deep, count))
+    border = _take(tokens, tile, _choose(order, tokens.tissue & ~tokens.deep & tokens.inner, count))
     return TileRows(_average(tokens, tile, tokens.deep), _average(tokens, tile, tokens.tissue), border)
 
 
