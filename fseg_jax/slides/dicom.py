@@ -10,7 +10,7 @@ from fseg_jax.files.extent import SEGMENT_LIMIT
 from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.dicom_series import DicomSeries, Instance
 from fseg_jax.slides.openslide import OpenSlidePixels
-from fseg_jax.slides.pixels import Pixels, SharesNothing
+from fseg_jax.slides.pixels import HasNoGaps, Pixels, SharesNothing
 
 
 def open_dicom(path: Path, series: DicomSeries, frame: Frame) -> Pixels:
@@ -41,7 +41,7 @@ def open_dicom(path: Path, series: DicomSeries, frame: Frame) -> Pixels:
         ) from None
 
 
-class WsiDicomPixels(SharesNothing):
+class WsiDicomPixels(HasNoGaps, SharesNothing):
     """A DICOM slide of 8-bit RGB or grey that wsidicom reads."""
 
     format = "wsidicom"

@@ -39,8 +39,8 @@ class Background(NamedTuple):
     spread: Plane
 
 
-def find_unscanned(darkest: Plane) -> Mask:
-    """Find pure white, which a scanner leaves where it did not look."""
+def find_blank(darkest: Plane) -> Mask:
+    """Find pure white, which a scanner leaves where it did not look, and a file may not say so."""
     white = ndimage.minimum_filter(darkest, 3, mode="nearest") >= 254.5
     return dilate(white, 1) & (darkest > 250) if white.any() else white
 
@@ -54,20 +54,21 @@ def measure_texture(density: Plane, mpp: float) -> Plane:
 
 
 def estimate_glass(
-    levels: Planes, darkest: Plane, brightest: Plane, texture: Plane, blank: Mask
+    levels: Planes, darkest: Plane, brightest: Plane, texture: Plane, blank: Mask, scanned: Mask
 ) -> tuple[float, Colour | None]:
     """Estimate the texture of glass, and the density of the usual glass, None where a slide has none.
 
-    Glass is smooth, bright and has hardly a colour; where little of a picture is so, it must be white.
+    Glass is smooth, bright and has hardly a colour; where little of what was scanned is so, it must be white.
+    What is blank is taken for glass where there is no other.
     """
-    plain = (texture < SMOOTH_LIMITS[1]) & (darkest > 110) & (brightest < 1.3 * darkest)
-    scanned = plain & ~blank
-    for candidates in (scanned, plain):
-        share = candidates.mean()
+    size = max(1, int(np.count_nonzero(scanned)))
+    plain = (texture < SMOOTH_LIMITS[1]) & (darkest > 110) & (brightest < 1.3 * darkest) & scanned
+    for candidates in (plain & ~blank, plain):
+        share = np.count_nonzero(candidates) / size
         if share < 0.03:
             candidates = candidates & (darkest > 195) & (brightest < 1.12 * darkest)
             candidates &= texture < 0.5 * SMOOTH_LIMITS[1]
-            share = candidates.mean()
+            share = np.count_nonzero(candidates) / size
         if share > 0.004:
             thin = candidates.ravel().nonzero()[0]
             thin = thin[:: max(1, len(thin) // 200_000)]  # as many tell as much

@@ -7,12 +7,12 @@ from jaxtyping import UInt8
 
 from fseg_jax.files.images import check_depth, load_image
 from fseg_jax.slides.bounds import Origin
-from fseg_jax.slides.pixels import SharesNothing, flatten
+from fseg_jax.slides.pixels import HasNoGaps, SharesNothing, flatten
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
 
-class ImagePixels(SharesNothing):
+class ImagePixels(HasNoGaps, SharesNothing):
     """An ordinary image (PNG, JPEG, BMP, WebP), decoded whole when it is opened; grey becomes RGB."""
 
     mpp: tuple[float, float] | None = None  # an image's dots per inch say how it is printed

@@ -19,7 +19,7 @@ from fseg_jax.files.paths import is_folder
 from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.channels import Channel, choose_rgb
 from fseg_jax.slides.ome_header import parse_header
-from fseg_jax.slides.pixels import SharesNothing, flatten
+from fseg_jax.slides.pixels import HasNoGaps, SharesNothing, flatten
 from fseg_jax.slides.series import FileImage, choose_image, refuse_series
 from fseg_jax.slides.units import convert_to_um
 from fseg_jax.slides.zarr_codecs import is_read_by_tensorstore, open_with_zarr
@@ -32,7 +32,7 @@ _MAX_IMAGES = 1000
 _HEADERS = ("zarr.json", ".zattrs")  # of a group, in Zarr v3 and v2
 
 
-class ZarrPixels(SharesNothing):
+class ZarrPixels(HasNoGaps, SharesNothing):
     """A multiscale 8-bit image, RGB or grey, of one time and one plane, with its axes in any order."""
 
     format = "ome-zarr"

@@ -1,21 +1,32 @@
 """Slides in scanners' formats (.svs, .ndpi, .mrxs, .scn, …), read by OpenSlide."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
 import tifffile
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
+from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.openslide_tiles import TiledLevels
 from fseg_jax.slides.pixels import Box, compute_downsamples, flatten, is_plausible
+from fseg_jax.slides.tiff_tiles import TiffTiles, WrittenTiles
+
+_log = logging.getLogger(__name__)
 
 _CACHE = 64 << 20  # bytes of decoded tiles; OpenSlide's default of 32 MB does not hold a row of tiles
+# OpenSlide's names of formats that are TIFFs with a page for each level, and of those that are whole.
+_PLAIN_TIFFS = ("aperio", "generic-tiff", "philips")
+_WITHOUT_GAPS = ("hamamatsu",)
+_TILING = "dicom.DimensionOrganizationType"  # the property that says whether a DICOM slide has all its tiles
 _BLOCK = 256  # pixels of the side of the blocks in which a level with a fractional downsample is read
 
 
@@ -33,6 +44,7 @@ class OpenSlidePixels:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
             raise InputError(f"{path}: OpenSlide does not read it ({_explain(error)})") from None
+        self._path = path
         self._slide.set_cache(openslide.OpenSlideCache(_CACHE))
         properties = self._slide.properties
         self.format = "openslide/" + properties[openslide.PROPERTY_NAME_VENDOR]
@@ -54,7 +66,7 @@ class OpenSlidePixels:
     def _place_levels(self, frame: Frame) -> tuple[Origin | None, list[tuple[int, int]]]:
         """Place the levels on the canvas: find the corner of level 0, and the shape of each."""
         canvas = [(height, width) for width, height in self._slide.level_dimensions]
-        downs = [compute_downsamples(canvas[0], shape) for shape in canvas]
+        self._downs = downs = [compute_downsamples(canvas[0], shape) for shape in canvas]
         bounds = self._read_bounds() if frame == "bounds" else None
         if bounds is None:
             self._corners = [(0.0, 0.0)] * len(canvas)
@@ -118,11 +130,44 @@ class OpenSlidePixels:
     def _read_region(
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
+        return flatten(self._read_rgba(level, y, x, height, width), self._background)
+
+    def _read_rgba(self, level: int, y: int, x: int, height: int, width: int) -> Image.Image:
         down = self._slide.level_downsamples[level]
         top, left = self._corners[level]
         corner = (round((left + x) * down), round((top + y) * down))
-        region = self._slide.read_region(corner, level, (width, height))
-        return flatten(region, self._background)
+        return self._slide.read_region(corner, level, (width, height))
+
+    def read_scanned(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> Bool[np.ndarray, "height width"] | None:
+        """Tell which pixels of a box were scanned; None where all were.
+
+        OpenSlide leaves the others transparent. To see that costs a read of the slide, but not where a file
+        is simple, and lists which tiles it lacks.
+        """
+        vendor = self.format.removeprefix("openslide/")
+        if vendor in _PLAIN_TIFFS:
+            if self._written is None:
+                return None
+            return self._written.crop((y, x, height, width), self._downs[level], self.origin or (0, 0))
+        has_gaps = vendor not in _WITHOUT_GAPS and self._slide.properties.get(_TILING) != "TILED_FULL"
+        if not has_gaps and self._read_bounds() is None:
+            return None
+        return np.asarray(self._read_rgba(level, y, x, height, width).getchannel("A")) >= 128
+
+    @cached_property
+    def _written(self) -> WrittenTiles | None:
+        """The tiles of a plain TIFF's finest page that were written; None where all were."""
+        try:
+            with tifffile.TiffFile(self._path) as tiff:
+                pages: list[Any] = list(tiff.pages)
+                tiled = [page for page in pages if page.is_tiled]
+                finest = max(tiled, key=lambda page: page.imagelength * page.imagewidth)
+                return TiffTiles(self._path, [finest], blank=255).find_written()
+        except Exception as error:  # what tifffile cannot parse is left to OpenSlide
+            _log.debug("%s: is not searched for tiles that were never written: %s", self._path, error)
+            return None
 
     def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
         """Keep what boxes share until each has been read; OpenSlide keeps what it decodes itself."""

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from fseg_jax.slides.bounds import Origin
@@ -38,8 +38,20 @@ class Pixels(Protocol):
     def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
         """Keep what boxes inside a level share until each has been read, which the function is told."""
 
+    def read_scanned(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> Bool[np.ndarray, "height width"] | None:
+        """Tell which pixels of a box inside the level were scanned; None, for any box, where all were."""
+
     def close(self) -> None:
         """Release the file."""
+
+
+class HasNoGaps:
+    """A reader of files that hold all of their pixels, or do not say which they lack."""
+
+    def read_scanned(self, level: int, y: int, x: int, height: int, width: int) -> None:
+        """Return None: all were scanned."""
 
 
 class SharesNothing:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.bounds import Frame, Origin
@@ -143,12 +143,7 @@ class Slide:
         try:
             pixels = self._pixels.read(level, *inside)
         except Exception as error:
-            is_unknown = isinstance(error, (NotImplementedError, ImportError))
-            why = "its pixels are of a kind that is not read" if is_unknown else "the file is damaged there"
-            raise InputError(
-                f"{self.path}: cannot be decoded at y = {inside[0]}, x = {inside[1]} of level {level} "
-                f"({first_line(error)}); {why}"
-            ) from error
+            raise self._explain_damage(level, inside[0], inside[1], error) from error
         return _pad_edges(pixels, y - inside[0], x - inside[1], height, width)
 
     @contextmanager
@@ -163,6 +158,53 @@ class Slide:
         regions = [_cover(_clip_box(box, shape), scale, self._pixels.shapes[level]) for box in boxes]
         with self._pixels.announce(level, regions) as release:
             yield release
+
+    def read_scanned(self, mpp: float) -> Bool[np.ndarray, "height width"] | None:
+        """Tell which pixels of the whole slide, at a resolution, were scanned: by what is at their centres.
+
+        Returns None where all were.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        level, _ = self._choose_level(max(mpp, self.mpp))
+        shape = compute_shape(self, mpp)
+        rows, columns = (
+            np.minimum((np.arange(n) + 0.5) * (mpp / self.mpp / down), size - 1).astype(int)
+            for n, down, size in zip(shape, self._downsamples[level], self._pixels.shapes[level], strict=True)
+        )
+        side = max(1, int(math.sqrt(_MAX_REGION) * self.mpp * min(self._downsamples[level]) / mpp))
+        out = np.ones(shape, bool)
+
+        def read_block(block: tuple[int, int]) -> bool:
+            part = tuple(slice(at, at + side) for at in block)
+            y, x = rows[part[0]], columns[part[1]]
+            scanned = self._read_level_scanned(level, y[0], x[0], y[-1] - y[0] + 1, x[-1] - x[0] + 1)
+            if scanned is not None:
+                out[part] = scanned[(y - y[0])[:, None], x - x[0]]
+            return scanned is not None
+
+        blocks = [(y, x) for y in range(0, shape[0], side) for x in range(0, shape[1], side)]
+        if read_block(blocks[0]):
+            with _start_threads(min(4, os.cpu_count() or 1)) as pool:
+                list(pool.map(read_block, blocks[1:]))
+        return None if out.all() else out
+
+    def _read_level_scanned(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> Bool[np.ndarray, "height width"] | None:
+        try:
+            return self._pixels.read_scanned(level, y, x, height, width)
+        except Exception as error:
+            raise self._explain_damage(level, y, x, error) from error
+
+    def _explain_damage(self, level: int, y: int, x: int, error: Exception) -> InputError:
+        is_unknown = isinstance(error, (NotImplementedError, ImportError))
+        why = "its pixels are of a kind that is not read" if is_unknown else "the file is damaged there"
+        return InputError(
+            f"{self.path}: cannot be decoded at y = {y}, x = {x} of level {level} "
+            f"({first_line(error)}); {why}"
+        )
 
     def close(self) -> None:
         """Release the file."""

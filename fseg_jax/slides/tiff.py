@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
@@ -33,7 +33,7 @@ from fseg_jax.files.tiff_pictures import (
 from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.channels import Channel, choose_rgb
 from fseg_jax.slides.ome_header import OmeHeader, OmeImage, parse_header
-from fseg_jax.slides.pixels import Box, flatten, is_plausible
+from fseg_jax.slides.pixels import Box, compute_downsamples, flatten, is_plausible
 from fseg_jax.slides.series import FileImage, choose_image
 from fseg_jax.slides.tiff_pyramid import TiffPyramid
 from fseg_jax.slides.tiff_tiles import TiffTiles
@@ -97,6 +97,7 @@ class TiffPixels:
         self.orientation = read_orientation(keyframe)
         self.mpp = image.mpp or _parse_imagej_mpp(self._tiff, keyframe) or _parse_tag_mpp(keyframe)
         self._pyramid = TiffPyramid(dict(enumerate(self._levels)))
+        self._written = self._levels[0].find_written()
 
     def _read_header(self) -> OmeHeader | None:
         """Read the OME header, which may be in another file of the set; None where there is none."""
@@ -178,6 +179,15 @@ class TiffPixels:
     def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
         """Keep the tiles that boxes share until each has been read."""
         return self._pyramid.announce(level, boxes)
+
+    def read_scanned(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> Bool[np.ndarray, "height width"] | None:
+        """Tell which pixels of a box are in tiles that were written; None where all tiles were."""
+        if self._written is None:
+            return None
+        down = compute_downsamples(self.shapes[0], self.shapes[level])
+        return self._written.crop((y, x, height, width), down)
 
     def close(self) -> None:
         """Release the file and what was decoded."""

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.extent import check_extent, check_piece
@@ -16,6 +16,36 @@ _JPEG = (6, 7, 33007, 34892)
 _JPEG2000 = (33003, 33004, 33005, 34712)
 
 Tile = Shaped[np.ndarray, "tile_height tile_width samples"]
+
+
+class WrittenTiles(NamedTuple):
+    """Which tiles of a slide's finest level were written.
+
+    Attributes:
+        written: True where one was.
+        tile: (height, width) of a tile.
+    """
+
+    written: Bool[np.ndarray, "rows columns"]
+    tile: tuple[int, int]
+
+    def crop(
+        self, box: tuple[int, int, int, int], down: tuple[float, float], origin: tuple[int, int] = (0, 0)
+    ) -> Bool[np.ndarray, "height width"]:
+        """Tell which pixels of a box of a level have their centres in a tile that was written.
+
+        Args:
+            box: (y, x, height, width) in pixels of the level.
+            down: Pixels of the finest level per pixel, along y and x.
+            origin: (y, x) of the level's corner in the finest level.
+        """
+        rows, columns = (
+            (((np.arange(at, at + n) + 0.5) * d + o) // side).astype(int).clip(0, count - 1)
+            for at, n, d, o, side, count in zip(
+                box[:2], box[2:], down, origin, self.tile, self.written.shape, strict=True
+            )
+        )
+        return np.asarray(self.written[rows[:, None], columns])
 
 
 class TiffTiles:
@@ -94,6 +124,15 @@ class TiffTiles:
         if pixels is None:
             return np.full(shape[1:], self._blank, self.keyframe.dtype)
         return np.asarray(pixels[0])
+
+    def find_written(self) -> "WrittenTiles | None":
+        """Find which tiles the file holds, those of all channels; None where it holds all."""
+        written = np.ones((self.rows, self.columns), bool)
+        for page in self.pages if self.mapped is None else ():
+            for values in (page.dataoffsets, page.databytecounts):
+                listed = np.array(values[: self._planes * written.size]).astype(bool)
+                written &= listed.reshape(self._planes, *written.shape).all(axis=0)
+        return None if written.all() else WrittenTiles(written, self.tile)
 
     def check_extent(self) -> None:
         """Raise ``InputError`` where tiles are not listed or lie past the end of the file."""

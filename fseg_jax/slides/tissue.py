@@ -34,16 +34,35 @@ class Tissue(NamedTuple):
         mpp: µm per mask pixel.
         artefacts: The kinds of artefacts (``artefacts.KINDS``), on tissue and beside it, 0 where there is
             none; None where nobody has looked for them.
+        scanned: What of the slide was scanned; None: all of it, or its file does not say.
     """
 
     mask: Bool[np.ndarray, "height width"]
     mpp: float
     artefacts: UInt8[np.ndarray, "height width"] | None = None
+    scanned: Bool[np.ndarray, "height width"] | None = None
 
     @property
     def fraction(self) -> float:
-        """The share of the slide that is tissue."""
-        return float(self.mask.mean())
+        """The share of what was scanned that is tissue."""
+        return int(np.count_nonzero(self.mask)) / self._count_scanned()
+
+    def measure_share(self, kind: int) -> float:
+        """Measure the share of what was scanned that is a kind of artefact."""
+        if self.artefacts is None:
+            return 0.0
+        return int(np.count_nonzero(self.artefacts == kind)) / self._count_scanned()
+
+    def _count_scanned(self) -> int:
+        return max(1, self.mask.size if self.scanned is None else int(np.count_nonzero(self.scanned)))
+
+    def drop_unscanned(self, slide: Slide) -> "Tissue":
+        """Leave what was never scanned out of all masks."""
+        scanned = slide.read_scanned(self.mpp)
+        if scanned is None:
+            return self
+        artefacts = None if self.artefacts is None else self.artefacts * scanned
+        return Tissue(self.mask & scanned, self.mpp, artefacts, scanned)
 
     def count_artefacts(self) -> Int64[np.ndarray, " kinds+1"]:
         """Count the mask's pixels of each kind of artefact, those of none first; nobody looked: no pixels."""
@@ -134,20 +153,21 @@ def choose_tissue(slide: Slide, how: str) -> Tissue:
 def find_tissue(slide: Slide) -> Tissue:
     """Find the tissue of an H&E or IHC slide on a thumbnail of about 4 µm per pixel."""
     image, mpp = read_thumbnail(slide, _choose_thumbnail_side(slide))
-    masks = segment_tissue(image, mpp)
-    return Tissue(masks.tissue, mpp, masks.number_artefacts())
+    scanned = slide.read_scanned(mpp)
+    masks = segment_tissue(image, mpp, scanned)
+    return Tissue(masks.tissue, mpp, masks.number_artefacts(), scanned)
 
 
 def describe_absence(tissue: Tissue) -> str:
     """Say that no tissue was found, and what was found in its place."""
-    ink = 0.0 if tissue.artefacts is None else float((tissue.artefacts == INK).mean())
+    ink = tissue.measure_share(INK)
     return f"no tissue found, only ink on {ink:.0%} of the slide" if ink >= 0.005 else "no tissue found"
 
 
 def take_whole_slide(slide: Slide) -> Tissue:
-    """Make a mask that takes the whole slide as tissue."""
+    """Make a mask that takes the whole slide as tissue, but for what was never scanned."""
     mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / _choose_thumbnail_side(slide))
-    return Tissue(np.ones(compute_shape(slide, mpp), bool), mpp)
+    return Tissue(np.ones(compute_shape(slide, mpp), bool), mpp).drop_unscanned(slide)
 
 
 def _choose_thumbnail_side(slide: Slide) -> int:
@@ -167,6 +187,8 @@ def load_tissue(path: str | Path, slide: Slide) -> Tissue:
     level-0 pixels (``tissue_outlines.py``); where it marks artefacts alone, tissue is found. Artefacts are
     those of the file, and none are looked for.
 
+    What was never scanned is no tissue, whatever the file says.
+
     Raises:
         InputError: The file is neither, is damaged, or marks no tissue on the slide.
     """
@@ -183,6 +205,7 @@ def load_tissue(path: str | Path, slide: Slide) -> Tissue:
         tissue = _read_geojson(path, slide)
     else:
         tissue = _read_mask_image(path, slide)
+    tissue = tissue.drop_unscanned(slide)
     if not tissue.mask.any():
         raise InputError(f"{path}: marks no tissue inside {slide.path.name}{_explain_frame(slide)}")
     return tissue

@@ -27,7 +27,7 @@ from fseg_jax.slides.glass import (
     TEXTURED,
     UNSURE,
     estimate_glass,
-    find_unscanned,
+    find_blank,
     fit_background,
     measure_haze,
     measure_texture,
@@ -91,37 +91,67 @@ class TissueMasks(NamedTuple):
         return numbers
 
 
-def segment_tissue(image: UInt8[np.ndarray, "h w 3"], mpp: float) -> TissueMasks:
-    """Tell tissue from glass, haze, ink, shadows and what was not scanned, at ``mpp`` µm per pixel."""
+def segment_tissue(
+    image: UInt8[np.ndarray, "h w 3"], mpp: float, scanned: Bool[np.ndarray, "h w"] | None = None
+) -> TissueMasks:
+    """Tell tissue from glass, haze, ink, shadows and what was not scanned.
+
+    Args:
+        image: The picture.
+        mpp: Its µm per pixel.
+        scanned: Which of its pixels were scanned, where the file says so; None: all, or it does not say.
+    """
+    if scanned is None or scanned.all():
+        return _segment_scanned(image, mpp, np.ones(image.shape[:2], bool))
+    if not scanned.any():
+        nothing = np.zeros(image.shape[:2], bool)
+        return TissueMasks(nothing, nothing, nothing, nothing, np.full(3, USUAL_WHITE, np.float32))
+    # Whatever colour a file gives to what was not scanned, it looks like blank paper from here on.
+    masks = _segment_scanned(np.where(scanned[..., None], image, np.uint8(255)), mpp, scanned)
+    tissue, ink, folded, blurred = (mask & scanned for mask in masks[:4])
+    return TissueMasks(tissue, ink, folded, blurred, masks.glass)
+
+
+def _segment_scanned(
+    image: UInt8[np.ndarray, "h w 3"], mpp: float, scanned: Bool[np.ndarray, "h w"]
+) -> TissueMasks:
+    """Reduce an image that is finer than needed, and choose how coarse tissue is told from glass."""
     height, width = image.shape[:2]
     most = max(1, min(height, width) // 32)  # a small picture is not reduced to nothing
     finer = min(round(FINEST_MPP / mpp), most)
     if mpp < 0.7 * FINEST_MPP and finer > 1:
         planes = np.clip(np.rint(reduce_image(image, finer)), 0, 255).astype(np.uint8)
-        result = segment_tissue(np.ascontiguousarray(planes.transpose(1, 2, 0)), mpp * finer)
+        smaller = np.ascontiguousarray(planes.transpose(1, 2, 0))
+        result = _segment_scanned(smaller, mpp * finer, reduce_plane(scanned, finer) > 0)
         tissue, ink, folded, blurred = (repeat(mask, finer)[:height, :width] for mask in result[:4])
         return TissueMasks(tissue, ink, folded, blurred, result.glass)
     step = max(round(COARSE_MPP / mpp), math.ceil(math.sqrt(height * width / COARSE_PIXELS)))
     step = min(max(1, step), most)
-    return _segment(image, step, mpp * step)
+    return _segment(image, scanned, step, mpp * step)
 
 
-def _segment(image: UInt8[np.ndarray, "H W 3"], step: int, mpp: float) -> TissueMasks:
+def _segment(
+    image: UInt8[np.ndarray, "H W 3"], scanned: Bool[np.ndarray, "H W"], step: int, mpp: float
+) -> TissueMasks:
     """Find tissue on means of ``step`` × ``step`` pixels, of ``mpp`` µm, and draw its border in all."""
     height, width = image.shape[:2]
     levels = reduce_image(image, step)
     darkest, brightest = levels.min(axis=0), levels.max(axis=0)
-    blank = find_unscanned(darkest)
-    dark = float((brightest < DARK).mean())
-    grey = bool((brightest - darkest <= 3).mean() > 0.98)
+    share = reduce_plane(scanned, step)
+    scanned, whole = share > 0, share > 0.999  # in part, or all of it
+    del share
+    blank = find_blank(darkest) | ~whole
+    dark = float((brightest[scanned] < DARK).mean())
+    grey = bool((brightest[scanned] - darkest[scanned] <= 3).mean() > 0.98)
     black, border = brightest < BLACK, brightest < BORDER
     density = compute_density(levels)
     # Every usual stain absorbs green.
     texture = measure_texture(0.5 * density[1] + 0.25 * (density[0] + density[2]), mpp)
-    noise, glass = estimate_glass(levels, darkest, brightest, texture, blank)
+    noise, glass = estimate_glass(levels, darkest, brightest, texture, blank, whole)
     if glass is None:
         if 0.1 < dark < 0.99:
-            return _segment_on_black(brightest, (height, width), step, mpp)
+            light = np.where(scanned, brightest, np.float32(0))
+            return _segment_on_black(light, (height, width), step, mpp)
         glass = np.full(3, compute_density(np.asarray(USUAL_WHITE, np.float32)), np.float32)
     del levels, darkest, brightest
     limit = float(np.clip(SMOOTH_NOISE * noise, *SMOOTH_LIMITS))
@@ -133,13 +163,13 @@ def _segment(image: UInt8[np.ndarray, "H W 3"], step: int, mpp: float) -> Tissue
     low = np.clip(SPREAD * background.spread, *LOW_LIMITS)
     low += UNSURE * measure_haze(background.density, glass)
     ink = find_ink(over, texture, mpp) | black
-    never = ink | blank
+    never = ink | (blank & whole) | ~scanned
     score[never] = 0
     mask = _threshold_density(score, low, texture, limit)
     mask = _close_gaps(mask, score, low, mpp) & ~never
     if not grey:
         mask = _drop_grey(mask, strongest, weakest)
-    area = mask.size * mpp**2
+    area = np.count_nonzero(scanned) * mpp**2
     mask = _fill_holes(mask, score < low, never, min(HOLE, 0.05 * area), mpp)
     mask = drop_small(mask, min(SPECK, 0.01 * area) / mpp**2)
     half = min(2, max(1, min(mask.shape) // 32))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from fseg_jax.slides.pixels import Box, Pixels
 
@@ -27,7 +27,10 @@ class UprightPixels:
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a box of a level."""
-        part = self._pixels.read(level, *self._find_stored(level, (y, x, height, width)))
+        return self._turn(self._pixels.read(level, *self._find_stored(level, (y, x, height, width))))
+
+    def _turn(self, part: np.ndarray) -> np.ndarray:
+        """Turn a box as it is stored."""
         part = part.swapaxes(0, 1) if self._is_transposed else part
         return np.ascontiguousarray(part[:: -1 if self._flips[0] else 1, :: -1 if self._flips[1] else 1])
 
@@ -44,6 +47,13 @@ class UprightPixels:
     def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
         """Keep what boxes share until each has been read."""
         return self._pixels.announce(level, [self._find_stored(level, box) for box in boxes])
+
+    def read_scanned(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> Bool[np.ndarray, "height width"] | None:
+        """Tell which pixels of a box were scanned."""
+        scanned = self._pixels.read_scanned(level, *self._find_stored(level, (y, x, height, width)))
+        return None if scanned is None else self._turn(scanned)
 
     def close(self) -> None:
         """Release the file."""

@@ -9,12 +9,14 @@ import pytest
 import shapely
 import tifffile
 from PIL import Image
+from scipy import ndimage
 
 from fseg_jax.errors import InputError
 from fseg_jax.pipeline.slide_facts import SlideFacts, slide_facts
 from fseg_jax.pipeline.tissue_files import write_tissue_files
 from fseg_jax.slides.reader import open_slide
-from fseg_jax.slides.tissue import load_tissue
+from fseg_jax.slides.tissue import find_tissue, load_tissue, take_whole_slide
+from fseg_jax.slides.tissue_segmentation import segment_tissue
 from tests.shared.leica import MPP, write_leica
 
 pytestmark = pytest.mark.smoke
@@ -24,6 +26,14 @@ CORNER = (1003, 701)  # no multiples of what a level is reduced by
 TISSUE = (120, 200, 480, 680)  # y0, x0, y1, x1 in the scan
 RANDOM = np.random.default_rng(0)
 NOISE = RANDOM.integers(0, 256, (600, 800, 3), np.uint8)
+
+
+def keep_tiles(path: Path, written: np.ndarray) -> None:
+    """Leave tiles of a TIFF's first page out, as if they had never been written."""
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        page = tiff.pages[0]
+        for tag, values in (("TileOffsets", page.dataoffsets), ("TileByteCounts", page.databytecounts)):
+            page.tags[tag].overwrite([int(v) * k for v, k in zip(values, written.ravel(), strict=True)])
 
 
 def draw_scan() -> np.ndarray:
@@ -76,12 +86,9 @@ def test_a_tiff_whose_outer_tiles_were_never_written_begins_with_those_that_were
     tifffile.imwrite(
         path, picture, tile=(128, 128), photometric="rgb", compression="adobe_deflate", **resolution
     )
-    with tifffile.TiffFile(path, mode="r+") as tiff:
-        page = tiff.pages[0]
-        kept = np.zeros((8, 10), bool)
-        kept[2:6, 3:9] = True
-        for tag, values in (("TileOffsets", page.dataoffsets), ("TileByteCounts", page.databytecounts)):
-            page.tags[tag].overwrite([int(v) * k for v, k in zip(values, kept.ravel(), strict=True)])
+    written = np.zeros((8, 10), bool)
+    written[2:6, 3:9] = True
+    keep_tiles(path, written)
     with open_slide(path) as slide:
         assert (slide.frame, slide.origin) == ("bounds", (256, 384))
         np.testing.assert_array_equal(slide.read(0, 0, 512, 768, MPP), picture[256:768, 384:1152])
@@ -153,3 +160,102 @@ def test_a_record_keeps_the_frame_and_an_old_one_is_of_the_canvas(scan: Path) ->
     assert SlideFacts.from_json(content).frame_to_json() == {"frame": "canvas", "frame_x": 0, "frame_y": 0}
     with pytest.raises(ValueError, match="frame cannot be"):
         SlideFacts.from_json(content | {"frame": "glass"})
+
+
+SECOND = (1803, 1741)  # the corner of a scan of 400 × 300 pixels
+GLASS, STAINED = (214, 214, 216), (225, 130, 180)
+
+
+def draw_glass(height: int, width: int, tissue: tuple[int, int, int, int]) -> np.ndarray:
+    """Draw glass far darker than white, and on it tissue, at (y0, x0, y1, x1)."""
+    scan = np.full((height, width, 3), GLASS, float)
+    y0, x0, y1, x1 = tissue
+    scan[y0:y1, x0:x1] = STAINED
+    scan[y0:y1, x0:x1] += RANDOM.normal(0, 8, (y1 - y0, x1 - x0, 1))
+    return (scan + RANDOM.normal(0, 1, (height, width, 1))).round().clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def two_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two scans, the tissue of the first cut by its edge: most of what bounds them was never scanned."""
+    path = tmp_path_factory.mktemp("two") / "two.scn"
+    first = draw_glass(800, 1000, (200, 400, 800, 1000))
+    second = draw_glass(400, 300, (100, 100, 300, 220))
+    write_leica(path, CANVAS, [(CORNER, first), (SECOND, second)])
+    return path
+
+
+def mark_scans(shape: tuple[int, int], origin: tuple[int, int]) -> np.ndarray:
+    marked = np.zeros(shape, bool)
+    for (y, x), height, width in ((CORNER, 800, 1000), (SECOND, 400, 300)):
+        marked[y - origin[0] :, x - origin[1] :][:height, :width] = True
+    return marked
+
+
+@pytest.mark.parametrize("frame", ["bounds", "canvas"])
+def test_what_was_never_scanned_is_no_tissue_no_glass_and_no_area(frame: str, two_scans: Path) -> None:
+    with open_slide(two_scans, frame=frame) as slide:
+        shape = (slide.height, slide.width)
+        scanned = mark_scans(shape, slide.origin)
+        found = slide.read_scanned(MPP)
+        assert found is not None
+        np.testing.assert_array_equal(found, scanned)
+        whole, tissue = take_whole_slide(slide), find_tissue(slide)
+        grown = ndimage.binary_dilation(scanned, iterations=16)  # two pixels of the mask
+    for mask in (whole.crop(0, 0, *shape, MPP), tissue.crop(0, 0, *shape, MPP)):
+        assert not (mask & ~grown).any()
+    area = np.count_nonzero(scanned) * MPP**2
+    assert np.count_nonzero(whole.mask) * whole.mpp**2 == pytest.approx(area, rel=0.02)
+    assert whole.fraction == 1
+    truth = 600 * 600 + 200 * 120
+    assert np.count_nonzero(tissue.mask) * tissue.mpp**2 == pytest.approx(truth * MPP**2, rel=0.04)
+    assert tissue.fraction == pytest.approx(truth * MPP**2 / area, rel=0.04)
+
+
+def test_glass_is_the_same_whatever_colour_stands_for_what_was_never_scanned() -> None:
+    """The glass of two pictures that differ only in what was never scanned, which is four fifths of them."""
+    picture = draw_glass(500, 600, (60, 40, 160, 140))
+    scanned = np.zeros((500, 600), bool)
+    scanned[:200, :300] = True
+    masks = []
+    for colour in ((255, 255, 255), (0, 0, 0), (70, 120, 30)):
+        picture[~scanned] = colour
+        masks.append(segment_tissue(picture, 4.0, scanned))
+    assert np.abs(masks[0].glass - GLASS).max() < 2
+    truth = np.zeros((500, 600), bool)
+    truth[60:160, 40:140] = True
+    assert (masks[0].tissue & truth).sum() / (masks[0].tissue | truth).sum() > 0.95
+    for other in masks[1:]:
+        for mask, same in zip(masks[0], other, strict=True):
+            np.testing.assert_array_equal(mask, same)
+
+
+@pytest.mark.parametrize("suffix", [".ome.tif", ".svs", ".tif"])
+def test_tiles_that_were_never_written_were_never_scanned(suffix: str, tmp_path: Path) -> None:
+    """Read by tifffile, and by OpenSlide with and without bounds."""
+    path = tmp_path / f"gaps{suffix}"
+    description = {".svs": "Aperio Image Library v1.0\n640x512 (128x128) JPEG/RGB|AppMag = 20|MPP = 0.5"}
+    options = {"photometric": "rgb", "tile": (128, 128), "compression": "adobe_deflate"}
+    if suffix == ".ome.tif":
+        metadata = {"axes": "YXS", "PhysicalSizeX": MPP, "PhysicalSizeY": MPP}
+        tifffile.imwrite(path, NOISE[:512, :640], metadata=metadata, **options)
+    else:
+        options |= {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER", "metadata": None}
+        tifffile.imwrite(path, NOISE[:512, :640], description=description.get(suffix), **options)
+    written = np.ones((4, 5), bool)
+    written[:, 0] = written[1, 2] = False
+    keep_tiles(path, written)
+    with open_slide(path) as slide:
+        begin = 128 if suffix == ".tif" else 0  # of OpenSlide's bounds
+        assert (slide.height, slide.width) == (512, 640 - begin)
+        expected = np.kron(written, np.ones((128, 128), bool))[:, begin:]
+        np.testing.assert_array_equal(slide.read_scanned(MPP), expected)
+        np.testing.assert_array_equal(slide.read_scanned(4 * MPP), expected[2::4, 2::4])
+        assert (slide.read(0, 0, *expected.shape, MPP)[~expected] == 255).all()
+
+
+def test_a_file_that_holds_all_its_pixels_is_not_searched_for_gaps(noise: Path, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "whole.tif", NOISE, tile=(128, 128), photometric="rgb")
+    for path in (noise, tmp_path / "whole.tif"):
+        with open_slide(path, MPP) as slide:
+            assert slide.read_scanned(4 * MPP) is None

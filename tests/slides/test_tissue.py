@@ -13,6 +13,7 @@ from skimage import data, draw
 
 from fseg_jax.errors import InputError
 from fseg_jax.slides.artefacts import FOLD, INK
+from fseg_jax.slides.pixels import HasNoGaps
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_thumbnail
 from fseg_jax.slides.tissue import Tissue, find_tissue, load_tissue, take_whole_slide
 from fseg_jax.slides.tissue_segmentation import segment_tissue
@@ -348,8 +349,8 @@ def test_geojson(content: object, far: bool, slide: Slide, tmp_path: Path) -> No
 
 
 def test_geojson_on_a_slide_too_large_for_its_own_pixels(tmp_path: Path, slide: Slide) -> None:
-    class LargePixels:
-        format, shapes, mpp, origin = "image", [(60_000, 90_000)], None, None
+    class LargePixels(HasNoGaps):
+        format, shapes, mpp, origin, series = "image", [(60_000, 90_000)], None, None, None
 
     path = tmp_path / "drawn.json"
     corners = [[30_000, 15_000], [60_000, 15_000], [60_000, 45_000], [30_000, 45_000], [30_000, 15_000]]
