@@ -157,6 +157,7 @@ class LabelWriter:
         names: Sequence[str] | None,
         colours: np.ndarray,
         provenance: dict[str, Any],
+        slide_mpp: float | None = None,
     ) -> None:
         """Make the pyramid's folder.
 
@@ -168,6 +169,8 @@ class LabelWriter:
             names: Names of the clusters; ``make_default_names`` without.
             colours: uint8 (k, 3), colours of the clusters.
             provenance: What the labels are made with, as JSON; it is stored under ``fseg``.
+            slide_mpp: µm per pixel of the slide, the centre of whose first pixel is at 0, as OME-Zarr counts;
+                None: as the labels'.
 
         Raises:
             InputError: The folder exists.
@@ -181,6 +184,7 @@ class LabelWriter:
             raise ValueError(f"{k} clusters need {k} names and colours")
         self._path = Path(path).absolute()
         self._mpp, self._k, self._provenance = float(mpp), k, provenance
+        self._slide_mpp = self._mpp if slide_mpp is None else float(slide_mpp)
         self._dtype = choose_label_dtype(k)
         self._pixels = np.zeros(k + 1, np.int64)
         try:
@@ -267,11 +271,10 @@ class LabelWriter:
         datasets = []
         for index in range(len(self._levels)):
             factor = 2**index
-            shift = (
-                0.5 * (factor - 1) * self._mpp
-            )  # from the centre of the first fine pixel to the coarse one's
+            # From the centre of the slide's first pixel to that of the label's.
+            shift = 0.5 * (factor * self._mpp - self._slide_mpp)
             transforms: list[dict[str, Any]] = [{"type": "scale", "scale": [self._mpp * factor] * 2}]
-            if index:
+            if shift:
                 transforms.append({"type": "translation", "translation": [shift, shift]})
             datasets.append({"path": str(index), "coordinateTransformations": transforms})
         axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]

@@ -38,6 +38,7 @@ def write_artefact_labels(path: Path, plan: Plan, provenance: dict[str, Any]) ->
         names=NAMES,
         colours=COLOURS,
         provenance=provenance,
+        slide_mpp=plan.slide.mpp,
     )
     for row in range(grid.rows):
         y, _, height, _ = grid.locate_core(row, 0)

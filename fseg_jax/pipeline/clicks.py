@@ -160,7 +160,14 @@ def seed_slide(
         path, mpp, colours = folder / f"{stem}.ome.zarr", facts.parameters.mpp, make_palette(k)
         shape = (facts.height, facts.width)
         writer = LabelWriter(
-            path, shape, mpp, k, names=names, colours=colours, provenance=provenance.to_json()
+            path,
+            shape,
+            mpp,
+            k,
+            names=names,
+            colours=colours,
+            provenance=provenance.to_json(),
+            slide_mpp=facts.slide.mpp,
         )
         for part in vote(embedded, facts, labels, soft):
             writer.append(part)

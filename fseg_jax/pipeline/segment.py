@@ -204,7 +204,14 @@ def write_outputs(
     shape = (plan.grid.height, plan.grid.width)
     shortfall = Shortfall()
     writer = LabelWriter(
-        labels_path, shape, plan.mpp, k, names=clusters, colours=colours, provenance=provenance.to_json()
+        labels_path,
+        shape,
+        plan.mpp,
+        k,
+        names=clusters,
+        colours=colours,
+        provenance=provenance.to_json(),
+        slide_mpp=plan.slide.mpp,
     )
     keeper = None
     if keep is not None:

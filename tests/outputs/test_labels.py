@@ -156,6 +156,22 @@ def test_metadata_say_where_the_pixels_lie(tmp_path):
     assert ome["image-label"]["colors"][0]["rgba"][3] == 0
 
 
+@pytest.mark.parametrize("slide_mpp", [0.25, 0.499, 0.5, 0.7])
+def test_labels_lie_on_the_slide_in_a_frame_of_pixel_centres(tmp_path, slide_mpp):
+    """A label pixel's corner, by the transformations of centres, is where the slide's has it."""
+    writer = LabelWriter(
+        tmp_path / "s.ome.zarr", (600, 700), 0.5, 2, names=None, colours=make_palette(2), provenance={},
+        slide_mpp=slide_mpp,
+    )  # fmt: skip
+    writer.append(np.ones((600, 700), np.uint8))
+    writer.close()
+    ome = json.loads((tmp_path / "s.ome.zarr" / "zarr.json").read_text())["attributes"]["ome"]
+    for dataset in ome["multiscales"][0]["datasets"]:
+        scale, *moves = dataset["coordinateTransformations"]
+        move = moves[0]["translation"][0] if moves else 0.0
+        assert move - scale["scale"][0] / 2 == pytest.approx(-slide_mpp / 2)
+
+
 def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
