@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fseg_jax.cli.parameters import Number, Shard, WholeNumber
+from fseg_jax.cli.parameters import Number, Shard, SlidePath, WholeNumber
 from fseg_jax.errors import InputError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -16,6 +16,7 @@ MICRONS = Number(1e-3, 1e4)  # per pixel
 RATE = Number(0, 1, above=True, below=True)
 SHARE = Number(0, 1)
 PATH = click.Path(path_type=Path)
+SLIDE = SlidePath()
 
 
 def combine(*decorators: Decorator) -> Callable[[Function], Function]:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -49,6 +50,18 @@ class WholeNumber(click.ParamType[int]):
             range_ = f"{self._least} or more" if self._most == 10**9 else f"{self._least} to {self._most}"
             self.fail(f"{str(value)[:40]!r}: give a whole number, {range_}", param, ctx)
         return number
+
+
+class SlidePath(click.ParamType[Path]):
+    """A slide's file or folder, or its address."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Read a path or an address; one that holds a password is a mistake."""
+        from fseg_jax.files.addresses import locate
+
+        return locate(value)
 
 
 class Shard(click.ParamType[tuple[int, int]]):

@@ -7,6 +7,7 @@ import click
 
 from fseg_jax.cli.options import (
     PATH,
+    SLIDE,
     anndata_option,
     batching_options,
     classes_option,
@@ -24,7 +25,7 @@ from fseg_jax.cli.terminal import show_progress, tolerate_failure
 
 
 @click.command()
-@click.argument("slides", nargs=-1, required=True, type=PATH, metavar="SLIDE...")
+@click.argument("slides", nargs=-1, required=True, type=SLIDE, metavar="SLIDE...")
 @combine(output_option(), encoder_options, patch_options, tissue_options)
 @click.option(
     "--store",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fseg_jax.cli.options import (
-    PATH,
+    SLIDE,
     artefacts_option,
     batching_options,
     combine,
@@ -38,7 +38,7 @@ DEMO_MPP = 0.5  # an estimate: nuclei of the colon are some 10 µm long, and som
 
 
 @click.command()
-@click.argument("slides", nargs=-1, required=True, type=PATH, metavar="SLIDE...")
+@click.argument("slides", nargs=-1, required=True, type=SLIDE, metavar="SLIDE...")
 @combine(
     output_option(),
     encoder_options,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fseg_jax.cli.options import (
-    PATH,
+    SLIDE,
     combine,
     frame_option,
     mpp_override_option,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("slides", nargs=-1, required=True, type=PATH, metavar="SLIDE...")
+@click.argument("slides", nargs=-1, required=True, type=SLIDE, metavar="SLIDE...")
 @combine(
     output_option(),
     mpp_override_option("Resolution of the slide in µm per pixel, instead of what its file says."),

@@ -9,6 +9,8 @@ A manifest is a CSV file with a header, on disk or at ``s3://`` or ``gs://``:
 ``slide_id`` and ``path`` are needed; an empty cell of the rest says nothing. Relative paths are relative to
 the manifest. A folder is a manifest of the slides directly in it, a glob of what it matches, and their ids
 are the files' names without suffixes. A DICOM slide is one, whether its files or their folder are found.
+
+A path may be an address at ``s3://``, ``gs://`` or ``https://``, which is opened when its turn comes.
 """
 
 import csv
@@ -23,12 +25,12 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import tensorstore as ts
 
 from fseg_jax.errors import InputError, first_line
-from fseg_jax.files.bucket import make_bucket_spec
+from fseg_jax.files.addresses import is_address, locate
+from fseg_jax.files.bucket import is_bucket, make_bucket_spec
 from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.kinds import suggest_names
 from fseg_jax.files.paths import is_folder, is_there
@@ -156,7 +158,7 @@ def hash_tissue_file(tissue: str) -> str | None:
 
 def read_bytes(location: str) -> bytes:
     """Read a file on disk, or an object at ``s3://BUCKET/KEY`` or ``gs://BUCKET/KEY``."""
-    if not is_remote(location):
+    if not is_bucket(location):
         try:
             return Path(location).read_bytes()
         except FileNotFoundError:
@@ -175,13 +177,8 @@ def read_bytes(location: str) -> bytes:
     return content
 
 
-def is_remote(location: str) -> bool:
-    """Whether a location is an object in a cloud store, not a path."""
-    return urlsplit(location).scheme in ("s3", "gs")
-
-
 def _read(name: str, slides_needed: bool) -> tuple[list[ManifestSlide], list[_Problem]]:
-    if not is_remote(name):
+    if not is_bucket(name):
         path = Path(name)
         if path.name.lower().endswith((*SUFFIXES, ".zarr")) and is_there(path):
             raise InputError(f"{name}: is a slide; {_WANTED}; fseg segment takes single slides")
@@ -381,17 +378,18 @@ def _locate(name: str, cell: str, column: str, wrong: list[str], *, needed: bool
     path = Path(cell)
     if not cell:
         wrong.append(f"no {column}")
-    elif is_remote(cell):
-        wrong.append(f"{column} {cell}: slides are read from a disk; mount the bucket or copy them")
     elif "\0" in cell:
         wrong.append(f"{column} {cell!r}: no path has such a character")
-    elif is_remote(name):
-        if not path.is_absolute():
-            wrong.append(f"{column} {cell}: in a manifest of a bucket, paths must be absolute")
-        elif needed:
-            wrong += _find_missing(path, column, cell)
+    elif is_address(cell) or (is_address(name) and not path.is_absolute()):
+        try:
+            path = locate(cell if is_address(cell) else f"{name.rpartition('/')[0]}/{cell}")
+        except InputError as error:
+            wrong.append(f"{column} {error}")
+        else:
+            if column != "path":
+                wrong.append(f"{column} {path}: is read from a disk; copy it there")
     else:
-        path = Path(name).parent / path
+        path = path if is_address(name) else Path(name).parent / path
         if needed:
             wrong += _find_missing(path, column, cell)
     return path

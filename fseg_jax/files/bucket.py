@@ -26,8 +26,9 @@ from fseg_jax.files.zarr import name_last_file
 
 _MAX_REQUESTS = 32  # to a bucket, at the same time
 _STAGED_AGE = 24 * 3600  # seconds after which staged outputs in a bucket are taken for a dead run's
-_RETRIES = {"max_retries": 8, "initial_delay": "500ms", "max_delay": "16s"}  # a minute in all
-_CONTEXT = ts.Context({"s3_request_retries": _RETRIES, "gcs_request_retries": _RETRIES})
+_PATIENCE = {"max_retries": 8, "initial_delay": "500ms", "max_delay": "16s"}  # a minute in all
+RETRIES = dict.fromkeys(("s3_request_retries", "gcs_request_retries", "http_request_retries"), _PATIENCE)
+_CONTEXT = ts.Context(RETRIES)
 _STAGED = re.compile(rf"\..*\.([0-9a-f]{{8}})[0-9a-f]{{8}}{re.escape(PARTIAL)}/")
 
 
@@ -37,8 +38,13 @@ def is_bucket(url: str) -> bool:
 
 
 def make_bucket_spec(url: str) -> dict[str, Any]:
-    """Make tensorstore's ``kvstore`` spec for an address, with S3's settings from the environment."""
+    """Make tensorstore's ``kvstore`` spec for an address, with S3's settings from the environment.
+
+    ``http://`` and ``https://`` are for reading only.
+    """
     parts = urlsplit(url)
+    if parts.scheme.startswith("http"):
+        return {"driver": "http", "base_url": f"{parts.scheme}://{parts.netloc}", "path": parts.path}
     spec: dict[str, Any] = {
         "driver": {"s3": "s3", "gs": "gcs"}[parts.scheme],
         "bucket": parts.netloc,

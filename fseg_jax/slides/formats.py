@@ -7,6 +7,7 @@ from typing import Any
 import tifffile
 
 from fseg_jax.errors import InputError
+from fseg_jax.files.addresses import RemotePath
 from fseg_jax.files.extent import check_tiles
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.tiff_pictures import TIFF_MAGIC, check_pages, has_channels, read_colours, read_orientation
@@ -17,7 +18,8 @@ from fseg_jax.slides.image import ImagePixels
 from fseg_jax.slides.mirax import check_description
 from fseg_jax.slides.ome_zarr import ZarrPixels
 from fseg_jax.slides.openslide import OpenSlidePixels
-from fseg_jax.slides.pixels import Pixels
+from fseg_jax.slides.pixels import ZIP_MAGIC, Pixels
+from fseg_jax.slides.remote import open_remote
 from fseg_jax.slides.series import refuse_series
 from fseg_jax.slides.tiff import TiffPixels
 from fseg_jax.slides.upright import UprightPixels
@@ -27,7 +29,6 @@ _log = logging.getLogger(__name__)
 OME_TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.tf2", ".ome.tf8", ".ome.btf")
 # Of scanners' formats that are TIFFs: what OpenSlide does not recognise under such a name is not the format.
 _SCANNER_SUFFIXES = (".svs", ".svslide", ".ndpi", ".scn", ".bif")
-_ZIP_MAGIC = b"PK\3\4"
 _PLAIN = "generic-tiff"  # OpenSlide's name for a TIFF of no scanner
 
 
@@ -39,13 +40,15 @@ def open_pixels(path: Path, series: int | None = None, frame: Frame = "bounds") 
     images by Pillow.
 
     Args:
-        path: The file or folder.
+        path: The file or folder, or an address.
         series: Which of its images to read, as the file counts them from 0; None for the largest.
         frame: What coordinates count from, where OpenSlide states bounds.
 
     Raises:
         InputError: No reader takes the file, or it is damaged.
     """
+    if isinstance(path, RemotePath):
+        return open_remote(path, series)
     if scan := find_series(path):
         refuse_series(path, series)
         return open_dicom(path, scan, frame)
@@ -64,7 +67,7 @@ def open_pixels(path: Path, series: int | None = None, frame: Frame = "bounds") 
         raise InputError(f"{path}: the file is empty")
     if magic in TIFF_MAGIC:
         return _open_tiff(path, series, frame)
-    if magic == _ZIP_MAGIC:
+    if magic == ZIP_MAGIC:
         return ZarrPixels(path, series)
     refuse_series(path, series)
     if path.suffix.lower() == ".mrxs":

@@ -4,18 +4,25 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.files.addresses import RemotePath, locate
 from fseg_jax.files.paths import format_path
+from fseg_jax.files.remote import RemoteFile
 from fseg_jax.slides.dicom_series import find_series
+from fseg_jax.slides.ome_zarr import ZarrPixels
 
 PIECES, PIECE_BYTES = 16, 16 << 10  # what is hashed of a file; a smaller file is hashed whole
 SAMPLED_ENTRIES = 4  # files, and folders, of each folder that are hashed
 MAX_DEPTH = 8  # folders in folders
 _INDEX_BYTES = 1 << 20  # read of a .vms or .vmu file, which lists the slide's other files
+_ZARR_SIDE = 64  # pixels of a piece of a level
 _LABELS = "labels"  # the folder of an OME-Zarr image for labels, which are not part of the slide
 
 T = TypeVar("T")
@@ -41,13 +48,18 @@ def identify(path: str | Path) -> str:
     lists, a DICOM series, whatever its files are called. In a folder, an OME-Zarr's too, all names are
     hashed, but only four files and four folders, evenly chosen; labels are left out.
 
+    A file at an address has the hash that it has on a disk. Of an OME-Zarr there, whose files cannot be
+    listed, the sizes of its levels and sixteen pieces of its coarsest one are hashed.
+
     Raises:
         InputError: The slide cannot be read.
     """
-    path = Path(path)
+    path = locate(path)
     digest = hashlib.sha256()
     try:
-        if series := find_series(path):
+        if isinstance(path, RemotePath):
+            _add_remote(digest, path)
+        elif series := find_series(path):
             for instance in series.instances:
                 _add_file(digest, instance.file)
         elif path.is_dir():
@@ -63,6 +75,37 @@ def identify(path: str | Path) -> str:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{format_path(path)}: cannot be read ({reason})") from None
     return digest.hexdigest()
+
+
+def _add_remote(digest: Any, path: RemotePath) -> None:
+    """Add what lies at an address to a hash: a file as ``_add_file`` does, or an OME-Zarr."""
+    if path.suffix.lower() == ".zarr":
+        _add_remote_zarr(digest, path)
+        return
+    file = RemoteFile(path)
+    digest.update(b"%d:" % file.size)
+    if file.size <= PIECES * PIECE_BYTES:
+        digest.update(file.fetch(0, file.size))
+        return
+    with ThreadPoolExecutor(PIECES) as pool:
+        for piece in pool.map(lambda start: file.fetch(start, PIECE_BYTES), _place_pieces(file.size)):
+            digest.update(piece)
+
+
+def _add_remote_zarr(digest: Any, path: RemotePath) -> None:
+    pixels = ZarrPixels(path)
+    level = len(pixels.shapes) - 1
+    height, width = pixels.shapes[level]
+    side_y, side_x = min(height, _ZARR_SIDE), min(width, _ZARR_SIDE)
+    digest.update(repr(pixels.shapes).encode())
+    for i, j in np.ndindex(4, 4):
+        y, x = i * (height - side_y) // 3, j * (width - side_x) // 3
+        digest.update(pixels.read(level, y, x, side_y, side_x).tobytes())
+
+
+def _place_pieces(size: int) -> Iterator[int]:
+    """Yield where the pieces of a file begin."""
+    return (i * (size - PIECE_BYTES) // (PIECES - 1) for i in range(PIECES))
 
 
 def is_same_slide(slide: SlideFile, other: SlideFile) -> bool:
@@ -120,6 +163,6 @@ def _add_file(digest: Any, path: Path) -> None:
         if size <= PIECES * PIECE_BYTES:
             digest.update(file.read())
             return
-        for i in range(PIECES):
-            file.seek(i * (size - PIECE_BYTES) // (PIECES - 1))
+        for start in _place_pieces(size):
+            file.seek(start)
             digest.update(file.read(PIECE_BYTES))

@@ -14,7 +14,10 @@ import tensorstore as ts
 from jaxtyping import UInt8
 from PIL import Image
 
-from fseg_jax.errors import InputError, first_line
+from fseg_jax.errors import InputError, OutputError, first_line
+from fseg_jax.files.addresses import RemotePath
+from fseg_jax.files.bucket import RETRIES, make_bucket_spec
+from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.paths import is_folder
 from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.channels import Channel, choose_rgb
@@ -60,8 +63,9 @@ class ZarrPixels(HasNoGaps, SharesNothing):
             ) from None
 
     def _open(self, series: int | None) -> None:
-        self._is_zip = not is_folder(self._path)
-        self._store = ts.KvStore.open(self._make_spec("")).result()
+        is_remote = isinstance(self._path, RemotePath)
+        self._is_zip = self._path.suffix.lower() != ".zarr" if is_remote else not is_folder(self._path)
+        self._store = self._wait(ts.KvStore.open(self._make_spec(""), context=ts.Context(RETRIES)))
         attributes, group = self._read_attributes(""), ""
         if attributes is None:
             kind, hint = "folder", "; fseg cohort and fseg fit take folders of slides"
@@ -91,7 +95,7 @@ class ZarrPixels(HasNoGaps, SharesNothing):
             raise InputError(
                 f"{self._path}: the OME-Zarr is damaged (it names {len(multiscale['datasets'])} levels)"
             )
-        context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
+        context = ts.Context({**RETRIES, "cache_pool": {"total_bytes_limit": _CACHE}})
         self._levels = [
             self._open_level(group, data["path"], names, context) for data in multiscale["datasets"]
         ]
@@ -106,7 +110,7 @@ class ZarrPixels(HasNoGaps, SharesNothing):
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a box of a level; transparent pixels become white."""
-        stored = self._levels[level][y : y + height, x : x + width].read().result()
+        stored = self._wait(self._levels[level][y : y + height, x : x + width].read())
         if len(self._samples) == 1:
             return np.repeat(stored, 3, axis=2)
         out = np.ascontiguousarray(stored[..., self._samples])
@@ -116,19 +120,37 @@ class ZarrPixels(HasNoGaps, SharesNothing):
         """Release the arrays."""
         self._levels = []
 
+    def _wait(self, future: Any) -> Any:
+        """Wait for an answer of tensorstore, and return it.
+
+        Raises:
+            InputError: The store at an address does not answer, or does so with an error.
+            Exception: A file on a disk is damaged.
+        """
+        if not isinstance(self._path, RemotePath):
+            return future.result()
+        try:
+            return wait_for_store(str(self._path), future)[0]
+        except OutputError as error:
+            raise InputError(str(error)) from None
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(first_line(error).split(" [")[0].split())
+            raise InputError(f"{self._path}: cannot be read ({reason})") from None
+
     def _make_spec(self, key: str) -> dict[str, Any]:
         """Describe a group or an array in the OME-Zarr as tensorstore wants it, as a ``kvstore``."""
         key = f"{key}/" if key else ""
+        is_remote = isinstance(self._path, RemotePath)
         if self._is_zip:
-            return {
-                "driver": "zip",
-                "base": {"driver": "file", "path": str(self._path.absolute())},
-                "path": key,
-            }
+            file = str(self._path if is_remote else self._path.absolute())
+            base = make_bucket_spec(file) if is_remote else {"driver": "file", "path": file}
+            return {"driver": "zip", "base": base, "path": key}
+        if is_remote:
+            return make_bucket_spec(f"{self._path}/{key}")
         return {"driver": "file", "path": f"{self._path.absolute()}/{key}"}
 
     def _read_file(self, key: str) -> bytes | None:
-        answer = self._store.read(key).result()
+        answer = self._wait(self._store.read(key))
         return answer.value if answer.state == "value" else None
 
     def _read_attributes(self, group: str) -> dict[str, Any] | None:
@@ -158,7 +180,7 @@ class ZarrPixels(HasNoGaps, SharesNothing):
             multiscale = attributes["multiscales"][0]
             axes = _list_axes(multiscale)
             names = [axis["name"] for axis in axes]
-            context = ts.Context()
+            context = ts.Context(RETRIES)
             level = self._open_level(
                 group, multiscale["datasets"][0]["path"], names, context, is_checked=False
             )
@@ -210,9 +232,15 @@ class ZarrPixels(HasNoGaps, SharesNothing):
             if header is None:
                 continue
             if not is_read_by_tensorstore(json.loads(header)):
+                if isinstance(self._path, RemotePath):
+                    raise InputError(
+                        f"{self._path}: level {key} is compressed as only zarr-python reads it, from a disk: "
+                        "download it"
+                    )
                 return open_with_zarr(self._path, key, context)
             spec = {"driver": driver, "kvstore": self._make_spec(key), "recheck_cached_data": "open"}
-            return ts.open(spec, open=True, read=True, context=context).result()
+            array: ts.TensorStore = self._wait(ts.open(spec, open=True, read=True, context=context))
+            return array
         raise InputError(f"{self._path}: the OME-Zarr is damaged (it names a level {key} that is not there)")
 
 

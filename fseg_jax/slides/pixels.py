@@ -11,6 +11,7 @@ from PIL import Image
 from fseg_jax.slides.bounds import Origin
 
 Box = tuple[int, int, int, int]  # y, x, height, width
+ZIP_MAGIC = b"PK\3\4"
 
 
 class Pixels(Protocol):

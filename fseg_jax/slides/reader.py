@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from fseg_jax.errors import InputError, first_line
+from fseg_jax.files.addresses import locate
 from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.dicom_series import name_series
 from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, open_pixels
@@ -142,6 +143,8 @@ class Slide:
         inside = _clip_box((y, x, height, width), self._pixels.shapes[level])
         try:
             pixels = self._pixels.read(level, *inside)
+        except InputError:  # a store that does not answer
+            raise
         except Exception as error:
             raise self._explain_damage(level, inside[0], inside[1], error) from error
         return _pad_edges(pixels, y - inside[0], x - inside[1], height, width)
@@ -195,6 +198,8 @@ class Slide:
     ) -> Bool[np.ndarray, "height width"] | None:
         try:
             return self._pixels.read_scanned(level, y, x, height, width)
+        except InputError:
+            raise
         except Exception as error:
             raise self._explain_damage(level, y, x, error) from error
 
@@ -229,7 +234,8 @@ def open_slide(
     """Open a slide file, a TIFF, an OME-Zarr folder or an ordinary image.
 
     Args:
-        path: The file or folder.
+        path: The file or folder; or the address of a TIFF, an .svs or an OME-Zarr, at ``s3://``, ``gs://`` or
+            ``https://``.
         mpp_override: µm per level-0 pixel, instead of the file's own, which is the mean of its x and y.
         frame: Of a file that is a scan on a larger canvas: ``"bounds"``, the scan alone, as QuPath shows it,
             or ``"canvas"``, all of it, as OpenSlide's own coordinates count.
@@ -239,7 +245,7 @@ def open_slide(
         InputError: The file is missing, damaged or of no readable format; or, without ``mpp_override``, its
             resolution is missing, implausible, or differs by more than 1 % between x and y.
     """
-    path = Path(path)
+    path = locate(path)
     if mpp_override is not None and not (math.isfinite(mpp_override) and mpp_override > 0):
         raise InputError(f"--mpp-override {mpp_override}: must be a positive number of µm per pixel")
     pixels = open_pixels(path, series, frame)

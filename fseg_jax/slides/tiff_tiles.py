@@ -1,6 +1,5 @@
 """The tiles or strips of a TIFF image, decoded one at a time by tifffile, in as many threads as like."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from jaxtyping import Bool, Shaped
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.extent import check_extent, check_piece
+from fseg_jax.files.tiff_files import read_at
 
 # Compressions by their numbers in TIFF.
 _JPEG = (6, 7, 33007, 34892)
@@ -108,7 +108,7 @@ class TiffTiles:
         area = self.rows * self.columns
         for page, segment in [(page, index + p * area) for page in self.pages for p in range(self._planes)]:
             offset, count = page.dataoffsets[segment], page.databytecounts[segment]
-            data = read_at(page.parent.filehandle, offset, count) if offset and count else None
+            data = read_at(page.parent, offset, count) if offset and count else None
             planes.append(self._decode_segment(page, segment, data))
         return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
 
@@ -146,18 +146,6 @@ class TiffTiles:
             raise InputError(f"{self._path}: the TIFF is damaged (it declares more pixels than it holds)")
         if page.dataoffsets[0] + page.nbytes > page.parent.filehandle.size:
             raise InputError(f"{self._path}: the TIFF is truncated (pixels lie past the end of the file)")
-
-
-def read_at(file: Any, offset: int, count: int) -> bytes:
-    """Read ``count`` bytes of an open file from a place of it; several threads may at once.
-
-    Raises:
-        OSError: The file cannot be read there, or ends before.
-    """
-    data = os.pread(file.fileno(), count, offset)
-    if len(data) < count:
-        raise OSError("the file ends before its pixels do")
-    return data
 
 
 def _count_jpeg_pixels(data: bytes) -> int:

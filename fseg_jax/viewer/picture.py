@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError
+from fseg_jax.files.addresses import RemotePath, locate
 from fseg_jax.outputs.labels import LabelPyramid
 from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.slides.identity import identify
@@ -129,13 +130,13 @@ def open_picture(
     Raises:
         InputError: The slide is missing and has no thumbnail, or is not in ``slides``.
     """
-    recorded = Path(facts.path)
+    recorded = locate(facts.path)
     name, shape = recorded.name, (facts.height, facts.width)
     candidates = [slides / name] if slides else [recorded, folder / name, folder.parent / name]
     problem = _explain_missing(slides, name) if slides else f"{name} is not where it was ({recorded.parent})"
     for path in candidates:
         try:
-            if not path.exists():
+            if not isinstance(path, RemotePath) and not path.exists():
                 continue
             slide = open_slide(path, facts.mpp, frame=facts.frame, series=facts.series)
         except (InputError, OSError) as error:

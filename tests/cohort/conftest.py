@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cohorts import write_codebook, write_slides
 from skimage import data as pictures
+from stores import serve_bucket
 
 
 @pytest.fixture(scope="session")
@@ -33,23 +34,5 @@ def finished_cohort(manifest, codebook, tmp_path_factory) -> Path:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Yield the address of an empty bucket on an S3 server on 127.0.0.1."""
-    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    boto3 = pytest.importorskip("boto3")
-    from moto.moto_api._internal import moto_api_backend
-
-    moto_api_backend.reset()  # moto keeps its buckets until the process ends
-    s3 = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    s3.start()
-    host, port = s3.get_host_and_port()
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "of-the-test"),
-        ("AWS_SECRET_ACCESS_KEY", "of-the-test"),
-        ("AWS_REGION", "us-east-1"),
-        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
-    ):
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="cohorts")
-    try:
-        yield "s3://cohorts"
-    finally:
-        s3.stop()
+    with serve_bucket(monkeypatch, "cohorts") as url:
+        yield url

@@ -70,7 +70,7 @@ def test_every_problem_is_listed_with_its_line(slides):
         "a,scans/b.jpg,,",
         "../B,scans/b.jpg,,",
         "C,scans/none.png,abc,nomask.png",
-        "D,s3://bucket/d.svs,,",
+        "D,s3://bucket,,",
         "E,scans/a.png",
         ",,nan,",
     )
@@ -84,7 +84,7 @@ def test_every_problem_is_listed_with_its_line(slides):
         (4, "names files"),
         (5, "mpp abc"),
         (5, "path scans/none.png: no such file"),
-        (6, "mount the bucket"),
+        (6, "names no file"),
         (7, "2 cells, but the header has 4"),
         (8, "no slide_id"),
         (8, "no path"),
@@ -145,12 +145,40 @@ def test_nothing_there(tmp_path, name):
 
 
 def test_a_manifest_in_a_bucket(slides, monkeypatch):
-    content = f"slide_id,path\nA,{slides}/scans/a.png\nB,scans/b.jpg\n"
+    content = f"slide_id,path\nA,{slides}/scans/a.png\nB,scans/b.svs\nC,gs://other/c.svs\n"
     monkeypatch.setattr(manifest, "read_bytes", lambda location: content.encode())
-    with pytest.raises(
-        InputError, match=r"line 3: path scans/b.jpg: in a manifest of a bucket, paths must be absolute"
+    paths = [str(slide.path) for slide in load_manifest("s3://bucket/all/slides.csv")]
+    assert paths == [f"{slides}/scans/a.png", "s3://bucket/all/scans/b.svs", "gs://other/c.svs"]
+
+
+def test_addresses_in_a_manifest(slides):
+    path = write(
+        slides,
+        "slide_id,path,tissue",
+        "A,https://host.org/scans/a.svs,all",
+        "B,s3://bucket/b.ome.zarr,",
+        name="good.csv",
+    )
+    assert [str(s.path) for s in load_manifest(path)] == [
+        "https://host.org/scans/a.svs",
+        "s3://bucket/b.ome.zarr",
+    ]
+    path = write(
+        slides,
+        "slide_id,path,tissue",
+        "A,https://me:secret@host.org/a.svs,",
+        "B,https://host.org/a.svs?signature=secret,",
+        "C,scans/a.png,s3://bucket/tissue.geojson",
+        "D,s3://bucket,",
+    )
+    with pytest.raises(InputError) as error:
+        load_manifest(path)
+    first, *rest = str(error.value).split("\n")
+    assert first.endswith("4 problems; nothing was started") and "secret" not in str(error.value)
+    for said, text in zip(
+        rest, ("a password or a query",) * 2 + ("is read from a disk", "no file"), strict=True
     ):
-        load_manifest("s3://bucket/slides.csv")
+        assert text in said
 
 
 def test_paths_that_cannot_be_looked_at_are_a_line_each_and_hide_no_other(slides):

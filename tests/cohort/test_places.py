@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cohorts import InProcessEngine, hash_files, make_job, run_in_process, write_codebook, write_slides
+from stores import upload
 
 from fseg_jax import cli
 from fseg_jax.cohort import job, run
@@ -42,6 +43,23 @@ def fetched(bucket: str, prefix: str, to: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         client.download_file(bucket.removeprefix("s3://"), item["Key"], str(path))
     return to
+
+
+def test_slides_in_a_bucket_are_the_slides_that_they_are_on_a_disk(
+    manifest, codebook, finished_cohort, bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FSEG_CACHE", str(tmp_path / "cache"))
+    upload(manifest.parent, f"{bucket}/scans")
+    place = tmp_path / "out"
+    summary, _ = run_in_process(f"{bucket}/scans/manifest.csv", place, codebook)
+    assert summary.done == 4
+    labels = {
+        name: value for name, value in hash_files(place).items() if ".ome.zarr/" in name and "/c/" in name
+    }
+    assert labels and labels.items() <= hash_files(finished_cohort).items()
+    engine = InProcessEngine()
+    run_in_process(manifest, place, codebook, engine)
+    assert engine.slide_ids == []  # they are known by what is in them
 
 
 def test_a_bucket_holds_what_a_folder_does(manifest, codebook, finished_cohort, bucket, tmp_path):

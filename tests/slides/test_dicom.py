@@ -1,6 +1,7 @@
 """DICOM slides: one slide by any of its files, with the pixels that were written, whoever reads it."""
 
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_what_is_refused_is_said(tmp_path, monkeypatch):
             open_slide(tmp_path / name)
         assert "\n" not in str(error.value)
     write_series(tmp_path / "ls", [FINE], syntax=JPEGLSLossless)
-    monkeypatch.setitem(__import__("sys").modules, "wsidicom", None)
+    monkeypatch.setitem(sys.modules, "wsidicom", None)
     with pytest.raises(
         InputError, match=r"ls: .*3 channel\(s\), JPEG-LS Lossless.*pip install 'fseg-jax\[dicom\]'"
     ):

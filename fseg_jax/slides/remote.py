@@ -1,0 +1,46 @@
+"""Slides at an address, in a bucket or behind http(s): what a box touches is all that is read of them.
+
+TIFF, OME-TIFF and Aperio's .svs are read by tifffile, OME-Zarr by tensorstore. OpenSlide reads disks only.
+"""
+
+from fseg_jax.errors import InputError
+from fseg_jax.files.addresses import RemotePath
+from fseg_jax.files.remote import RemoteFile
+from fseg_jax.files.tiff_files import open_tiff
+from fseg_jax.files.tiff_pictures import TIFF_MAGIC
+from fseg_jax.slides.ome_zarr import ZarrPixels
+from fseg_jax.slides.pixels import ZIP_MAGIC, Pixels
+from fseg_jax.slides.tiff import TiffPixels
+from fseg_jax.slides.upright import UprightPixels
+
+_ZARR_SUFFIXES = (".zarr", ".ozx")
+# tifffile's names for scanners' TIFFs of which the pixels do not lie as a plain pyramid's do.
+_SCANNERS = {"ndpi": "Hamamatsu", "scn": "Leica", "bif": "Ventana", "philips": "Philips"}
+_READ = "from an address TIFF, OME-TIFF, Aperio's .svs and OME-Zarr are read; download it"
+
+
+def open_remote(path: RemotePath, series: int | None) -> Pixels:
+    """Open a slide at an address.
+
+    Args:
+        path: The address.
+        series: Which of its images to read, as the file counts them from 0; None for the largest.
+
+    Raises:
+        InputError: It is not there, cannot be read, is damaged, or of a format that is read from disks only.
+    """
+    if path.name.lower().endswith(_ZARR_SUFFIXES):
+        return ZarrPixels(path, series)
+    magic = RemoteFile(path).read_at(0, 4)
+    if not magic:
+        raise InputError(f"{path}: the file is empty")
+    if magic == ZIP_MAGIC:
+        return ZarrPixels(path, series)
+    if magic not in TIFF_MAGIC:
+        raise InputError(f"{path}: is no TIFF: {_READ}")
+    with open_tiff(path) as tiff:
+        scanner = next((name for flag, name in _SCANNERS.items() if getattr(tiff, f"is_{flag}")), None)
+    if scanner is not None:
+        raise InputError(f"{path}: is a slide of {scanner}: {_READ}")
+    pixels = TiffPixels(path, series)
+    return pixels if pixels.orientation == 1 else UprightPixels(pixels, pixels.orientation)
