@@ -98,9 +98,10 @@ def write_anndata(
         },
     )
     try:
-        content.write_h5ad(path)
-        with h5py.File(path, "r+") as file:  # X is written as anndata would, but a chunk at a time
-            if "X" in file:
+        # Without HDF5's lock, which some file systems refuse: nobody else knows the file yet.
+        with h5py.File(path, "w", locking=False) as file:
+            anndata.io.write_elem(file, "/", content)
+            if "X" in file:  # it is written as anndata would, but a chunk at a time
                 del file["X"]
             rows = embeddings.embeddings.chunk_layout.read_chunk.shape[0]
             X = file.create_dataset("X", (n, channels), "f4", chunks=(min(rows, n), channels))

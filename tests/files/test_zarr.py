@@ -1,39 +1,6 @@
 """Zarrs on file systems that refuse what others offer."""
 
-import os
-import shutil
-import subprocess
-import sys
-
-import pytest
-
-# flock and the locks of fcntl fail, as they do on Lustre mounted without flock and on NFS with nolock.
-NO_LOCKS = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <stdarg.h>
-
-int flock(int file, int operation) { errno = ENOSYS; return -1; }
-
-#define REFUSE_LOCKS(name)                                                              \
-    int name(int file, int command, ...) {                                              \
-        va_list arguments;                                                              \
-        va_start(arguments, command);                                                   \
-        void *argument = va_arg(arguments, void *);                                     \
-        va_end(arguments);                                                              \
-        switch (command) {                                                              \
-        case F_SETLK: case F_SETLKW: case F_OFD_SETLK: case F_OFD_SETLKW:               \
-            errno = ENOSYS;                                                             \
-            return -1;                                                                  \
-        }                                                                               \
-        int (*other)(int, int, ...) = (int (*)(int, int, ...))dlsym(RTLD_NEXT, #name);  \
-        return other(file, command, argument);                                          \
-    }
-REFUSE_LOCKS(fcntl)
-REFUSE_LOCKS(fcntl64)
-"""
+from no_locks import needs_compiler, run_without_locks
 
 WRITE = """
 import sys
@@ -51,13 +18,10 @@ write_group(folder, {"fseg": 1})
 """
 
 
-@pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="needs Linux's C compiler")
+@needs_compiler
 def test_a_zarr_is_written_on_a_file_system_without_locks(tmp_path):
-    source, library, folder = tmp_path / "no_locks.c", tmp_path / "no_locks.so", tmp_path / "a.zarr"
-    source.write_text(NO_LOCKS)
+    folder = tmp_path / "a.zarr"
     folder.mkdir()
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    environment = {**os.environ, "LD_PRELOAD": str(library)}
-    subprocess.run([sys.executable, "-c", WRITE, folder], check=True, env=environment)
+    run_without_locks(WRITE, tmp_path, folder)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert names == ["a/c/0/0", "a/zarr.json", "b/c/0/0", "b/c/1/0", "b/zarr.json", "zarr.json"]

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import zarr
+from no_locks import needs_compiler, run_without_locks
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import rows
@@ -236,6 +237,22 @@ def test_anndata_is_read_by_anndata(tmp_path, dtype):
     backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
     assert backed.shape == (N, C)
     backed.file.close()
+
+
+WRITE_ANNDATA = """
+import sys
+from fseg_jax.outputs.anndata_export import write_anndata
+from fseg_jax.outputs.embeddings import open_embeddings
+write_anndata(sys.argv[2], open_embeddings(sys.argv[1]), "slide")
+"""
+
+
+@needs_compiler
+def test_anndata_is_written_on_a_file_system_without_locks(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    write(tmp_path / "a").close()
+    run_without_locks(WRITE_ANNDATA, tmp_path, tmp_path / "a", tmp_path / "a.h5ad")
+    assert np.array_equal(anndata.read_h5ad(tmp_path / "a.h5ad").X, X)
 
 
 def test_names_become_keys_that_hdf5_can_hold():

@@ -8,6 +8,7 @@ import openslide
 import pytest
 import shapely
 import tifffile
+from leica import MPP, write_leica
 from PIL import Image
 from scipy import ndimage
 
@@ -17,7 +18,6 @@ from fseg_jax.pipeline.tissue_files import write_tissue_files
 from fseg_jax.slides.reader import open_slide
 from fseg_jax.slides.tissue import find_tissue, load_tissue, take_whole_slide
 from fseg_jax.slides.tissue_segmentation import segment_tissue
-from tests.shared.leica import MPP, write_leica
 
 pytestmark = pytest.mark.smoke
 
