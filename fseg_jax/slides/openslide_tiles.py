@@ -50,7 +50,7 @@ class TiledLevels:
         if vendor in _VENDORS:
             try:
                 self._tiff = tifffile.TiffFile(path, is_imagej=False)
-                self._levels = _find_levels(path, self._tiff, shapes, read_level)
+                self._levels = find_levels(path, self._tiff, shapes, read_level)
             except Exception as error:
                 _log.debug("%s: its tiles are left to OpenSlide: %s", path, error)
         self._pyramid = TiffPyramid(self._levels)
@@ -94,10 +94,17 @@ class _OpenSlideTiles(TiffTiles):
         return _convert_ycbcr(pixels) if is_ycbcr else pixels
 
 
-def _find_levels(
+def find_levels(
     path: Path, tiff: Any, shapes: Sequence[tuple[int, int]], read_level: ReadLevel
 ) -> dict[int, TiffTiles]:
-    """Find the page of each level; one that has none, or colours that are coded otherwise, is left out."""
+    """Find the page of each level; one that has none, or colours that are coded otherwise, is left out.
+
+    Args:
+        path: The slide's file, for error messages.
+        tiff: The file, open in tifffile.
+        shapes: (height, width) of the levels.
+        read_level: Reads a box of a level where a tile is not decoded: one that was never written, for one.
+    """
     tiled: list[Any] = [page for page in tiff.pages if page.is_tiled]
     levels: dict[int, TiffTiles] = {}
     for level, shape in enumerate(shapes):

@@ -18,7 +18,8 @@ class Pixels(Protocol):
     """An open pyramid of 8-bit RGB levels. Several threads may call ``read`` at once.
 
     Attributes:
-        format: ``openslide/VENDOR``, ``wsidicom``, ``tiff``, ``ome-tiff``, ``ome-zarr`` or ``image``.
+        format: ``openslide/VENDOR``, ``aperio``, ``wsidicom``, ``tiff``, ``ome-tiff``, ``ome-zarr`` or
+            ``image``.
         shapes: (height, width) of each level, finest first.
         mpp: µm per level-0 pixel along y and x; None where the file states none.
         origin: Where level 0 lies on the file's canvas; None where it is the canvas.

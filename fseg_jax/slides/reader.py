@@ -47,7 +47,8 @@ class Slide:
         height: Level-0 pixels along y.
         width: Level-0 pixels along x.
         mpp: µm per level-0 pixel.
-        format: ``openslide/VENDOR``, ``wsidicom``, ``tiff``, ``ome-tiff``, ``ome-zarr`` or ``image``.
+        format: ``openslide/VENDOR``, ``aperio``, ``wsidicom``, ``tiff``, ``ome-tiff``, ``ome-zarr`` or
+            ``image``.
         frame: What its coordinates count from: ``"bounds"`` where it is a part of the file's canvas, the one
             that was scanned; else ``"canvas"``.
         origin: (y, x) of its corner on that canvas, in level-0 pixels.

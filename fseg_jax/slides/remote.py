@@ -3,13 +3,15 @@
 TIFF, OME-TIFF and Aperio's .svs are read by tifffile, OME-Zarr by tensorstore. OpenSlide reads disks only.
 """
 
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.addresses import RemotePath
 from fseg_jax.files.remote import RemoteFile
 from fseg_jax.files.tiff_files import open_tiff
 from fseg_jax.files.tiff_pictures import TIFF_MAGIC
+from fseg_jax.slides.aperio import AperioPixels
 from fseg_jax.slides.ome_zarr import ZarrPixels
 from fseg_jax.slides.pixels import ZIP_MAGIC, Pixels
+from fseg_jax.slides.series import refuse_series
 from fseg_jax.slides.tiff import TiffPixels
 from fseg_jax.slides.upright import UprightPixels
 
@@ -38,9 +40,18 @@ def open_remote(path: RemotePath, series: int | None) -> Pixels:
         return ZarrPixels(path, series)
     if magic not in TIFF_MAGIC:
         raise InputError(f"{path}: is no TIFF: {_READ}")
-    with open_tiff(path) as tiff:
-        scanner = next((name for flag, name in _SCANNERS.items() if getattr(tiff, f"is_{flag}")), None)
+    try:
+        with open_tiff(path) as tiff:
+            scanner = next((name for flag, name in _SCANNERS.items() if getattr(tiff, f"is_{flag}")), None)
+            is_aperio = tiff.is_svs
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: the TIFF cannot be read ({first_line(error)})") from None
     if scanner is not None:
         raise InputError(f"{path}: is a slide of {scanner}: {_READ}")
+    if is_aperio:
+        refuse_series(path, series)
+        return AperioPixels(path)
     pixels = TiffPixels(path, series)
     return pixels if pixels.orientation == 1 else UprightPixels(pixels, pixels.orientation)

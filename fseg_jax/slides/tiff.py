@@ -7,7 +7,6 @@ An OME-TIFF may be one file of a set. Of the images in the set, those are read t
 that is opened; their other channels come from the other files.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -81,7 +80,8 @@ class TiffPixels:
         channels = list(ome.channels) if ome is not None else []
         self._levels = []
         colours = None
-        for pages in self._list_levels(series):
+        for level in series.levels:
+            pages = self._open_pages(level)
             if colours is None:
                 colours = _choose_colours(self._path, pages, channels)
             self._levels.append(_Level(self._path, pages, colours))
@@ -96,12 +96,7 @@ class TiffPixels:
         self.shapes = [level.shape for level in self._levels]
         keyframe = self._levels[0].keyframe
         self.orientation = read_orientation(keyframe)
-        self.mpp = (
-            image.mpp
-            or _parse_aperio_mpp(self._tiff)
-            or _parse_imagej_mpp(self._tiff, keyframe)
-            or _parse_tag_mpp(keyframe)
-        )
+        self.mpp = image.mpp or _parse_imagej_mpp(self._tiff, keyframe) or _parse_tag_mpp(keyframe)
         self._pyramid = TiffPyramid(dict(enumerate(self._levels)))
         self._written = self._levels[0].find_written()
 
@@ -144,12 +139,6 @@ class TiffPixels:
         chosen = entries[choose_image(self._path, [image for _, image, _ in entries], number)]
         self.series = chosen[1].number if len(found) > 1 else None
         return chosen
-
-    def _list_levels(self, series: Any) -> list[list[Any]]:
-        """List the pages of each level: in Aperio's files all tiled pages are levels, as OpenSlide has it."""
-        if self._tiff.is_svs:
-            return [[page] for page in self._tiff.pages if page.is_tiled]
-        return [self._open_pages(level) for level in series.levels]
 
     def _find_ome_image(self, page: Any) -> OmeImage | None:
         if self._header is None:
@@ -272,15 +261,6 @@ def _parse_tag_mpp(page: Any) -> tuple[float, float] | None:
     values = _parse_resolution(page, um)
     # A picture's 72 or 96 dots per inch, which say how it is printed, are implausible.
     return values if values is not None and all(map(is_plausible, values)) else None
-
-
-def _parse_aperio_mpp(tiff: Any) -> tuple[float, float] | None:
-    """Parse the µm per pixel of Aperio's description; return None where the file is another scanner's."""
-    match = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", tiff.pages[0].description) if tiff.is_svs else None
-    try:
-        return (float(match[1]), float(match[1])) if match else None
-    except ValueError:
-        return None
 
 
 def _parse_imagej_mpp(tiff: Any, page: Any) -> tuple[float, float] | None:

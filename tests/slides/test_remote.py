@@ -110,25 +110,52 @@ def test_an_ome_tiff_behind_http(tmp_path):
         assert open_slide(f"{server.url}/b%20c.ome.tif").mpp == 0.5
 
 
-@pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
-def test_an_aperio_slide_is_read_as_openslide_reads_it(photometric, tmp_path):
-    description = "Aperio Image Library v10\n512x512 -> |AppMag = 20|MPP = 0.4990"
-    options = {} if photometric == "rgb" else {"subsampling": (2, 2)}
-    path = tmp_path / "a.svs"
+APERIO = "Aperio Image Library v10\n512x512 -> |AppMag = 20|MPP = 0.4990"
+CODINGS = {
+    "jpeg": {"compression": "jpeg", "photometric": "rgb", "subsampling": (2, 2)},
+    "33003": {"compression": "aperio_jp2000_ycbc", "photometric": "ycbcr"},
+    "33005": {"compression": "aperio_jp2000_rgb", "photometric": "rgb"},
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_an_aperio_slide_is_read_as_openslide_reads_it(coding, tmp_path):
+    path, image = tmp_path / "a.svs", draw(1024)
+    options = {"tile": (240, 240), "description": APERIO, "metadata": None, **CODINGS[coding]}
     with tifffile.TiffWriter(path) as writer:
-        for level in (draw(1024), draw(1024)[::4, ::4]):
-            writer.write(
-                level,
-                tile=(240, 240),
-                photometric=photometric,
-                compression="jpeg",
-                description=description,
-                metadata=None,
-                **options,
-            )
+        writer.write(image, **options)
+        writer.write(image[::8, ::8], photometric="rgb", description="a thumbnail", metadata=None)
+        writer.write(image[::4, ::4], **options)
     with serve_folder(tmp_path) as server, open_slide(path) as here:
-        assert here.format == "openslide/aperio"
+        assert here.format == "openslide/aperio" and len(here.level_mpps) == 2
         expect_the_same(f"{server.url}/a.svs", path)
+        with pytest.raises(InputError, match="--series 1"):
+            open_slide(f"{server.url}/a.svs", series=1)
+
+
+def test_what_only_openslide_reads_is_not_read_at_an_address(tmp_path):
+    options = {"tile": (64, 64), "description": APERIO, "metadata": None}
+    grey = {"photometric": "minisblack", "compression": "jpeg"}
+    tifffile.imwrite(tmp_path / "grey.svs", draw()[..., 0], **options, **grey)
+    tifffile.imwrite(
+        tmp_path / "p.tiff",
+        draw(),
+        tile=(64, 64),
+        software="Philips DP v1",
+        photometric="rgb",
+        description='<DataObject ObjectType="DPUfsImport"></DataObject>',
+        metadata=None,
+    )
+    (tmp_path / "cut.tif").write_bytes(b"II*\0" + bytes(40))
+    with serve_folder(tmp_path) as server:
+        for name, says in (
+            ("grey.svs", "its pixels are coded as only OpenSlide reads them: download it"),
+            ("p.tiff", "is a slide of Philips: from an address TIFF"),
+            ("cut.tif", "the TIFF cannot be read"),
+        ):
+            with pytest.raises(InputError, match=f"{name}: {says}") as error:
+                open_slide(f"{server.url}/{name}")
+            assert "\n" not in str(error.value)
 
 
 def test_a_real_slide(data, bucket):
