@@ -14,6 +14,11 @@ Frame = Literal["bounds", "canvas"]
 Origin = tuple[int, int]  # (y, x) of a frame's corner on the canvas, in level-0 pixels
 
 
+def explain_frame(frame: Frame) -> str:
+    """Say, at the end of an error, what fits the canvas of a slide that is a part of it; else nothing."""
+    return "; for what covers the file's whole canvas, --frame canvas" if frame == "bounds" else ""
+
+
 def check_frame(path: Path, content: Any, origin: Origin) -> None:
     """Check that coordinates in a GeoJSON file of this program count from where a slide's do.
 

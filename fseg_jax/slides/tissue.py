@@ -12,7 +12,7 @@ from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.artefacts import INK, KINDS
-from fseg_jax.slides.bounds import check_frame
+from fseg_jax.slides.bounds import check_frame, explain_frame
 from fseg_jax.slides.masks import read_marked
 from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
 from fseg_jax.slides.tissue_outlines import fill_artefacts, fill_tissue, is_of_artefacts, parse_outlines
@@ -207,7 +207,7 @@ def load_tissue(path: str | Path, slide: Slide) -> Tissue:
         tissue = _read_mask_image(path, slide)
     tissue = tissue.drop_unscanned(slide)
     if not tissue.mask.any():
-        raise InputError(f"{path}: marks no tissue inside {slide.path.name}{_explain_frame(slide)}")
+        raise InputError(f"{path}: marks no tissue inside {slide.path.name}{explain_frame(slide.frame)}")
     return tissue
 
 
@@ -217,18 +217,13 @@ def _read_mask_image(path: Path, slide: Slide) -> Tissue:
     if not 1 / _MAX_SKEW <= skew <= _MAX_SKEW:
         raise InputError(
             f"{path}: a mask of {mask.shape[1]} × {mask.shape[0]} pixels does not have the shape of "
-            f"{slide.path.name}, {slide.width} × {slide.height}{_explain_frame(slide)}"
+            f"{slide.path.name}, {slide.width} × {slide.height}{explain_frame(slide.frame)}"
         )
     mpp = slide.mpp * max(slide.width / mask.shape[1], slide.height / mask.shape[0])
     height, width = compute_shape(slide, mpp)
     if (height, width) != mask.shape:
         mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     return Tissue(mask, mpp)
-
-
-def _explain_frame(slide: Slide) -> str:
-    """Say what a slide's coordinates count from, where that is a part of the file's canvas."""
-    return "; for what covers the file's whole canvas, --frame canvas" if slide.frame == "bounds" else ""
 
 
 def _read_geojson(path: Path, slide: Slide) -> Tissue:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from leica import write_leica
 from PIL import Image
 from skimage import data as pictures
 
@@ -43,6 +44,23 @@ def test_tissue_is_written_beside_a_segmentation_that_takes_it_back(slide, tmp_p
     assert segmented["tissue_mm2"] == pytest.approx(record["tissue_mm2"], rel=0.03)
     assert segmented["parameters"]["tissue"] == str(outlines)
     assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_coordinates_count_from_the_scan_or_from_its_canvas(tmp_path, capsys):
+    picture = pictures.immunohistochemistry()[:256, :256].copy()
+    picture[200:] = 244
+    write_leica(tmp_path / "a.scn", (800, 1000), [((300, 400), picture)])
+    corners = []
+    for frame in ("bounds", "canvas"):
+        assert fseg("tissue", tmp_path / "a.scn", "-o", tmp_path / frame, "--frame", frame) == 0
+        content = json.loads((tmp_path / frame / "a.tissue.geojson").read_text())
+        points = [xy for f in content["features"] for xy in f["geometry"]["coordinates"][0]]
+        corners.append(np.min(points, axis=0))
+    assert np.abs(corners[1] - corners[0] - (400, 300)).max() <= 8  # a pixel of each mask
+    outlines = tmp_path / "canvas" / "a.tissue.geojson"
+    options = ("-o", tmp_path / "out", "--encoder", "classical", "--k", 2, "--tissue", outlines)
+    assert fseg("segment", tmp_path / "a.scn", *options) == 2
+    assert "give --frame canvas" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_one_outline_for_several_slides_is_said(slide, tmp_path, capsys):

@@ -365,6 +365,13 @@ def test_a_cohort_takes_mpp_and_tissue_for_slides_of_which_the_manifest_says_not
     card = classical().card
     for hashed in (jobs.hash_settings, jobs.hash_feature_settings):
         assert len({hashed(job, card, jobs.resolve_settings(one, job)) for one in (slide, other)}) == 2
+    assert start("--frame", "canvas") == 0
+    canvas = jobs_run.pop()
+    for hashed in (jobs.hash_settings, jobs.hash_feature_settings):
+        settings = [replace(canvas.settings, frame=frame) for frame in ("canvas", "bounds")]
+        assert hashed(canvas, card, settings[0]) == hashed(canvas, card, canvas.settings)
+        other = replace(canvas, settings=settings[1])
+        assert hashed(other, card, settings[1]) != hashed(canvas, card, settings[0])
     assert start("--no-tissue") == 0 and jobs_run[1].settings.tissue == "all"
     assert start("--tissue", tmp_path / "none.png") == 2
     assert "--tissue" in capsys.readouterr().err

@@ -58,6 +58,7 @@ class Idle(contextlib.AbstractContextManager):
 def slide(path: Path) -> None:
     with open_slide(path) as opened:
         read_thumbnail(opened, 200)
+        opened.read_scanned(4 * opened.mpp)
         opened.read(0, 0, 64, 64, opened.mpp)
         opened.read(-10, 30, 64, 64, 2 * opened.mpp)
 

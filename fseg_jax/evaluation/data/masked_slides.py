@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.paths import check_folder, list_files
-from fseg_jax.slides.bounds import Frame
+from fseg_jax.slides.bounds import Frame, explain_frame
 from fseg_jax.slides.masks import open_mask
 from fseg_jax.slides.reader import name_outputs, open_slide
 
@@ -90,10 +90,11 @@ def _list_problems(slide: MaskedSlide, mpp_override: float | None, frame: Frame)
     """List why a slide and its mask cannot be used: one reason at most."""
     try:
         with open_slide(slide.image, mpp_override, frame=frame) as opened:
-            size = (opened.height, opened.width)
+            size, hint = (opened.height, opened.width), explain_frame(opened.frame)
         with open_mask(slide.mask) as mask:
             if mask.shape != size:
-                return [f"{slide.name}: image {size[0]} × {size[1]}, mask {mask.shape[0]} × {mask.shape[1]}"]
+                height, width = mask.shape
+                return [f"{slide.name}: image {size[0]} × {size[1]}, mask {height} × {width}{hint}"]
             for _ in mask.yield_bright():  # a damaged block raises
                 pass
     except InputError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from leica import write_leica
 from PIL import Image
 
 from fseg_jax.errors import InputError
@@ -148,3 +149,15 @@ def test_a_folder_that_is_not_there_and_slides_without_a_resolution(digestpath):
         find_slides(digestpath / "none")
     with pytest.raises(InputError, match=r"2 of its slides .*--mpp-override"):
         find_slides(digestpath)
+
+
+def test_a_mask_may_be_of_the_scan_or_of_its_canvas(tmp_path):
+    write_leica(tmp_path / "a.scn", (400, 600), [((100, 200), np.full((80, 120, 3), 200, np.uint8))])
+    mask = tmp_path / "a_mask.png"
+    for size, frame, other in (((120, 80), "bounds", "canvas"), ((600, 400), "canvas", "bounds")):
+        Image.new("L", size, 255).save(mask)
+        assert find_slides(tmp_path, frame=frame)[0].name == "a"
+        with pytest.raises(InputError, match=r"image .*, mask "):
+            find_slides(tmp_path, frame=other)
+    with pytest.raises(InputError, match=r"mask 400 × 600; .*--frame canvas"):
+        find_slides(tmp_path)
