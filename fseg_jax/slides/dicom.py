@@ -1,5 +1,6 @@
 """DICOM slides, read by OpenSlide, or by wsidicom where OpenSlide refuses: JPEG-LS, HTJ2K, grey."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.dicom_series import DicomSeries, Instance
 from fseg_jax.slides.openslide import OpenSlidePixels
 from fseg_jax.slides.pixels import HasNoGaps, Pixels, SharesNothing
+from fseg_jax.slides.tiff_tiles import count_jpeg2000_pixels, count_jpeg_pixels
 
 
 def open_dicom(path: Path, series: DicomSeries, frame: Frame) -> Pixels:
@@ -66,8 +68,11 @@ class WsiDicomPixels(HasNoGaps, SharesNothing):
             self._slide = WsiDicom.open([level.file for level in levels])
             opened = sorted(self._slide.levels, key=lambda level: -level.size.width)
             self._levels = [level.level for level in opened]
+            self._tiles = [(level.tile_size.height, level.tile_size.width) for level in opened]
             self.shapes = [(level.size.height, level.size.width) for level in opened]
             self.mpp = (float(opened[0].mpp.height), float(opened[0].mpp.width))
+            self._count_pixels = _find_count(levels[0].compression)
+            self._checked: set[tuple[int, int, int]] = set()
         except Exception as error:
             raise InputError(
                 f"{path}: neither OpenSlide nor wsidicom reads this DICOM slide ({first_line(error)}); "
@@ -78,13 +83,35 @@ class WsiDicomPixels(HasNoGaps, SharesNothing):
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a box of a level; tiles that the file does not hold are white."""
+        tile_height, tile_width = self._tiles[level]
+        for row in range(y // tile_height, (y + height - 1) // tile_height + 1):
+            for column in range(x // tile_width, (x + width - 1) // tile_width + 1):
+                self._check_tile(level, row, column)
         return np.asarray(
             self._slide.read_region((x, y), self._levels[level], (width, height)).convert("RGB")
         )
 
+    def _check_tile(self, level: int, row: int, column: int) -> None:
+        """Raise ``OSError`` where a tile states more pixels than it has: memory may not suffice for them."""
+        if self._count_pixels is None or (level, row, column) in self._checked:
+            return
+        coded = self._slide.read_encoded_tile(
+            self._levels[level], (column, row), crop_to_image_boundary=False
+        )
+        if self._count_pixels(coded) > self._tiles[level][0] * self._tiles[level][1]:
+            raise OSError("a tile states more pixels than it has")
+        self._checked.add((level, row, column))
+
     def close(self) -> None:
         """Release the files."""
         self._slide.close()
+
+
+def _find_count(compression: str) -> Callable[[bytes], int] | None:
+    """Find the function that reads the number of pixels from a compressed tile's header."""
+    if "2000" in compression:
+        return count_jpeg2000_pixels
+    return count_jpeg_pixels if "JPEG" in compression else None
 
 
 def _check_levels(path: Path, levels: list[Instance]) -> None:

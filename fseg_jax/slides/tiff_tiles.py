@@ -13,6 +13,7 @@ from fseg_jax.files.tiff_files import read_at
 
 # Compressions by their numbers in TIFF.
 _JPEG = (6, 7, 33007, 34892)
+_JPEG_LS = 0xF7  # the marker of its frame header
 _JPEG2000 = (33003, 33004, 33005, 34712)
 
 Tile = Shaped[np.ndarray, "tile_height tile_width samples"]
@@ -148,19 +149,19 @@ class TiffTiles:
             raise InputError(f"{self._path}: the TIFF is truncated (pixels lie past the end of the file)")
 
 
-def _count_jpeg_pixels(data: bytes) -> int:
-    """Read the number of pixels from a JPEG's frame header (SOF); return 0 where there is none."""
+def count_jpeg_pixels(data: bytes) -> int:
+    """Read the number of pixels from the frame header (SOF) of a JPEG or a JPEG-LS; return 0 without one."""
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == _JPEG_LS:
             height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
             return int.from_bytes(height, "big") * int.from_bytes(width, "big")
         position += 2 + length
     return 0
 
 
-def _count_jpeg2000_pixels(data: bytes) -> int:
+def count_jpeg2000_pixels(data: bytes) -> int:
     """Read the number of pixels from a JPEG 2000's codestream header (SIZ); return 0 where there is none."""
     if (start := data.find(b"\xff\x4f\xff\x51")) < 0:
         return 0
@@ -170,4 +171,4 @@ def _count_jpeg2000_pixels(data: bytes) -> int:
     return max(0, right - left) * max(0, bottom - top)
 
 
-_COUNT_PIXELS = dict.fromkeys(_JPEG, _count_jpeg_pixels) | dict.fromkeys(_JPEG2000, _count_jpeg2000_pixels)
+_COUNT_PIXELS = dict.fromkeys(_JPEG, count_jpeg_pixels) | dict.fromkeys(_JPEG2000, count_jpeg2000_pixels)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorstore as ts
 import tifffile
 import yaml
+from dicom_files import write_series
 from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
@@ -114,6 +115,10 @@ def _zarr(folder: Path) -> None:
     }
     attributes = {"ome": {"version": "0.5", "multiscales": [image]}}
     _text({"zarr_format": 3, "node_type": "group", "attributes": attributes})(folder / "zarr.json")
+
+
+def _dicom(folder: Path) -> None:
+    write_series(folder, [picture(), picture()[::2, ::2]], label=True)
 
 
 def _image(how: str) -> Callable[[Path], object]:
@@ -235,6 +240,7 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "slide, deflated TIFF": _file("a.tif", _tiff(tile=(64, 64), compression="deflate")),
     "slide, JPEG in TIFF": _file("a.tif", _tiff(tile=(64, 64), compression="jpeg")),
     "slide, OME-TIFF": _file("a.ome.tif", _ome_tiff),
+    "slide, DICOM": _folder(_dicom),
     "slide, SVS": _file("a.svs", _svs),
     "slide, OME-Zarr": _folder(_zarr),
     "image, PNG": _file("a.png", _image("PNG")),

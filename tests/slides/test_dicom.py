@@ -172,3 +172,17 @@ def test_a_damaged_file_is_one_line(scan):
             read_all(path)
         assert "\n" not in str(error.value) and str(path) in str(error.value), error.value
     assert dcmread(scan / "level-1.dcm").TotalPixelMatrixColumns == 150
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, HTJ2KLossless])
+def test_a_tile_that_states_more_pixels_than_it_has_is_not_decoded(syntax, tmp_path):
+    write_series(tmp_path / "scan", [FINE], syntax=syntax)
+    path = tmp_path / "scan" / "level-0.dcm"
+    content = path.read_bytes()
+    if syntax == JPEGLSLossless:
+        at, stated = content.index(b"\xff\xf7") + 5, b"\x7f\xff\x7f\xff"
+    else:
+        at, stated = content.index(b"\xff\x4f\xff\x51") + 8, b"\0\0\x7f\xff\0\0\x7f\xff"
+    path.write_bytes(content[:at] + stated + content[at + len(stated) :])
+    with pytest.raises(InputError, match="a tile states more pixels than it has"):
+        read_all(path)
