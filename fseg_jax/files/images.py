@@ -12,7 +12,7 @@ from typing import BinaryIO
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fseg_jax.errors import InputError
-from fseg_jax.files.kinds import describe_head
+from fseg_jax.files.kinds import describe_head, is_text
 from fseg_jax.files.tiff_pictures import check_picture, is_tiff, read_upright_size
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
@@ -104,4 +104,6 @@ def _describe(source: Path | BinaryIO) -> str:
         return "it is a TIFF of a kind that Pillow does not read, or damaged"
     if kind in ("a PNG image", "a JPEG image"):
         return f"it begins as {kind}, and is damaged or truncated"
+    if not kind and is_text(head):
+        kind = "a text file"
     return f"it is {kind}" if kind else "it is of a format that is not known, or damaged"

@@ -63,7 +63,7 @@ def describe_kind(path: str | Path) -> str:
         return kind
     if path.suffix == ".safetensors":
         return "a damaged file of tensors"
-    return "a text file" if _is_text(head) else "a file of another kind"
+    return "a text file" if is_text(head) else "a file of another kind"
 
 
 def describe_head(head: bytes) -> str:
@@ -99,7 +99,8 @@ def is_written_here(path: str | Path) -> bool:
         return False
 
 
-def _is_text(head: bytes) -> bool:
+def is_text(head: bytes) -> bool:
+    """Return whether a file that begins so is text."""
     try:
         head[: head.rfind(b"\n") + 1 or None].decode()
     except UnicodeDecodeError:

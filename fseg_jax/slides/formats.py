@@ -77,6 +77,11 @@ def open_pixels(path: Path, series: int | None = None, frame: Frame = "bounds") 
 
 def _open_tiff(path: Path, series: int | None, frame: Frame) -> Pixels:
     """Open a TIFF with OpenSlide, where it reads all that is in it, or else with tifffile."""
+    if path.suffix.lower() == ".vsi":
+        raise InputError(
+            f"{path}: a .vsi of Olympus holds a preview alone, and the slide's pixels are in .ets files, "
+            "which are not read; convert it to OME-TIFF, with QuPath or bfconvert"
+        )
     vendor = OpenSlidePixels.detect(path)
     is_named_otherwise = not path.name.lower().endswith(_SCANNER_SUFFIXES)
     if vendor is not None and _suits_openslide(path, vendor, series):
@@ -130,7 +135,7 @@ def _is_plain_pyramid(path: Path, tiff: Any) -> bool:
     if len(images) > 1 and (sizes[0] < max(sizes) or 2 * max(sizes[1:]) >= sizes[0]):
         return False
     check_pages(path, images[0])
-    if has_channels(first, len(images[0].pages)):
+    if len(images[0].pages) > 1 or has_channels(first):
         return False
     read_colours(path, first)
     # OpenSlide takes any fourth sample for opacity, and reads no planes of JPEG.

@@ -140,7 +140,8 @@ def test_other_tiffs_are_read(tmp_path: Path) -> None:
         (bytes(128) + b"DICM", "it is a DICOM file"),
         (b'<DataObject ObjectType="DPUfsImport">', "it is an iSyntax file of Philips"),
         (b"\xff\xd8\xff" + bytes(200), "it begins as a JPEG image, and is damaged or truncated"),
-        (b"?" * 200, "it is of a format that is not known, or damaged"),
+        (b"a note\n" * 50, "it is a text file"),
+        (b"\xfe?" * 200, "it is of a format that is not known, or damaged"),
     ],
 )
 def test_what_is_no_image_is_told_what_it_is(content: bytes, says: str, tmp_path: Path) -> None:

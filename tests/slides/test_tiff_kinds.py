@@ -451,11 +451,11 @@ def test_imagej_calibration(unit: str, tmp_path: Path) -> None:
         assert slide.mpp == 0.25
 
 
-def test_a_resolution_without_a_unit_is_per_inch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [TILES, STRIPS])
+def test_a_resolution_without_a_unit_is_per_inch(options: dict, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
-    tifffile.imwrite(
-        path, PICTURE, photometric="rgb", resolution=(50_800, 50_800), resolutionunit="INCH", metadata=None
-    )
+    per_inch = {"resolution": (50_800, 50_800), "resolutionunit": "INCH"}
+    tifffile.imwrite(path, PICTURE, photometric="rgb", metadata=None, **per_inch, **options)
     content = path.read_bytes()
     with tifffile.TiffFile(path) as tiff:
         offset = tiff.pages[0].tags["ResolutionUnit"].offset
@@ -519,3 +519,11 @@ def test_compressions_that_openslide_lacks_are_read_from_plain_tiffs(tmp_path: P
         path = tmp_path / f"{compression}.tif"
         tifffile.imwrite(path, PICTURE, photometric="rgb", tile=(64, 96), compression=compression, **PLAIN)
         np.testing.assert_array_equal(read_whole(path), PICTURE)
+
+
+def test_the_preview_in_a_vsi_is_not_the_slide(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.vsi", PICTURE, photometric="rgb", **STRIPS, **PLAIN)
+    with pytest.raises(
+        InputError, match=r"pixels are in \.ets files, which are not read; convert it to OME-TIFF"
+    ):
+        open_slide(tmp_path / "a.vsi")
