@@ -5,6 +5,7 @@ the suffix ``.dcm``; a folder may hold several series. Other files, such as anno
 """
 
 import os
+import time
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache
@@ -17,6 +18,7 @@ from fseg_jax.files.paths import report_unreadable
 _SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _DEFLATED = "1.2.840.10008.1.2.1.99"  # inflated whole by pydicom, however large; no slide is written so
 _LAST_GROUP = 0x0048  # of the attributes that are read; those after it may be a list of all tiles
+_RECENT = 2_000_000_000  # nanoseconds in which a folder may change and its time may not
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _FLUORESCENCE = "111743"  # the code of epifluorescence illumination
 
@@ -105,6 +107,22 @@ def list_series(folder: Path) -> list[DicomSeries]:
         InputError: The folder cannot be read.
     """
     try:
+        modified = folder.stat().st_mtime_ns
+    except OSError as error:
+        raise report_unreadable(folder, error) from None
+    if time.time_ns() - modified < _RECENT:
+        return _scan_folder(folder)
+    return list(_scan_once(folder, str(Path.cwd()), modified))
+
+
+@lru_cache(maxsize=256)
+def _scan_once(folder: Path, working: str, modified: int) -> list[DicomSeries]:
+    """List the DICOM slides in a folder, once for each time of it: one with thousands is asked for each."""
+    return _scan_folder(folder)
+
+
+def _scan_folder(folder: Path) -> list[DicomSeries]:
+    try:
         with os.scandir(folder) as scan:
             names = sorted(entry.name for entry in scan if entry.name[0] != "." and _may_be_dicom(entry.name))
     except OSError as error:
@@ -161,11 +179,14 @@ def merge_series(paths: Iterable[Path]) -> list[Path]:
 
 def key_series(path: Path) -> tuple[Path, str] | None:
     """Return what all paths of a DICOM slide have in common; None where it is none, or cannot be told."""
+    if not _is_folder(path):
+        instance = _read_instance(path)
+        return (path.resolve().parent, instance.series) if instance else None
     try:
         series = find_series(path)
     except InputError:
         return None
-    return (series.instances[0].file.resolve().parent, series.uid) if series else None
+    return (path.resolve(), series.uid) if series else None
 
 
 def _is_main(path: Path) -> bool:
