@@ -154,7 +154,7 @@ class OpenSlidePixels:
         has_gaps = vendor not in _WITHOUT_GAPS and self._slide.properties.get(_TILING) != "TILED_FULL"
         if not has_gaps and self._read_bounds() is None:
             return None
-        return np.asarray(self._read_rgba(level, y, x, height, width).getchannel("A")) >= 128
+        return np.asarray(self._read_rgba(level, y, x, height, width).getchannel("A")) > 0
 
     @cached_property
     def _written(self) -> WrittenTiles | None:

@@ -9,6 +9,7 @@ import pytest
 import shapely
 import tifffile
 from leica import MPP, write_leica
+from mirax import write_mirax
 from PIL import Image
 from scipy import ndimage
 
@@ -252,6 +253,40 @@ def test_tiles_that_were_never_written_were_never_scanned(suffix: str, tmp_path:
         np.testing.assert_array_equal(slide.read_scanned(MPP), expected)
         np.testing.assert_array_equal(slide.read_scanned(4 * MPP), expected[2::4, 2::4])
         assert (slide.read(0, 0, *expected.shape, MPP)[~expected] == 255).all()
+
+
+def test_a_mirax_slide_is_the_images_that_were_taken(tmp_path: Path) -> None:
+    places = [(row, column) for row in range(3, 7) for column in range(5, 12) if (row, column) != (4, 8)]
+    images = {place: RANDOM.integers(0, 256, (64, 64, 3), np.uint8) for place in places}
+    write_mirax(tmp_path / "a.mrxs", (12, 16), images)
+    picture, taken = np.full((4 * 64, 7 * 64, 3), 255, np.uint8), np.zeros((4 * 64, 7 * 64), bool)
+    for (row, column), image in images.items():
+        box = np.s_[(row - 3) * 64 : (row - 2) * 64, (column - 5) * 64 : (column - 4) * 64]
+        picture[box], taken[box] = image, True
+    with open_slide(tmp_path / "a.mrxs") as slide:
+        assert (slide.height, slide.width, slide.origin) == (*taken.shape, (3 * 64, 5 * 64))
+        for down in (1, 2, 4):
+            height, width = (size // down for size in taken.shape)
+            half = picture.reshape(height, down, width, down, 3).mean((1, 3))
+            read = slide.read(0, 0, height, width, down * MPP)
+            assert np.abs(read - half).max() <= 0.5
+            np.testing.assert_array_equal(slide.read_scanned(down * MPP), taken[::down, ::down])
+
+
+def test_seams_between_overlapping_images_are_no_gaps(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[3:17, 5:17].reshape(2, -1)
+    image = np.full((64, 64, 3), 230, np.uint8)
+    taken = {(int(y), int(x)): image for y, x in zip(rows, columns, strict=True)}
+    for place in [(y, x) for y in range(8, 11) for x in range(9, 12)]:
+        del taken[place]
+    write_mirax(tmp_path / "a.mrxs", (24, 24), taken, overlap=3)
+    with open_slide(tmp_path / "a.mrxs") as slide:
+        scanned = slide.read_scanned(4 * MPP)
+        whole = take_whole_slide(slide)
+    assert scanned is not None
+    _, gaps = ndimage.label(~scanned[1:-1, 1:-1])
+    assert gaps == 1 and np.count_nonzero(~scanned) * 16 == pytest.approx((3 * 61) ** 2, rel=0.1)
+    assert whole.fraction == 1
 
 
 def test_a_file_that_holds_all_its_pixels_is_not_searched_for_gaps(noise: Path, tmp_path: Path) -> None:
