@@ -1,6 +1,7 @@
 """The identity of a slide, whatever its path: a hash of its content, of which a part is read."""
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -8,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from xml.sax.saxutils import unescape
 
 import numpy as np
+import tifffile
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.addresses import RemotePath, locate
@@ -23,8 +26,11 @@ SAMPLED_ENTRIES = 4  # files, and folders, of each folder that are hashed
 MAX_DEPTH = 8  # folders in folders
 _INDEX_BYTES = 1 << 20  # read of a .vms or .vmu file, which lists the slide's other files
 _ZARR_SIDE = 64  # pixels of a piece of a level
+_TIFF_SUFFIXES = (".tif", ".tiff", ".tf2", ".tf8", ".btf")
+_OME_FILE = re.compile(r'\b(?:FileName|MetadataFile)="([^"]+)"')
 _LABELS = "labels"  # the folder of an OME-Zarr image for labels, which are not part of the slide
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -45,8 +51,9 @@ def identify(path: str | Path) -> str:
     """Hash a slide: SHA-256 of the size of its file and of sixteen pieces of 16 KiB, spread evenly over it.
 
     All files of a slide are hashed: an ``.mrxs`` and its folder, a ``.vms`` or ``.vmu`` and the files that it
-    lists, a DICOM series, whatever its files are called. In a folder, an OME-Zarr's too, all names are
-    hashed, but only four files and four folders, evenly chosen; labels are left out.
+    lists, a DICOM series, whatever its files are called, an OME-TIFF and four others of its set. In a folder,
+    an OME-Zarr's too, all names are hashed, but only four files and four folders, evenly chosen; labels are
+    left out.
 
     A file at an address has the hash that it has on a disk. Of an OME-Zarr there, whose files cannot be
     listed, the sizes of its levels and sixteen pieces of its coarsest one are hashed.
@@ -127,6 +134,22 @@ def _list_companions(path: Path) -> Iterator[Path]:
             companion = path.parent / os.fsdecode(name.strip())
             if companion.is_file():
                 yield companion
+    elif suffix in _TIFF_SUFFIXES:
+        yield from _list_ome_files(path)
+
+
+def _list_ome_files(path: Path) -> Iterator[Path]:
+    """List other files of an OME-TIFF's set: four at most, evenly chosen, of those that its header names."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            header = tiff.ome_metadata or ""
+    except Exception as error:  # damage is found where the slide is opened
+        _log.debug("%s: is not searched for other files of a set: %s", path, error)
+        return
+    names = {Path(unescape(name)).name for name in _OME_FILE.findall(header)} - {path.name}
+    for name in _sample_evenly(sorted(names)):
+        if (path.parent / name).is_file():
+            yield path.parent / name
 
 
 def _add_folder(digest: Any, folder: Path, depth: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from fseg_jax.errors import InputError
 from fseg_jax.slides import identity
@@ -91,6 +92,25 @@ def test_a_slide_of_several_files_is_all_of_them(tmp_path):
     for name in ("slide.mrxs", "slide.vms"):
         a, b, c = (identify(tmp_path / folder / name) for folder in "abc")
         assert a == b != c
+
+
+def test_an_ome_tiff_is_its_set_too(tmp_path):
+    header = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="32" SizeY="32" '
+        'SizeC="2" SizeZ="1" SizeT="1"><Channel ID="Channel:0:0"/><Channel ID="Channel:0:1"/>'
+        '<TiffData FirstC="0" IFD="0"><UUID FileName="a.ome.tif">urn:uuid:a</UUID></TiffData>'
+        '<TiffData FirstC="1" IFD="0"><UUID FileName="b &amp; c.ome.tif">urn:uuid:b</UUID></TiffData>'
+        "</Pixels></Image></OME>"
+    )
+    plane = np.zeros((32, 32), np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", plane, description=header, metadata=None)
+    alone = identify(tmp_path / "a.ome.tif")
+    seen = set()
+    for value in (1, 2):
+        tifffile.imwrite(tmp_path / "b & c.ome.tif", plane + value, metadata=None)
+        seen.add(identify(tmp_path / "a.ome.tif"))
+    assert len(seen | {alone}) == 3
 
 
 def zarr(path: Path, *, pixel: int = 0) -> Path:
