@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -52,7 +53,8 @@ class RemoteFile(io.RawIOBase):
         except Exception as error:
             raise _report(path, error) from None
         self.size = int(head["size"])
-        self._version: str | None = head["e_tag"]
+        tag = head["e_tag"]
+        self._version = tag if tag and not tag.startswith("W/") else None  # weak ones match nothing
         stamp = f"{path}\n{self.size}\n{head['e_tag']}\n{head['last_modified']}"
         self._cached = hashlib.sha256(stamp.encode()).hexdigest()[:32]
         self._cache = BlockCache(find_cache_folder() / "remote", _read_limit())
@@ -161,22 +163,30 @@ class RemoteFile(io.RawIOBase):
 
 def _open_store(path: RemotePath) -> tuple[Any, str]:
     """Open the bucket or server of an address; return it, and the key of the file in it."""
+    settings = tuple((k, v) for k, v in sorted(os.environ.items()) if k.startswith(("AWS_", "GOOGLE_")))
     try:
-        from obstore.store import GCSStore, HTTPStore, S3Store
+        store = _connect(path.scheme, path.host, settings)
     except ImportError:
         raise InputError(
             f"{path}: reading slides from there needs the package obstore: pip install 'fseg-jax[remote]'"
         ) from None
-    common: dict[str, Any] = {"retry_config": _RETRIES, "client_options": _CLIENT}
-    try:
-        if path.scheme == "gs":
-            return GCSStore(path.host, **common), path.key
-        if path.scheme == "s3":
-            return S3Store(path.host, **common, **_configure_s3()), path.key
-        server = HTTPStore(f"{path.scheme}://{path.host}", **common)
-        return server, unquote(path.key)  # it quotes keys itself
     except Exception as error:
         raise _report(path, error) from None
+    # A server's store quotes keys itself.
+    return store, unquote(path.key) if path.scheme.startswith("http") else path.key
+
+
+@lru_cache(maxsize=64)
+def _connect(scheme: str, host: str, settings: tuple[tuple[str, str], ...]) -> Any:
+    """Open a bucket or server once for each state of the environment: connections to it stay open."""
+    from obstore.store import GCSStore, HTTPStore, S3Store
+
+    common: dict[str, Any] = {"retry_config": _RETRIES, "client_options": _CLIENT}
+    if scheme == "gs":
+        return GCSStore(host, **common)
+    if scheme == "s3":
+        return S3Store(host, **common, **_configure_s3())
+    return HTTPStore(f"{scheme}://{host}", **common)
 
 
 def _configure_s3() -> dict[str, Any]:

@@ -84,8 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         file = self.server.folder / unquote(self.path).lstrip("/")
-        if not file.is_file():
-            self.send_response(404)
+        if not file.is_file() or self.headers.get("If-Match", "").startswith("W/"):
+            self.send_response(412 if file.is_file() else 404)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -101,6 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", 'W/"weak"')
         self.end_headers()
         if with_body:
             self.wfile.write(content)

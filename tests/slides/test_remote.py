@@ -26,6 +26,7 @@ pytest.importorskip("obstore", reason="obstore is not installed")
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path / "cache"))
+    remote._connect.cache_clear()
     return tmp_path / "cache" / "remote"
 
 
@@ -251,10 +252,12 @@ def test_what_cannot_be_read_is_one_line_without_secrets(bucket, tmp_path, monke
             open_slide(f"{server.url}/a.tif")
         address = server.url
     monkeypatch.setattr(remote, "_RETRIES", {"max_retries": 0})
+    remote._connect.cache_clear()
     with pytest.raises(InputError, match=r"a\.tif: cannot be read") as error:
         open_slide(f"{address}/a.tif")
     assert "\n" not in str(error.value)
     monkeypatch.setitem(sys.modules, "obstore.store", None)
+    remote._connect.cache_clear()
     with pytest.raises(InputError, match=r"obstore: pip install 'fseg-jax\[remote\]'"):
         open_slide(f"{bucket}/a.tif")
 
