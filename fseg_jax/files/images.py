@@ -89,7 +89,8 @@ def _open(source: Path | BinaryIO, what: str, formats: Sequence[str], *, decode:
         # The text of an error of the file system repeats the path.
         reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         raise InputError(
-            f"{name}: cannot be read as {what} ({reason.splitlines()[0][:200]}): repair or replace it"
+            f"{name}: cannot be read as {what} ({reason.splitlines()[0][:200]}): "
+            "convert, repair or replace it"
         ) from None
 
 

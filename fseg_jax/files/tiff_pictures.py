@@ -20,11 +20,11 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _log = logging.getLogger(__name__)
 
 # Photometric interpretations by their numbers in TIFF.
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _YCBCR = 0, 1, 2, 3, 4, 6
 _PHOTOMETRIC_NAMES = {
-    _WHITE_IS_ZERO: "grey", _BLACK_IS_ZERO: "grey", _RGB: "RGB", _PALETTE: "palette", 4: "transparency mask",
-    5: "CMYK", _YCBCR: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "colour filter array",
-    32844: "LogL", 32845: "LogLuv",
+    _WHITE_IS_ZERO: "grey", _BLACK_IS_ZERO: "grey", _RGB: "RGB", _PALETTE: "palette",
+    _MASK: "transparency mask", 5: "CMYK", _YCBCR: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab",
+    32803: "colour filter array", 32844: "LogL", 32845: "LogLuv",
 }  # fmt: skip
 _YCBCR_TO_RGB = (6, 7, 33003, 33004, 33005, 33007, 34712, 34892, 50001)  # compressions decoded to RGB
 _JPEG = (6, 7, 33007, 34892)
@@ -165,6 +165,17 @@ def check_pages(path: Path, series: Any) -> None:
     raise InputError(f"{path}: has several planes ({listed}); give a file with one plane")
 
 
+def list_images(tiff: Any) -> list[Any]:
+    """List the images of a TIFF, as tifffile's series; masks of transparency, as GDAL adds, are none."""
+    return [
+        series
+        for series in tiff.series
+        if {"Y", "X"} <= set(series.axes)
+        and not series.keyframe.is_mask
+        and int(series.keyframe.photometric) != _MASK
+    ]
+
+
 def check_codec(path: Path, page: Any) -> None:
     """Raise ``InputError`` where nothing here decodes a page's compression."""
     try:
@@ -188,7 +199,7 @@ def check_picture(path: Path) -> None:
         with tifffile.TiffFile(path) as tiff:
             first: Any = tiff.pages[0]
             check_extent(path, first)
-            images = [image for image in tiff.series if {"Y", "X"} <= set(image.axes)]
+            images = list_images(tiff)
             image = max(images, key=lambda image: image.keyframe.imagelength * image.keyframe.imagewidth)
             if image.keyframe.imagelength * image.keyframe.imagewidth > first.imagelength * first.imagewidth:
                 raise InputError(f"{path}: its largest image is not its first; give a file with one image")

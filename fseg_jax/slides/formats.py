@@ -10,7 +10,14 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.addresses import RemotePath
 from fseg_jax.files.extent import check_tiles
 from fseg_jax.files.paths import is_folder, is_there
-from fseg_jax.files.tiff_pictures import TIFF_MAGIC, check_pages, has_channels, read_colours, read_orientation
+from fseg_jax.files.tiff_pictures import (
+    TIFF_MAGIC,
+    check_pages,
+    has_channels,
+    list_images,
+    read_colours,
+    read_orientation,
+)
 from fseg_jax.slides.bounds import Frame
 from fseg_jax.slides.dicom import open_dicom
 from fseg_jax.slides.dicom_series import find_series, is_other_object
@@ -130,7 +137,9 @@ def _is_plain_pyramid(path: Path, tiff: Any) -> bool:
     first = tiff.pages[0]
     if first.subifds or read_orientation(first) != 1:
         return False
-    images = [image for image in tiff.series if {"Y", "X"} <= set(image.axes)]
+    if any(page.is_mask for page in tiff.pages):  # OpenSlide takes a smaller mask for a level
+        return False
+    images = list_images(tiff)
     sizes = [image.keyframe.imagelength * image.keyframe.imagewidth for image in images]
     if len(images) > 1 and (sizes[0] < max(sizes) or 2 * max(sizes[1:]) >= sizes[0]):
         return False

@@ -28,6 +28,7 @@ from fseg_jax.files.tiff_pictures import (
     check_pages,
     has_channels,
     is_planar_jpeg,
+    list_images,
     read_colours,
     read_orientation,
 )
@@ -126,7 +127,7 @@ class TiffPixels:
         """Choose the image to read: tifffile's series, what it is, and what an OME header says of it."""
         found = []
         # Sides are found by ``axes``: the keys of ``sizes`` differ between tifffile's versions.
-        for i, series in enumerate(s for s in self._tiff.series if {"Y", "X"} <= set(s.axes)):
+        for i, series in enumerate(list_images(self._tiff)):
             page = next(page for page in series.pages if page is not None)
             ome = self._find_ome_image(page)
             shape = (series.shape[series.axes.index("Y")], series.shape[series.axes.index("X")])

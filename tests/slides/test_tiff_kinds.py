@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from fseg_jax.cli import cli
 from fseg_jax.errors import InputError
+from fseg_jax.files.images import load_image
 from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.slides.reader import open_slide
 from fseg_jax.slides.units import convert_to_um
@@ -165,6 +166,23 @@ def test_a_file_of_one_image_has_no_other(tmp_path: Path) -> None:
             assert slide.series is None
         with pytest.raises(InputError, match=rf"--series 1: {says}"):
             open_slide(tmp_path / name, 0.5, series=1)
+
+
+def test_a_mask_of_transparency_is_no_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As GDAL writes it into a cloud-optimized GeoTIFF, in all sizes that the picture has."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for step, kind in ((1, 0), (2, 1)):
+            picture = np.ascontiguousarray(PICTURE[::step, ::step])
+            shown = np.ones(picture.shape[:2], bool)
+            writer.write(picture, photometric="rgb", subfiletype=kind, **TILES, **PLAIN)
+            writer.write(shown, photometric="minisblack", subfiletype=4 + kind, metadata=None, tile=(64, 96))
+    with caplog.at_level(logging.WARNING), open_slide(path) as slide:
+        assert slide.level_mpps == [0.5, 1.0]
+        np.testing.assert_array_equal(slide.read(0, 0, 75, 95, 1.0), PICTURE[::2, ::2])
+        np.testing.assert_array_equal(slide.read(0, 0, HEIGHT, WIDTH, 0.5), PICTURE)
+        np.testing.assert_array_equal(load_image(path), PICTURE)
+    assert not caplog.records
 
 
 # Files of a set
