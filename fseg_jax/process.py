@@ -6,11 +6,13 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 
 Progress = Callable[[str, int, int], None]  # a callback: (phase, done, total)
 
 STOPPED = threading.Event()  # set once a signal asked the program to stop
 
+_log = logging.getLogger(__name__)
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
@@ -60,3 +62,9 @@ def get_verbosity() -> int:
     """Return the verbosity that was set last, for processes that this one starts."""
     level = logging.getLogger("fseg_jax").level
     return _LEVELS.index(level) if level in _LEVELS else 0
+
+
+@lru_cache(maxsize=4096)
+def warn_once(text: str) -> None:
+    """Log a warning, and nothing where it was logged before: a run opens the same slide several times."""
+    _log.warning("%s", text)

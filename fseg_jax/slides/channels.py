@@ -1,13 +1,11 @@
 """Channels that are stored one by one, as fluorescence is: which of them are red, green and blue."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fseg_jax.errors import InputError
-
-_log = logging.getLogger(__name__)
+from fseg_jax.process import warn_once
 
 _NAMES = (("red", "r"), ("green", "g"), ("blue", "b"))
 _ALPHA_NAMES = ("alpha", "a")
@@ -57,11 +55,9 @@ def choose_rgb(path: Path, channels: Sequence[Channel]) -> tuple[int, ...]:
             colours = [channel.colour for channel in channels]
             order = _find_each([[i for i, colour in enumerate(colours) if colour == own] for own in _COLOURS])
             if order is None:
-                _log.warning(
-                    "%s: its three channels (%s) are not named or coloured red, green and blue; "
-                    "they are taken for these",
-                    path,
-                    _list_names(channels),
+                warn_once(
+                    f"{path}: its three channels ({_list_names(channels)}) are not named or coloured red, "
+                    "green and blue; they are taken for these"
                 )
             return order or (0, 1, 2)
     raise InputError(

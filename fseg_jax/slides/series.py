@@ -1,13 +1,11 @@
 """The choice among the images of a file that has several: a macro, a label, scenes."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fseg_jax.errors import InputError
-
-_log = logging.getLogger(__name__)
+from fseg_jax.process import warn_once
 
 _LIKE = 0.5  # of the largest image's area: one with as much may as well be what is wanted
 _SAME_MPP = 0.01  # relative difference
@@ -61,11 +59,9 @@ def choose_image(path: Path, images: Sequence[FileImage], series: int | None) ->
         and (area >= _LIKE * areas[index] or _has_same_mpp(image, chosen))
     ]
     if others:
-        _log.warning(
-            "%s: has several images: %s is read, and not %s; --series takes another by its number",
-            path,
-            chosen,
-            _list(others),
+        warn_once(
+            f"{path}: has several images: {chosen} is read, and not {_list(others)}; "
+            "--series takes another by its number"
         )
     return index
 

@@ -119,7 +119,8 @@ def test_another_scene_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         (SMALL, size(8, Name="x")),
     )
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(read_whole(path), PICTURE)
+        for _ in range(2):
+            np.testing.assert_array_equal(read_whole(path), PICTURE)
     (record,) = caplog.records
     assert record.getMessage() == (
         f"{path}: has several images: 1 'Right' (190 × 150) is read, and not 0 'Left' (190 × 140); "
