@@ -28,8 +28,7 @@ from fseg_jax.slides.openslide import OpenSlidePixels
 from fseg_jax.slides.pixels import ZIP_MAGIC, Pixels
 from fseg_jax.slides.remote import open_remote
 from fseg_jax.slides.series import refuse_series
-from fseg_jax.slides.tiff import TiffPixels
-from fseg_jax.slides.upright import UprightPixels
+from fseg_jax.slides.tiff_frame import open_tiff_in_frame
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def open_pixels(path: Path, series: int | None = None, frame: Frame = "bounds") 
         InputError: No reader takes the file, or it is damaged.
     """
     if isinstance(path, RemotePath):
-        return open_remote(path, series)
+        return open_remote(path, series, frame)
     if scan := find_series(path):
         refuse_series(path, series)
         return open_dicom(path, scan, frame)
@@ -102,8 +101,7 @@ def _open_tiff(path: Path, series: int | None, frame: Frame) -> Pixels:
             f"{path}: OpenSlide does not recognise it as a {path.suffix} slide: it is damaged or truncated, "
             "or something else; rename it to .tif if it is a plain TIFF"
         )
-    pixels = TiffPixels(path, series)
-    return pixels if pixels.orientation == 1 else UprightPixels(pixels, pixels.orientation)
+    return open_tiff_in_frame(path, series, frame)
 
 
 def _suits_openslide(path: Path, vendor: str, series: int | None) -> bool:

@@ -9,11 +9,11 @@ from fseg_jax.files.remote import RemoteFile
 from fseg_jax.files.tiff_files import open_tiff
 from fseg_jax.files.tiff_pictures import TIFF_MAGIC
 from fseg_jax.slides.aperio import AperioPixels
+from fseg_jax.slides.bounds import Frame
 from fseg_jax.slides.ome_zarr import ZarrPixels
 from fseg_jax.slides.pixels import ZIP_MAGIC, Pixels
 from fseg_jax.slides.series import refuse_series
-from fseg_jax.slides.tiff import TiffPixels
-from fseg_jax.slides.upright import UprightPixels
+from fseg_jax.slides.tiff_frame import open_tiff_in_frame
 
 _ZARR_SUFFIXES = (".zarr", ".ozx")
 # tifffile's names for scanners' TIFFs of which the pixels do not lie as a plain pyramid's do.
@@ -21,12 +21,13 @@ _SCANNERS = {"ndpi": "Hamamatsu", "scn": "Leica", "bif": "Ventana", "philips": "
 _READ = "from an address TIFF, OME-TIFF, Aperio's .svs and OME-Zarr are read; download it"
 
 
-def open_remote(path: RemotePath, series: int | None) -> Pixels:
+def open_remote(path: RemotePath, series: int | None, frame: Frame) -> Pixels:
     """Open a slide at an address.
 
     Args:
         path: The address.
         series: Which of its images to read, as the file counts them from 0; None for the largest.
+        frame: What coordinates count from, where only a part of a plain TIFF was written.
 
     Raises:
         InputError: It is not there, cannot be read, is damaged, or of a format that is read from disks only.
@@ -53,5 +54,4 @@ def open_remote(path: RemotePath, series: int | None) -> Pixels:
     if is_aperio:
         refuse_series(path, series)
         return AperioPixels(path)
-    pixels = TiffPixels(path, series)
-    return pixels if pixels.orientation == 1 else UprightPixels(pixels, pixels.orientation)
+    return open_tiff_in_frame(path, series, frame)

@@ -46,7 +46,12 @@ _RGB = 2  # the photometric interpretation
 
 
 class TiffPixels:
-    """An 8-bit RGB or grey TIFF: tiled or in strips, plain or OME, flat or a pyramid."""
+    """An 8-bit RGB or grey TIFF: tiled or in strips, plain or OME, flat or a pyramid.
+
+    Attributes:
+        orientation: How it is stored: 1, or turned as the tag Orientation says.
+        written: Which tiles of its finest level were written; None where all were.
+    """
 
     origin: Origin | None = None
     series: int | None = None
@@ -99,7 +104,7 @@ class TiffPixels:
         self.orientation = read_orientation(keyframe)
         self.mpp = image.mpp or _parse_imagej_mpp(self._tiff, keyframe) or _parse_tag_mpp(keyframe)
         self._pyramid = TiffPyramid(dict(enumerate(self._levels)))
-        self._written = self._levels[0].find_written()
+        self.written = self._levels[0].find_written()
 
     def _read_header(self) -> OmeHeader | None:
         """Read the OME header, which may be in another file of the set; None where there is none."""
@@ -186,10 +191,10 @@ class TiffPixels:
         self, level: int, y: int, x: int, height: int, width: int
     ) -> Bool[np.ndarray, "height width"] | None:
         """Tell which pixels of a box are in tiles that were written; None where all tiles were."""
-        if self._written is None:
+        if self.written is None:
             return None
         down = compute_downsamples(self.shapes[0], self.shapes[level])
-        return self._written.crop((y, x, height, width), down)
+        return self.written.crop((y, x, height, width), down)
 
     def close(self) -> None:
         """Release the file and what was decoded."""

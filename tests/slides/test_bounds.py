@@ -16,7 +16,7 @@ from scipy import ndimage
 from fseg_jax.errors import InputError
 from fseg_jax.pipeline.slide_facts import SlideFacts, slide_facts
 from fseg_jax.pipeline.tissue_files import write_tissue_files
-from fseg_jax.slides.reader import open_slide
+from fseg_jax.slides.reader import open_slide, read_batches
 from fseg_jax.slides.tissue import find_tissue, load_tissue, take_whole_slide
 from fseg_jax.slides.tissue_segmentation import segment_tissue
 
@@ -229,6 +229,30 @@ def test_glass_is_the_same_whatever_colour_stands_for_what_was_never_scanned() -
     for other in masks[1:]:
         for mask, same in zip(masks[0], other, strict=True):
             np.testing.assert_array_equal(mask, same)
+
+
+def test_a_tiff_that_openslide_does_not_read_has_the_bounds_that_it_would_have(tmp_path: Path) -> None:
+    """One of two scenes of like size, which tifffile reads, as it does whatever is at an address."""
+    picture = np.concatenate([NOISE[:512], NOISE[:512, :224]], axis=1)
+    options = {"tile": (128, 128), "photometric": "rgb", "compression": "adobe_deflate", "metadata": None}
+    options |= {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+    path = tmp_path / "two.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(picture, **options)
+        tiff.write(picture[:500, :1000], **options)
+    written = np.zeros((4, 8), bool)
+    written[1:, 2:5] = written[1:3, 6] = True
+    keep_tiles(path, written)
+    scanned = np.kron(written, np.ones((128, 128), bool))[128:, 256:896]
+    with open_slide(path) as slide:
+        assert (slide.format, slide.frame, slide.origin) == ("tiff", "bounds", (128, 256))
+        read = slide.read(0, 0, 384, 640, MPP)
+        np.testing.assert_array_equal(read[scanned], picture[128:, 256:896][scanned])
+        np.testing.assert_array_equal(slide.read_scanned(MPP), scanned)
+        (batch,) = [images for _, images in read_batches(slide, [(5, 7, 300, 600)], MPP, batch=1, threads=1)]
+        np.testing.assert_array_equal(batch[0], read[5:305, 7:607])
+    with open_slide(path, frame="canvas") as slide:
+        assert (slide.height, slide.width) == (512, 1024)
 
 
 @pytest.mark.parametrize("suffix", [".ome.tif", ".svs", ".tif"])
