@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -47,7 +48,7 @@ def acquire_lock(path: Path, *, wait: bool = False) -> Lock | None:
         wait: Whether to wait until no other program holds the lock.
 
     Returns:
-        The lock, or None on a file system without locks, for which a warning is logged.
+        The lock, or None on a file system without locks, for which a warning is logged once.
 
     Raises:
         BlockingIOError: Another program holds the lock, and ``wait`` is False.
@@ -62,7 +63,7 @@ def acquire_lock(path: Path, *, wait: bool = False) -> Lock | None:
             path.unlink(missing_ok=True)
             if error.errno not in _NO_LOCKS:
                 raise
-            _log.warning("%s: its file system has no locks: keep to one run a slide at a time", path.parent)
+            _warn_of_no_locks(path.parent)
             return None
         if not locked:
             file.close()
@@ -71,3 +72,9 @@ def acquire_lock(path: Path, *, wait: bool = False) -> Lock | None:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return Lock(path, file)
         file.close()  # the holder has just removed this file and ended its lock
+
+
+@cache
+def _warn_of_no_locks(folder: Path) -> None:
+    """Warn that a folder's file system has no locks: once, though a lock is asked for with every file."""
+    _log.warning("%s: its file system has no locks: keep to one run a slide at a time", folder)
