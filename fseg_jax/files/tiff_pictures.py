@@ -144,11 +144,11 @@ def read_orientation(page: Any) -> int:
 
 
 def is_planar_jpeg(page: Any) -> bool:
-    """Return whether each of a page's channels is a JPEG of its own, of grey, whatever YCbCr the tags say.
+    """Return whether each of a page's channels is a JPEG of its own, of grey: red, green and blue are stored.
 
-    Bio-Formats writes red, green and blue so, under the photometric interpretation YCbCr.
+    Bio-Formats writes them so, and the photometric interpretation YCbCr beside them.
     """
-    return page.planarconfig == 2 and int(page.compression) in _JPEG and int(page.photometric) == _YCBCR
+    return page.planarconfig == 2 and int(page.compression) in _JPEG
 
 
 def check_pages(path: Path, series: Any) -> None:

@@ -95,6 +95,9 @@ class ZarrPixels(HasNoGaps, SharesNothing):
             raise InputError(
                 f"{self._path}: the OME-Zarr is damaged (it names {len(multiscale['datasets'])} levels)"
             )
+        described = (attributes.get("omero") or {}).get("channels") or []
+        if len(described) not in (0, 1, 3):  # fluorescence is refused by its names, whatever its depth
+            choose_rgb(self._path, _parse_channels(attributes, len(described)))
         context = ts.Context({**RETRIES, "cache_pool": {"total_bytes_limit": _CACHE}})
         self._levels = [
             self._open_level(group, data["path"], names, context) for data in multiscale["datasets"]

@@ -42,7 +42,7 @@ from fseg_jax.slides.tiff_tiles import TiffTiles
 from fseg_jax.slides.units import convert_to_um
 
 _MAX_HEADER = 64 << 20  # bytes of a companion file
-_RGB = 2  # the photometric interpretation
+_RGB, _YCBCR = 2, 6  # photometric interpretations
 
 
 class TiffPixels:
@@ -174,7 +174,9 @@ class TiffPixels:
             if page.parent.filehandle.closed:
                 page.parent.filehandle.open()
             if is_planar_jpeg(page.keyframe):
-                page.keyframe.photometric = tifffile.PHOTOMETRIC(_RGB)
+                page.keyframe.subsampling = None
+                if int(page.keyframe.photometric) == _YCBCR:
+                    page.keyframe.photometric = tifffile.PHOTOMETRIC(_RGB)
         return pages
 
     def read(
@@ -250,8 +252,9 @@ def _choose_colours(path: Path, pages: list[Any], channels: list[Channel]) -> Co
     """Choose how an image's samples become RGB."""
     page = pages[0].keyframe
     if has_channels(page, len(pages)):
-        check_depth(path, page)
         count = page.samplesperpixel * len(pages)
+        if count in (1, 3):  # others are refused by their names, whatever their depth
+            check_depth(path, page)
         channels = channels if len(channels) == count else [Channel()] * count
         chosen = choose_rgb(path, channels)
         return Colours(chosen[:3], alpha=chosen[3] if len(chosen) > 3 else None)

@@ -191,6 +191,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "slide, OME-TIFF": slide,
     "slide, SVS": slide,
     "slide, OME-Zarr": slide,
+    "slide, zipped OME-Zarr": slide,
     "slide, DICOM": slide,
     "image, PNG": read_image,
     "image, JPEG": read_image,

@@ -1,6 +1,8 @@
 """A small whole file, or folder, of everything that is read, as the program or its neighbours write it."""
 
 import json
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +117,15 @@ def _zarr(folder: Path) -> None:
     }
     attributes = {"ome": {"version": "0.5", "multiscales": [image]}}
     _text({"zarr_format": 3, "node_type": "group", "attributes": attributes})(folder / "zarr.json")
+
+
+def _ozx(path: Path) -> None:
+    folder = path.with_suffix(".zarr")
+    _zarr(folder)
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    shutil.rmtree(folder)
 
 
 def _dicom(folder: Path) -> None:
@@ -243,6 +254,7 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "slide, DICOM": _folder(_dicom),
     "slide, SVS": _file("a.svs", _svs),
     "slide, OME-Zarr": _folder(_zarr),
+    "slide, zipped OME-Zarr": _file("a.ozx", _ozx),
     "image, PNG": _file("a.png", _image("PNG")),
     "image, JPEG": _file("a.jpg", _image("JPEG")),
     "codebook": _file("book.safetensors", _codebook),

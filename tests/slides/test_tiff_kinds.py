@@ -319,9 +319,10 @@ def test_three_other_channels_are_warned_of(
 @pytest.mark.parametrize("names", [["DAPI", "CD3", "CD8", "PanCK"], ["DAPI", "CD3"]])
 def test_other_numbers_of_channels_are_refused_by_name(names: list[str], tmp_path: Path) -> None:
     image = np.resize(CHANNELS, (len(names), HEIGHT, WIDTH))
-    write_channels(tmp_path / "a.ome.tif", names, image)
-    with pytest.raises(InputError, match=rf"it has {len(names)} channels \({', '.join(names)}\)"):
-        open_slide(tmp_path / "a.ome.tif")
+    for depth in (np.uint8, np.uint16):
+        write_channels(tmp_path / "a.ome.tif", names, image.astype(depth))
+        with pytest.raises(InputError, match=rf"it has {len(names)} channels \({', '.join(names)}\)"):
+            open_slide(tmp_path / "a.ome.tif")
     write_channels(tmp_path / "b.ome.tif", ["x"] * 3, CHANNELS, ContrastMethod=["Fluorescence"] * 3)
     with pytest.raises(InputError, match=r"it has 3 channels \(x, x, x\), as fluorescence has"):
         open_slide(tmp_path / "b.ome.tif")
@@ -403,19 +404,25 @@ def test_other_pixels_are_refused_by_what_they_are(kind: str, options: dict, tmp
         open_slide(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 2)])
 @pytest.mark.parametrize("name", ["a.tif", "a.ome.tif"])
-def test_planar_jpeg_holds_red_green_and_blue_whatever_its_tag_says(name: str, tmp_path: Path) -> None:
+def test_planar_jpeg_holds_red_green_and_blue_whatever_its_tags_say(
+    name: str, subsampling: tuple[int, int], tmp_path: Path
+) -> None:
     """As Bio-Formats writes it: each plane is a JPEG of grey, and the photometric interpretation is YCbCr."""
     smooth = np.asarray(Image.fromarray(SMALL).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
     path = tmp_path / name
     tifffile.imwrite(
         path, np.moveaxis(smooth, 2, 0).copy(), photometric="rgb", planarconfig="separate", tile=(64, 96),
         compression="jpeg", compressionargs={"level": 98}, ome=".ome" in name, **PER_CM,
+        extratags=[(530, 3, 2, (1, 1), True)],
         metadata=size(0.5, axes="SYX") if ".ome" in name else None,
     )  # fmt: skip
     expected = np.moveaxis(tifffile.imread(path), 0, 2)
-    set_tag(path, "PhotometricInterpretation", 6)
-    np.testing.assert_array_equal(read_whole(path), expected)
+    set_tag(path, "YCbCrSubSampling", subsampling)
+    for photometric in (2, 6):
+        set_tag(path, "PhotometricInterpretation", photometric)
+        np.testing.assert_array_equal(read_whole(path), expected)
     assert np.abs(expected.astype(int) - smooth).mean() < 3
 
 

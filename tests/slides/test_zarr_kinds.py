@@ -245,7 +245,8 @@ def test_four_channels_are_rgba_only_by_name(tmp_path: Path) -> None:
     write_image(tmp_path / "a.zarr", describe(**name_channels("red", "green", "blue", "alpha")), image)
     expected = PICTURE * (64 / 255) + 255 * (1 - 64 / 255)
     assert np.abs(read_whole(tmp_path / "a.zarr") - expected).max() <= 1
-    write_image(tmp_path / "b.zarr", describe(**name_channels("DAPI", "CD3", "CD8", "PanCK")), image)
+    named = describe(**name_channels("DAPI", "CD3", "CD8", "PanCK"))
+    write_image(tmp_path / "b.zarr", named, image.astype(np.uint16))
     write_image(tmp_path / "c.zarr", describe(), image)
     for name, listed in (("b.zarr", "DAPI, CD3, CD8, PanCK"), ("c.zarr", "without names")):
         with pytest.raises(InputError, match=rf"it has 4 channels \({listed}\), as fluorescence has"):
