@@ -9,11 +9,12 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -27,13 +28,14 @@ from fseg_jax.slides.pixels import Box, Pixels, compute_downsamples, is_plausibl
 from fseg_jax.slides.resampling import Taps, make_taps, resample
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # A level that is up to 1 % coarser than asked counts as fine enough: 0.499 µm serves for 0.5 and for 0.495.
 _SLACK = 1.01
 _MAX_REGION = 2 << 20  # level pixels that are decoded at once; larger boxes are read in parts
 _MAX_SIDE = 4_000_000  # pixels of a slide's side: a metre at 0.25 µm
 _MAX_PIXELS = 1_000_000_000_000  # pixels of a slide: 250 × 250 mm at 0.25 µm
-_MAX_AHEAD = 64 << 20  # bytes of decoded boxes that may wait for the consumer
+_MAX_AHEAD = 32 << 20  # bytes of decoded boxes that may wait for the consumer
 _BLOCK = 256  # pixels of the side of the blocks of which a thumbnail is read
 
 
@@ -290,22 +292,33 @@ def read_thumbnail(slide: Slide, max_side: int) -> tuple[UInt8[np.ndarray, "h w 
 def prefetch_boxes(slide: Slide, boxes: Iterable[Box], mpp: float, threads: int) -> Iterator[np.ndarray]:
     """Yield ``slide.read(*box, mpp)`` for each (y, x, height, width), in order, decoded ahead in threads.
 
-    At least two boxes per thread are decoded ahead, and more as long as they hold at most 64 MiB. When the
+    At least two boxes per thread are decoded ahead, and more as long as they hold at most 32 MiB. When the
     generator is closed or raises, reads that have not begun are cancelled and the threads joined. What boxes
     share is decoded once if they are in a list.
     """
+    yield from _read_ahead(slide, boxes, mpp, threads, lambda number, pixels: pixels)
+
+
+def _read_ahead(
+    slide: Slide,
+    boxes: Iterable[Box],
+    mpp: float,
+    threads: int,
+    finish: Callable[[int, np.ndarray], T],
+) -> Generator[T, None, None]:
+    """Yield what ``finish``, called in the threads, makes of each box's number and pixels."""
     with (
         slide.announce(boxes if isinstance(boxes, Sequence) else (), mpp) as release,
         _start_threads(threads) as pool,
     ):
 
-        def read(number: int, box: Box) -> np.ndarray:
-            pixels = slide.read(*box, mpp)
+        def read(number: int, box: Box) -> T:
+            result = finish(number, slide.read(*box, mpp))
             if isinstance(boxes, Sequence):
                 release(number)
-            return pixels
+            return result
 
-        waiting: deque[tuple[Future[np.ndarray], int]] = deque()
+        waiting: deque[tuple[Future[T], int]] = deque()
         ahead = 0
         for number, box in enumerate(boxes):
             size = 3 * box[2] * box[3]
@@ -336,17 +349,26 @@ def read_batches(
 
     Each batch comes with the slice of ``boxes`` that it holds. The last one is padded with white boxes.
     """
-    images = prefetch_boxes(slide, boxes, mpp, threads)
+    batches: dict[int, np.ndarray] = {}
+    lock = threading.Lock()
+
+    def put(number: int, pixels: np.ndarray) -> None:
+        with lock:
+            if number // batch not in batches:
+                batches[number // batch] = np.empty((batch, *pixels.shape), np.uint8)
+        batches[number // batch][number % batch] = pixels
+
+    boxes_read = _read_ahead(slide, boxes, mpp, threads, put)
     try:
         for start in range(0, len(boxes), batch):
             end = min(start + batch, len(boxes))
-            out = np.empty((batch, *boxes[start][2:], 3), np.uint8)
-            for i in range(end - start):
-                out[i] = next(images)
+            for _ in range(end - start):
+                next(boxes_read)
+            out = batches.pop(start // batch)
             out[end - start :] = 255
             yield slice(start, end), out
     finally:
-        images.close()  # type: ignore[attr-defined]
+        boxes_read.close()
 
 
 def _check_sizes(path: Path, shapes: Sequence[tuple[int, int]]) -> None:
@@ -432,6 +454,15 @@ def _pad_edges(pixels: np.ndarray, y: int, x: int, height: int, width: int) -> n
     """Cut the box at (y, x) from an image whose edge pixels repeat without end."""
     if y == x == 0 and pixels.shape[:2] == (height, width):
         return pixels
-    rows = np.clip(np.arange(y, y + height), 0, pixels.shape[0] - 1)
-    columns = np.clip(np.arange(x, x + width), 0, pixels.shape[1] - 1)
-    return pixels[rows[:, None], columns]
+    top, bottom = max(0, -y), min(height, pixels.shape[0] - y)
+    left, right = max(0, -x), min(width, pixels.shape[1] - x)
+    if top >= bottom or left >= right:  # the box lies beside the image
+        rows = np.clip(np.arange(y, y + height), 0, pixels.shape[0] - 1)
+        columns = np.clip(np.arange(x, x + width), 0, pixels.shape[1] - 1)
+        return pixels[rows[:, None], columns]
+    out = np.empty((height, width, 3), np.uint8)
+    out[top:bottom, left:right] = pixels[y + top : y + bottom, x + left : x + right]
+    out[top:bottom, :left] = out[top:bottom, left : left + 1]
+    out[top:bottom, right:] = out[top:bottom, right - 1 : right]
+    out[:top], out[bottom:] = out[top], out[bottom - 1]
+    return out

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-_KEPT = 64 << 20  # bytes of tiles that are kept though no box is known to want them
+_KEPT = 32 << 20  # bytes of tiles that are kept though no box is known to want them
 _MOST = 256 << 20  # bytes of tiles that are kept
 
 Tile = UInt8[np.ndarray, "tile_height tile_width samples"]
