@@ -64,13 +64,19 @@ class WsiDicomPixels(HasNoGaps, SharesNothing):
         """
         from wsidicom import WsiDicom
 
+        files: dict[tuple[int, int], list[Path]] = {}
+        for level in levels:
+            files.setdefault(level.tile, []).append(level.file)
         try:
-            self._slide = WsiDicom.open([level.file for level in levels])
-            opened = sorted(self._slide.levels, key=lambda level: -level.size.width)
-            self._levels = [level.level for level in opened]
-            self._tiles = [(level.tile_size.height, level.tile_size.width) for level in opened]
-            self.shapes = [(level.size.height, level.size.width) for level in opened]
-            self.mpp = (float(opened[0].mpp.height), float(opened[0].mpp.width))
+            # wsidicom leaves out the levels whose tiles are not of the size that the finest level has.
+            self._slides = [WsiDicom.open(alike) for alike in files.values()]
+            opened = [(slide, level) for slide in self._slides for level in slide.levels]
+            opened.sort(key=lambda entry: -entry[1].size.width)
+            self._levels = [(slide, level.level) for slide, level in opened]
+            self._tiles = [(level.tile_size.height, level.tile_size.width) for _, level in opened]
+            self.shapes = [(level.size.height, level.size.width) for _, level in opened]
+            finest = opened[0][1]
+            self.mpp = (float(finest.mpp.height), float(finest.mpp.width))
             self._count_pixels = _find_count(levels[0].compression)
             self._checked: set[tuple[int, int, int]] = set()
         except Exception as error:
@@ -87,24 +93,23 @@ class WsiDicomPixels(HasNoGaps, SharesNothing):
         for row in range(y // tile_height, (y + height - 1) // tile_height + 1):
             for column in range(x // tile_width, (x + width - 1) // tile_width + 1):
                 self._check_tile(level, row, column)
-        return np.asarray(
-            self._slide.read_region((x, y), self._levels[level], (width, height)).convert("RGB")
-        )
+        slide, number = self._levels[level]
+        return np.asarray(slide.read_region((x, y), number, (width, height)).convert("RGB"))
 
     def _check_tile(self, level: int, row: int, column: int) -> None:
         """Raise ``OSError`` where a tile states more pixels than it has: memory may not suffice for them."""
         if self._count_pixels is None or (level, row, column) in self._checked:
             return
-        coded = self._slide.read_encoded_tile(
-            self._levels[level], (column, row), crop_to_image_boundary=False
-        )
+        slide, number = self._levels[level]
+        coded = slide.read_encoded_tile(number, (column, row), crop_to_image_boundary=False)
         if self._count_pixels(coded) > self._tiles[level][0] * self._tiles[level][1]:
             raise OSError("a tile states more pixels than it has")
         self._checked.add((level, row, column))
 
     def close(self) -> None:
         """Release the files."""
-        self._slide.close()
+        for slide in self._slides:
+            slide.close()
 
 
 def _find_count(compression: str) -> Callable[[bytes], int] | None:

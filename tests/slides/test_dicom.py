@@ -16,6 +16,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLSLossless,
+    generate_uid,
 )
 
 from fseg_jax.cohort.manifest import load_manifest
@@ -97,6 +98,17 @@ def test_both_libraries_read_a_jpeg_alike(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fseg_jax.slides.dicom.OpenSlidePixels", refuse)
     assert abs(read_all(tmp_path / "scan").astype(int) - read).max() <= 1
+
+
+def test_levels_whose_tiles_differ_in_size_are_all_read(tmp_path):
+    ids = dict.fromkeys(("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"), generate_uid())
+    for level, (mpp, tile) in enumerate([(0.5, 64), (1.0, 32)]):
+        options = {"mpp": mpp, "tile": tile, "name": f"level-{level}", "syntax": JPEGLSLossless}
+        write_series(tmp_path / "scan", [LEVELS[level]], **options, **ids)
+    with open_slide(tmp_path / "scan") as slide:
+        assert (slide.format, slide.level_mpps) == ("wsidicom", [0.5, 1.0])
+        np.testing.assert_array_equal(slide.read(0, 0, 200, 300, 0.5), FINE)
+        np.testing.assert_array_equal(slide.read(0, 0, 100, 150, 1.0), LEVELS[1])
 
 
 def test_grey_is_read_and_fluorescence_is_not(tmp_path):
