@@ -218,6 +218,15 @@ def test_a_bad_file_is_one_line_and_changes_nothing(out, tmp_path, text, says):
     run_seeding(out, begin)
 
 
+def test_labels_that_count_from_another_corner_than_the_embeddings_are_not_shown_beside_the_slide(out):
+    path = out / "tissue.ome.zarr" / "zarr.json"
+    content = json.loads(path.read_text())
+    content["attributes"]["fseg"]["slide"] |= {"frame": "bounds", "frame_x": 800, "frame_y": 600}
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"tissue\.ome\.zarr: .* from different corners; .*--frame canvas"):
+        SlideSession(out, "tissue", None, SeedSettings())
+
+
 def test_the_server_does_not_start_on_damaged_seeds(out):
     (out / "tissue.seeds.geojson").write_text("{")
     with pytest.raises(InputError, match=r"tissue\.seeds\.geojson: not valid JSON"):
