@@ -62,7 +62,8 @@ def choose_rgb(path: Path, channels: Sequence[Channel]) -> tuple[int, ...]:
             return order or (0, 1, 2)
     raise InputError(
         f"{path}: an 8-bit picture, RGB or grey, is required, and it has "
-        f"{count} channel{'s' * (count > 1)} ({_list_names(channels)}), as fluorescence has"
+        f"{count} channel{'s' * (count > 1)} ({_list_names(channels)}), as fluorescence has; "
+        "give a brightfield picture of stained tissue"
     )
 
 

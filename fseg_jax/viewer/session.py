@@ -110,7 +110,7 @@ class SlideSession:
                 self.projection = read_projection(folder, name, self.seeding.patches.embedded)
             if (folder / f"{name}.ome.zarr").exists():
                 labels = open_labels(folder / f"{name}.ome.zarr")
-                _check_frame(labels, slide)
+                check_labels(labels, slide)
                 self.layer = LabelLayer(labels, self.picture.span)
         except BaseException:
             self._release_lock()
@@ -239,8 +239,8 @@ def _parse_record(record: Any) -> tuple[SlideFacts, str]:
     return SlideFacts.from_json(record["slide"]), encoder
 
 
-def _check_frame(labels: LabelPyramid, slide: SlideFacts) -> None:
-    """Check that labels and the rest of a slide's outputs count from the same place.
+def check_labels(labels: LabelPyramid, slide: SlideFacts) -> None:
+    """Check that labels and the rest of a slide's outputs are of one image, and count from the same place.
 
     Raises:
         InputError: They do not: the labels would lie beside the slide.
@@ -251,6 +251,11 @@ def _check_frame(labels: LabelPyramid, slide: SlideFacts) -> None:
         raise InputError(
             f"{labels.path}: its labels and the slide's embeddings count from different corners; make both "
             f"with --frame {slide.frame}"
+        )
+    if made_of.get("series") != slide.series:
+        raise InputError(
+            f"{labels.path}: its labels and the slide's embeddings are of different images of the file; make "
+            "both with the same --series"
         )
 
 

@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fseg_jax.errors import InputError
+from fseg_jax.outputs.labels import LabelWriter, open_labels
 from fseg_jax.pipeline.seed_file import read_seeds
 from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.viewer.annotation import (
@@ -18,6 +20,7 @@ from fseg_jax.viewer.annotation import (
     read_annotation,
     write_annotation,
 )
+from fseg_jax.viewer.session import check_labels
 
 pytestmark = pytest.mark.smoke
 
@@ -141,3 +144,16 @@ def test_undo_and_redo_are_an_editors(steps):
         assert (history.present, list(history.past), list(history.future)) == (present, past, future)
         histories.append(history)
     assert histories[0] == History(0)  # a step changes no history, it gives another
+
+
+def test_labels_of_another_image_of_the_file_are_refused(tmp_path):
+    writer = LabelWriter(
+        tmp_path / "a.ome.zarr", (4, 4), 0.5, 1, names=None, colours=np.zeros((1, 3), np.uint8),
+        provenance={"slide": replace(SLIDE, series=0).to_json()},
+    )  # fmt: skip
+    writer.append(np.ones((4, 4), np.uint8))
+    writer.close()
+    labels = open_labels(tmp_path / "a.ome.zarr")
+    check_labels(labels, replace(SLIDE, series=0))
+    with pytest.raises(InputError, match="different images of the file"):
+        check_labels(labels, replace(SLIDE, series=1))
