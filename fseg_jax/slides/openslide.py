@@ -52,10 +52,9 @@ class OpenSlidePixels:
         self.mpp = self._read_mpp()
         red, green, blue = bytes.fromhex(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF"))
         self._background = (red, green, blue)
-        # Levels of which a part is shown are left to OpenSlide.
-        shapes = self.shapes if self.origin is None else []
+        canvas = [(height, width) for width, height in self._slide.level_dimensions]
         vendor = properties[openslide.PROPERTY_NAME_VENDOR]
-        self._tiles = TiledLevels(path, vendor, shapes, self._read_region)
+        self._tiles = TiledLevels(path, vendor, canvas, self._read_canvas)
 
     @staticmethod
     def detect(path: Path) -> str | None:
@@ -111,8 +110,8 @@ class OpenSlidePixels:
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a box of a level; transparent pixels take the file's background colour."""
-        if level in self._tiles:
-            return self._tiles.read(level, y, x, height, width)
+        if self._is_tiled(level):
+            return self._tiles.read(level, *self._find_on_canvas(level, (y, x, height, width)))
         down = self._slide.level_downsamples[level]
         if down == round(down):
             return self._read_region(level, y, x, height, width)
@@ -130,13 +129,26 @@ class OpenSlidePixels:
     def _read_region(
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
+        top, left = self._corners[level]
+        return self._read_canvas(level, top + y, left + x, height, width)
+
+    def _read_canvas(
+        self, level: int, y: float, x: float, height: int, width: int
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Read a box by OpenSlide, whose corner is in pixels of the level from the canvas's."""
         return flatten(self._read_rgba(level, y, x, height, width), self._background)
 
-    def _read_rgba(self, level: int, y: int, x: int, height: int, width: int) -> Image.Image:
+    def _read_rgba(self, level: int, y: float, x: float, height: int, width: int) -> Image.Image:
         down = self._slide.level_downsamples[level]
+        return self._slide.read_region((round(x * down), round(y * down)), level, (width, height))
+
+    def _is_tiled(self, level: int) -> bool:
+        """Whether a level is decoded tile by tile: OpenSlide interpolates where it begins between pixels."""
+        return level in self._tiles and all(at == round(at) for at in self._corners[level])
+
+    def _find_on_canvas(self, level: int, box: Box) -> Box:
         top, left = self._corners[level]
-        corner = (round((left + x) * down), round((top + y) * down))
-        return self._slide.read_region(corner, level, (width, height))
+        return box[0] + round(top), box[1] + round(left), *box[2:]
 
     def read_scanned(
         self, level: int, y: int, x: int, height: int, width: int
@@ -154,7 +166,8 @@ class OpenSlidePixels:
         has_gaps = vendor not in _WITHOUT_GAPS and self._slide.properties.get(_TILING) != "TILED_FULL"
         if not has_gaps and self._read_bounds() is None:
             return None
-        return np.asarray(self._read_rgba(level, y, x, height, width).getchannel("A")) > 0
+        top, left = self._corners[level]
+        return np.asarray(self._read_rgba(level, top + y, left + x, height, width).getchannel("A")) > 0
 
     @cached_property
     def _written(self) -> WrittenTiles | None:
@@ -171,8 +184,8 @@ class OpenSlidePixels:
 
     def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
         """Keep what boxes share until each has been read; OpenSlide keeps what it decodes itself."""
-        if level in self._tiles:
-            return self._tiles.announce(level, boxes)
+        if self._is_tiled(level):
+            return self._tiles.announce(level, [self._find_on_canvas(level, box) for box in boxes])
         return nullcontext(lambda number: None)
 
     def close(self) -> None:

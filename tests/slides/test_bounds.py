@@ -93,6 +93,8 @@ def test_a_tiff_whose_outer_tiles_were_never_written_begins_with_those_that_were
     with open_slide(path) as slide:
         assert (slide.frame, slide.origin) == ("bounds", (256, 384))
         np.testing.assert_array_equal(slide.read(0, 0, 512, 768, MPP), picture[256:768, 384:1152])
+        (batch,) = [images for _, images in read_batches(slide, [(5, 7, 300, 600)], MPP, batch=1, threads=1)]
+        np.testing.assert_array_equal(batch[0], picture[261:561, 391:991])
     with open_slide(path, frame="canvas") as slide:
         assert (slide.height, slide.width) == picture.shape[:2]
 
