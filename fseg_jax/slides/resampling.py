@@ -5,6 +5,7 @@ level pixel. Its weights depend on its own place and are whole numbers, so that 
 box, batch and thread. It is within half a grey level, and a few hundredths, of what real numbers give.
 """
 
+import logging
 import math
 import threading
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt32
+
+_log = logging.getLogger(__name__)
 
 _BITS = 16  # of weights: a pixel's sum to 1 << 16
 _compile_lock = threading.Lock()
@@ -182,5 +185,6 @@ def _compile_once() -> Callable[..., None]:
     )
     try:
         return numba.njit(signature, nogil=True, cache=True)(_resample)
-    except RuntimeError:  # nowhere to keep it: neither beside this file nor in the user's folder
+    except Exception as error:  # there is no place to keep it, or it is full, or what is kept is damaged
+        _log.debug("resampling is compiled anew: %s", error)
         return numba.njit(signature, nogil=True)(_resample)

@@ -1,7 +1,7 @@
 """Resampling against exact means in float64, at every kind of scale."""
 
-import subprocess
-import sys
+import errno
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,11 +28,12 @@ def mean_of_area(pixels: np.ndarray, first: int, start: int, count: int, scale: 
 @pytest.mark.smoke
 @pytest.mark.parametrize("scale", SCALES)
 def test_pixels_are_the_exact_mean_rounded(scale: float) -> None:
-    rows, columns = make_taps(1003, 37, scale), make_taps(77, 90, scale)
+    height, width = (37, 90) if scale < 5 else (4, 7)
+    rows, columns = make_taps(1003, height, scale), make_taps(77, width, scale)
     noise = np.random.default_rng(0).integers(0, 256, (rows.length, columns.length, 3))
     pixels = noise.astype(np.uint8)
-    exact = mean_of_area(pixels.astype(float), rows.first, 1003, 37, scale)
-    exact = mean_of_area(exact.swapaxes(0, 1), columns.first, 77, 90, scale).swapaxes(0, 1)
+    exact = mean_of_area(pixels.astype(float), rows.first, 1003, height, scale)
+    exact = mean_of_area(exact.swapaxes(0, 1), columns.first, 77, width, scale).swapaxes(0, 1)
     assert np.abs(resample(pixels, rows, columns) - exact).max() < 0.52
     for value in (0, 255):  # sums of 32 bits hold the largest
         assert (resample(np.full_like(pixels, value), rows, columns) == value).all()
@@ -62,16 +63,26 @@ def test_the_loops_are_compiled_once_for_all_shapes() -> None:
     assert resampling._compile() is compiled and len(compiled.signatures) == 1
 
 
-def test_a_place_where_nothing_can_be_kept_still_compiles() -> None:
-    program = """
-import numpy as np
-from numba.core import caching
-def find_none(*arguments):
-    raise RuntimeError("no locator available")
-caching.FunctionCache.__init__ = find_none
-from fseg_jax.slides.resampling import make_taps, resample
-taps = make_taps(0, 4, 2.0)
-print(resample(np.full((8, 8, 3), 7, np.uint8), taps, taps).max())
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "7\n"
+def fill(pixels: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, out: Any) -> None:
+    out[:] = 7
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("FunctionCache.__init__", RuntimeError("no locator available")),
+        ("IndexDataCacheFile.save", OSError(errno.ENOSPC, "No space left on device")),
+        ("IndexDataCacheFile.load", EOFError("Ran out of input")),
+    ],
+)
+def test_loops_are_compiled_where_they_cannot_be_kept(
+    call: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"numba.core.caching.{call}", fail)
+    monkeypatch.setattr(resampling, "_resample", fill)  # it compiles in a moment
+    monkeypatch.setattr(resampling, "_compile", resampling._compile_once.__wrapped__)
+    taps = make_taps(0, 4, 2.0)
+    assert (resample(np.zeros((8, 8, 3), np.uint8), taps, taps) == 7).all()
