@@ -146,7 +146,7 @@ class Slide:
         inside = _clip_box((y, x, height, width), self._pixels.shapes[level])
         try:
             pixels = self._pixels.read(level, *inside)
-        except InputError:  # a store that does not answer
+        except (InputError, MemoryError):  # a store that does not answer, a machine that is too small
             raise
         except Exception as error:
             raise self._explain_damage(level, inside[0], inside[1], error) from error
@@ -201,14 +201,17 @@ class Slide:
     ) -> Bool[np.ndarray, "height width"] | None:
         try:
             return self._pixels.read_scanned(level, y, x, height, width)
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except Exception as error:
             raise self._explain_damage(level, y, x, error) from error
 
     def _explain_damage(self, level: int, y: int, x: int, error: Exception) -> InputError:
-        is_unknown = isinstance(error, (NotImplementedError, ImportError))
-        why = "its pixels are of a kind that is not read" if is_unknown else "the file is damaged there"
+        why = "the file is damaged there"
+        if isinstance(error, (NotImplementedError, ImportError)):
+            why = "its pixels are of a kind that is not read"
+        elif isinstance(error, OSError) and error.errno:  # decoders state no number
+            why = "the disk, or the file system, does not give it: try again"
         return InputError(
             f"{self.path}: cannot be decoded at y = {y}, x = {x} of level {level} "
             f"({first_line(error)}); {why}"

@@ -1,5 +1,6 @@
 """The reader against what wrote the files: tifffile, Pillow, zarr-python, OpenSlide's own reads."""
 
+import errno
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import openslide
@@ -759,6 +761,20 @@ def test_a_file_that_may_not_be_read(exact: dict[str, Path], monkeypatch: pytest
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InputError, match=r"a\.png: cannot be read: Permission denied"):
         open_slide(exact["a.png"], 0.5)
+
+
+def test_what_the_machine_lacks_is_not_blamed_on_the_file(
+    exact: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_slide(exact["a.png"], 0.5) as slide:
+        for error, raised, says in (
+            (OSError(errno.EIO, "Input/output error"), InputError, r"error\); the disk, or the file system"),
+            (OSError("bad tile"), InputError, r"bad tile\); the file is damaged there"),
+            (MemoryError("too much"), MemoryError, "too much"),
+        ):
+            monkeypatch.setattr(slide._pixels, "read", Mock(side_effect=error))
+            with pytest.raises(raised, match=says):
+                slide.read(0, 0, 9, 9, 0.5)
 
 
 def test_damage_inside_is_found_at_the_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
