@@ -26,13 +26,14 @@ import zarr
 
 from benchmarks.examples import find_examples
 from benchmarks.make_slide import Islands
-from benchmarks.measure import OURS, REPEATS, Timing, count_cores, is_missing, report_row, save_result
+from benchmarks.measure import OURS, Timing, count_cores, is_missing, report_row, save_result
 from fseg_jax.slides.reader import compute_shape, open_slide, read_batches
 from fseg_jax.slides.tiles import make_grid
 
-SIDE, SIDE_JPEG2000 = 20_000, 6_000  # pixels of level 0; JPEG 2000 takes ten times as long
+SIDE, SIDE_JPEG2000 = 20_000, 3_000  # pixels of level 0; JPEG 2000 takes ten times as long
 TILE, MPP, BATCH, CHUNK = 512, 1.0, 8, 512
 TARGET_OF_LIMIT = 0.6
+ROUNDS = 3
 THREADS = (1, 2, 8, 16)  # as many as there are cores
 
 Box = tuple[int, int, int, int]  # y, x, height, width
@@ -276,7 +277,7 @@ def main(tiny: bool, counts: tuple[int, ...], keep: Path | None) -> None:
             describe = describe_zarr if path.suffix == ".zarr" else describe_tiff
             described = describe(path, level, mpp)
             for threads in counts or [n for n in THREADS if n <= count_cores()]:
-                rows.append(measure(path, described, threads, 1 if tiny else REPEATS))
+                rows.append(measure(path, described, threads, 1 if tiny else ROUNDS))
     save_result("reading", rows, tiny=tiny)
 
 
