@@ -28,8 +28,8 @@ from fseg_jax.pipeline.record import made_with
 from fseg_jax.pipeline.slide_facts import slide_facts
 from fseg_jax.process import Progress
 from fseg_jax.slides.bounds import Frame
-from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches, read_thumbnail
-from fseg_jax.slides.tissue import Tissue, choose_tissue
+from fseg_jax.slides.reader import Slide, compute_shape, make_picture, open_slide, read_batches
+from fseg_jax.slides.tissue import Tissue, choose_tissue, read_overview
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
 METHOD = "SIC (Seeded iterative clustering, LMRL workshop 2022): patch embeddings"
@@ -128,7 +128,8 @@ def embed_slide(
     height, width = compute_shape(slide, mpp)
     step = max(1, round(patch * (1 - settings.overlap)))
     rows, columns = (1 + max(0, -(-(size - patch) // step)) for size in (height, width))
-    tissue = choose_tissue(slide, settings.tissue)
+    overview = read_overview(slide) if settings.tissue == "find" else None
+    tissue = choose_tissue(slide, settings.tissue, overview)
     share = measure_tissue(tissue, rows, columns, step * mpp, patch * mpp)
     grid = np.argwhere((share >= settings.min_tissue) & (share > 0)).astype(np.int32)
     if not len(grid) and patch > max(height, width):
@@ -164,7 +165,7 @@ def embed_slide(
         tissue_mpp=tissue.mpp,
         patches=len(grid),
     )
-    picture, _ = read_thumbnail(slide, FIGURE_SIDE)
+    picture, _ = make_picture(slide, FIGURE_SIDE, overview)
     clock.lap("tissue")
     with open_partial_folder(f"{slide.name}.embeddings", out) as folder:
         writer = EmbeddingsWriter(

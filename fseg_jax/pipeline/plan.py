@@ -15,9 +15,9 @@ from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
 from fseg_jax.pipeline.slide_facts import SlideFacts, slide_facts
 from fseg_jax.slides.bounds import Frame
-from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
+from fseg_jax.slides.reader import Slide, compute_shape, make_picture
 from fseg_jax.slides.tiles import TileGrid, find_tissue_tiles, make_grid
-from fseg_jax.slides.tissue import Tissue, choose_tissue, describe_absence
+from fseg_jax.slides.tissue import Tissue, choose_tissue, describe_absence, read_overview
 
 _log = logging.getLogger(__name__)
 
@@ -141,8 +141,9 @@ def lay_out(slide: Slide, card: EncoderCard, settings: Settings, codebook: Codeb
     if settings.mode == "assign":
         fseg.check_concepts(settings.concepts, (tile // card.stride) ** 2)
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-picture") as pool:
-        picture = pool.submit(read_thumbnail, slide, FIGURE_SIDE)
-        tissue = choose_tissue(slide, settings.tissue)
+        overview = read_overview(slide) if settings.tissue == "find" else None
+        picture = pool.submit(make_picture, slide, FIGURE_SIDE, overview)
+        tissue = choose_tissue(slide, settings.tissue, overview)
     tissue_tiles = find_tissue_tiles(grid, tissue.mask, tissue.mpp, mpp)
     if not tissue_tiles.any():
         raise InputError(

@@ -22,8 +22,8 @@ from fseg_jax.pipeline.artefact_names import (
 from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish
 from fseg_jax.pipeline.slide_facts import SlideFacts, slide_facts
 from fseg_jax.slides.artefacts import OTHER
-from fseg_jax.slides.reader import Slide, read_thumbnail
-from fseg_jax.slides.tissue import describe_absence, find_tissue
+from fseg_jax.slides.reader import Slide, make_picture
+from fseg_jax.slides.tissue import describe_absence, find_tissue, read_overview
 from fseg_jax.versions import find_versions
 
 FORMAT = 1  # of the outputs: raised when what they hold changes
@@ -93,7 +93,8 @@ def write_tissue_files(
     paths = list_tissue_paths(slide.name, out)
     check_outputs(paths, out, overwrite)
     clock = Clock()
-    tissue = find_tissue(slide)
+    overview = read_overview(slide)
+    tissue = find_tissue(slide, overview)
     if not tissue.mask.any():
         raise InputError(
             f"{slide.path}: {describe_absence(tissue)}, and nothing is written; if there is some, outline it "
@@ -117,7 +118,7 @@ def write_tissue_files(
         outlines = list_outlines(tissue)
         pixels = tissue.count_artefacts()
         areas = name_areas(pixels, tissue.mpp)
-        image, image_mpp = read_thumbnail(slide, _PICTURE_SIDE)
+        image, image_mpp = make_picture(slide, _PICTURE_SIDE, overview)
         write_tissue_picture(
             folder / paths[2].name,
             image,

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -272,8 +272,20 @@ def compute_shape(slide: Slide, mpp: float) -> tuple[int, int]:
     return max(1, math.ceil(slide.height * scale - 1e-6)), max(1, math.ceil(slide.width * scale - 1e-6))
 
 
-def read_thumbnail(slide: Slide, max_side: int) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
-    """Read the whole slide with no side longer than ``max_side`` pixels, and return its mpp too.
+class Thumbnail(NamedTuple):
+    """The whole slide, small.
+
+    Attributes:
+        image: Its pixels.
+        mpp: µm per pixel.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    mpp: float
+
+
+def read_thumbnail(slide: Slide, max_side: int) -> Thumbnail:
+    """Read the whole slide with no side longer than ``max_side`` pixels.
 
     Slides smaller than that are read at their own resolution. The slide is read block by block, so that
     memory stays bounded.
@@ -289,7 +301,21 @@ def read_thumbnail(slide: Slide, max_side: int) -> tuple[UInt8[np.ndarray, "h w 
     threads = min(4, os.cpu_count() or 1)
     for (y, x, h, w), block in zip(boxes, prefetch_boxes(slide, boxes, mpp, threads), strict=True):
         out[y : y + h, x : x + w] = block
-    return out, mpp
+    return Thumbnail(out, mpp)
+
+
+def make_picture(slide: Slide, max_side: int, overview: Thumbnail | None) -> Thumbnail:
+    """Make a thumbnail to look at: of a finer one, where there is one, which decodes nothing; or read it.
+
+    Where the finer one is a level of the slide as it is, the picture has the pixels that would be read of it.
+    """
+    mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / max_side)
+    if overview is None or overview.mpp > mpp:
+        return read_thumbnail(slide, max_side)
+    height, width = compute_shape(slide, mpp)
+    (y, x, *shape), taps = _find_region(0, 0, height, width, (mpp / overview.mpp,) * 2)
+    pixels = _pad_edges(overview.image, y, x, shape[0], shape[1])
+    return Thumbnail(pixels if taps is None else resample(pixels, *taps), mpp)
 
 
 def prefetch_boxes(slide: Slide, boxes: Iterable[Box], mpp: float, threads: int) -> Iterator[np.ndarray]:

@@ -14,7 +14,7 @@ from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.artefacts import INK, KINDS
 from fseg_jax.slides.bounds import check_frame, explain_frame
 from fseg_jax.slides.masks import read_marked
-from fseg_jax.slides.reader import Slide, compute_shape, read_thumbnail
+from fseg_jax.slides.reader import Slide, Thumbnail, compute_shape, read_thumbnail
 from fseg_jax.slides.tissue_outlines import fill_artefacts, fill_tissue, is_of_artefacts, parse_outlines
 from fseg_jax.slides.tissue_segmentation import segment_tissue
 
@@ -143,16 +143,27 @@ def _interpolate_axis(
     return _Neighbours(before, np.minimum(before + 1, size - 1), position - before), inside
 
 
-def choose_tissue(slide: Slide, how: str) -> Tissue:
-    """Make a slide's tissue mask as a setting says: ``"find"``, ``"all"``, or the path of a file."""
+def choose_tissue(slide: Slide, how: str, overview: Thumbnail | None = None) -> Tissue:
+    """Make a slide's tissue mask as a setting says: ``"find"``, ``"all"``, or the path of a file.
+
+    Args:
+        slide: The slide.
+        how: The setting.
+        overview: What ``read_overview`` gave, where it was read.
+    """
     if how == "find":
-        return find_tissue(slide)
+        return find_tissue(slide, overview)
     return take_whole_slide(slide) if how == "all" else load_tissue(how, slide)
 
 
-def find_tissue(slide: Slide) -> Tissue:
-    """Find the tissue of an H&E or IHC slide on a thumbnail of about 4 µm per pixel."""
-    image, mpp = read_thumbnail(slide, _choose_thumbnail_side(slide))
+def read_overview(slide: Slide) -> Thumbnail:
+    """Read the thumbnail that tissue is found on, of about 4 µm per pixel."""
+    return read_thumbnail(slide, _choose_thumbnail_side(slide))
+
+
+def find_tissue(slide: Slide, overview: Thumbnail | None = None) -> Tissue:
+    """Find the tissue of an H&E or IHC slide on its overview, which is read if it is not given."""
+    image, mpp = overview or read_overview(slide)
     scanned = slide.read_scanned(mpp)
     masks = segment_tissue(image, mpp, scanned)
     return Tissue(masks.tissue, mpp, masks.number_artefacts(), scanned)

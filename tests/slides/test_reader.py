@@ -27,7 +27,7 @@ from scipy import ndimage
 from benchmarks import make_slide
 from fseg_jax.errors import InputError
 from fseg_jax.slides import pixels, reader
-from fseg_jax.slides.reader import compute_shape, open_slide, prefetch_boxes, read_thumbnail
+from fseg_jax.slides.reader import compute_shape, make_picture, open_slide, prefetch_boxes, read_thumbnail
 
 DATA = os.environ.get("FSEG_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FSEG_DATA is not set to a folder with slides/")
@@ -316,6 +316,22 @@ def test_thumbnail(exact: dict[str, Path]) -> None:
         same, mpp = read_thumbnail(slide, 4000)
         assert mpp == 0.5
         np.testing.assert_array_equal(same, PICTURE)
+
+
+def test_a_picture_is_made_of_a_finer_thumbnail(
+    exact: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_slide(exact["a.png"], 0.5) as slide:
+        overview, fine, coarse = (read_thumbnail(slide, side) for side in (467, 300, 77))
+        np.testing.assert_array_equal(make_picture(slide, 300, None).image, fine.image)
+        np.testing.assert_array_equal(make_picture(slide, 300, coarse).image, fine.image)
+        monkeypatch.setattr(slide, "read", None)
+        for own in (fine, coarse):
+            image, mpp = make_picture(slide, max(own.image.shape), overview)
+            assert mpp == own.mpp
+            np.testing.assert_array_equal(image, own.image)
+        twice = make_picture(slide, 77, fine).image.astype(int)  # a mean of means: a little softer
+        assert np.abs(twice - coarse.image).mean() < 1.5
 
 
 def test_read_ahead_keeps_order_and_joins_its_threads(exact: dict[str, Path]) -> None:
