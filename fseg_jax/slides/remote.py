@@ -45,13 +45,13 @@ def open_remote(path: RemotePath, series: int | None, frame: Frame) -> Pixels:
         with open_tiff(path) as tiff:
             scanner = next((name for flag, name in _SCANNERS.items() if getattr(tiff, f"is_{flag}")), None)
             is_aperio = tiff.is_svs
+        if scanner is not None:
+            raise InputError(f"{path}: is a slide of {scanner}: {_READ}")
+        if is_aperio:
+            refuse_series(path, series)
+            return AperioPixels(path)
+        return open_tiff_in_frame(path, series, frame)
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"{path}: the TIFF cannot be read ({first_line(error)})") from None
-    if scanner is not None:
-        raise InputError(f"{path}: is a slide of {scanner}: {_READ}")
-    if is_aperio:
-        refuse_series(path, series)
-        return AperioPixels(path)
-    return open_tiff_in_frame(path, series, frame)

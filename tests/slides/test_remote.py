@@ -148,11 +148,15 @@ def test_what_only_openslide_reads_is_not_read_at_an_address(tmp_path):
         metadata=None,
     )
     (tmp_path / "cut.tif").write_bytes(b"II*\0" + bytes(40))
+    tifffile.imwrite(tmp_path / "bad.svs", draw(), photometric="rgb", compression="jpeg", **options)
+    with tifffile.TiffFile(tmp_path / "bad.svs", mode="r+b") as tiff:
+        tiff.pages[0].tags["TileOffsets"].overwrite([8] * 65)  # one more than it has tiles
     with serve_folder(tmp_path) as server:
         for name, says in (
             ("grey.svs", "its pixels are coded as only OpenSlide reads them: download it"),
             ("p.tiff", "is a slide of Philips: from an address TIFF"),
             ("cut.tif", "the TIFF cannot be read"),
+            ("bad.svs", "the TIFF cannot be read"),
         ):
             with pytest.raises(InputError, match=f"{name}: {says}") as error:
                 open_slide(f"{server.url}/{name}")
