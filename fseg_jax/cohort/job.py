@@ -167,7 +167,7 @@ def _require_card(place: str, agreement: Agreement) -> EncoderCard:
 
 
 def _make_damage_error(place: str) -> InputError:
-    return InputError(f"{place}/{AGREEMENT}: damaged; run with --keep-features again")
+    return InputError(f"{place}/{AGREEMENT}: damaged, or of another version; run with --keep-features again")
 
 
 def resolve_settings(slide: ManifestSlide, job: Job) -> Settings:
