@@ -11,6 +11,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.extent import check_extent, check_piece
 from fseg_jax.files.tiff_files import read_at
 
+_MOST_EXTRA = 16 << 20  # bytes of a compressed tile beside its pixels, such as a profile of colours
 # Compressions by their numbers in TIFF.
 _JPEG = (6, 7, 33007, 34892)
 _JPEG_LS = 0xF7  # the marker of its frame header
@@ -89,6 +90,8 @@ class TiffTiles:
         )
         if min(*self.shape, *self.tile, self.samples) < 1 or keyframe.dtype is None:
             raise InputError(f"{path}: the TIFF is damaged (an image of no size, or of no known pixels)")
+        decoded = self.tile[0] * self.tile[1] * self.samples * keyframe.dtype.itemsize
+        self._most_bytes = 4 * decoded + _MOST_EXTRA
         self.columns = -(-self.shape[1] // self.tile[1])
         self.rows = -(-self.shape[0] // self.tile[0])
         self.mapped: np.ndarray | None = None
@@ -109,6 +112,8 @@ class TiffTiles:
         area = self.rows * self.columns
         for page, segment in [(page, index + p * area) for page in self.pages for p in range(self._planes)]:
             offset, count = page.dataoffsets[segment], page.databytecounts[segment]
+            if count > self._most_bytes:
+                raise OSError(f"a tile is stated to have {count} bytes, far more than its pixels")
             data = read_at(page.parent, offset, count) if offset and count else None
             planes.append(self._decode_segment(page, segment, data))
         return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)

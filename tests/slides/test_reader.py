@@ -836,6 +836,19 @@ def test_a_truncated_file_is_known_by_a_relative_path_too(
         open_slide("a.ome.tif")
 
 
+def test_a_tile_that_states_far_more_bytes_than_it_has_pixels_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    EXACT["zlib.ome.tiff"][1](path)
+    os.truncate(path, 20 << 20)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        counts = list(tiff.pages[0].databytecounts)
+        tiff.pages[0].tags["TileByteCounts"].overwrite([*counts[:-1], 18 << 20])
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 64, 96, 0.5), PICTURE[:64, :96])
+        with pytest.raises(InputError, match="stated to have 18874368 bytes, far more than its pixels"):
+            slide.read(HEIGHT - 2, WIDTH - 2, 1, 1, 0.5)
+
+
 @pytest.mark.parametrize("compression", ["jpeg", "jpeg2000"])
 def test_a_tile_that_states_more_pixels_than_it_may_have_is_not_decoded(
     compression: str, tmp_path: Path
