@@ -5,6 +5,7 @@ import json
 import secrets
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ class SlideSession:
         self.projection_status = ""
         self.version = secrets.token_hex(4)
         self._lock = _lock_slide(folder, name)
-        try:
+        with ExitStack() as undo:  # what is open when something cannot be opened
+            undo.callback(self._release_lock)
             thumbnail = None
             if _is_nonempty_file(folder / f"{name}{RECORD}"):
                 embedded = open_embeddings(folder / f"{name}.embeddings.zarr")
@@ -104,17 +106,17 @@ class SlideSession:
                 slide, self.encoder = _read_record(folder / f"{name}.json")
             raise_if_stopped()
             self.picture = open_picture(slide, folder, slides, thumbnail)
+            undo.callback(self.picture.close)
             raise_if_stopped()
             if thumbnail is not None:
                 self.seeding = Seeding(folder, name, settings, self.notify)
+                undo.callback(self.seeding.close)
                 self.projection = read_projection(folder, name, self.seeding.patches.embedded)
             if (folder / f"{name}.ome.zarr").exists():
                 labels = open_labels(folder / f"{name}.ome.zarr")
                 check_labels(labels, slide)
                 self.layer = LabelLayer(labels, self.picture.span)
-        except BaseException:
-            self._release_lock()
-            raise
+            undo.pop_all()
         self._page_state_path = folder / f"{name}.view.json"
         self.page_state = read_page_state(self._page_state_path)
         self._save_timer: asyncio.TimerHandle | None = None

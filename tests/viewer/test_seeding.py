@@ -16,6 +16,7 @@ from fseg_jax.methods import sic
 from fseg_jax.numerics.kmeans.seeded import average_classes, fit_members
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.clicks import SeedSettings, seed_slide
+from fseg_jax.slides.reader import Slide
 from fseg_jax.viewer import clustering
 from fseg_jax.viewer import seeding as module
 from fseg_jax.viewer.annotation import Annotation, Seed, read_annotation
@@ -218,13 +219,18 @@ def test_a_bad_file_is_one_line_and_changes_nothing(out, tmp_path, text, says):
     run_seeding(out, begin)
 
 
-def test_labels_that_count_from_another_corner_than_the_embeddings_are_not_shown_beside_the_slide(out):
+def test_labels_that_count_from_another_corner_than_the_embeddings_are_not_shown_beside_the_slide(
+    out, monkeypatch
+):
+    closed = []
+    monkeypatch.setattr(Slide, "close", lambda slide: closed.append(slide.name))
     path = out / "tissue.ome.zarr" / "zarr.json"
     content = json.loads(path.read_text())
     content["attributes"]["fseg"]["slide"] |= {"frame": "bounds", "frame_x": 800, "frame_y": 600}
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"tissue\.ome\.zarr: .* from different corners; .*--frame canvas"):
         SlideSession(out, "tissue", None, SeedSettings())
+    assert closed == ["tissue"]  # the file of a slide that is not shown is not left open
 
 
 def test_the_server_does_not_start_on_damaged_seeds(out):
