@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path, PosixPath
-from urllib.parse import urlsplit
 
 from fseg_jax.errors import InputError
 
 _SCHEME = re.compile(r"(s3|gs|https?):/+", re.IGNORECASE)
+# Without a user; a password that holds a slash ends it at a colon.
+_HOST = re.compile(r"(?:[^@:\[\]]+|\[[0-9a-f:.]+\])(?::\d+)?", re.IGNORECASE)
 
 
 class RemotePath(PosixPath):
@@ -50,12 +51,12 @@ def locate(place: str | Path) -> Path:
         return Path(place)
     scheme, rest = match[1].lower(), text[match.end() :]
     host, _, key = rest.partition("/")
-    is_web = scheme.startswith("http")
-    if "@" in host or (is_web and urlsplit(f"//{rest}").query):
-        shown = f"{scheme}://{host.rpartition('@')[2]}/{key.partition('?')[0]}"
+    has_query = scheme.startswith("http") and "?" in rest
+    if has_query or (host and not _HOST.fullmatch(host)):
+        name = key.partition("?")[0].rpartition("/")[2]
         raise InputError(
-            f"{shown}: an address with a password or a query, such as a signature, is not read, since it "
-            "would be in the results; download the file, or give s3:// or gs://"
+            f"{scheme}://…/{name}: an address with a password or a query, such as a signature, is not read, "
+            "since it would be in the results; download the file, or give s3:// or gs://"
         )
     if not host or not key.strip("/"):
         raise InputError(f"{scheme}://{rest}: names no file; an address is {scheme}://HOST/PATH")

@@ -242,6 +242,7 @@ def test_what_cannot_be_read_is_one_line_without_secrets(bucket, tmp_path, monke
         (f"{bucket}/d/a.png", "is no TIFF: from an address TIFF"),
         (f"{bucket}/d/empty.tif", "the file is empty"),
         ("https://me:pass-word@host.org/a.svs", "a password or a query"),
+        ("s3://me:pass-word/with/slashes@slides/a.svs", "a password or a query"),
         ("https://host.org/a.svs?X-Amz-Signature=pass-word", "a password or a query"),
         ("s3://slides", "names no file"),
     ):
