@@ -121,7 +121,7 @@ CODINGS = {
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_an_aperio_slide_is_read_as_openslide_reads_it(coding, tmp_path):
-    path, image = tmp_path / "a.svs", draw(1024)
+    path, image = tmp_path / "a.svs", draw()
     options = {"tile": (240, 240), "description": APERIO, "metadata": None, **CODINGS[coding]}
     with tifffile.TiffWriter(path) as writer:
         writer.write(image, **options)
