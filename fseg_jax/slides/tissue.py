@@ -246,6 +246,11 @@ def _read_geojson(path: Path, slide: Slide) -> Tissue:
     except (OSError, ValueError, shapely.GEOSException) as error:
         raise InputError(f"{path}: not valid GeoJSON: {first_line(error)}") from None
     check_frame(path, content, slide.origin)
+    if outlines.of_canvas and slide.origin != (0, 0):
+        raise InputError(
+            f"{path}: is as TRIDENT, HEST and GrandQC write outlines, which count from the corner of the "
+            f"canvas that {slide.path.name} is a part of: give --frame canvas"
+        )
     marks_artefacts = bool(outlines.artefacts) or is_of_artefacts(content)
     if not outlines.tissue and not marks_artefacts:
         raise InputError(

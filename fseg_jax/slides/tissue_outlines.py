@@ -39,10 +39,12 @@ class Outlines(NamedTuple):
     Attributes:
         tissue: Areas of tissue.
         artefacts: Areas of artefacts, and the kind of each: its number in ``slides.artefacts``.
+        of_canvas: Whether TRIDENT, HEST or GrandQC wrote them, who count as OpenSlide does (``bounds.py``).
     """
 
     tissue: list[shapely.Geometry]
     artefacts: list[tuple[shapely.Geometry, int]]
+    of_canvas: bool
 
 
 def parse_outlines(content: Any) -> Outlines:
@@ -58,8 +60,11 @@ def parse_outlines(content: Any) -> Outlines:
     tissue: dict[Any, list[shapely.Geometry]] = {}
     holes: dict[Any, list[shapely.Geometry]] = {}
     artefacts: list[tuple[shapely.Geometry, int]] = []
+    of_canvas = is_of_artefacts(content)
     for number, feature in enumerate(parse_features(content)):
         name = _read_class(feature.properties)
+        is_text = isinstance(feature.properties.get("classification"), str)
+        of_canvas = of_canvas or is_text or "tissue_id" in feature.properties
         if name in _NOTHING or feature.properties.get("isMissing") is True:
             continue
         kind = _ARTEFACTS.get(name)
@@ -78,7 +83,7 @@ def parse_outlines(content: Any) -> Outlines:
         # A hole is one of its own piece: another piece may lie in it.
         removed = shapely.union_all(holes[piece]) if piece in holes else None
         areas += parts if removed is None else [shapely.difference(part, removed) for part in parts]
-    return Outlines([area for area in areas if area.area > 0], artefacts)
+    return Outlines([area for area in areas if area.area > 0], artefacts, of_canvas)
 
 
 def is_of_artefacts(content: Any) -> bool:

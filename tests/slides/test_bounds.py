@@ -140,6 +140,25 @@ def test_outlines_come_back_in_their_own_frame_alone(scan: Path, tmp_path: Path)
         assert load_tissue(path, slide).crop(0, 0, 600, 800, MPP)[150:450, 230:650].all()
 
 
+@pytest.mark.parametrize("properties", [{"tissue_id": 0}, {"classification": "Fold"}])
+def test_outlines_of_programs_that_count_as_openslide_does_are_of_the_canvas(
+    properties: dict, scan: Path, tmp_path: Path
+) -> None:
+    y0, x0, y1, x1 = np.array(TISSUE) + np.array(CORNER * 2)
+    polygon = json.loads(shapely.to_geojson(shapely.box(x0, y0, x1, y1)))
+    feature = {"type": "Feature", "geometry": polygon, "properties": properties}
+    path = tmp_path / "scan.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    with open_slide(scan, frame="canvas") as slide:
+        mask = load_tissue(path, slide).crop(*CORNER, 600, 800, MPP)
+        assert mask[150:450, 230:650].all() and not mask[:100].any()
+    with (
+        open_slide(scan) as slide,
+        pytest.raises(InputError, match=r"scan\.geojson: .*corner of the canvas .*--frame canvas"),
+    ):
+        load_tissue(path, slide)
+
+
 def test_a_mask_of_the_canvas_is_told_from_one_of_the_scan(scan: Path, tmp_path: Path) -> None:
     Image.new("L", (400, 300), 255).save(tmp_path / "scan.png")
     Image.new("L", (240, 230), 255).save(tmp_path / "canvas.png")
