@@ -310,10 +310,11 @@ def make_picture(slide: Slide, max_side: int, overview: Thumbnail | None) -> Thu
     Where the finer one is a level of the slide as it is, the picture has the pixels that would be read of it.
     """
     mpp = slide.mpp * max(1.0, max(slide.height, slide.width) / max_side)
-    if overview is None or overview.mpp > mpp:
+    scale = 0.0 if overview is None else _snap_scale(mpp / overview.mpp)
+    if overview is None or scale < 1:
         return read_thumbnail(slide, max_side)
     height, width = compute_shape(slide, mpp)
-    (y, x, *shape), taps = _find_region(0, 0, height, width, (mpp / overview.mpp,) * 2)
+    (y, x, *shape), taps = _find_region(0, 0, height, width, (scale, scale))
     pixels = _pad_edges(overview.image, y, x, shape[0], shape[1])
     return Thumbnail(pixels if taps is None else resample(pixels, *taps), mpp)
 
