@@ -46,7 +46,7 @@ from fseg_jax.slides.reader import open_slide
 
 RESULTS = Path(__file__).parent / "results"
 K, STARTS = (32, 64), 3
-STAINS = 0.5  # weight of the stain features, as in he-small
+STAINS = 0.85  # weight of the stain features, as in he-small
 SQUARE = 512  # pixels of BCSS, at 0.25 µm
 CALIBRATION = 30  # steps without learning; a running statistic is then 96 % of these images'
 

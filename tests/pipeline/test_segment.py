@@ -9,7 +9,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tifffile
+import zarr
+from dicom_files import write_series
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless
 from scipy import ndimage
 from skimage import data as pictures
 from skimage.measure import label
@@ -255,6 +259,43 @@ def test_labels_do_not_depend_on_threads_or_batch(picture, tmp_path, book, mode)
     first = labels()
     assert (labels(threads=1) == first).all() and (labels(threads=7) == first).all()
     assert (labels(batch=1) != first).mean() <= 1e-4 and (labels(batch=5) != first).mean() <= 1e-4
+
+
+def write_zarr(path: Path, pixels: np.ndarray) -> None:
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    group.create_array("0", data=pixels, chunks=(96, 128, 3))
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
+    axes.append({"name": "c", "type": "channel"})
+    scales = [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]
+    datasets = [{"path": "0", "coordinateTransformations": scales}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+
+
+TILED = {"photometric": "rgb", "tile": (96, 128), "compression": "lzw"}
+OME = {"axes": "YXS", "PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0}
+CONTAINERS = {
+    "tissue.svs": partial(
+        tifffile.imwrite,
+        description="Aperio Image Library v12\n|AppMag = 10|MPP = 1.0",
+        metadata=None,
+        **TILED,
+    ),
+    "tissue.tif": partial(tifffile.imwrite, **TILED),
+    "tissue.tiff": partial(tifffile.imwrite, photometric="rgb", rowsperstrip=17, compression="zlib"),
+    "tissue.ome.tif": partial(tifffile.imwrite, metadata=OME, **TILED),
+    "tissue.ome.zarr": write_zarr,
+    "tissue": lambda path, pixels: write_series(path, [pixels], mpp=1.0, syntax=JPEG2000Lossless),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_labels_do_not_depend_on_the_file_they_come_in(picture, tmp_path, book, name):
+    """Bitwise: an Aperio slide, a tiled and a striped TIFF, OME-TIFF, OME-Zarr and DICOM, all lossless."""
+    _, expected = run(picture, tmp_path / "png", codebook=book)
+    CONTAINERS[name](tmp_path / name, np.asarray(Image.open(picture)))
+    record, labels = run(tmp_path / name, tmp_path / "out", codebook=book)
+    assert record["slide"]["format"] != "image"
+    np.testing.assert_array_equal(labels, expected)
 
 
 def test_labels_do_not_depend_on_the_order_of_tiles(picture, tmp_path, book, monkeypatch):
