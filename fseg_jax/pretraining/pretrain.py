@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,11 +116,11 @@ def pretrain(
     probabilities = compute_probabilities(fields)
     trunk = None
     if start is not None:
-        config = replace(start.network.config, norms=True)
         images = draw_views(
             fields, probabilities, geometry, settings.pairs, seed=settings.seed, step=0
         ).images
         trunk = unfold_norms(start.network, normalise(jnp.asarray(images[0], jnp.float32) / 255))
+        config = trunk.config
     trainer = make_trainer(settings, config, trunk=trunk)
     checkpoint = out.with_suffix(".checkpoint.safetensors")
     run = {

@@ -212,7 +212,7 @@ def make_trainer(
 ) -> Trainer:
     """Set up the network, the optimiser and the step, over all local devices.
 
-    The trunk begins with random weights of ``config``, or with those of ``trunk``, which has norms.
+    The trunk, of ``config``, begins with random weights, or with those of ``trunk``, which has norms.
 
     Raises:
         InputError: The chunk does not divide a step's views.
@@ -228,7 +228,7 @@ def make_trainer(
     mesh = jax.make_mesh((devices,), ("views",), axis_types=(AxisType.Auto,))
     shared, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("views"))
     dtype = jnp.dtype(settings.dtype)
-    model = SimCLR(config if trunk is None else trunk.config, rngs=nnx.Rngs(settings.seed), dtype=dtype)
+    model = SimCLR(config, rngs=nnx.Rngs(settings.seed), dtype=dtype)
     if trunk is not None:
         nnx.update(model.trunk, nnx.state(trunk))
     model.train()  # type: ignore[no-untyped-call]
