@@ -64,10 +64,10 @@ anndata_option = click.option(
 )
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
+    type=click.Choice(["float32", "tf32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Precision of the encoder's matrix products; sums are float32.",
+    help="Precision of the encoder's matrix products; sums are float32. tf32 is for a GPU or a TPU.",
 )
 encoder_options = combine(
     click.option(

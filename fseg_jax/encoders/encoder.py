@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from fseg_jax.encoders.frames import declare_sizes
+from fseg_jax.encoders.kernels.products import trace_products
 from fseg_jax.encoders.layers import Network
 from fseg_jax.numerics.arrays import Array, Features, Images
 
@@ -117,21 +118,25 @@ def encode_framed(encoder: Encoder, images: Images, sizes: Int[Any, "b 2"]) -> F
     return encoder(images)
 
 
-def build_encoder(network: Network, card: EncoderCard) -> JaxEncoder:
-    """Build the encoder that reads a network at the layer of the card."""
+def build_encoder(network: Network, card: EncoderCard, dtype: str = "float32") -> JaxEncoder:
+    """Build the encoder that reads a network at the layer of the card.
+
+    ``dtype`` is the precision of its products (``precision.py``), for which the network was loaded.
+    """
     graphdef, state = nnx.split(network)
     leaves, structure = jax.tree.flatten(state)
     # Flat leaves: a call passes them on in a third of the time that a tree of them takes.
-    return JaxEncoder(card, _read_layer(graphdef, structure, card.layer), tuple(leaves))
+    return JaxEncoder(card, _read_layer(graphdef, structure, card.layer, dtype), tuple(leaves))
 
 
-# jit knows a function that it has compiled by its identity: one function for each network and layer, however
-# often the encoder is loaded.
+# jit knows a function that it has compiled by its identity: one function for each network, layer and
+# precision, however often the encoder is loaded.
 @cache
-def _read_layer(graphdef: Any, structure: Any, layer: str) -> Apply:
+def _read_layer(graphdef: Any, structure: Any, layer: str, dtype: str) -> Apply:
     def grid(leaves: tuple[Array, ...], x: Array) -> Array:
         network = cast(Network, nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)))
-        return network.grid(x, layer)
+        with trace_products(dtype):
+            return network.grid(x, layer)
 
     return grid
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from fseg_jax.encoders.frames import clear_outside, mask_grid
 from fseg_jax.encoders.kernels.convolution import Plan, convolve
+from fseg_jax.encoders.kernels.products import choose_precision
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import suggest_names
 
@@ -163,7 +164,10 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         """Multiply by the kernel, summing in float32, and add the bias."""
         kernel = self.kernel[...]
-        y = jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+        precision = choose_precision(kernel.dtype)
+        y = jnp.matmul(
+            x.astype(kernel.dtype), kernel, precision=precision, preferred_element_type=jnp.float32
+        )
         return y if self.bias is None else y + along_channels(self.bias[...], y)
 
 

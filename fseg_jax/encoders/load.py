@@ -44,8 +44,9 @@ def load_encoder(
         name: ``he-small`` or ``classical``, which come with the program; a name of the catalog;
             ``timm:NAME``; or the file that ``fseg pretrain`` wrote.
         weights: a published checkpoint or a converted file, to use instead of the cache and the hub.
-        dtype: ``float32`` or ``bfloat16``, the dtype of the operands of products. Sums, norms and features
-            are float32. A warning says where bfloat16 is the slower on this processor.
+        dtype: ``float32``, ``tf32`` or ``bfloat16``, the precision of the operands of products
+            (``precision.py``). Sums, norms and features are float32. A warning says where bfloat16 is the
+            slower on this processor.
         last: read a published CNN at its last layer, as SIC does. F-SEG reads it before its last stage
             (``card.layer``). Other encoders have no later layer.
 
@@ -73,7 +74,7 @@ def load_encoder(
         )
     network, metadata = load_network(name, weights=weights, dtype=dtype)
     card = _card(find_row(name), metadata["source_sha256"])
-    return build_encoder(network, _read_last(network, card) if last else card)
+    return build_encoder(network, _read_last(network, card) if last else card, dtype)
 
 
 def load_network(name: str, *, weights: str | Path | None = None, dtype: str = "float32") -> LoadedNetwork:

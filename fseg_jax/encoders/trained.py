@@ -46,9 +46,12 @@ class Parts(NamedTuple):
 SHIPPED = {"he-small": "he_small.safetensors"}
 
 
-def assemble(network: ResNet, card: EncoderCard, gains: Gains) -> JaxEncoder:
-    """Assemble the encoder of a trunk; the number of channels on its card is corrected."""
-    trunk = build_encoder(network, card)
+def assemble(network: ResNet, card: EncoderCard, gains: Gains, dtype: str = "float32") -> JaxEncoder:
+    """Assemble the encoder of a trunk; the number of channels on its card is corrected.
+
+    ``dtype`` is the precision of its products, for which the trunk was loaded.
+    """
+    trunk = build_encoder(network, card, dtype)
     channels = network.config.channels[-1] * network.config.expansion
     if gains.stains:
         channels += classical().card.channels
@@ -94,12 +97,12 @@ def load_trained(name: str | Path, *, dtype: str = "float32") -> JaxEncoder:
 
     Args:
         name: the file, or a name in ``SHIPPED``.
-        dtype: ``float32`` or ``bfloat16``, the dtype of the operands of products.
+        dtype: ``float32``, ``tf32`` or ``bfloat16``, the precision of the operands of products.
 
     Raises:
         InputError: the file is not there, damaged, or not written by ``fseg pretrain``.
     """
-    return assemble(*load_parts(name, dtype=dtype))
+    return assemble(*load_parts(name, dtype=dtype), dtype)
 
 
 def load_parts(name: str | Path, *, dtype: str = "float32") -> Parts:

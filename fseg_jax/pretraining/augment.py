@@ -49,10 +49,10 @@ def augment(images: Images, key: Key[Array, ""], strength: Strength = Strength()
     basis = BASIS[None] + strength.colour * jax.random.normal(colour, (b, 3, 3))
     basis = basis / jnp.linalg.norm(basis, axis=-1, keepdims=True)
     # One affine map: density · _UNMIX are the amounts; they are scaled, mixed by the new colours and shifted.
-    mix = (_UNMIX[None] * factors) @ basis
-    offset = strength.shift * jax.random.normal(shift, (b, 1, 3)) @ basis
+    mix = jnp.matmul(_UNMIX[None] * factors, basis, precision="highest")
+    offset = jnp.matmul(strength.shift * jax.random.normal(shift, (b, 1, 3)), basis, precision="highest")
     offset = offset + strength.balance * jax.random.normal(balance, (b, 1, 3))
-    density = jnp.einsum("bhwc,bcd->bhwd", density, mix) + offset[:, None]
+    density = jnp.einsum("bhwc,bcd->bhwd", density, mix, precision="highest") + offset[:, None]
     is_grey = (jax.random.uniform(grey, (b, 1, 1, 1)) < strength.grey).astype(jnp.float32)
     density = density + is_grey * (density.mean(-1, keepdims=True) - density)
     x = jnp.clip(jnp.exp(-density), 0, 1)

@@ -24,7 +24,9 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from fseg_jax.encoders.kernels.products import trace_products
 from fseg_jax.encoders.layers import Linear, global_average
+from fseg_jax.encoders.precision import parse_dtype
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig, fold_norms
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.arrays import Array
@@ -52,7 +54,7 @@ class TrainingSettings:
         weight_decay: Weight decay of AdamW.
         chunk: Images that go through the network at once, which bounds memory and takes a third more time;
             batch norms then take their statistics over a chunk. None: all.
-        dtype: Dtype of the operands of products.
+        dtype: Precision of the trunk's products.
         seed: Random seed.
     """
 
@@ -155,7 +157,7 @@ def pool_regions(grid: Float[Array, "b h w c"], boxes: Float[Array, "b r 4"]) ->
 
     top, left, bottom, right = jnp.moveaxis(boxes, -1, 0)
     rows, columns = inside(top, bottom, grid.shape[1]), inside(left, right, grid.shape[2])
-    return jnp.einsum("bhwc,brh,brw->brc", grid, rows, columns)
+    return jnp.einsum("bhwc,brh,brw->brc", grid, rows, columns, precision="highest")
 
 
 def nt_xent(z: Float[Array, "2 n r d"], temperature: float) -> Float[Array, ""]:
@@ -166,7 +168,7 @@ def nt_xent(z: Float[Array, "2 n r d"], temperature: float) -> Float[Array, ""]:
     n, r = z.shape[1:3]
     z = z.reshape(2 * n * r, -1).astype(jnp.float32)
     z = z * jax.lax.rsqrt(jnp.sum(z * z, -1, keepdims=True) + 1e-12)
-    s = z @ z.T / temperature
+    s = jnp.matmul(z, z.T, precision="highest") / temperature
     i = jnp.arange(2 * n * r)
     partner = (i + n * r) % (2 * n * r)
     pair = i // r % n
@@ -227,7 +229,7 @@ def make_trainer(
         )
     mesh = jax.make_mesh((devices,), ("views",), axis_types=(AxisType.Auto,))
     shared, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("views"))
-    dtype = jnp.dtype(settings.dtype)
+    dtype = parse_dtype(settings.dtype)
     model = SimCLR(config, rngs=nnx.Rngs(settings.seed), dtype=dtype)
     if trunk is not None:
         nnx.update(model.trunk, nnx.state(trunk))
@@ -303,7 +305,8 @@ def make_trainer(
 
     def step(state: State, views: Views) -> tuple[State, Losses]:
         images, boxes = (jax.device_put(a.reshape(-1, *a.shape[2:]), split) for a in views)
-        return run(state, images, boxes)
+        with trace_products(settings.dtype):
+            return run(state, images, boxes)
 
     begin = State(jnp.zeros((), jnp.int32), parameters, statistics, optimiser.init(parameters))
     return Trainer(step, jax.device_put(begin, shared), graphdef)

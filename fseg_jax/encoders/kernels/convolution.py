@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from fseg_jax.encoders.kernels import onednn, onednn_gradients, onednn_library
 from fseg_jax.encoders.kernels.processor import detect_processor
+from fseg_jax.encoders.kernels.products import choose_precision
 
 Pads = tuple[tuple[int, int], ...]  # zeros before and after the rows, and the columns
 FAST_PRODUCT_CHANNELS = 256  # input channels that make a convolution's products fast by themselves
@@ -178,6 +179,7 @@ def _convolve_whole(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q 
         plan.pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=plan.groups,
+        precision=choose_precision(kernel.dtype),
         preferred_element_type=jnp.float32,
     )
 
@@ -196,7 +198,12 @@ def _sum_shifted_products(x: Array, kernel: Array, plan: Plan) -> Float[Array, "
         for j in range(sides[1]):
             shifted = x[:, i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride]
             if plan.groups == 1:
-                y += jnp.matmul(shifted, kernel[i, j], preferred_element_type=jnp.float32)
+                y += jnp.matmul(
+                    shifted,
+                    kernel[i, j],
+                    precision=choose_precision(kernel.dtype),
+                    preferred_element_type=jnp.float32,
+                )
             else:
                 y += shifted * kernel[i, j].reshape(1, 1, 1, -1)
     return y

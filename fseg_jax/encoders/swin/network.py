@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from fseg_jax.encoders.frames import clear_outside, get_grid_sizes
+from fseg_jax.encoders.kernels.products import choose_precision
 from fseg_jax.encoders.layers import Conv, LayerNorm, Linear, Network, Stage, relu
 from fseg_jax.errors import InputError
 
@@ -86,6 +87,7 @@ class WindowAttention(nnx.Module):
             "bwmhd,bwnhd->bwhmn",
             (q * q.shape[-1] ** -0.5).astype(self.dtype),
             k.astype(self.dtype),
+            precision=choose_precision(self.dtype),
             preferred_element_type=jnp.float32,
         )
         bias = self.relative_position_bias_table[...][_relative_positions(self.window)]
@@ -96,6 +98,7 @@ class WindowAttention(nnx.Module):
             "bwhmn,bwnhd->bwmhd",
             jax.nn.softmax(scores, axis=-1).astype(self.dtype),
             v.astype(self.dtype),
+            precision=choose_precision(self.dtype),
             preferred_element_type=jnp.float32,
         )
         return self.proj(attended.reshape(x.shape))

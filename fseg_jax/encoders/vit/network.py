@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fseg_jax.encoders.frames import get_grid_sizes, mask_tokens
+from fseg_jax.encoders.kernels.products import choose_precision
 from fseg_jax.encoders.layers import LayerNorm, Linear, Network, Stage, along_channels
 from fseg_jax.encoders.vit.positions import Resampling, resample_grid, resample_grids
 from fseg_jax.errors import InputError
@@ -142,13 +143,18 @@ def attend(
         "bmhd,bnhd->bhmn",
         (q * q.shape[-1] ** -0.5).astype(dtype),
         k.astype(dtype),
+        precision=choose_precision(dtype),
         preferred_element_type=jnp.float32,
     )
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     return jnp.einsum(
-        "bhmn,bnhd->bmhd", weights.astype(dtype), v.astype(dtype), preferred_element_type=jnp.float32
+        "bhmn,bnhd->bmhd",
+        weights.astype(dtype),
+        v.astype(dtype),
+        precision=choose_precision(dtype),
+        preferred_element_type=jnp.float32,
     )
 
 
