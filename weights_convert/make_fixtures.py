@@ -6,9 +6,11 @@ the weights (``weights/KEY``, under the published names), an image (``input``) a
 networks and every layout of checkpoints.
 """
 
+import argparse
 import functools
 import importlib
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -257,6 +259,20 @@ def _build_convolutional() -> dict[str, Fixture]:
             (72, 48),
             rename_with_masks,
         ),
+        "efficientnet_lite": Fixture(
+            _build_efficientnet_lite(stages),
+            EfficientNetConfig(
+                **efficientnet,
+                width=1.5,
+                padding="same",
+                bn_eps=1e-3,
+                activation="relu6",
+                squeeze=False,
+                scale_ends=False,
+            ),
+            (47, 48),
+            _keep_names,
+        ),
     }
 
 
@@ -275,10 +291,56 @@ def _build_efficientnet(stages: tuple[tuple[int, ...], ...], padding: str, eps: 
     )
 
 
+def _build_efficientnet_lite(stages: tuple[tuple[int, ...], ...]) -> nn.Module:
+    timm = importlib.import_module("timm.models.efficientnet")
+    builder = importlib.import_module("timm.models._efficientnet_builder")
+    rows = [[f"{'ir' if e > 1 else 'ds'}_r{r}_k{k}_s{s}_e{e}_c{c}"] for r, k, s, e, c in stages]
+    return timm.EfficientNet(
+        builder.decode_arch_def(rows, 1.1, fix_first_last=True),
+        num_classes=5,
+        num_features=16,
+        stem_size=8,
+        fix_stem=True,
+        pad_type="same",
+        act_layer=nn.ReLU6,
+        norm_layer=functools.partial(nn.BatchNorm2d, eps=1e-3),
+        round_chs_fn=functools.partial(builder.round_channels, multiplier=1.5),
+    )
+
+
+def write_torch_files(folder: Path) -> None:
+    """Write ``torch_zip.pth`` and ``torch_before_1_6.pth``: a trainer's state in both formats of torch."""
+    base = torch.arange(24.0).reshape(4, 6)
+    parameter = nn.Parameter(base[0].clone())
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    state = OrderedDict(
+        transposed=base.T[1:3],
+        columns=base[:, 2:4],
+        parameter=nn.Parameter(base.clone()),
+        bfloat16=base.to(torch.bfloat16)[1:],
+        half=base.half(),
+        mask=base > 3,
+        count=torch.tensor(3),
+        empty=torch.zeros(0, 3),
+    )
+    saved = {
+        "state_dict": state,
+        "optimizer": optimizer.state_dict(),
+        "settings": argparse.Namespace(rate=np.float64(0.1), means=np.ones(3), names={"a"}),
+        "callbacks": {OrderedDict: {"best": 1.0}},
+        "epoch": 3,
+    }
+    for name, zipped in (("torch_zip", True), ("torch_before_1_6", False)):
+        torch.save(saved, folder / f"{name}.pth", _use_new_zipfile_serialization=zipped)
+
+
 def main(folder: Path) -> None:
     """Write every fixture into a folder."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
+    write_torch_files(folder)
     for seed, (name, (module, config, size, rename)) in enumerate(build_fixtures().items()):
         randomise(module, seed)
         x = np.random.default_rng(seed).standard_normal((1, *size, 3), np.float32)

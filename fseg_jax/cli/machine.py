@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from fseg_jax.versions import find_version
 
 LEAST_PYTHON = (3, 11)
 FREE_BYTES = 5e9  # for the largest encoder as published, or the labels of a cohort's first slides
-_NO_TORCH = "none: encoders that are published as PyTorch files cannot be converted"
 TIMEOUT = 3.0  # seconds that the hub has to answer
 
 
@@ -96,7 +94,6 @@ def _run_checks() -> Iterator[Check]:
     yield hub
     yield _check("processor", _processor, "pip install --upgrade jax", required=False)
     yield _check("oneDNN", _onednn, "pip install 'fseg-jax[onednn]'", required=False)
-    yield _check("torch", _torch, "pip install 'fseg-jax[convert]'", required=False)
     yield _check("token", _token, "`hf auth login`, or set HF_TOKEN, for the gated encoders", required=False)
     if hub.ok:
         yield from _check_gated()
@@ -231,11 +228,6 @@ def _disk(folder: Path) -> _Result:
 def _find_existing(folder: Path) -> Path:
     """Return the folder, or the nearest above it that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _torch() -> _Result:
-    is_installed = find_spec("torch") is not None
-    return _Result(is_installed, "reads checkpoints that are no safetensors" if is_installed else _NO_TORCH)
 
 
 def _processor() -> _Result:

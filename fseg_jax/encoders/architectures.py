@@ -1,7 +1,6 @@
 """From a configuration to a network, and from tensors to a network with weights."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal, cast
@@ -58,7 +57,7 @@ def config_from_json(text: str) -> Config:
 def count_blocks(config: Config) -> int:
     """Count the blocks of a configuration's network."""
     if isinstance(config, EfficientNetConfig):
-        return sum(math.ceil(stage[0] * config.depth) for stage in config.stages)
+        return sum(config.repeats())
     return config.depth if isinstance(config, ViTConfig) else sum(config.depths)
 
 

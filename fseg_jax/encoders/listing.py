@@ -27,7 +27,8 @@ def format_table(rows: Iterable[Row]) -> str:
 def format_sheet(row: Row, status: Status) -> str:
     """Format all that the catalog says of an encoder, and whether its weights are available."""
     kind = " (dataset)" if row.repo_type == "dataset" else ""
-    source = row.url + row.files[0] if row.url else f"{row.repo}{kind}, {' or '.join(row.files)}"
+    place = f"{row.repo}{kind}" if row.package is None else f"package {row.package}"
+    source = row.url + row.files[0] if row.url else f"{place}, {' or '.join(row.files)}"
     trained = "not stated" if row.mpp is None else " · ".join(f"{mpp:g}" for mpp in row.mpp) + " µm per pixel"
     facts = {
         "name": row.name,

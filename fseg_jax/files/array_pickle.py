@@ -4,13 +4,13 @@ import io
 import pickle
 import re
 import struct
-from collections.abc import Callable
 from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 
 from fseg_jax.errors import InputError
+from fseg_jax.files.restricted_pickle import BoundedStream, RestrictedUnpickler
 
 
 def unpickle_arrays(data: bytes) -> Any:
@@ -19,7 +19,7 @@ def unpickle_arrays(data: bytes) -> Any:
     Raises:
         InputError: It names anything else; nothing was run. A damaged pickle can raise almost anything.
     """
-    return _ArrayUnpickler(data).load()
+    return _ArrayUnpickler(BoundedStream(io.BytesIO(data))).load()
 
 
 class _ArrayWrapper:
@@ -49,29 +49,8 @@ class _DtypeState:
         return np.dtype(self.order + self.name)
 
 
-def _require_plain_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
-    """Wrap an opcode that fills a dictionary to accept only text and whole numbers as keys.
-
-    Hashing a deeply nested key would overflow the stack.
-    """
-
-    def check_and_load(self: Any) -> None:
-        if not all(isinstance(key, str | int) for key in self.stack[keys]):
-            raise InputError("has keys that are no names or numbers: refused, nothing was run")
-        load(self)
-
-    return check_and_load
-
-
-_LOAD: dict[int, Any] = pickle._Unpickler.dispatch
-
-
-class _ArrayUnpickler(pickle._Unpickler):
+class _ArrayUnpickler(RestrictedUnpickler):
     """An unpickler that constructs numpy arrays and plain containers, and refuses every other name."""
-
-    def __init__(self, data: bytes) -> None:
-        self._stream = io.BytesIO(data)
-        super().__init__(self._stream)
 
     def find_class(self, module: str, name: str) -> Any:
         """Look up a name of the pickle. Raises ``InputError`` for all but numpy's arrays and dtypes."""
@@ -99,24 +78,11 @@ class _ArrayUnpickler(pickle._Unpickler):
             (padding,) = struct.unpack("B", read(1))
             read(padding)
         size = dtype.itemsize * prod(shape)
-        if size > self._count_left():
+        if size > self.stream.count_left():
             raise InputError("the file is truncated")
         data = read(size)
         if wrapper.get("order") == "F":
             return np.frombuffer(data, dtype).reshape(shape[::-1]).T
         return np.frombuffer(data, dtype).reshape(shape)
 
-    def _count_left(self) -> int:
-        """Count the bytes of the file that are still to be read."""
-        stream = self._stream
-        return stream.getbuffer().nbytes - stream.tell()
-
-    dispatch: ClassVar[dict[int, Any]] = dict(_LOAD)
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.SETITEM[0]] = _require_plain_keys(_LOAD[pickle.SETITEM[0]], slice(-2, -1))
-    dispatch[pickle.SETITEMS[0]] = _require_plain_keys(_LOAD[pickle.SETITEMS[0]], slice(None, None, 2))
-    dispatch[pickle.DICT[0]] = _require_plain_keys(_LOAD[pickle.DICT[0]], slice(None, None, 2))
-    for _opcode in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
-        del dispatch[
-            _opcode[0]
-        ]  # a file of centres has none of these; BYTEARRAY8 would allocate any size it states
+    dispatch: ClassVar[dict[int, Any]] = {**RestrictedUnpickler.dispatch, pickle.BUILD[0]: load_build}

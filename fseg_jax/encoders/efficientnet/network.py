@@ -1,4 +1,7 @@
-"""EfficientNet b0–b7 (Tan & Le 2019): inverted residuals with squeeze and excitation, to read and to train.
+"""EfficientNet b0–b7 and Lite0–4 (Tan & Le 2019): inverted residuals, to read and to train.
+
+b0–b7 squeeze and excite. Lite, for small devices, does not; its activation is ReLU6, and its stem and last
+convolution have one size at every scale.
 
 There are two dialects: PyTorch's (symmetric padding, batch norm eps 1e-5) and TensorFlow's ("same" padding,
 which is not symmetric at stride 2, and eps 1e-3). Batch norms are not folded: with ``network.train()`` they
@@ -8,7 +11,7 @@ running statistics.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -37,6 +40,10 @@ class EfficientNetConfig:
         stem: channels of the stem.
         stages: (blocks, kernel, stride, expansion, channels) of each stage.
         features: channels of the last convolution.
+        activation: the activation between convolutions.
+        squeeze: whether blocks squeeze and excite.
+        scale_ends: whether the stem and the last convolution are scaled by the width, and the first and last
+            stages by the depth.
     """
 
     width: float = 1.0
@@ -58,6 +65,9 @@ class EfficientNetConfig:
         (1, 3, 1, 6, 320),
     )
     features: int = 1280
+    activation: Literal["silu", "relu6"] = "silu"
+    squeeze: bool = True
+    scale_ends: bool = True
 
     def channels(self, base: int) -> int:
         """Scale b0's channels by the width: to a multiple of 8, at least nine tenths of the product."""
@@ -65,12 +75,24 @@ class EfficientNetConfig:
         rounded = max(8, int(product + 4) // 8 * 8)
         return rounded if rounded >= 0.9 * product else rounded + 8
 
+    def end_channels(self, base: int) -> int:
+        """Scale the channels of the stem or of the last convolution, where those are scaled."""
+        return self.channels(base) if self.scale_ends else base
+
+    def repeats(self) -> tuple[int, ...]:
+        """List the number of blocks of each stage."""
+        last = len(self.stages) - 1
+        return tuple(
+            math.ceil(stage[0] * self.depth) if self.scale_ends or 0 < index < last else stage[0]
+            for index, stage in enumerate(self.stages)
+        )
+
     def blocks(self) -> tuple["BlockConfig", ...]:
         """List the blocks in order, stage after stage."""
-        width, blocks = self.channels(self.stem), []
-        for repeats, kernel, stride, expansion, base in self.stages:
+        width, blocks = self.end_channels(self.stem), []
+        for repeats, (_, kernel, stride, expansion, base) in zip(self.repeats(), self.stages, strict=True):
             channels = self.channels(base)
-            for index in range(math.ceil(repeats * self.depth)):
+            for index in range(repeats):
                 first_stride = stride if index == 0 else 1
                 blocks.append(BlockConfig(width, channels, kernel, first_stride, expansion))
                 width = channels
@@ -88,7 +110,8 @@ class BlockConfig:
     expansion: int  # width of its middle, in input channels
 
 
-# Width, depth and dropout. Input sizes in training were 224, 240, 260, 300, 380, 456, 528 and 600 pixels.
+# Width, depth and dropout. Input sizes in training were 224, 240, 260, 300, 380, 456, 528 and 600 pixels;
+# Lite's 224, 240, 260, 280 and 300.
 SCALES = {
     "b0": (1.0, 1.0, 0.2),
     "b1": (1.0, 1.1, 0.2),
@@ -98,17 +121,26 @@ SCALES = {
     "b5": (1.6, 2.2, 0.4),
     "b6": (1.8, 2.6, 0.5),
     "b7": (2.0, 3.1, 0.5),
+    "lite0": (1.0, 1.0, 0.2),
+    "lite1": (1.0, 1.1, 0.2),
+    "lite2": (1.1, 1.2, 0.3),
+    "lite3": (1.2, 1.4, 0.3),
+    "lite4": (1.4, 1.8, 0.3),
 }
+ACTIVATIONS = {"silu": jax.nn.silu, "relu6": jax.nn.relu6}
 
 
 def configure_efficientnet(
     scale: str, *, tensorflow: bool = False, num_classes: int = 1000
 ) -> EfficientNetConfig:
-    """Make the configuration of b0 … b7, in PyTorch's dialect or TensorFlow's."""
+    """Make the configuration of b0 … b7 or lite0 … lite4, in PyTorch's dialect or TensorFlow's."""
     width, depth, dropout = SCALES[scale]
+    config = EfficientNetConfig(width, depth, num_classes=num_classes, dropout=dropout)
     if tensorflow:
-        return EfficientNetConfig(width, depth, "same", 1e-3, 0.99, num_classes, dropout)
-    return EfficientNetConfig(width, depth, num_classes=num_classes, dropout=dropout)
+        config = replace(config, padding="same", bn_eps=1e-3, bn_momentum=0.99)
+    if scale.startswith("lite"):
+        config = replace(config, activation="relu6", squeeze=False, scale_ends=False)
+    return config
 
 
 class ConvNorm(nnx.Module):
@@ -195,15 +227,18 @@ class MBConv(nnx.Module):
             rngs=rngs,
         )
         # The squeezed channels are a quarter of the block's input, not of the expanded channels.
-        self.se = SqueezeExcite(middle, max(1, round(block.channels_in / 4)), rngs=rngs)
+        squeezed = max(1, round(block.channels_in / 4))
+        self.se = SqueezeExcite(middle, squeezed, rngs=rngs) if config.squeeze else None
         self.project = ConvNorm(config, middle, block.channels_out, 1, dtype=dtype, rngs=rngs)
         self.shortcut = block.stride == 1 and block.channels_in == block.channels_out
         self.drop = nnx.Dropout(drop, broadcast_dims=(1, 2, 3))
+        self.activate = ACTIVATIONS[config.activation]
 
     def __call__(self, x: Float[Array, "b h w i"], rngs: nnx.Rngs | None = None) -> Float[Array, "b p q o"]:
         """Apply the block; ``rngs`` draws whether its branch is dropped, in training."""
-        y = x if self.expand is None else jax.nn.silu(self.expand(x))
-        y = self.project(self.se(jax.nn.silu(self.depthwise(y))))
+        y = x if self.expand is None else self.activate(self.expand(x))
+        y = self.activate(self.depthwise(y))
+        y = self.project(y if self.se is None else self.se(y))
         return x + self.drop(y, rngs=rngs) if self.shortcut else y
 
 
@@ -213,7 +248,8 @@ class EfficientNet(Network):
     def __init__(self, config: EfficientNetConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         blocks = config.blocks()
-        stem, features = config.channels(config.stem), config.channels(config.features)
+        stem, features = config.end_channels(config.stem), config.end_channels(config.features)
+        self.activate = ACTIVATIONS[config.activation]
         self.stem = ConvNorm(config, 3, stem, 3, stride=2, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
             [
@@ -233,9 +269,9 @@ class EfficientNet(Network):
             Stage(f"blocks.{index}", partial(block, rngs=rngs)) for index, block in enumerate(self.blocks)
         )
         return (
-            Stage("stem", lambda x: jax.nn.silu(self.stem(x))),
+            Stage("stem", lambda x: self.activate(self.stem(x))),
             *blocks,
-            Stage("top", lambda x: jax.nn.silu(self.top(x))),
+            Stage("top", lambda x: self.activate(self.top(x))),
         )
 
     def head(self, features: Float[Array, "b h w c"], rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:

@@ -3,8 +3,6 @@
 timm numbers blocks within stages, lukemelas numbers them throughout.
 """
 
-import math
-
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.weight_rules import Layout, Rule, Rules, identity, to_conv, to_linear, to_pointwise
 
@@ -37,9 +35,11 @@ def list_layouts(config: EfficientNetConfig) -> tuple[Layout, ...]:
 
 def _timm(config: EfficientNetConfig) -> Layout:
     flat, rules, index = {}, _ends(_TIMM_ENDS, "classifier"), 0
-    for stage, (repeats, _, _, expansion, _) in enumerate(config.stages):
+    for stage, (repeats, (_, _, _, expansion, _)) in enumerate(
+        zip(config.repeats(), config.stages, strict=True)
+    ):
         parts = _TIMM_BLOCK if expansion > 1 else _TIMM_BLOCK_WITHOUT_EXPANSION
-        for position in range(math.ceil(repeats * config.depth)):
+        for position in range(repeats):
             flat[rf"^blocks\.{stage}\.{position}\."] = f"block.{index}."
             rules |= _block(index, parts, f"block.{index}.", "se.conv_")
             index += 1

@@ -1,36 +1,20 @@
 """Published checkpoint files: read one tensor at a time, and never as an unrestricted pickle."""
 
-import argparse
 import hashlib
-import importlib
-import pickle
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from fseg_jax.encoders.weights.torch_file import StoredTensor, read_torch_file
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import describe_kind
 from fseg_jax.files.tensor_reader import BrokenFileError, read_header
 
 # The keys under which trainers save the network.
 _WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict", "module")
-# Trainers save settings and callbacks beside the network, objects of their own classes. Those classes are
-# neither looked up nor run.
-_TRAINERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
-
-# Beginnings of the lines of torch's messages that do not say the reason.
-_ADVICE = (
-    "Weights only load failed",
-    "Please file an issue",
-    "WeightsUnpickler error:",
-    "Check the doc",
-    "(",
-)
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -54,11 +38,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a published file: safetensors directly, any other through torch's restricted loader.
+    """Open a published file, of safetensors or of torch.
 
     Raises:
-        InputError: There is no such file; it is cut short or damaged; it holds anything but tensors and plain
-            containers (nothing of it is run); or it needs torch, and torch is not installed.
+        InputError: There is no such file; it is cut short or damaged; or it holds anything but tensors and
+            plain containers (nothing of it is run).
     """
     path = Path(path)
     if not path.is_file():
@@ -78,7 +62,7 @@ def _open_safetensors(path: Path) -> Checkpoint:
         file: Any = safe_open(str(path), framework="np")
         names = tuple(file.keys())
     except (BrokenFileError, SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or cut short ({_shorten(error)}): fetch it again") from error
+        raise _damaged(path, error) from error
 
     def read(key: str) -> np.ndarray:
         try:
@@ -94,50 +78,34 @@ def _open_torch(path: Path) -> Checkpoint:
     if not ("pickle" in kind or "PyTorch" in kind or "another kind" in kind):
         raise InputError(f"{path}: {kind}, not a checkpoint: give the published file")
     try:
-        torch = importlib.import_module("torch")
-    except ImportError as error:
+        file = read_torch_file(path)
+    except InputError as error:
         raise InputError(
-            f"{path}: a PyTorch file, and torch is not installed: pip install 'fseg-jax[convert]'"
+            f"{path}: not a file of tensors alone ({error}), and nothing else is loaded: "
+            "save its state_dict, or get it as safetensors"
         ) from error
-    tensors = _find_state_dict(path, _load(path, torch), torch)
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise _damaged(path, error) from error
+    tensors = _find_state_dict(path, file.content)
+    try:
+        places = {key: file.locate(tensor) for key, tensor in tensors.items()}
+    except (ValueError, LookupError) as error:
+        raise _damaged(path, error) from error
 
     def read(key: str) -> np.ndarray:
-        tensor = tensors[key].detach()
-        if tensor.dtype == torch.bfloat16:
-            return np.asarray(tensor.contiguous().view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
-        return np.asarray(tensor.contiguous().numpy())
-
-    return Checkpoint(path, tuple(tensors), read)
-
-
-def _load(path: Path, torch: Any) -> Any:
-    with torch.serialization.safe_globals(_list_stand_ins(path, torch)):
         try:
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:
-                # Files of the format before torch 1.6 cannot be mapped.
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise InputError(
-                f"{path}: not a file of tensors alone ({_shorten(error)}), and nothing else is loaded: "
-                "save its state_dict, or get it as safetensors"
-            ) from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: damaged or cut short ({_shorten(error)}): fetch it again") from error
+            return places[key].read(path)
+        except (OSError, EOFError) as error:
+            raise _damaged(path, error) from error
+
+    return Checkpoint(path, tuple(places), read)
 
 
-def _list_stand_ins(path: Path, torch: Any) -> list[Any]:
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # no zip archive, or a damaged one: loading says which
-        names = []
-    # A plain dictionary takes the place of each class: it holds what it is given, and does nothing.
-    stand_ins = [(OrderedDict, name) for name in names if name.startswith(_TRAINERS)]
-    return [argparse.Namespace, *stand_ins]
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: damaged or cut short ({_shorten(error)}): fetch it again")
 
 
-def _find_state_dict(path: Path, loaded: Any, torch: Any) -> dict[str, Any]:
+def _find_state_dict(path: Path, loaded: Any) -> dict[str, StoredTensor]:
     while isinstance(loaded, Mapping):
         inner = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
@@ -147,7 +115,11 @@ def _find_state_dict(path: Path, loaded: Any, torch: Any) -> dict[str, Any]:
         raise InputError(
             f"{path}: a {type(loaded).__name__}, not a state_dict: save the network's state_dict"
         )
-    tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    tensors = {
+        key: value
+        for key, value in loaded.items()
+        if isinstance(key, str) and isinstance(value, StoredTensor)
+    }
     if not tensors:
         raise InputError(f"{path}: no tensors in it: give the network's checkpoint")
     return tensors
@@ -155,8 +127,5 @@ def _find_state_dict(path: Path, loaded: Any, torch: Any) -> dict[str, Any]:
 
 def _shorten(error: BaseException) -> str:
     """Shorten another library's error to its first sentence, to be part of a line."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    # torch puts its advice, to load the file all the same, around the reason.
-    reasons = [line for line in lines if line and not line.startswith(_ADVICE)]
-    text = reasons[0] if reasons else type(error).__name__
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return text.split(". ", 1)[0][:160].rstrip(".")

