@@ -12,10 +12,12 @@ from fseg_jax.cli.options import (
     batching_options,
     combine,
     encoder_options,
+    form_options,
     manifest_options,
     method_options,
     names_option,
     no_tissue_option,
+    pop_form,
     pop_tissue_setting,
     seed_option,
     shard_option,
@@ -49,6 +51,7 @@ _FIXED_BY_FEATURES = (
     encoder_options,
     method_options,
     names_option,
+    form_options,
     tiling_options,
 )
 @click.option(
@@ -145,7 +148,7 @@ def cohort(
     encoder, weights, dtype = (options.pop(name) for name in ("encoder", "weights", "dtype"))
     path = options.pop("codebook")
     book = Codebook.load(path, options["k"]) if path else None
-    tissue = pop_tissue_setting(options)
+    tissue, form = pop_tissue_setting(options), pop_form(options)
     if tissue not in ("find", "all"):
         if not is_file(tissue):
             raise InputError(f"--tissue {tissue}: no such file")
@@ -163,6 +166,7 @@ def cohort(
         keep_features=keep_features,
         features=features,
         names=load_names(names) if names else None,
+        form=form,
     )
     if features is not None:
         job = adopt_kept_settings(job)

@@ -1,13 +1,17 @@
 """Options that several commands share, each defined once."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from fseg_jax.cli.parameters import Number, Shard, SlidePath, WholeNumber
 from fseg_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from fseg_jax.outputs.form import OutputForm
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -172,6 +176,21 @@ names_option = click.option(
     metavar="FILE",
     help="Names of clusters: CSV with the columns cluster, name and, if wanted, colour (#rrggbb).",
 )
+form_options = combine(
+    click.option(
+        "--image/--no-image",
+        default=True,
+        show_default=True,
+        help="Whether NAME.ome.zarr holds a picture of the slide with the labels inside, as viewers want it; "
+        "the labels alone otherwise.",
+    ),
+    click.option(
+        "--shards/--no-shards",
+        default=True,
+        show_default=True,
+        help="Whether chunks of labels share files; without, there are more, which any web server gives.",
+    ),
+)
 frame_option = click.option(
     "--frame",
     type=click.Choice(["bounds", "canvas"]),
@@ -295,6 +314,13 @@ distance_option = click.option(
     show_default=True,
     help="Distance between the embeddings of patches.",
 )
+
+
+def pop_form(options: dict[str, Any]) -> "OutputForm":
+    """Take the options of ``form_options`` out of the options."""
+    from fseg_jax.outputs.form import OutputForm
+
+    return OutputForm(**{field.name: options.pop(field.name) for field in fields(OutputForm)})
 
 
 def pop_tissue_setting(options: dict[str, Any]) -> str:

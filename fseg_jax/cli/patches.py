@@ -14,9 +14,11 @@ from fseg_jax.cli.options import (
     combine,
     distance_option,
     encoder_options,
+    form_options,
     output_option,
     overwrite_option,
     patch_options,
+    pop_form,
     pop_tissue_setting,
     seed_option,
     tissue_options,
@@ -83,7 +85,7 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
 @distance_option
 @click.option("--hard", is_flag=True, help="Keep the labels of the seeds as they are.")
 @click.option("--smooth", is_flag=True, help="Smooth the labels of neighbouring patches.")
-@combine(seed_option, anndata_option, overwrite_option)
+@combine(seed_option, form_options, anndata_option, overwrite_option)
 def seed(
     folder: Path,
     seeds: Path,
@@ -97,7 +99,8 @@ def seed(
     """Segment an embedded slide from a few clicks: SEEDS is GeoJSON points, as QuPath exports them."""
     from fseg_jax.pipeline.clicks import SeedSettings, choose_slide, seed_slide
 
+    form = pop_form(options)
     class_names = tuple(classes.split(",")) if classes else None
     settings = SeedSettings(class_names, metric, **options)
-    seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, overwrite=overwrite)
+    seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, form=form, overwrite=overwrite)
     click.echo(folder / f"{choose_slide(folder, slide)}.sic.png")

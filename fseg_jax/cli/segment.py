@@ -13,10 +13,12 @@ from fseg_jax.cli.options import (
     batching_options,
     combine,
     encoder_options,
+    form_options,
     method_options,
     names_option,
     output_option,
     overwrite_option,
+    pop_form,
     pop_tissue_setting,
     seed_option,
     tiling_options,
@@ -44,6 +46,7 @@ DEMO_MPP = 0.5  # an estimate: nuclei of the colon are some 10 µm long, and som
     encoder_options,
     method_options,
     names_option,
+    form_options,
     tiling_options,
     tissue_options,
     artefacts_option,
@@ -71,7 +74,7 @@ def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, **options: 
     metavar="K",
     help="Number of clusters.",
 )
-@combine(output_option(), encoder_options, overwrite_option)
+@combine(output_option(), encoder_options, form_options, overwrite_option)
 def demo(slide: bool, output: Path, overwrite: bool, k: int | None, **options: Any) -> int:
     """Segment a colon image that comes with scikit-image: no slide, no download."""
     options["k"] = k or (DEMO_SLIDE_K if slide else DEMO_K)
@@ -93,7 +96,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
     from fseg_jax.slides.dicom_series import merge_series
     from fseg_jax.slides.reader import name_outputs, open_slide
 
-    tissue = pop_tissue_setting(options)
+    tissue, form = pop_tissue_setting(options), pop_form(options)
     slides = merge_series(slides)
     names = [name_outputs(slide) for slide in slides]
     if repeated := {name for name in names if names.count(name) > 1}:
@@ -149,6 +152,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
                         book,
                         settings,
                         names=cluster_names,
+                        form=form,
                         overwrite=overwrite,
                         progress=progress(slide.name),
                     )

@@ -13,6 +13,7 @@ from fseg_jax.encoders.load import load_encoder
 from fseg_jax.errors import InputError
 from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.cluster_names import ClusterNames
+from fseg_jax.outputs.form import DEFAULT_FORM, OutputForm
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.plan import Settings, choose_min_region, choose_mpp, choose_smoothing
 from fseg_jax.pipeline.segment import FORMAT
@@ -38,6 +39,7 @@ class Job:
         features: Place where an earlier run kept features. Slides are segmented from them, and neither the
             slides nor the encoder are opened.
         names: Names and colours of the codebook's clusters; None: ``cluster 1``, …
+        form: How outputs are written.
     """
 
     out: str
@@ -49,6 +51,7 @@ class Job:
     keep_features: bool = False
     features: str | None = None
     names: ClusterNames | None = None
+    form: OutputForm = DEFAULT_FORM
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class SharedDependencies:
         seed: Random seed.
         features: Number type that features are rounded to.
         frame: What coordinates count from.
+        form: How outputs are written.
     """
 
     format: int
@@ -98,6 +102,7 @@ class SharedDependencies:
     seed: int
     features: str
     frame: str
+    form: OutputForm
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,7 @@ def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:
         seed=settings.seed,
         features=settings.features,
         frame=settings.frame,
+        form=job.form,
     )
 
 

@@ -286,6 +286,7 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
                 settings,
                 slide=opened,
                 names=job.names,
+                form=job.form,
                 first_colour=0 if job.codebook else _choose_first_colour(name),
                 keep=keep,
                 clock=clock,

@@ -13,7 +13,7 @@ from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.futures import wait_for_writes
 
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
-_ZSTD = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
+_LEVEL = 3  # of Zstandard
 _CRC32C = {"name": "crc32c"}
 
 
@@ -40,6 +40,7 @@ def create_array(
     shard: Sequence[int] | None = None,
     dimension_names: Sequence[str] | None = None,
     compress: bool = True,
+    level: int = _LEVEL,
     store_zeros: bool = False,
     error_path: Path | None = None,
 ) -> Any:
@@ -53,13 +54,15 @@ def create_array(
         shard: The shape of what is one file; a chunk is where there is none.
         dimension_names: A name for each axis.
         compress: Whether chunks are compressed, with Zstandard.
+        level: How hard: from 1 to 22.
         store_zeros: Whether chunks of zeros have files too.
         error_path: What is said to be unwritable; the folder that holds the array otherwise.
 
     Raises:
         OutputError: The disk is full, read-only or not there.
     """
-    codecs: list[dict[str, Any]] = [_BYTES, _ZSTD] if compress else [_BYTES]
+    zstd = {"name": "zstd", "configuration": {"level": level, "checksum": False}}
+    codecs: list[dict[str, Any]] = [_BYTES, zstd] if compress else [_BYTES]
     if shard is not None:
         sharding = {"chunk_shape": [*chunk], "codecs": codecs, "index_codecs": [_BYTES, _CRC32C]}
         codecs = [{"name": "sharding_indexed", "configuration": sharding}]

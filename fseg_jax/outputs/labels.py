@@ -1,5 +1,7 @@
 """The label pyramid of a slide: an OME-Zarr 0.5 label image, written in one pass from top to bottom.
 
+It lies in ``labels/fseg`` of the OME-Zarr image that shows the slide (``slide_image``), or stands alone.
+
 Labels are 0 for background and 1…k for clusters: uint8 up to k = 255, uint16 above. Each level is the one
 before it, halved by ``halve``; the last level fits in one chunk.
 """
@@ -8,8 +10,8 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt
@@ -24,6 +26,8 @@ SHARD = 1024  # pixels of a shard's side
 # A row of shards is in memory while it is filled: where it would be larger than this, shards are less high.
 _BAND_BYTES = 6 << 20
 _WRITES_AT_ONCE = 4  # shards
+LABELS = "fseg"  # the label image of an image's group ``labels``
+AnyPath = TypeVar("AnyPath", Path, PurePosixPath)
 _STRIP_PIXELS = 1 << 20  # pixels that are halved or counted at once
 
 _RULE = (
@@ -158,6 +162,8 @@ class LabelWriter:
         colours: np.ndarray,
         provenance: dict[str, Any],
         slide_mpp: float | None = None,
+        source: str | None = None,
+        sharded: bool = True,
     ) -> None:
         """Make the pyramid's folder.
 
@@ -171,6 +177,8 @@ class LabelWriter:
             provenance: What the labels are made with, as JSON; it is stored under ``fseg``.
             slide_mpp: µm per pixel of the slide, the centre of whose first pixel is at 0, as OME-Zarr counts;
                 None: as the labels'.
+            source: Where the image that is labelled lies, from the pyramid's folder; None: there is none.
+            sharded: Whether chunks share files of 1024 × 1024 pixels, which a server must read parts of.
 
         Raises:
             InputError: The folder exists.
@@ -185,6 +193,7 @@ class LabelWriter:
         self._path = Path(path).absolute()
         self._mpp, self._k, self._provenance = float(mpp), k, provenance
         self._slide_mpp = self._mpp if slide_mpp is None else float(slide_mpp)
+        self._source, self._sharded = source, sharded
         self._dtype = choose_label_dtype(k)
         self._pixels = np.zeros(k + 1, np.int64)
         try:
@@ -204,7 +213,7 @@ class LabelWriter:
             shape,
             self._dtype,
             (CHUNK, CHUNK),
-            shard=(height, SHARD),
+            shard=(height, SHARD) if self._sharded else None,
             dimension_names=("y", "x"),
         )
         return _Level(store, shape, self._dtype, height)
@@ -268,15 +277,13 @@ class LabelWriter:
         return self._pixels
 
     def _make_attributes(self) -> dict[str, Any]:
-        datasets = []
-        for index in range(len(self._levels)):
-            factor = 2**index
-            # From the centre of the slide's first pixel to that of the label's.
-            shift = 0.5 * (factor * self._mpp - self._slide_mpp)
-            transforms: list[dict[str, Any]] = [{"type": "scale", "scale": [self._mpp * factor] * 2}]
-            if shift:
-                transforms.append({"type": "translation", "translation": [shift, shift]})
-            datasets.append({"path": str(index), "coordinateTransformations": transforms})
+        datasets = [
+            {
+                "path": str(index),
+                "coordinateTransformations": place_level(self._mpp * 2**index, self._slide_mpp),
+            }
+            for index in range(len(self._levels))
+        ]
         axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
         return {
             "ome": {
@@ -290,10 +297,28 @@ class LabelWriter:
                         "metadata": {"description": _RULE},
                     }
                 ],
-                "image-label": describe_labels(self._names, self._colours),
+                "image-label": {
+                    **describe_labels(self._names, self._colours),
+                    **({} if self._source is None else {"source": {"image": self._source}}),
+                },
             },
             "fseg": {**self._provenance, "pixels": self._pixels.tolist()},
         }
+
+
+def place_level(mpp: float, slide_mpp: float, leading: int = 0) -> list[dict[str, Any]]:
+    """Say where the pixels of a level lie on the slide, as OME-Zarr does.
+
+    Args:
+        mpp: µm per pixel of the level.
+        slide_mpp: µm per pixel of the slide, the centre of whose first pixel is at 0.
+        leading: Axes before y and x, such as channels.
+    """
+    shift = 0.5 * (mpp - slide_mpp)  # from the centre of the slide's first pixel to that of the level's
+    transforms: list[dict[str, Any]] = [{"type": "scale", "scale": [1.0] * leading + [mpp] * 2}]
+    if shift:
+        transforms.append({"type": "translation", "translation": [0.0] * leading + [shift] * 2})
+    return transforms
 
 
 def describe_labels(names: Sequence[str], colours: np.ndarray) -> dict[str, Any]:
@@ -305,6 +330,16 @@ def describe_labels(names: Sequence[str], colours: np.ndarray) -> dict[str, Any]
             {"label-value": label, "class": name} for label, name in enumerate(("background", *names))
         ],
     }
+
+
+def locate_labels(image: AnyPath) -> AnyPath:
+    """Locate the label pyramid of an image's folder."""
+    return image / "labels" / LABELS
+
+
+def _read_attributes(group: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((group / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+    return content
 
 
 def read_level_for(path: str | os.PathLike[str], height: int) -> np.ndarray:
@@ -325,12 +360,18 @@ def resample_nearest(
 def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:
     """Open a finished label pyramid, and read its metadata.
 
+    Args:
+        path: Its folder, or that of the image that holds it.
+
     Raises:
         InputError: There is none, it was never finished, or its metadata contradict each other.
     """
     root = Path(path).absolute()
     try:
-        attributes = json.loads((root / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        attributes = _read_attributes(root)
+        if "image-label" not in attributes["ome"]:
+            root = locate_labels(root)
+            attributes = _read_attributes(root)
         ome = attributes["ome"]
         datasets = ome["multiscales"][0]["datasets"]
         label = ome["image-label"]

@@ -24,9 +24,11 @@ from fseg_jax.outputs.areas import round_area, write_areas
 from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.embeddings import list_embedded_slides, open_embeddings
 from fseg_jax.outputs.figures import write_overlay
+from fseg_jax.outputs.form import DEFAULT_FORM, OutputForm
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, read_level_for
 from fseg_jax.outputs.picture import Picture
+from fseg_jax.outputs.slide_image import SlideImage
 from fseg_jax.pipeline.patch_records import (
     SeedFacts,
     SeedParameters,
@@ -44,7 +46,7 @@ from fseg_jax.slides.identity import identify
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the outputs: raised when what they hold changes
+FORMAT = 3  # of the outputs: raised when what they hold changes
 METHOD = "SIC (Seeded iterative clustering, LMRL workshop 2022)"
 
 
@@ -77,6 +79,7 @@ def seed_slide(
     slide: str | None = None,
     metric: sic.Metric | None = None,
     anndata: bool = False,
+    form: OutputForm = DEFAULT_FORM,
     overwrite: bool = False,
 ) -> Json:
     """Segment a slide embedded in a folder from a file of seeds, and write all outputs there.
@@ -91,7 +94,8 @@ def seed_slide(
         slide: Name of the slide; may be left out where the folder holds only one.
         metric: Score of the seeds, in place of the one that the settings name.
         anndata: Whether to write the ``.h5ad`` too.
-        overwrite: Whether outputs that exist are reseeds_by_patch.
+        form: How outputs are written.
+        overwrite: Whether outputs that exist are replaced.
 
     Returns:
         What the record ``NAME.sic.json`` holds.
@@ -157,7 +161,8 @@ def seed_slide(
         ),
     )
     with open_partial_folder(stem, out) as folder:
-        path, mpp, colours = folder / f"{stem}.ome.zarr", facts.parameters.mpp, make_palette(k)
+        slide_image = SlideImage(folder / f"{stem}.ome.zarr", form)
+        path, mpp, colours = slide_image.clusters, facts.parameters.mpp, make_palette(k)
         shape = (facts.height, facts.width)
         writer = LabelWriter(
             path,
@@ -168,10 +173,15 @@ def seed_slide(
             colours=colours,
             provenance=provenance.to_json(),
             slide_mpp=facts.slide.mpp,
+            source=slide_image.source,
+            sharded=form.shards,
         )
         for part in vote(embedded, facts, labels, soft):
             writer.append(part)
         pixels = writer.close()
+        image = embedded.thumbnail
+        image_mpp = facts.slide.mpp * facts.slide.width / image.shape[1]
+        slide_image.close(image, image_mpp, slide_mpp=facts.slide.mpp)
         outlines = write_geojson(
             folder / f"{stem}.geojson",
             path,
@@ -183,11 +193,10 @@ def seed_slide(
         areas = pixels[1:] * mpp**2 * 1e-6
         step_mm2 = (facts.parameters.step * mpp) ** 2 * 1e-6
         write_areas(folder / f"{stem}.csv", names, pixels, mpp, step_mm2=step_mm2, colours=colours)
-        image = embedded.thumbnail
         picture = Picture(
             title=f"{name} · SIC · {facts.encoder.card.name} · {len(points)} seeds",
             image=image,
-            mpp=facts.slide.mpp * facts.slide.width / image.shape[1],
+            mpp=image_mpp,
             labels=read_level_for(path, image.shape[0]),
             areas_mm2=areas.tolist(),
             step_mm2=step_mm2,
@@ -205,6 +214,7 @@ def seed_slide(
             score=result.score,
             scores=result.scores,
             iterations=result.iterations,
+            form=form,
             patches=_count_classes(labels, names),
             areas_mm2={c: round_area(a, step_mm2) for c, a in zip(names, areas, strict=True)},
             area_step_mm2=float(f"{step_mm2:.6g}"),

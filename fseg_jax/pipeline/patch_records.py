@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.embeddings import Embeddings
+from fseg_jax.outputs.form import OutputForm
 from fseg_jax.pipeline.publish import Json
 from fseg_jax.pipeline.slide_facts import SlideFacts
 
@@ -266,6 +267,7 @@ class SeedRecord:
         score: Agreement of the labels with the seeds that they were made from, by the metric.
         scores: The same of each clustering, in order.
         iterations: Number of cuts of the positive class that were kept.
+        form: How its files are written.
         patches: Number of patches of each class, by name.
         areas_mm2: Area of each class, by name, to the digits of ``area_step_mm2``.
         area_step_mm2: Area that one patch adds: the square of the step from patch to patch.
@@ -277,6 +279,7 @@ class SeedRecord:
     score: float
     scores: tuple[float, ...]
     iterations: int
+    form: OutputForm
     patches: dict[str, int]
     areas_mm2: dict[str, float]
     area_step_mm2: float
@@ -291,6 +294,7 @@ class SeedRecord:
             "score": self.score,
             "scores": self.scores,
             "iterations": self.iterations,
+            "form": asdict(self.form),
             "patches": self.patches,
             "areas_mm2": self.areas_mm2,
             "area_step_mm2": self.area_step_mm2,

@@ -12,6 +12,7 @@ import jax
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.encoders.kernels.convolution import library_version
+from fseg_jax.outputs.form import OutputForm
 from fseg_jax.pipeline.publish import Json
 from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.versions import find_versions
@@ -188,6 +189,7 @@ class Segmentation:
 
     Attributes:
         provenance: All that affects it, and what made it.
+        form: How its files are written.
         tissue_mm2: Area of all clusters.
         areas_mm2: Area of each cluster, by name.
         area_step_mm2: Area of a token, the least that is told apart: areas have the digits that it changes.
@@ -203,6 +205,7 @@ class Segmentation:
     """
 
     provenance: Provenance
+    form: OutputForm
     tissue_mm2: float
     areas_mm2: dict[str, float]
     area_step_mm2: float
@@ -224,6 +227,7 @@ class Segmentation:
         """Give all but the timing as JSON."""
         return {
             **self.provenance.to_json(),
+            "form": asdict(self.form),
             "tissue_mm2": self.tissue_mm2,
             "areas_mm2": self.areas_mm2,
             "area_step_mm2": self.area_step_mm2,

@@ -4,6 +4,7 @@ The PNG holds what it was drawn from (``outputs.picture``), so neither the slide
 """
 
 import json
+from pathlib import PurePosixPath
 from typing import Any
 
 from fseg_jax.errors import InputError
@@ -11,12 +12,14 @@ from fseg_jax.files.storage import Storage
 from fseg_jax.outputs.cluster_names import Clusters
 from fseg_jax.outputs.colours import format_hex
 from fseg_jax.outputs.figures import redraw_overlay
+from fseg_jax.outputs.labels import locate_labels
 from fseg_jax.outputs.picture import read_picture
 from fseg_jax.outputs.renaming import rename_areas, rename_features, rename_labels
 from fseg_jax.outputs.report import encode_thumbnail
 from fseg_jax.pipeline.publish import Json, encode_json
 from fseg_jax.pipeline.segment import FORMAT
 
+_FORMATS = (3, FORMAT)  # 3: the labels stand alone
 _BY_NAME = ("areas_mm2", "colours", "border_share")  # of a record: values of all clusters, by name
 
 
@@ -32,7 +35,7 @@ def read_record(data: bytes | None, where: str) -> Json | None:
         return None
     if not isinstance(record, dict) or not {"areas_mm2", "codebook", "encoder"} <= record.keys():
         return None
-    if record.get("format") != FORMAT:
+    if record.get("format") not in _FORMATS:
         raise InputError(f"{where}: made by another version of this program; segment the slide again")
     facts: list[Any] = [record.get(key) for key in (*_BY_NAME, "typical", "outlines")]
     if not all(isinstance(values, dict) for values in facts) or not (
@@ -61,7 +64,10 @@ def rename_slide(storage: Storage, name: str, record: Json, clusters: Clusters) 
         OutputError: The outputs cannot be written.
     """
     before = list(record["areas_mm2"])
-    labels, thumbnail = f"{name}.ome.zarr/zarr.json", f"thumbnails/{name}.jpg"
+    form = record.get("form")
+    has_image = isinstance(form, dict) and form.get("image") is True
+    group = locate_labels(PurePosixPath(f"{name}.ome.zarr")) if has_image else f"{name}.ome.zarr"
+    labels, thumbnail = f"{group}/zarr.json", f"thumbnails/{name}.jpg"
     keys = [f"{name}.json", labels, f"{name}.geojson", f"{name}.png", f"{name}.csv"]
     with storage.open_workplace(name) as folder:
         files = storage.read_all([*keys, thumbnail])

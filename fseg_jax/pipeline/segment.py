@@ -21,11 +21,13 @@ from fseg_jax.outputs.areas import round_area, write_areas
 from fseg_jax.outputs.cluster_names import ClusterNames, name_clusters
 from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.figures import write_overlay
+from fseg_jax.outputs.form import DEFAULT_FORM, OutputForm
 from fseg_jax.outputs.geojson import write_geojson
 from fseg_jax.outputs.labels import LabelWriter, open_labels, read_level_for
 from fseg_jax.outputs.picture import Picture
+from fseg_jax.outputs.slide_image import SlideImage
 from fseg_jax.pipeline.artefact_names import list_outlines
-from fseg_jax.pipeline.artefacts import write_artefact_labels
+from fseg_jax.pipeline.artefacts import ARTEFACTS, write_artefact_labels
 from fseg_jax.pipeline.border import measure_border_shares
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
@@ -56,7 +58,7 @@ from fseg_jax.slides.reader import Slide, open_slide
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the outputs: raised when what they hold changes
+FORMAT = 4  # of the outputs: raised when what they hold changes
 METHOD = "F-SEG (Gildenblat & Hadar 2024, arXiv 2409.05697)"
 # The record first: it goes first when outputs are replaced, and comes last.
 SUFFIXES = (".json", ".ome.zarr", ".geojson", ".png", ".csv")
@@ -87,6 +89,7 @@ def segment_slide(
     settings: Settings | None = None,
     *,
     names: ClusterNames | None = None,
+    form: OutputForm = DEFAULT_FORM,
     overwrite: bool = False,
     progress: Progress = lambda phase, done, total: None,
 ) -> Json:
@@ -102,6 +105,7 @@ def segment_slide(
         codebook: The codebook; None fits one on the slide.
         settings: How to segment.
         names: Names and colours of clusters; those without are called ``cluster N``.
+        form: How outputs are written.
         overwrite: Whether outputs that exist are replaced.
         progress: Called as the work goes on.
 
@@ -122,6 +126,7 @@ def segment_slide(
                 codebook,
                 settings,
                 names=names,
+                form=form,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -149,6 +154,7 @@ def segment_slide(
             settings,
             slide=slide,
             names=names,
+            form=form,
             clock=clock,
             progress=progress,
         )
@@ -165,6 +171,7 @@ def write_outputs(
     *,
     slide: Slide | None,
     names: ClusterNames | None = None,
+    form: OutputForm = DEFAULT_FORM,
     first_colour: int = 0,
     keep: Keep | None = None,
     clock: Clock,
@@ -181,6 +188,7 @@ def write_outputs(
         settings: How to segment.
         slide: The slide, of which the picture shows typical places; None: it is not at hand.
         names: Names and colours of clusters.
+        form: How outputs are written.
         first_colour: Place in the palette of cluster 1's colour, where no names are given.
         keep: How to keep the features there too; None does not.
         clock: Started before the slide was laid out.
@@ -200,7 +208,8 @@ def write_outputs(
     if names is None:
         colours = make_palette(k, first_colour)
     provenance = _provenance(plan, card, codebook, settings)
-    labels_path = folder / f"{name}.ome.zarr"
+    slide_image = SlideImage(folder / f"{name}.ome.zarr", form)
+    labels_path = slide_image.clusters
     shape = (plan.grid.height, plan.grid.width)
     shortfall = Shortfall()
     writer = LabelWriter(
@@ -212,6 +221,8 @@ def write_outputs(
         colours=colours,
         provenance=provenance.to_json(),
         slide_mpp=plan.slide.mpp,
+        source=slide_image.source,
+        sharded=form.shards,
     )
     keeper = None
     if keep is not None:
@@ -225,8 +236,16 @@ def write_outputs(
         writer.append(rows)
     if keeper is not None:
         keeper.close()
-    artefacts_mm2 = write_artefact_labels(labels_path, plan, provenance.to_json())
+    artefacts_mm2 = write_artefact_labels(
+        slide_image.locate(ARTEFACTS),
+        plan,
+        provenance.to_json(),
+        source=slide_image.source,
+        sharded=form.shards,
+    )
     pixels = writer.close()
+    beside = () if artefacts_mm2 is None else (ARTEFACTS,)
+    slide_image.close(plan.image, plan.image_mpp, slide_mpp=plan.slide.mpp, beside=beside)
     clock.lap("segmentation")
     areas = pixels * plan.mpp**2 * 1e-6
     uncovered = shortfall.pixels * plan.mpp**2 * 1e-6
@@ -273,6 +292,7 @@ def write_outputs(
     tile_count = int(plan.tissue_tiles.sum())
     return Segmentation(
         provenance=provenance,
+        form=form,
         tissue_mm2=round_area(areas[1:].sum(), step_mm2),
         areas_mm2={name: round_area(area, step_mm2) for name, area in zip(clusters, areas[1:], strict=True)},
         area_step_mm2=float(f"{step_mm2:.6g}"),

@@ -164,6 +164,8 @@ class ZarrPixels(HasNoGaps, SharesNothing):
                 values: dict[str, Any] = json.loads(content)
                 if name == "zarr.json":
                     values = values.get("attributes", {})
+                    if "fseg" in values:
+                        raise InputError(f"{self._path}: is what this program made of a slide; give that")
                     values = values.get("ome", values)
                 return values
         return None

@@ -43,7 +43,7 @@ def test_names_are_in_every_output(slide, names, tmp_path):
     features = json.loads((tmp_path / "small.geojson").read_text())["features"]
     classes = [feature["properties"]["classification"] for feature in features]
     assert {c["name"]: "#" + bytes(c["color"]).hex() for c in classes} == expected
-    label = zarr.open_group(tmp_path / "small.ome.zarr", mode="r").attrs["ome"]["image-label"]
+    label = zarr.open_group(tmp_path / "small.ome.zarr/labels/fseg", mode="r").attrs["ome"]["image-label"]
     assert [p["class"] for p in label["properties"]] == ["background", *expected]
     assert ["#" + bytes(c["rgba"][:3]).hex() for c in label["colors"][1:]] == list(expected.values())
 
@@ -149,7 +149,7 @@ def test_slides_with_clusters_of_their_own_are_renamed_one_by_one(plain, names, 
     changed = {name for name, data in read_all(out).items() if data != before[name]}
     assert changed == {
         *(f"small{suffix}" for suffix in (".json", ".geojson", ".png", ".csv")),
-        "small.ome.zarr/zarr.json",
+        "small.ome.zarr/labels/fseg/zarr.json",
     }
     assert fseg("names", out, names, "--slide", "none") == 2
     assert "holds no slide 'none'" in capsys.readouterr().err

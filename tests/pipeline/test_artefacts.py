@@ -13,6 +13,7 @@ from skimage import data as pictures
 from fseg_jax import open_slide
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
+from fseg_jax.outputs.form import OutputForm
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.pipeline.artefact_names import COLOURS, NAMES
 from fseg_jax.pipeline.plan import Settings
@@ -63,9 +64,9 @@ def run(picture: Path, out: Path, settings: Settings, **options):
 def test_artefacts_are_a_second_label_image_beside_the_clusters(picture, settings, tmp_path):
     record, labels = run(picture, tmp_path, settings)
     group = zarr.open_group(tmp_path / "tissue.ome.zarr", mode="r")
-    assert group["labels"].attrs["ome"] == {"version": "0.5", "labels": ["artefacts"]}
+    assert group["labels"].attrs["ome"] == {"version": "0.5", "labels": ["fseg", "artefacts"]}
     image = group["labels/artefacts"]
-    assert len(list(image.arrays())) == len(list(group.arrays()))
+    assert len(list(image.arrays())) == len(list(group.arrays())) == len(list(group["labels/fseg"].arrays()))
     expected = np.where(fill(FOLD), 2, np.where(fill(INK), 1, 0))
     np.testing.assert_array_equal(image["0"][:], expected)
     label = image.attrs["ome"]["image-label"]
@@ -86,19 +87,19 @@ def test_other_programs_read_both_label_images(picture, settings, tmp_path):
     from ome_zarr.io import parse_url
     from ome_zarr.reader import Reader
 
-    run(picture, tmp_path, settings)
-    root = tmp_path / "tissue.ome.zarr"
+    run(picture, tmp_path / "image", settings)
+    root = tmp_path / "image" / "tissue.ome.zarr"
     nodes = {str(node.zarr.basename()): node for node in Reader(parse_url(root))()}
-    clusters, marked = nodes["tissue.ome.zarr"], nodes["artefacts"]
+    image, clusters, marked = nodes["tissue.ome.zarr"], nodes["fseg"], nodes["artefacts"]
     assert [level.shape for level in marked.data] == [level.shape for level in clusters.data]
+    assert len(image.data) == len(clusters.data) and image.data[0].shape[0] == 3
     assert marked.metadata["properties"][2]["class"] == "Fold"
-    models = pytest.importorskip("ome_zarr_models")
-    from ome_zarr_models.v05.image_label import ImageLabel
-
-    group = zarr.open_group(root, mode="r")
-    assert isinstance(models.open_ome_zarr(group), ImageLabel)
-    assert isinstance(models.open_ome_zarr(group["labels/artefacts"]), ImageLabel)
-    assert models.open_ome_zarr(group["labels"]).attributes.ome.labels == ["artefacts"]
+    run(picture, tmp_path / "alone", settings, form=OutputForm(image=False))
+    nodes = {
+        str(node.zarr.basename()): node
+        for node in Reader(parse_url(tmp_path / "alone" / "tissue.ome.zarr"))()
+    }
+    assert nodes.keys() == {"tissue.ome.zarr", "labels", "artefacts"}
 
 
 def test_dropped_artefacts_have_no_labels_and_change_no_others_far_from_them(picture, settings, tmp_path):
@@ -130,7 +131,7 @@ def test_no_centre_is_fitted_on_artefacts(picture, settings, tmp_path):
     assert record["codebook"]["source"] == f"tissue.png itself, {20 * 24 - 10 * 6} tokens"
     assert bare_record["codebook"]["source"] == f"tissue.png itself, {20 * 24} tokens"
     assert bare_record["artefacts_mm2"] is None  # nobody has looked for them
-    assert not (tmp_path / "bare" / "tissue.ome.zarr" / "labels").exists()
+    assert not (tmp_path / "bare" / "tissue.ome.zarr" / "labels" / "artefacts").exists()
     shares = [
         max((fill(FOLD) & (found == j)).sum() / max((found == j).sum(), 1) for j in (1, 2, 3))
         for found in (labels, bare)

@@ -224,7 +224,7 @@ def test_labels_that_count_from_another_corner_than_the_embeddings_are_not_shown
 ):
     closed = []
     monkeypatch.setattr(Slide, "close", lambda slide: closed.append(slide.name))
-    path = out / "tissue.ome.zarr" / "zarr.json"
+    path = out / "tissue.ome.zarr" / "labels" / "fseg" / "zarr.json"
     content = json.loads(path.read_text())
     content["attributes"]["fseg"]["slide"] |= {"frame": "bounds", "frame_x": 800, "frame_y": 600}
     path.write_text(json.dumps(content))

@@ -262,7 +262,7 @@ def test_absurd_numbers_are_not_found(url, number):
 
 def test_damage_is_not_found(url, out, caplog):
     """A damaged chunk of the labels gives 404."""
-    for path in (out / "tissue.ome.zarr").rglob("c/0/0"):
+    for path in (out / "tissue.ome.zarr" / "labels").rglob("c/0/0"):
         path.write_bytes(b"none" * 40)
     assert fetch(url, "/labels/tissue/0/0/0", **make_cookie(url))[0] == 404
     assert "Traceback" not in caplog.text
