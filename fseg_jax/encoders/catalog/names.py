@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from fseg_jax.encoders.catalog.published import CATALOG
 from fseg_jax.encoders.catalog.row import HALF, IMAGENET, Row, resnet_row, vit_row
+from fseg_jax.encoders.catalog.unsupported import UNSUPPORTED
 from fseg_jax.encoders.resnet.network import RESNETS
 from fseg_jax.encoders.vit.network import DINOV2_GIANT, VITS, ViTConfig, add_registers
 from fseg_jax.errors import InputError
@@ -22,7 +23,8 @@ def find_row(name: str) -> Row:
     Case does not matter, and ``_`` is read as ``-``.
 
     Raises:
-        InputError: the name is neither; the message has the nearest names.
+        InputError: the name is neither. The message says what it is, where that is known, or has similar
+            names.
 
     >>> find_row("UNI2_h").title
     'UNI2-h'
@@ -34,10 +36,27 @@ def find_row(name: str) -> Row:
     key = name.lower().replace("_", "-")
     if key in CATALOG:
         return CATALOG[key]
-    near = suggest_names(name, ("he-small", "classical", *CATALOG))
+    squeezed = _squeeze(key)
+    for other, known in UNSUPPORTED.items():
+        if _squeeze(other) == squeezed:
+            raise InputError(
+                f"{name} is {known.what}, which the catalog lacks: {known.why}. Near it: {known.near}"
+            )
+    # Another number is another model: virchow3 is not virchow2 mistyped.
+    number = _digits(key)
+    similar = [other for other in ("he-small", "classical", *CATALOG) if _digits(other).startswith(number)]
     raise InputError(
-        f"no encoder is called {name!r}: {near}`fseg encoders` lists them, and timm:NAME works too"
+        f"no encoder is called {name!r}: {suggest_names(name, similar)}"
+        "`fseg encoders` lists them, and timm:NAME works too"
     )
+
+
+def _squeeze(name: str) -> str:
+    return name.replace("-", "").replace(".", "")
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
 
 
 def _timm_row(name: str) -> Row:

@@ -1,9 +1,12 @@
 """Rows by their names: of the catalog, and of timm."""
 
+import re
+
 import pytest
 
 from fseg_jax.encoders.catalog.names import find_row
 from fseg_jax.encoders.catalog.published import CATALOG
+from fseg_jax.encoders.catalog.unsupported import UNSUPPORTED
 from fseg_jax.errors import InputError
 
 pytestmark = pytest.mark.smoke
@@ -11,12 +14,45 @@ pytestmark = pytest.mark.smoke
 
 @pytest.mark.parametrize(
     ("asked", "hint"),
-    [("uni-2h", "uni2-h"), ("gigapath", "prov-gigapath"), ("virchow3", "virchow2"), ("resnet5", "resnet50")],
+    [
+        ("uni-2h", "uni2-h"),
+        ("gigapath", "prov-gigapath"),
+        ("hoptimus0", "h-optimus-0"),
+        ("resnet5", "resnet50"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(asked, hint):
     with pytest.raises(InputError, match=hint) as error:
         find_row(asked)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("asked", ["virchow3", "uni3", "phikon-v3", "h-optimus-2", "resnet151"])
+def test_another_number_is_another_model(asked):
+    with pytest.raises(InputError) as error:
+        find_row(asked)
+    assert "did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("asked", UNSUPPORTED)
+def test_a_known_model_is_never_answered_with_the_most_similar_name(asked):
+    assert asked not in CATALOG and asked == asked.lower()
+    with pytest.raises(
+        InputError, match=rf"^{asked} is .+, which the catalog lacks: .+\. Near it: .+$"
+    ) as error:
+        find_row(asked)
+    assert "did you mean" not in str(error.value)
+    words = re.findall(r"[a-z0-9:_.-]*[a-z0-9]", UNSUPPORTED[asked].near)
+    named = [word for word in words if word in CATALOG or word.startswith("timm:")]
+    assert named, "what comes near is in the catalog"
+    for name in named:
+        find_row(name)
+
+
+@pytest.mark.parametrize("asked", ["RudolfV2", "rudolfv2_s", "ATLAS2"])
+def test_a_known_model_is_known_however_it_is_written(asked):
+    with pytest.raises(InputError, match="which the catalog lacks"):
+        find_row(asked)
 
 
 def test_names_are_read_kindly():

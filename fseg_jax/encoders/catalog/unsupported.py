@@ -1,0 +1,80 @@
+"""Encoders that people ask for and that are not in the catalog: what each is, why not, and what comes near.
+
+A name that is known here never gets the most similar name of the catalog, which would be another model.
+"""
+
+from typing import NamedTuple
+
+
+class Unsupported(NamedTuple):
+    """A known encoder that the catalog lacks."""
+
+    what: str
+    why: str
+    near: str  # names to use instead, as a phrase
+
+
+_SLIDES = "it embeds whole slides, and gives no feature of a place"
+_CLOSED = "its weights are not published"
+_COARSE = "its patches of 32 pixels are too coarse to segment by"
+_RUDOLF = "how it rotates positions is published behind its gate alone"
+_PATCH8 = "kaiko-b8 or kaiko-s8, whose patches are 8 pixels too"
+
+UNSUPPORTED: dict[str, Unsupported] = {
+    "atlas": Unsupported("Atlas of Aignostics and Mayo Clinic", _CLOSED, "h-optimus-1 or uni2-h"),
+    "atlas-2": Unsupported("Atlas 2 of Aignostics and Mayo Clinic", _CLOSED, "h-optimus-1 or uni2-h"),
+    "biomedclip": Unsupported(
+        "BiomedCLIP, a model of images and words of all medicine", "it is not of slides", "conch-v1.5"
+    ),
+    "chief": Unsupported("CHIEF", _SLIDES, "ctranspath, whose features it is made of"),
+    "conch": Unsupported("CONCH, a ViT-B/16 with a text tower", "it is not made yet", "conch-v1.5"),
+    "conch-v1": Unsupported("CONCH, a ViT-B/16 with a text tower", "it is not made yet", "conch-v1.5"),
+    "crown": Unsupported("CROWN", "it is not made yet", "uni2-h"),
+    "dinov2": Unsupported(
+        "DINOv2, several networks", "name one", "timm:vit_large_patch14_reg4_dinov2.lvd142m"
+    ),
+    "dinov3": Unsupported(
+        "DINOv3, several networks", "they are not made yet", "timm:vit_large_patch14_reg4_dinov2.lvd142m"
+    ),
+    "genbio-pathfm": Unsupported("GenBio-PathFM", "it is not made yet", "h-optimus-1"),
+    "gigapath-flash": Unsupported(
+        "GigaPath-Flash, a ViT-S/16 distilled from Prov-GigaPath", "it is not made yet", "kaiko-s16"
+    ),
+    "gigapath-slide": Unsupported("the slide encoder of Prov-GigaPath", _SLIDES, "prov-gigapath, its tiles'"),
+    "hipt": Unsupported("HIPT, whose patch tower is a ViT-S/16", "it is not made yet", "lunit-s16"),
+    "keep": Unsupported("KEEP, a ViT-L/16 with a text tower", "it is not made yet", "uni"),
+    "madeleine": Unsupported("MADELEINE", _SLIDES, "conch-v1.5"),
+    "mascaret": Unsupported("Mascaret, Midnight-12k tuned by Waiv", "it is not made yet", "midnight-12k"),
+    "mettle": Unsupported("Mettle, H-optimus-0 tuned", "it is not made yet", "h-optimus-0"),
+    "midnight": Unsupported(
+        "the name of two models", "one must be named", "midnight-12k, of kaiko.ai (openmidnight is Sophont's)"
+    ),
+    "midnight-92k": Unsupported("Midnight-92k of kaiko.ai", _CLOSED, "midnight-12k"),
+    "mstar": Unsupported("mSTAR, a ViT-L/16", "it is not made yet", "uni"),
+    "musk": Unsupported(
+        "MUSK, a transformer of images and words (BEiT-3)", "its architecture is not made", "conch-v1.5"
+    ),
+    "openmidnight": Unsupported(
+        "OpenMidnight of Sophont, a ViT-g/14 with registers", "it is not made yet", "h-optimus-0"
+    ),
+    "openpath": Unsupported("OpenPath, a ViT-g/14 with registers", "it is not made yet", "h-optimus-0"),
+    "pathoduet": Unsupported("PathoDuet", "it is not made yet", "lunit-s16"),
+    "pathorchestra": Unsupported("PathOrchestra, a ViT-L/16", "it is not made yet", "uni"),
+    "phaet": Unsupported("Phaet, Phikon-v2 tuned by Waiv", "it is not made yet", "phikon-v2"),
+    "plip": Unsupported("PLIP, a CLIP ViT-B/32 of pathology", _COARSE, "conch-v1.5"),
+    "pluto": Unsupported("PLUTO of PathAI", _CLOSED, "h0-mini"),
+    "pluto-4": Unsupported("PLUTO-4 of PathAI", _CLOSED, "h-optimus-1"),
+    "prism": Unsupported("PRISM", _SLIDES, "virchow, whose features it is made of"),
+    "prism2": Unsupported("PRISM2", _SLIDES, "virchow2, whose features it is made of"),
+    "prost40m": Unsupported("Prost40M, a ViT-S/14 of the prostate", "it is not made yet", "kaiko-s16"),
+    "quiltnet": Unsupported("QuiltNet, a CLIP ViT-B/32 of pathology", _COARSE, "conch-v1.5"),
+    "retccl": Unsupported("RetCCL, a ResNet-50", "it is not made yet", "lunit-resnet50"),
+    "rudolfv": Unsupported("RudolfV of Aignostics", _CLOSED, "h-optimus-0"),
+    "rudolfv-2": Unsupported("RudolfV-2 of Aignostics, a ViT-g/8", _RUDOLF, _PATCH8),
+    "rudolfv-2-b": Unsupported("RudolfV-2-B of Aignostics, a ViT-B/8", _RUDOLF, _PATCH8),
+    "rudolfv-2-s": Unsupported("RudolfV-2-S of Aignostics, a ViT-S/8", _RUDOLF, _PATCH8),
+    "sp22m": Unsupported("SP22M of Mount Sinai", "it is not made yet", "lunit-s16"),
+    "titan": Unsupported("TITAN", _SLIDES, "conch-v1.5, whose features it is made of"),
+    "virchow2g": Unsupported("Virchow2G of Paige", _CLOSED, "virchow2"),
+    "virchow2g-mini": Unsupported("Virchow2G Mini of Paige", _CLOSED, "h0-mini"),
+}
