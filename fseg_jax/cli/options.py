@@ -190,6 +190,21 @@ form_options = combine(
         show_default=True,
         help="Whether chunks of labels share files; without, there are more, which any web server gives.",
     ),
+    click.option(
+        "--outlines",
+        type=click.Choice(["regions", "clusters", "detections"]),
+        default="regions",
+        show_default=True,
+        help="What QuPath gets: an annotation for each region, one for all regions of a cluster, or a "
+        "detection for each region, for slides of very many.",
+    ),
+    click.option(
+        "--class-prefix",
+        default="",
+        metavar="TEXT",
+        help="Put before the clusters' names in QuPath's classes; {slide} is the slide's name: "
+        "'{slide} ' keeps clusters of slides fitted alone apart.",
+    ),
 )
 frame_option = click.option(
     "--frame",

@@ -18,6 +18,7 @@ from jaxtyping import Int64, UInt
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.numerics.regions import merge_small_regions
+from fseg_jax.outputs.form import Outlines
 from fseg_jax.outputs.labels import LabelPyramid, open_labels
 
 _MAX_TRACED_PIXELS = 8_000_000
@@ -29,6 +30,7 @@ _BYTES_PER_FEATURE = 420
 _BYTES_PER_VERTEX = 15
 _DOUBLINGS = 4  # least areas that are tried at a level
 _LEAST_DOUBLED = 256.0  # µm²
+AREA = "Region area µm^2"  # QuPath drops a measurement that is called as its own, "Area µm^2"
 UnsignedLabels = UInt[np.ndarray, "h w"]
 
 _NAMESPACE = uuid.UUID("3f6cf0ce-6d0b-5c0b-9c55-6d7d1f6b2c11")
@@ -44,7 +46,7 @@ class OutlineFacts:
         tolerance_um: Tolerance of the simplified borders.
         min_area_um2: Area below which regions were merged.
         slide_mpp: µm per level-0 pixel.
-        features: Number of polygons.
+        features: Number of QuPath's objects: of polygons, or of clusters that have one of many.
         bytes: Size of the file.
     """
 
@@ -67,6 +69,7 @@ def write_geojson(
     tolerance_um: float = 4.0,
     min_area_um2: float = 0.0,
     frame: Mapping[str, Any] | None = None,
+    outlines: Outlines = "regions",
 ) -> OutlineFacts:
     """Write a polygon for every connected region of every cluster, with its holes, as a FeatureCollection.
 
@@ -87,6 +90,7 @@ def write_geojson(
             off; at least a pixel.
         min_area_um2: Area below which regions were merged in the labels.
         frame: What the coordinates count from, as JSON.
+        outlines: Which objects QuPath gets (``form``).
 
     Returns:
         How they were made; the file states it under ``fseg``, but for its size, and the frame.
@@ -114,6 +118,8 @@ def write_geojson(
                 break
     else:
         raise InputError(f"{labels_path} is too ragged to outline within {_MAX_BYTES // 10**6} MB")
+    if outlines == "clusters":
+        clusters, polygons = _unite(clusters, polygons)
     facts: dict[str, Any] = {
         "level": level,
         "level_mpp": mpp,
@@ -127,7 +133,7 @@ def write_geojson(
     with replace_atomically(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(f'{{"type":"FeatureCollection","fseg":{encode_compact(stated)},"features":[')
         separator = "\n"
-        for feature in yield_features(clusters, polygons, classes, slide_mpp):
+        for feature in yield_features(clusters, polygons, classes, slide_mpp, outlines):
             file.write(separator + feature)
             separator = ",\n"
         file.write("\n]}\n")
@@ -244,29 +250,40 @@ def _add_junctions(
     return points[kept], kept_before[np.concatenate([[0], np.cumsum(steps)])[ring_starts]]
 
 
+def _unite(clusters: np.ndarray, polygons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unite the polygons (n,) of each cluster, which are sorted by cluster, to one geometry of many."""
+    if not len(polygons):
+        return clusters, polygons
+    found, starts = np.unique(clusters, return_index=True)
+    return found, np.array([shapely.MultiPolygon(list(own)) for own in np.split(polygons, starts[1:])])
+
+
 def yield_features(
-    clusters: np.ndarray, polygons: np.ndarray, classes: Sequence[dict[str, Any]], slide_mpp: float
+    clusters: np.ndarray,
+    polygons: np.ndarray,
+    classes: Sequence[dict[str, Any]],
+    slide_mpp: float,
+    outlines: Outlines = "regions",
 ) -> Iterator[str]:
-    """Yield the JSON of a QuPath annotation for each polygon.
+    """Yield the JSON of a QuPath object for each polygon.
 
     Args:
         clusters: (n,), which of the classes each polygon is of, from 1 on.
-        polygons: (n,) shapely polygons in level-0 pixels.
+        polygons: (n,) shapely polygons, or collections of polygons, in level-0 pixels.
         classes: QuPath's classifications: objects with a ``name`` and a ``color``.
         slide_mpp: µm per level-0 pixel.
+        outlines: Which objects they become (``form``).
     """
-    corners, (ring_starts, polygon_starts) = _split_polygons(polygons)
-    for n, (cluster, area) in enumerate(zip(clusters, shapely.area(polygons), strict=True)):
-        rings = range(polygon_starts[n], polygon_starts[n + 1])
-        coordinates = [corners[ring_starts[ring] : ring_starts[ring + 1]].tolist() for ring in rings]
-        geometry = encode_compact({"type": "Polygon", "coordinates": coordinates})
+    for cluster, polygon, area in zip(clusters, polygons, shapely.area(polygons), strict=True):
+        shape = shapely.geometry.mapping(polygon)
+        geometry = encode_compact({"type": shape["type"], "coordinates": shape["coordinates"]})
         classification = classes[cluster - 1]
         properties = {
-            "objectType": "annotation",
+            "objectType": "detection" if outlines == "detections" else "annotation",
             "name": classification["name"],
             "classification": classification,
             "isLocked": False,
-            "measurements": {"Area µm^2": round(area * slide_mpp**2)},
+            "measurements": {AREA: round(area * slide_mpp**2)},
         }
         identity = identify_feature(classification["name"], geometry)
         encoded = encode_compact(properties)
@@ -283,14 +300,6 @@ def describe_classes(names: Sequence[str], colours: np.ndarray) -> list[dict[str
 def identify_feature(name: str, geometry: str) -> str:
     """Make the id of an annotation from the name of its class and the JSON of its geometry."""
     return str(uuid.uuid5(_NAMESPACE, name + geometry))
-
-
-def _split_polygons(polygons: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Split polygons into corners (m, 2), each ring's first corner, and each polygon's first ring."""
-    if not len(polygons):
-        return np.zeros((0, 2)), (np.zeros(1, int), np.zeros(1, int))
-    _, corners, (ring_starts, polygon_starts) = shapely.to_ragged_array(polygons)
-    return corners, (ring_starts, polygon_starts)
 
 
 encode_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode

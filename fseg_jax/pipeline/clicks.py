@@ -186,8 +186,9 @@ def seed_slide(
             folder / f"{stem}.geojson",
             path,
             slide_mpp=facts.slide.mpp,
-            names=names,
+            names=form.name_classes(names, name),
             colours=colours,
+            outlines=form.outlines,
             frame=facts.slide.frame_to_json(),
         )
         areas = pixels[1:] * mpp**2 * 1e-6

@@ -12,6 +12,7 @@ from fseg_jax.files.storage import Storage
 from fseg_jax.outputs.cluster_names import Clusters
 from fseg_jax.outputs.colours import format_hex
 from fseg_jax.outputs.figures import redraw_overlay
+from fseg_jax.outputs.form import OutputForm
 from fseg_jax.outputs.labels import locate_labels
 from fseg_jax.outputs.picture import read_picture
 from fseg_jax.outputs.renaming import rename_areas, rename_features, rename_labels
@@ -19,7 +20,8 @@ from fseg_jax.outputs.report import encode_thumbnail
 from fseg_jax.pipeline.publish import Json, encode_json
 from fseg_jax.pipeline.segment import FORMAT
 
-_FORMATS = (3, FORMAT)  # 3: the labels stand alone
+_STAND_ALONE = 3  # the format in which labels stood alone
+_FORMATS = (_STAND_ALONE, FORMAT)
 _BY_NAME = ("areas_mm2", "colours", "border_share")  # of a record: values of all clusters, by name
 
 
@@ -64,9 +66,9 @@ def rename_slide(storage: Storage, name: str, record: Json, clusters: Clusters) 
         OutputError: The outputs cannot be written.
     """
     before = list(record["areas_mm2"])
-    form = record.get("form")
-    has_image = isinstance(form, dict) and form.get("image") is True
-    group = locate_labels(PurePosixPath(f"{name}.ome.zarr")) if has_image else f"{name}.ome.zarr"
+    form = _read_form(record, f"{storage.url}/{name}.json")
+    group = locate_labels(PurePosixPath(f"{name}.ome.zarr")) if form.image else f"{name}.ome.zarr"
+    classes = Clusters(form.name_classes(clusters.names, name), clusters.colours)
     labels, thumbnail = f"{group}/zarr.json", f"thumbnails/{name}.jpg"
     keys = [f"{name}.json", labels, f"{name}.geojson", f"{name}.png", f"{name}.csv"]
     with storage.open_workplace(name) as folder:
@@ -78,7 +80,7 @@ def rename_slide(storage: Storage, name: str, record: Json, clusters: Clusters) 
         key = ""
         try:
             key = keys[2]
-            geojson = rename_features(files[key], before, clusters)
+            geojson = rename_features(files[key], form.name_classes(tuple(before), name), classes)
             (folder / key).write_bytes(geojson)
             key = labels
             (folder / key).write_bytes(rename_labels(files[key], clusters))
@@ -97,6 +99,14 @@ def rename_slide(storage: Storage, name: str, record: Json, clusters: Clusters) 
             ) from None
         (folder / keys[0]).write_bytes(encode_json(_rename_record(record, clusters, len(geojson))))
         storage.publish(folder, list(files))
+
+
+def _read_form(record: Json, where: str) -> OutputForm:
+    """Read how a slide's outputs are written."""
+    try:
+        return OutputForm(**record["form"]) if record["format"] > _STAND_ALONE else OutputForm(image=False)
+    except (LookupError, TypeError, AttributeError, InputError):
+        raise InputError(f"{where}: damaged; segment the slide again") from None
 
 
 def _rename_record(record: Json, clusters: Clusters, outline_bytes: int) -> Json:

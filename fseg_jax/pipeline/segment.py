@@ -269,8 +269,9 @@ def write_outputs(
             folder / f"{name}.geojson",
             labels_path,
             slide_mpp=plan.slide.mpp,
-            names=clusters,
+            names=form.name_classes(clusters, name),
             colours=colours,
+            outlines=form.outlines,
             min_area_um2=min_region,
             frame=plan.slide.frame_to_json(),
         )

@@ -135,6 +135,34 @@ def test_the_page_shows_the_names(plain, names, tmp_path):
     assert labels.colours[0].tolist() == [255, 0, 16]
 
 
+def test_classes_with_a_prefix_are_renamed_with_it(slide, names, tmp_path):
+    assert fseg("segment", slide, "-o", tmp_path, *OPTIONS, "--class-prefix", "{slide} ", "--no-image") == 0
+
+    def classes() -> set[str]:
+        features = json.loads((tmp_path / "small.geojson").read_text())["features"]
+        return {feature["properties"]["classification"]["name"] for feature in features}
+
+    assert classes() == {"small cluster 1", "small cluster 2", "small cluster 3"}
+    assert fseg("names", tmp_path, names) == 0
+    assert classes() == {"small tumour nests", "small cluster 2", "small Stroma"}
+    assert open_labels(tmp_path / "small.ome.zarr").names == ("tumour nests", "cluster 2", "Stroma")
+
+
+def test_outputs_of_the_version_before_are_read_and_renamed(slide, names, tmp_path):
+    assert fseg("segment", slide, "-o", tmp_path, *OPTIONS, "--no-image") == 0
+    record = json.loads((tmp_path / "small.json").read_text())
+    assert record.pop("form")["image"] is False
+    (tmp_path / "small.json").write_text(json.dumps(record | {"format": 3}))
+    assert fseg("names", tmp_path, names) == 0
+    assert open_labels(tmp_path / "small.ome.zarr").names == ("tumour nests", "cluster 2", "Stroma")
+
+
+def test_a_prefix_with_a_colon_is_one_line_before_anything_is_made(slide, tmp_path, capsys):
+    assert fseg("segment", slide, "-o", tmp_path / "out", *OPTIONS, "--class-prefix", "a:") == 2
+    assert "--class-prefix 'a:': QuPath splits classes at colons" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_slides_with_clusters_of_their_own_are_renamed_one_by_one(plain, names, tmp_path, capsys):
     out = shutil.copytree(plain, tmp_path / "out")
     other = json.loads((out / "small.json").read_text())

@@ -4,6 +4,7 @@ import json
 import uuid
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,8 +56,12 @@ def check_feature(feature, k, slide_mpp):
     polygon = shapely.geometry.shape(feature["geometry"])
     assert polygon.is_valid and polygon.area > 0
     # QuPath takes measurements as an object of numbers.
-    assert properties["measurements"] == {"Area µm^2": pytest.approx(polygon.area * slide_mpp**2, abs=0.51)}
-    assert type(properties["measurements"]["Area µm^2"]) is int  # outlines are simplified by more than that
+    assert properties["measurements"] == {
+        "Region area µm^2": pytest.approx(polygon.area * slide_mpp**2, abs=0.51)
+    }
+    assert (
+        type(properties["measurements"]["Region area µm^2"]) is int
+    )  # outlines are simplified by more than that
     return label, polygon
 
 
@@ -98,6 +103,23 @@ def test_holes_are_kept(tmp_path):
     (_, outer), (_, inner) = [check_feature(feature, 2, 1.0) for feature in features]
     assert outer.equals(shapely.box(40, 40, 360, 360) - shapely.box(120, 120, 280, 280))
     assert inner.equals(shapely.box(120, 120, 280, 280) - shapely.box(160, 160, 240, 200))
+
+
+def test_a_cluster_is_one_annotation_or_a_region_a_detection_where_that_is_wanted(tmp_path):
+    labels = draw_smooth_labels((800, 600), 4)
+    _, regions, _ = outline(tmp_path, labels, 4)
+    done, clusters, _ = outline(tmp_path, labels, 4, name="c", outlines="clusters")
+    _, detections, _ = outline(tmp_path, labels, 4, name="d", outlines="detections")
+    assert {each["properties"].pop("objectType") for each in detections} == {"detection"}
+    assert {each["properties"].pop("objectType") for each in [*regions, *clusters]} == {"annotation"}
+    assert detections == regions and done.features == len(clusters) == 4 < len(regions)
+    for each in clusters:
+        geometry = shapely.geometry.shape(each["geometry"])
+        own = [r for r in regions if r["properties"]["name"] == each["properties"]["name"]]
+        assert geometry.geom_type == "MultiPolygon" and geometry.is_valid
+        assert each["geometry"]["coordinates"] == [r["geometry"]["coordinates"] for r in own]
+        area = sum(r["properties"]["measurements"]["Region area µm^2"] for r in own)
+        assert each["properties"]["measurements"] == {"Region area µm^2": pytest.approx(area, abs=len(own))}
 
 
 @pytest.mark.smoke
@@ -182,3 +204,10 @@ def test_what_cannot_be_read_or_written_is_one_line(tmp_path):
             write_geojson(path, folder, slide_mpp=1.0, names=["a"], colours=make_palette(1))
         assert "\n" not in str(caught.value) and "absent" in str(caught.value)
     assert not (tmp_path / "t.geojson").exists()
+
+
+def test_the_scripts_for_qupath_know_our_objects_by_their_measurement():
+    scripts = sorted((Path(__file__).parents[2] / "docs" / "qupath").glob("*.groovy"))
+    assert len(scripts) == 2
+    for script in scripts:
+        assert f'getMeasurements().containsKey("{module.AREA}")' in script.read_text(encoding="utf-8")

@@ -232,7 +232,7 @@ def test_small_regions_are_in_none_of_the_outputs(picture, tmp_path, book):
     ].tolist()
     outlines = json.loads((tmp_path / "m" / "tissue.geojson").read_text())
     assert record["outlines"]["min_area_um2"] == 400
-    found = [feature["properties"]["measurements"]["Area µm^2"] for feature in outlines["features"]]
+    found = [feature["properties"]["measurements"]["Region area µm^2"] for feature in outlines["features"]]
     assert len(found) == pytest.approx(sum(map(len, find_regions(labels).values())), rel=0.1)
     assert min(found) > 300  # µm²: their borders are simplified
     for level in open_labels(tmp_path / "m" / "tissue.ome.zarr").levels[1:]:

@@ -81,7 +81,7 @@ def test_outlines_are_annotations_that_come_back_as_they_were(slide: Slide, tmp_
         assert polygon.is_valid and feature["properties"]["objectType"] == "annotation"
         assert len(feature["properties"]["classification"]["color"]) == 3
         assert polygon.area * MPP**2 == pytest.approx(
-            feature["properties"]["measurements"]["Area µm^2"], rel=1e-3
+            feature["properties"]["measurements"]["Region area µm^2"], rel=1e-3
         )
     found, read = find_tissue(slide), load_tissue(tmp_path / "piece.tissue.geojson", slide)
     assert found.artefacts is not None and read.artefacts is not None
