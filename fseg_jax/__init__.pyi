@@ -7,6 +7,8 @@ from fseg_jax.numerics import kmeans as kmeans
 from fseg_jax.numerics import nmf as nmf
 from fseg_jax.numerics.kmeans import KMeansResult as KMeansResult
 from fseg_jax.numerics.nmf import NMFResult as NMFResult
+from fseg_jax.pipeline.features import SlideFeatures as SlideFeatures
+from fseg_jax.pipeline.features import open_features as open_features
 from fseg_jax.pipeline.image import segment as segment
 from fseg_jax.pipeline.plan import Settings as Settings
 from fseg_jax.pipeline.segment import segment_slide as segment_slide

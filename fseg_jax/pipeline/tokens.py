@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,13 +117,29 @@ def keep_features(source: FeatureSource, writer: RowsWriter) -> FeatureSource:
     return pass_on
 
 
-def open_kept(
-    storage: Storage, name: str, settings: Settings, features_hash: str
-) -> tuple[Plan, FeatureSource]:
-    """Open a slide's kept features: the slide laid out as it was, and its features.
+class KeptFeatures(NamedTuple):
+    """A slide's kept features.
+
+    Attributes:
+        plan: The slide, laid out as it was.
+        rows: A tensorstore (tiles, t, t, c), a row for each tile, whose values have not been read.
+        tiles: int (tiles, 2), the tile (row, column) of each row.
+        provenance: What they were made with.
+        place: Where they are, for messages.
+    """
+
+    plan: Plan
+    rows: Any
+    tiles: np.ndarray
+    provenance: dict[str, Any]
+    place: str
+
+
+def read_kept(storage: Storage, name: str) -> KeptFeatures:
+    """Read how a slide's kept features were laid out, and what made them, but no features.
 
     Raises:
-        InputError: There are none, or they were kept with other settings.
+        InputError: There are none, or they are damaged.
     """
     place = f"{storage.url}/{name}{KEPT_SUFFIX}"
     try:
@@ -132,9 +149,7 @@ def open_kept(
             ("tiles", "tissue", "artefacts", "image"),
             where=place,
         )
-        is_same = provenance["features_hash"] == features_hash
         grid = TileGrid(**provenance["grid"])
-        index = {(int(row), int(column)): i for i, (row, column) in enumerate(arrays["tiles"])}
         tissue_tiles = np.zeros((grid.rows, grid.columns), bool)
         tissue_tiles[tuple(arrays["tiles"].T)] = True
         plan = Plan(
@@ -151,27 +166,52 @@ def open_kept(
             arrays["image"],
             provenance["image_mpp"],
         )
-    except (OSError, ValueError, LookupError, TypeError):
+        if len(rows.shape) != 4 or rows.shape[0] != len(arrays["tiles"]) or "features_hash" not in provenance:
+            raise ValueError("its arrays contradict each other")
+    except (OSError, ValueError, LookupError, TypeError, InputError):
         raise InputError(f"{place}: no finished features; run with --keep-features first") from None
-    if not is_same:
-        raise InputError(f"{place}: kept with other settings; run with --keep-features again")
+    return KeptFeatures(plan, rows, arrays["tiles"], provenance, place)
+
+
+def read_rows(kept: KeptFeatures, at: Any) -> np.ndarray:
+    """Read rows of kept features: (n, t, t, c).
+
+    Raises:
+        InputError: They are damaged.
+    """
+    try:
+        part = kept.rows[at]
+        size = math.prod(part.shape) * part.dtype.numpy_dtype.itemsize
+        (values,) = wait_for_store(kept.place, part.read(), size=size)
+    except (OSError, ValueError, RuntimeError):
+        raise InputError(f"{kept.place}: damaged; run with --keep-features again") from None
+    return np.asarray(values)
+
+
+def open_kept(
+    storage: Storage, name: str, settings: Settings, features_hash: str
+) -> tuple[Plan, FeatureSource]:
+    """Open a slide's kept features: the slide laid out as it was, and its features.
+
+    Raises:
+        InputError: There are none, or they were kept with other settings.
+    """
+    kept = read_kept(storage, name)
+    if kept.provenance["features_hash"] != features_hash:
+        raise InputError(f"{kept.place}: kept with other settings; run with --keep-features again")
+    index = {(int(row), int(column)): i for i, (row, column) in enumerate(kept.tiles)}
 
     def read(tiles: list[Tile]) -> Iterator[tuple[list[Tile], Float[jax.Array, "b t t c"]]]:
         for start in range(0, len(tiles), settings.batch):
             batch = tiles[start : start + settings.batch]
             at = [index[tile] for tile in batch]
             is_run = at == list(range(at[0], at[0] + len(at)))
-            try:
-                part = rows[slice(at[0], at[-1] + 1) if is_run else at]
-                size = math.prod(part.shape) * part.dtype.numpy_dtype.itemsize
-                (values,) = wait_for_store(place, part.read(), size=size)
-            except (OSError, ValueError, RuntimeError):
-                raise InputError(f"{place}: damaged; run with --keep-features again") from None
+            values = read_rows(kept, slice(at[0], at[-1] + 1) if is_run else at)
             padded = np.zeros((settings.batch, *values.shape[1:]), values.dtype)
             padded[: len(values)] = values
             yield batch, jnp.asarray(padded)
 
-    return plan, read
+    return kept.plan, read
 
 
 def bound_kept_bytes(
