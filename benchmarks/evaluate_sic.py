@@ -23,7 +23,7 @@ from benchmarks.make_mosaics import write_mosaics
 from fseg_jax.cli.evaluate import load_encoders
 from fseg_jax.cli.options import weights_option
 from fseg_jax.cli.parameters import ListCommand
-from fseg_jax.cli.terminal import show_progress
+from fseg_jax.cli.progress import show_progress
 from fseg_jax.evaluation.data.layouts import open_dataset
 from fseg_jax.evaluation.report.tables import format_markdown_table
 from fseg_jax.evaluation.run import evaluate_sic
@@ -82,8 +82,8 @@ def main(encoders: tuple[str, ...], weights: tuple[str, ...], work: Path | None)
             for path in write_mosaics(find_examples() / "ebhi", part):
                 click.echo(path.name)
             part.rename(slides)
-        with show_progress(1) as progress:
-            evaluate_sic(slides, loaded_encoders, out=folder / "out", overwrite=True, progress=progress)
+        with show_progress() as display:
+            evaluate_sic(slides, loaded_encoders, out=folder / "out", overwrite=True, progress=display.begin)
         for name, result_name in RESULT_NAMES.items():
             shutil.copyfile(folder / "out" / name, RESULTS / result_name)
         with (RESULTS / RESULT_NAMES["results.md"]).open("a", encoding="utf-8") as file:

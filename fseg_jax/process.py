@@ -1,4 +1,4 @@
-"""Signals, logs and memory of this process."""
+"""Signals, logs, progress and memory of this process."""
 
 import ctypes
 import logging
@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 
-Progress = Callable[[str, int, int], None]  # a callback: (phase, done, total)
+Progress = Callable[[str, int, int], None]  # a callback: (phase, done, total); total 0: not counted
 
 STOPPED = threading.Event()  # set once a signal asked the program to stop
 
 _log = logging.getLogger(__name__)
-_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+_LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}  # by verbosity
+QUIET = -1
 
 
 def stop(*_: object) -> None:
@@ -53,15 +54,28 @@ def limit_heaps() -> None:
 
 
 def set_verbosity(verbose: int) -> None:
-    """Log to stderr: warnings at 0, also what the program does at 1, everything at 2."""
-    logging.basicConfig(format="fseg: %(message)s", level=logging.WARNING, force=True)
+    """Log to stderr: warnings at 0, also what the program does at 1, everything at 2; at ``QUIET`` errors."""
+    level = logging.ERROR if verbose == QUIET else logging.WARNING  # of other packages
+    logging.basicConfig(format="fseg: %(message)s", level=level, force=True)
     logging.getLogger("fseg_jax").setLevel(_LEVELS[min(verbose, 2)])
 
 
 def get_verbosity() -> int:
     """Return the verbosity that was set last, for processes that this one starts."""
     level = logging.getLogger("fseg_jax").level
-    return _LEVELS.index(level) if level in _LEVELS else 0
+    return next((verbosity for verbosity, its in _LEVELS.items() if its == level), 0)
+
+
+def is_quiet() -> bool:
+    """Return whether only results and errors are to be printed."""
+    return get_verbosity() == QUIET
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration to the digits that matter: 40 s, 12 min, 3.5 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
 @lru_cache(maxsize=4096)

@@ -9,9 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fseg_jax.cli.fit import _show_progress
-from fseg_jax.cli.pretrain import _show_steps
-from fseg_jax.cli.terminal import show_progress
+from fseg_jax.cli.progress import show_progress
 from fseg_jax.cohort.engines import Local, _Worker
 from fseg_jax.process import STOPPED, silence_swallowed_interrupts
 
@@ -24,23 +22,12 @@ def swallowed() -> Iterator[None]:
 
 
 def test_by_what_reports_slides_and_images(swallowed):
-    """``segment``, ``embed``, ``evaluate`` and ``cam``."""
-    with show_progress(2) as progress, pytest.raises(KeyboardInterrupt):
-        progress("slide")("encode", 0, 3)
-
-
-def test_by_fit(swallowed):
-    with _show_progress() as (sampling, clustering):
+    """Every long command does, whatever it shows."""
+    with show_progress(2) as display:
         with pytest.raises(KeyboardInterrupt):
-            sampling(0, 3, "slide")
+            display.begin("slide")
         with pytest.raises(KeyboardInterrupt):
-            clustering(1, 0.5)
-
-
-def test_by_pretrain(swallowed):
-    at = SimpleNamespace(step=1, loss=1.0, learning_rate=1e-3, images_per_second=1.0, score=None)
-    with _show_steps(3, 1) as report, pytest.raises(KeyboardInterrupt):
-        report(at)
+            display.update("encode", 0, 3)
 
 
 @pytest.mark.parametrize("idle", [True, False])

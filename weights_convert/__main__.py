@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import jax.numpy as jnp
 
-from fseg_jax.cli.terminal import accept_verbose, run_command
+from fseg_jax.cli.terminal import accept_verbosity, run_command
 from fseg_jax.encoders.catalog.names import find_row
 from fseg_jax.encoders.weights.convert import convert_file
 from fseg_jax.encoders.weights.hub import fetch_checkpoint
@@ -31,7 +31,7 @@ def convert(name: str, checkpoint: Path | None, out: Path | None, dtype: str) ->
     click.echo(out)
 
 
-accept_verbose(convert)
+accept_verbosity(convert)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ import click
 from fseg_jax.cli.cam import cam
 from fseg_jax.cli.codebook import codebook
 from fseg_jax.cli.cohort import cohort
+from fseg_jax.cli.completion import completion
 from fseg_jax.cli.encoders import doctor, encoders
 from fseg_jax.cli.evaluate import evaluate
 from fseg_jax.cli.fit import fit
@@ -21,7 +22,7 @@ from fseg_jax.cli.names import names
 from fseg_jax.cli.patches import embed, seed
 from fseg_jax.cli.pretrain import pretrain
 from fseg_jax.cli.segment import demo, segment
-from fseg_jax.cli.terminal import CommandGroup, accept_verbose, run_command
+from fseg_jax.cli.terminal import CommandGroup, accept_verbosity, run_command
 from fseg_jax.cli.tissue import tissue
 from fseg_jax.cli.view import view
 from fseg_jax.process import STOPPED, limit_heaps, silence_swallowed_interrupts, stop, stop_once
@@ -79,6 +80,7 @@ for command in (
     doctor,
     codebook,
     cam,
+    completion,
 ):
     cli.add_command(command)
-accept_verbose(cli)
+accept_verbosity(cli)

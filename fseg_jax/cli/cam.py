@@ -16,7 +16,8 @@ from fseg_jax.cli.options import (
     seed_option,
 )
 from fseg_jax.cli.parameters import ListCommand, WholeNumber
-from fseg_jax.cli.terminal import CommandGroup, show_progress
+from fseg_jax.cli.progress import show_progress
+from fseg_jax.cli.terminal import CommandGroup
 from fseg_jax.errors import InputError
 
 labels_options = combine(
@@ -136,13 +137,13 @@ def propagate(
     from fseg_jax.cam.propagate_labels import PropagationSettings, propagate_folder
 
     images = read_labels(folder, labels, positive)
-    with show_progress(1) as progress:
+    with show_progress() as display:
         record = propagate_folder(
             images,
             output,
             PropagationSettings(**options),
             overwrite=overwrite,
-            progress=progress(folder.name),
+            progress=display.begin(folder.name),
         ).record
     for name in record.classes:
         click.echo(f"{name}: {record.given[name]} labelled, {record.labelled[name]} after spreading")
@@ -181,7 +182,7 @@ def train(
     settings = ClassifierSettings(**options)
     settings.check()
     images = read_labels(folder, labels, positive)
-    with show_progress(1) as progress:
+    with show_progress() as display:
         record = train_folder(
             images,
             output,
@@ -189,7 +190,7 @@ def train(
             most=most,
             held_out=held_out,
             overwrite=overwrite,
-            progress=progress(folder.name),
+            progress=display.begin(folder.name),
         )
     if record.held_out_accuracy is not None:
         count = sum(record.held_out.values())
@@ -297,9 +298,9 @@ def segment(
             f"on {choose}; on other images expect less"
         )
     names = [name_file(images, path) for path in files]
-    with show_progress(1) as progress:
+    with show_progress() as display:
         record = segment_files(
-            files, names, loaded, output, settings, overwrite=overwrite, progress=progress(images.name)
+            files, names, loaded, output, settings, overwrite=overwrite, progress=display.begin(images.name)
         )
     click.echo(output / "masks.csv")
     return 2 if record.unreadable else 0
@@ -371,7 +372,7 @@ def reproduce(
         features=features,
         seed=seed,
     )
-    with show_progress(1) as progress:
+    with show_progress() as display:
         reproduce(
             dataset,
             output,
@@ -380,6 +381,6 @@ def reproduce(
             negatives=negatives,
             unlabelled=unlabelled,
             overwrite=overwrite,
-            progress=progress(dataset.name),
+            progress=display.begin(dataset.name),
         )
     click.echo((output / TABLES).read_text(encoding="utf-8"), nl=False)

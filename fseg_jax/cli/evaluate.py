@@ -25,7 +25,7 @@ from fseg_jax.cli.options import (
     weights_option,
 )
 from fseg_jax.cli.parameters import ListCommand, Number, WholeNumber
-from fseg_jax.cli.terminal import show_progress
+from fseg_jax.cli.progress import show_progress
 from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -172,9 +172,9 @@ def _fseg(
     settings = EvaluationSettings(**options)
     images = open_dataset(dataset)
     loaded = load_encoders(encoders, weights, dtype)
-    with show_progress(1) as progress:
+    with show_progress() as display:
         evaluate_fseg(
-            images, loaded, settings, out=output, overwrite=overwrite, progress=progress(dataset.name)
+            images, loaded, settings, out=output, overwrite=overwrite, progress=display.begin(dataset.name)
         )
     click.echo(output / "results.md")
 
@@ -234,6 +234,6 @@ def _sic(
     patches = PatchSettings(tissue="all" if no_tissue else "find", **options)
     settings = SicSettings(clicks, runs, seed, patches)
     loaded = load_encoders(encoders, weights, dtype, last=True)
-    with show_progress(1) as progress:
-        evaluate_sic(dataset, loaded, settings, out=output, overwrite=overwrite, progress=progress)
+    with show_progress() as display:
+        evaluate_sic(dataset, loaded, settings, out=output, overwrite=overwrite, progress=display.begin)
     click.echo(output / "results.md")

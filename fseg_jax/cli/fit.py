@@ -1,7 +1,5 @@
 """``fseg fit``."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,9 @@ from fseg_jax.cli.options import (
     shard_option,
 )
 from fseg_jax.cli.parameters import ListCommand, WholeNumber
+from fseg_jax.cli.progress import show_progress
 from fseg_jax.errors import InputError, first_line
-from fseg_jax.process import raise_if_stopped
+from fseg_jax.process import is_quiet
 
 
 @click.command(cls=ListCommand)
@@ -172,10 +171,18 @@ def fit(
     )
     folder = features or output.with_suffix(".features")
     size = estimate_bytes(len(slides), encoder.card, settings)
-    click.echo(
-        f"fseg: {len(slides)} slides; features, {_format_bytes(size)} at most, go to {folder}", err=True
-    )
-    with _show_progress() as (sampling, clustering):
+    if not is_quiet():
+        click.echo(
+            f"fseg: {len(slides)} slides; features, {_format_bytes(size)} at most, go to {folder}", err=True
+        )
+    with show_progress() as display:
+
+        def sampling(done: int, total: int, slide_id: str) -> None:
+            display.update("sampling", done, total, slide_id)
+
+        def clustering(passes: int, shift: float) -> None:
+            display.update("k-means, passes", passes, None, f"shift {shift:.3g} of its limit")
+
         if shard:
             failures = sample_cohort(slides, folder, encoder, settings, shard=shard, progress=sampling)
             write_failures(folder, failures, f".{shard[0]}-of-{shard[1]}")
@@ -201,8 +208,8 @@ def fit(
                 kmeans_progress=clustering,
             )
             failures, done = outcome.failures, len(slides)
-            click.echo(output)
-            click.echo(outcome.card / "index.html")
+            display.print(output)
+            display.print(outcome.card / "index.html")
     for name, reason in failures.items():
         click.echo(f"fseg: {name}: {reason}", err=True)
     if failures:
@@ -236,32 +243,3 @@ def start_distributed() -> None:
 
 def _format_bytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, size // 1_000_000)} MB"
-
-
-@contextmanager
-def _show_progress() -> Iterator[tuple[Callable[[int, int, str], None], Callable[[int, float], None]]]:
-    """Show a bar over slides, and then the passes of k-means; without a terminal only watch for signals."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield (lambda done, total, slide_id: raise_if_stopped()), (lambda passes, shift: raise_if_stopped())
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        slides = progress.add_task("slides", total=None)
-        passes = progress.add_task("k-means: starting", total=None, visible=False)
-
-        def sampling(done: int, total: int, slide_id: str) -> None:
-            raise_if_stopped()
-            progress.update(slides, completed=done, total=total, description=f"sampling {slide_id}")
-            if done == total:
-                progress.update(slides, visible=False)
-                progress.update(passes, visible=True)
-
-        def clustering(done: int, shift: float) -> None:
-            raise_if_stopped()
-            progress.update(passes, completed=done, description=f"k-means: shift {shift:.3g} of its limit")
-
-        yield sampling, clustering

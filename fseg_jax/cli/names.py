@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from fseg_jax.cli.options import PATH
-from fseg_jax.cli.terminal import show_progress
+from fseg_jax.cli.progress import show_progress
 
 
 @click.command()
@@ -23,8 +23,9 @@ def names(outputs: str, names: Path, slide: str | None) -> int:
     from fseg_jax.outputs.cluster_names import load_names
 
     loaded = load_names(names)
-    with show_progress(1) as progress:
-        tell = progress("names")
-        count = rename_outputs(outputs, loaded, slide, lambda done, total: tell("renaming", done, total))
+    with show_progress() as display:
+        count = rename_outputs(
+            outputs, loaded, slide, lambda done, total: display.update("renaming", done, total)
+        )
     click.echo(f"{outputs}: clusters of {count} {'slide' if count == 1 else 'slides'} renamed")
     return 0

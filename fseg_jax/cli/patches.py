@@ -23,7 +23,8 @@ from fseg_jax.cli.options import (
     seed_option,
     tissue_options,
 )
-from fseg_jax.cli.terminal import show_progress, tolerate_failure
+from fseg_jax.cli.progress import show_progress
+from fseg_jax.cli.terminal import tolerate_failure
 
 
 @click.command()
@@ -45,13 +46,16 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
     from fseg_jax.slides.dicom_series import merge_series
     from fseg_jax.slides.reader import open_slide
 
-    encoder = load_encoder(
-        options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"), last=True
-    )
-    settings = PatchSettings(dtype=options.pop("stored_dtype"), tissue=pop_tissue_setting(options), **options)
     paths = merge_series(slides)
     done = 0
-    with show_progress(len(paths)) as progress:
+    with show_progress(len(paths)) as display:
+        display.note("loading the encoder")
+        encoder = load_encoder(
+            options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"), last=True
+        )
+        settings = PatchSettings(
+            dtype=options.pop("stored_dtype"), tissue=pop_tissue_setting(options), **options
+        )
         for path in paths:
             with tolerate_failure(paths, f"embedding {path}"):
                 with open_slide(
@@ -64,10 +68,10 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
                         settings,
                         anndata=anndata,
                         overwrite=overwrite,
-                        progress=progress(slide.name),
+                        progress=display.begin(slide.name),
                     )
                 done += 1
-                click.echo(output / f"{slide.name}.embeddings.zarr")
+                display.print(output / f"{slide.name}.embeddings.zarr")
     return 0 if done == len(paths) else 2
 
 

@@ -1,8 +1,7 @@
 """``fseg pretrain``."""
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,8 @@ from fseg_jax.cli.options import (
     seed_option,
 )
 from fseg_jax.cli.parameters import Number, WholeNumber
+from fseg_jax.cli.progress import Display, show_progress
 from fseg_jax.errors import InputError
-from fseg_jax.process import raise_if_stopped
 
 if TYPE_CHECKING:
     from fseg_jax.encoders.encoder import Encoder
@@ -184,8 +183,8 @@ def pretrain(
     )
     fields = _list_fields(sources, geometry, mpp_override, fields_per_slide, seed)
     sites = {field.site for field in fields}
-    click.echo(f"fseg: {len(fields)} fields of {len(sites)} site(s)", err=True)
-    with _show_steps(steps, every) as report:
+    with show_progress() as display:
+        display.log(f"{len(fields)} fields of {len(sites)} site(s)")
         pretrain(
             fields,
             output,
@@ -198,7 +197,7 @@ def pretrain(
             score=_make_score(score) if score else None,
             every=every,
             overwrite=overwrite,
-            report=report,
+            report=_report_steps(display, steps, every),
         )
     click.echo(output)
 
@@ -235,33 +234,16 @@ def _make_score(dataset: Path) -> "Callable[[Encoder], float]":
     return score
 
 
-@contextmanager
-def _show_steps(steps: int, every: int) -> "Iterator[Callable[[StepReport], None]]":
-    """Show a bar with the loss, the learning rate, images/s and the score; without a terminal, lines."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _report_steps(display: "Display", steps: int, every: int) -> "Callable[[StepReport], None]":
+    """Return what shows a step: its loss, learning rate, speed and score; in a log each score, at least."""
 
-    def format_step(at: "StepReport") -> str:
+    def report(at: "StepReport") -> None:
         score = "" if at.score is None else f" · score {at.score:.3f}"
-        return (
+        text = (
             f"loss {at.loss:.3f} · rate {at.learning_rate:.1e} · {at.images_per_second:.0f} images/s{score}"
         )
-
-    def print_step(at: "StepReport") -> None:
-        raise_if_stopped()
         if at.step % every == 0 or at.step in (1, steps):
-            click.echo(f"fseg: step {at.step}/{steps} · {format_step(at)}", err=True)
+            display.log(f"step {at.step}/{steps} · {text}")
+        display.update("step", at.step, steps, text)
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield print_step
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=steps, now="")
-
-        def update(at: "StepReport") -> None:
-            raise_if_stopped()
-            progress.update(task, completed=at.step, now=format_step(at))
-
-        yield update
+    return report

@@ -25,7 +25,8 @@ from fseg_jax.cli.options import (
     tissue_options,
 )
 from fseg_jax.cli.parameters import WholeNumber
-from fseg_jax.cli.terminal import show_progress, tolerate_failure
+from fseg_jax.cli.progress import Display, show_progress
+from fseg_jax.cli.terminal import tolerate_failure
 from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,7 +88,18 @@ def demo(slide: bool, output: Path, overwrite: bool, k: int | None, **options: A
 
 
 def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any]) -> int:
-    """Check all slides and options, then segment slide after slide, and return the exit code."""
+    """Segment slides, and return the exit code."""
+    with show_progress() as display:
+        done, count = _segment_slides(slides, output, overwrite, options, display)
+    if done < count:
+        click.echo(f"fseg: {count - done} of {count} slides failed", err=True)
+    return 0 if done == count else 2
+
+
+def _segment_slides(
+    slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any], display: Display
+) -> tuple[int, int]:
+    """Check all slides and options, then segment slide after slide: how many were, and how many there are."""
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.outputs.cluster_names import load_names, name_clusters
     from fseg_jax.pipeline.plan import Settings
@@ -131,6 +143,7 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
             tissue,
             len(slides),
         )
+    display.note("loading the encoder")
     encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
     book = _load_codebook(options.pop("codebook", None), options, encoder)
     chosen = {name: value for name, value in options.items() if value is not None}
@@ -141,27 +154,25 @@ def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[st
         name_clusters(cluster_names, settings.k, "the slide")
 
     done = 0
-    with show_progress(len(readable)) as progress:
-        for path in readable:
-            with tolerate_failure(slides, f"segmenting {path}"):
-                with open_slide(path, mpp_override, frame=frame, series=series) as slide:
-                    record = segment_slide(
-                        slide,
-                        output,
-                        encoder,
-                        book,
-                        settings,
-                        names=cluster_names,
-                        form=form,
-                        overwrite=overwrite,
-                        progress=progress(slide.name),
-                    )
-                done += 1
-                click.echo(output / f"{slide.name}.png")
-                _LOG.info("%s: %s tiles, seconds: %s", slide.name, record["tiles"], record["seconds"])
-    if done < len(slides):
-        click.echo(f"fseg: {len(slides) - done} of {len(slides)} slides failed", err=True)
-    return 0 if done == len(slides) else 2
+    display.expect(len(readable))
+    for path in readable:
+        with tolerate_failure(slides, f"segmenting {path}"):
+            with open_slide(path, mpp_override, frame=frame, series=series) as slide:
+                record = segment_slide(
+                    slide,
+                    output,
+                    encoder,
+                    book,
+                    settings,
+                    names=cluster_names,
+                    form=form,
+                    overwrite=overwrite,
+                    progress=display.begin(slide.name),
+                )
+            done += 1
+            display.print(output / f"{slide.name}.png")
+            _LOG.info("%s: %s tiles, seconds: %s", slide.name, record["tiles"], record["seconds"])
+    return done, len(slides)
 
 
 def _load_codebook(path: Path | None, options: dict[str, Any], encoder: "Encoder") -> "Codebook | None":

@@ -1,9 +1,9 @@
-"""What the commands share with the terminal: error messages, exit codes, logs and progress bars."""
+"""What the commands share with the terminal: error messages, exit codes and logs."""
 
 import io
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import click
 
 from fseg_jax.errors import explain, note_work
 from fseg_jax.files.kinds import suggest_names
-from fseg_jax.process import Progress, raise_if_stopped, set_verbosity
+from fseg_jax.process import QUIET, set_verbosity
 
 _log = logging.getLogger(__name__)
 
@@ -53,28 +53,42 @@ def run_command(command: click.Command, arguments: list[str] | None, name: str) 
     return 2
 
 
-def accept_verbose(command: click.Command) -> None:
-    """Give a command, or every command of a group, the option ``-v``."""
+def accept_verbosity(command: click.Command) -> None:
+    """Give a command, or every command of a group, the options ``-v`` and ``-q``."""
     if isinstance(command, click.Group):
         for subcommand in command.commands.values():
-            accept_verbose(subcommand)
+            accept_verbosity(subcommand)
     else:
-        command.params.append(
+        command.params += [
             click.Option(
                 ["-v", "--verbose"],
                 count=True,
                 expose_value=False,
                 is_eager=True,
-                callback=_set_verbosity,
+                callback=_set_verbose,
                 help="Log each step, and tracebacks of errors; twice for more.",
-            )
-        )
+            ),
+            click.Option(
+                ["-q", "--quiet"],
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,
+                callback=_set_quiet,
+                help="Print results and errors only: no progress, no warnings.",
+            ),
+        ]
 
 
-def _set_verbosity(context: click.Context, _: click.Parameter, verbose: int) -> None:
-    set_verbosity(verbose)
+def _set_verbose(context: click.Context, _: click.Parameter, verbose: int) -> None:
+    if verbose:
+        set_verbosity(verbose)
     if isinstance(context.obj, list):
         context.obj.append(context)
+
+
+def _set_quiet(_context: click.Context, _: click.Parameter, quiet: bool) -> None:
+    if quiet:
+        set_verbosity(QUIET)
 
 
 @contextmanager
@@ -86,7 +100,7 @@ def tolerate_failure(slides: Sequence[Path], action: str) -> Iterator[None]:
     except Exception as error:
         if len(slides) == 1:
             raise
-        click.echo(f"fseg: error: {explain(error)}", err=True)
+        _log.error("error: %s", explain(error))  # the log keeps clear of progress bars
         _log.info("the traceback:", exc_info=error)
 
 
@@ -101,49 +115,3 @@ class CommandGroup(click.Group):
             hint = suggest_names(args[0], self.commands)
             ctx.fail(f"no command is called {args[0]!r}: {hint}{ctx.command_path} -h lists them")
         return super().resolve_command(ctx, args)
-
-
-@contextmanager
-def show_progress(slides: int) -> Iterator[Callable[[str], Progress]]:
-    """Show a bar over slides and one over a slide's tiles, with speed and time left.
-
-    Gives a function that takes a slide's name and returns its progress. Without a terminal there are no bars.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda name: lambda phase, done, total: raise_if_stopped()
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=console, transient=True) as bars:
-        total_task = bars.add_task("slides", total=slides, rate="", visible=slides > 1)
-        tasks: dict[str, TaskID] = {}  # by phase
-
-        def for_slide(name: str) -> Progress:
-            for task in tasks.values():
-                bars.remove_task(task)
-            bars.update(total_task, completed=len(names))
-            names.append(name)
-            tasks.clear()
-
-            def progress(phase: str, done: int, total: int) -> None:
-                raise_if_stopped()
-                if phase not in tasks:
-                    tasks[phase] = bars.add_task(f"{name}: {phase}", total=total, rate="")
-                speed = bars.tasks[bars.task_ids.index(tasks[phase])].speed
-                rate = f"{speed:.1f} tiles/s" if speed else ""
-                bars.update(tasks[phase], completed=done, rate=rate)
-
-            return progress
-
-        names: list[str] = []  # of the slides so far
-        yield for_slide

@@ -14,7 +14,8 @@ from fseg_jax.cli.options import (
     overwrite_option,
     series_option,
 )
-from fseg_jax.cli.terminal import show_progress, tolerate_failure
+from fseg_jax.cli.progress import show_progress
+from fseg_jax.cli.terminal import tolerate_failure
 from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,16 +55,15 @@ def tissue(
     for name in names:
         check_outputs(list_tissue_paths(name, output), output, overwrite)
     done = 0
-    with show_progress(len(paths)) as progress:
+    with show_progress(len(paths)) as display:
         for path in paths:
             with tolerate_failure(paths, f"finding the tissue of {path}"):
                 with open_slide(path, mpp_override, frame=frame, series=series) as slide:
-                    tell = progress(slide.name)
-                    tell("tissue", 0, 1)
+                    display.begin(slide.name)
+                    display.note("finding the tissue")
                     write_tissue_files(slide, output, mpp_override=mpp_override, overwrite=overwrite)
-                    tell("tissue", 1, 1)
                 done += 1
-                click.echo(list_tissue_paths(slide.name, output)[-1])
+                display.print(list_tissue_paths(slide.name, output)[-1])
     if done < len(paths):
         click.echo(f"fseg: {len(paths) - done} of {len(paths)} slides failed", err=True)
     return 0 if done == len(paths) else 2

@@ -10,6 +10,7 @@ gives slides to an engine (``engines.py``) and keeps the books.
 
 import logging
 import sys
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ from fseg_jax.pipeline.plan import Plan, Settings, choose_mpp, lay_out, warn_if_
 from fseg_jax.pipeline.publish import Clock, encode_json
 from fseg_jax.pipeline.segment import SUFFIXES, Keep, write_outputs
 from fseg_jax.pipeline.tokens import KEPT_SUFFIX, FeatureSource, bound_kept_bytes, encode_tiles, open_kept
-from fseg_jax.process import Progress
+from fseg_jax.process import Progress, format_seconds
 from fseg_jax.slides.identity import is_same_slide
 from fseg_jax.slides.reader import Slide, open_slide
 
@@ -210,10 +211,12 @@ def _run_slides(
     failed: dict[str, str] = {}
     by_id = {slide.slide_id: slide for slide in slides}
     outcomes = _yield_outcomes(engine, job, slides, tell)
+    began = time.monotonic()
     for count, (name, status, reason, seconds) in enumerate(outcomes, 1):
         if status == "stopped":
             raise OutputError(reason)
-        position = f"[{count}/{len(slides)}] {name}"
+        left = (time.monotonic() - began) / count * (len(slides) - count)
+        position = f"[{count}/{len(slides)}{f', {format_seconds(left)} left' if left else ''}] {name}"
         if status == "failed":
             failed[name] = reason
             failure = Failure(name, str(by_id[name].path), reason, outdated=name in before.outdated)

@@ -247,6 +247,7 @@ def write_outputs(
     beside = () if artefacts_mm2 is None else (ARTEFACTS,)
     slide_image.close(plan.image, plan.image_mpp, slide_mpp=plan.slide.mpp, beside=beside)
     clock.lap("segmentation")
+    progress("outlines and pictures", 0, 0)
     areas = pixels * plan.mpp**2 * 1e-6
     uncovered = shortfall.pixels * plan.mpp**2 * 1e-6
     _warn_of_shortfall(plan, shortfall.tokens, uncovered)

@@ -120,6 +120,7 @@ def _collect_tokens(
             parts.append(_Tokens(A[core], deep.core_mask(*tile)[core], measure_change(A)[core]))
         done += len(batch)
         progress("codebook", done, len(tiles))
+    progress("clustering", 0, 0)
     return _Tokens(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
