@@ -245,6 +245,7 @@ def compare_scales(dataset: Path) -> None:
         joined, right = np.array(counts).T
         lines.append([name, str(k), f"{joined.mean():.0f}", format_mean(right.tolist())])
     text = (
+        "# Labels spread by features on one scale and on their own\n\n"
         "Labels that 100 + 100 tiles of polyps spread over the others, and how many are right, averaged over "
         f"the two classes (a coin has 0.5); over {len(SEEDS)} seeds, with the least and the greatest.\n\n"
     )
@@ -302,6 +303,7 @@ def compare_speeds(dataset: Path) -> None:
         "7.75–10.71",
     ]
     text = (
+        "# CAM masks: seconds an image\n\n"
         f"{SPEED_IMAGES} images of 352 × 352 pixels, one at a time, from decoded image to mask, compilation "
         f"excluded; seconds, and frames per second. {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}.\n\n"
