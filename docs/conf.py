@@ -18,7 +18,6 @@ shutil.copytree(
 )
 
 
-
 def setup(app: Sphinx) -> None:
     """Let pages that link to the benchmarks beside this folder link to their copies."""
 
@@ -30,7 +29,7 @@ def setup(app: Sphinx) -> None:
 
 project = "fseg_jax"
 author = "the fseg_jax developers"
-copyright = author  # noqa: A001 - Sphinx's name
+copyright = author
 version = release = find_version("fseg-jax")
 
 extensions = [
