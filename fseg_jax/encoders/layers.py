@@ -6,6 +6,7 @@ except where a convolution is told to round its result.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -147,7 +148,10 @@ class Conv(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """An affine map of the last axis; its kernel is (in, out)."""
+    """An affine map of the last axis; its kernel is (in, out).
+
+    ``rounded`` is the dtype that the result is rounded to: that of the product which it goes into.
+    """
 
     def __init__(
         self,
@@ -156,19 +160,31 @@ class Linear(nnx.Module):
         *,
         bias: bool = True,
         dtype: DTypeLike = jnp.float32,
+        rounded: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(lecun_normal()(rngs.params(), (channels_in, channels_out), dtype))
         self.bias = nnx.Param(jnp.zeros((channels_out,), jnp.float32)) if bias else None
+        self.rounded = jnp.dtype(rounded)
 
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         """Multiply by the kernel, summing in float32, and add the bias."""
         kernel = self.kernel[...]
-        precision = choose_precision(kernel.dtype)
-        y = jnp.matmul(
-            x.astype(kernel.dtype), kernel, precision=precision, preferred_element_type=jnp.float32
+        bias = None if self.bias is None else self.bias[...]
+
+        def apply(x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike) -> Array:
+            precision = choose_precision(kernel.dtype)
+            y = jnp.matmul(x, kernel, precision=precision, preferred_element_type=dtype)
+            return (y if bias is None else y + along_channels(bias, y)).astype(self.rounded)
+
+        x, exact = x.astype(kernel.dtype), partial(apply, dtype=jnp.float32)
+        if self.rounded == jnp.float32:
+            return exact(x, kernel, bias)
+        # An accelerator writes half as much; a CPU's products of bfloat16 are slow where they are rounded.
+        y: Array = lax.platform_dependent(
+            x, kernel, bias, cpu=exact, default=partial(apply, dtype=self.rounded)
         )
-        return y if self.bias is None else y + along_channels(self.bias[...], y)
+        return y
 
 
 class LayerNorm(nnx.Module):
@@ -198,6 +214,20 @@ def along_channels(vector: Float[Array, " c"], like: Float[Array, "*batch c"]) -
 def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Compute max(x, 0)."""
     return jax.nn.relu(x)
+
+
+def gelu(x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+    """Compute x · Φ(x) in float32; exactly, or for x in bfloat16 far within the rounding to it.
+
+    An erf takes a sixth of a transformer's time on a GPU. So for bfloat16 Φ(x) is 1 / (1 + exp(−p(x))), with
+    an odd polynomial p that was fitted to log Φ(x) − log Φ(−x). It is off by less than a quarter of what the
+    rounding is off by, or by 2e-6.
+    """
+    if x.dtype != jnp.bfloat16:
+        return jax.nn.gelu(x, approximate=False)
+    x = x.astype(jnp.float32)
+    square = jnp.minimum(x * x, 36)  # beyond 6, Φ is 0 or 1; the polynomial turns round later
+    return x * jax.nn.sigmoid(x * (1.59411011 + square * (0.0746816296 - 0.000790490359 * square)))
 
 
 def global_average(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:

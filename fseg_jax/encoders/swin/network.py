@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from fseg_jax.encoders.frames import clear_outside, get_grid_sizes
 from fseg_jax.encoders.kernels.products import choose_precision
-from fseg_jax.encoders.layers import Conv, LayerNorm, Linear, Network, Stage, relu
+from fseg_jax.encoders.layers import Conv, LayerNorm, Linear, Network, Stage, gelu, relu
 from fseg_jax.errors import InputError
 
 AnyArray = np.ndarray | Array  # of numpy where it is constant, of jax where it depends on images' sizes
@@ -113,14 +113,14 @@ class Block(nnx.Module):
         self.norm1 = LayerNorm(dim, eps=config.eps)
         self.attn = WindowAttention(dim, heads, config.window, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(dim, eps=config.eps)
-        self.fc1 = Linear(dim, config.mlp_ratio * dim, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(dim, config.mlp_ratio * dim, dtype=dtype, rounded=dtype, rngs=rngs)
         self.fc2 = Linear(config.mlp_ratio * dim, dim, dtype=dtype, rngs=rngs)
         self.window, self.shift = config.window, shift
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Apply attention, then the MLP."""
         x = x + self._attend(self.norm1(x))
-        return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+        return x + self.fc2(gelu(self.fc1(self.norm2(x))))
 
     def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         batch, h, w, channels = x.shape

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from fseg_jax.encoders.frames import get_grid_sizes, mask_tokens
-from fseg_jax.encoders.kernels.products import choose_precision
-from fseg_jax.encoders.layers import LayerNorm, Linear, Network, Stage, along_channels
+from fseg_jax.encoders.kernels.attention import attend
+from fseg_jax.encoders.layers import LayerNorm, Linear, Network, Stage, along_channels, gelu
 from fseg_jax.encoders.vit.positions import Resampling, resample_grid, resample_grids
 from fseg_jax.errors import InputError
 
@@ -114,7 +114,9 @@ class Attention(nnx.Module):
     """Self-attention over all tokens of an image; scores and softmax are float32."""
 
     def __init__(self, config: ViTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.qkv = Linear(config.dim, 3 * config.dim, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(
+            config.dim, 3 * config.dim, bias=config.qkv_bias, dtype=dtype, rounded=dtype, rngs=rngs
+        )
         self.proj = Linear(config.dim, config.dim, dtype=dtype, rngs=rngs)
         self.heads, self.dtype = config.heads, dtype
         self.patch, self.prefix = config.patch, config.prefix
@@ -122,40 +124,13 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Attend."""
         batch, tokens, channels = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, channels // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        # Split before the heads: of five axes a TPU would lay out everything anew.
+        q, k, v = (
+            part.reshape(batch, tokens, self.heads, channels // self.heads)
+            for part in jnp.split(self.qkv(x), 3, axis=-1)
+        )
         mask = mask_tokens(self.patch, self.prefix)
         return self.proj(attend(q, k, v, self.dtype, mask).reshape(x.shape))
-
-
-def attend(
-    q: Float[Array, "b m heads d"],
-    k: Float[Array, "b n heads d"],
-    v: Float[Array, "b n heads d"],
-    dtype: DTypeLike,
-    mask: Bool[Array, "b n"] | None = None,
-) -> Float[Array, "b m heads d"]:
-    """Compute softmax(q·kᵀ / √d) · v over the tokens of ``mask``.
-
-    Operands of products are ``dtype``, everything else is float32.
-    """
-    scores = jnp.einsum(
-        "bmhd,bnhd->bhmn",
-        (q * q.shape[-1] ** -0.5).astype(dtype),
-        k.astype(dtype),
-        precision=choose_precision(dtype),
-        preferred_element_type=jnp.float32,
-    )
-    if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1)
-    return jnp.einsum(
-        "bhmn,bnhd->bmhd",
-        weights.astype(dtype),
-        v.astype(dtype),
-        precision=choose_precision(dtype),
-        preferred_element_type=jnp.float32,
-    )
 
 
 class Mlp(nnx.Module):
@@ -164,16 +139,16 @@ class Mlp(nnx.Module):
     def __init__(self, config: ViTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.gated = config.mlp == "swiglu"
         hidden = config.mlp_width // 2 if self.gated else config.mlp_width
-        self.fc1 = Linear(config.dim, config.mlp_width, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(config.dim, config.mlp_width, dtype=dtype, rounded=dtype, rngs=rngs)
         self.fc2 = Linear(hidden, config.dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Apply the MLP to each token."""
         x = self.fc1(x)
         if self.gated:
-            gate, value = jnp.split(x, 2, axis=-1)
+            gate, value = jnp.split(x.astype(jnp.float32), 2, axis=-1)
             return self.fc2(jax.nn.silu(gate) * value)
-        return self.fc2(jax.nn.gelu(x, approximate=False))
+        return self.fc2(gelu(x))
 
 
 class Block(nnx.Module):
