@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fseg_jax.cli.options import (
+    PATH,
     artefacts_option,
     batching_options,
     combine,
@@ -36,9 +37,14 @@ _FIXED_BY_FEATURES = (
     *("mpp_override", "frame", "series", "keep_features", "sample_check"),
 )
 
+_FOR_PATCHES = {  # options that go with --from-h5
+    *("output", "from_h5", "slides_folder", "names", "redo", "codebook", "k", "seed", "mpp_override"),
+    *("image", "shards", "outlines", "class_prefix"),
+}
+
 
 @click.command()
-@click.argument("manifest")
+@click.argument("manifest", required=False)
 @combine(
     # A text: a path would take one slash out of s3://.
     click.option(
@@ -97,12 +103,26 @@ _FIXED_BY_FEATURES = (
     metavar="PLACE",
     help="Place where a run with --keep-features kept features: segment from them, and open no slide.",
 )
+@click.option(
+    "--from-h5",
+    type=PATH,
+    metavar="FOLDER",
+    help="In place of MANIFEST: patch features of TRIDENT or CLAM (.h5), clustered by k-means, all slides "
+    "together; --codebook takes the centres.safetensors of such a run.",
+)
+@click.option(
+    "--slides",
+    "slides_folder",
+    type=PATH,
+    metavar="FOLDER",
+    help="With --from-h5: the folder of the slides, for their pictures and resolutions.",
+)
 @combine(seed_option, batching_options)
 @click.pass_context
 def cohort(
     context: click.Context,
     /,
-    manifest: str,
+    manifest: str | None,
     output: str,
     split: str | None,
     sample_check: bool,
@@ -114,6 +134,8 @@ def cohort(
     keep_features: bool,
     features: str | None,
     names: Path | None,
+    from_h5: Path | None,
+    slides_folder: Path | None,
     **options: Any,
 ) -> int:
     """Segment every slide of a cohort; run it again to go on where it stopped.
@@ -132,6 +154,12 @@ def cohort(
     from fseg_jax.outputs.cluster_names import load_names
     from fseg_jax.pipeline.plan import Settings
 
+    if (manifest is None) == (from_h5 is None):
+        raise InputError("give a MANIFEST, or a folder of patch features with --from-h5")
+    if from_h5 is not None:
+        chosen = {n for n in context.params if context.get_parameter_source(n) is not _DEFAULT}
+        return _cluster_patches(from_h5, output, slides_folder, names, redo, chosen, options)
+    assert manifest is not None
     if features is not None:
         fixed = [name for name in _FIXED_BY_FEATURES if context.get_parameter_source(name) is not _DEFAULT]
         if fixed:
@@ -153,8 +181,8 @@ def cohort(
         if not is_file(tissue):
             raise InputError(f"--tissue {tissue}: no such file")
         tissue = str(Path(tissue).absolute())  # workers may be elsewhere
-    chosen = {name: value for name, value in options.items() if value is not None}
-    settings = Settings(**chosen, tissue=tissue, features="bfloat16")
+    values = {name: value for name, value in options.items() if value is not None}
+    settings = Settings(**values, tissue=tissue, features="bfloat16")
     fseg.check_options(settings.mode, settings.resize)
     job = Job(
         out=output if "://" in output else str(Path(output)),
@@ -181,6 +209,40 @@ def cohort(
     summary = run_cohort(slides, job, runner, shard=shard, redo=redo, tell=tell)
     click.echo(f"fseg: {summary.to_line(output)}")
     return 0 if summary.done == summary.slides else 1
+
+
+def _cluster_patches(
+    folder: Path,
+    output: str,
+    slides: Path | None,
+    names: Path | None,
+    redo: bool,
+    chosen: set[str],
+    options: dict[str, Any],
+) -> int:
+    """Cluster the patches of a folder of HDF5 files, and return the exit code."""
+    from fseg_jax.cohort.patch_clusters import PatchClusterSettings, cluster_patch_files
+    from fseg_jax.outputs.cluster_names import load_names
+
+    if other := sorted(chosen - _FOR_PATCHES):
+        option = other[0].replace("_", "-")
+        raise InputError(f"--{option}: is not for patch features; leave it out with --from-h5")
+    if "://" in output:
+        raise InputError(f"-o {output}: give a folder; outputs of --from-h5 are not written to buckets")
+    settings = PatchClusterSettings(
+        k=options["k"] or PatchClusterSettings.k,
+        centres=options["codebook"],
+        slides=slides,
+        mpp_override=options["mpp_override"],
+        names=load_names(names) if names else None,
+        form=pop_form(options),
+        seed=options["seed"],
+    )
+    summary = cluster_patch_files(folder, Path(output), settings, overwrite=redo, tell=click.echo)
+    done = len(summary.areas_mm2)
+    failures = f", {len(summary.failed)} failed ({output}/failures.csv says why)" if summary.failed else ""
+    click.echo(f"fseg: {done} of {done + len(summary.failed)} slides done{failures}")
+    return 1 if summary.failed else 0
 
 
 def _offer_fit(manifest: str, split: str | None, job: "Job") -> str:

@@ -206,6 +206,17 @@ form_options = combine(
         "'{slide} ' keeps clusters of slides fitted alone apart.",
     ),
 )
+h5_options = combine(
+    click.option(
+        "--slides",
+        type=PATH,
+        metavar="FOLDER",
+        help="With --from-h5: the folder of the slides, for their pictures and resolutions.",
+    ),
+    mpp_override_option(
+        "With --from-h5: resolution of slides in µm per pixel, where they are not at hand or do not say."
+    ),
+)
 frame_option = click.option(
     "--frame",
     type=click.Choice(["bounds", "canvas"]),

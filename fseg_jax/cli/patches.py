@@ -15,6 +15,7 @@ from fseg_jax.cli.options import (
     distance_option,
     encoder_options,
     form_options,
+    h5_options,
     output_option,
     overwrite_option,
     patch_options,
@@ -38,8 +39,15 @@ from fseg_jax.cli.terminal import tolerate_failure
     show_default=True,
     help="Number type in which embeddings are stored.",
 )
+@click.option(
+    "--h5",
+    is_flag=True,
+    help="Also write HDF5 (NAME.embeddings.h5) as TRIDENT does, for MIL programs.",
+)
 @combine(batching_options, anndata_option, overwrite_option)
-def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool, **options: Any) -> int:
+def embed(
+    slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool, h5: bool, **options: Any
+) -> int:
     """Embed a slide's patches, once, so that clicks can cluster them in an instant (then: fseg seed)."""
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.pipeline.embed import PatchSettings, embed_slide
@@ -67,6 +75,7 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
                         encoder,
                         settings,
                         anndata=anndata,
+                        h5=h5,
                         overwrite=overwrite,
                         progress=display.begin(slide.name),
                     )
@@ -89,13 +98,22 @@ def embed(slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool
 @distance_option
 @click.option("--hard", is_flag=True, help="Keep the labels of the seeds as they are.")
 @click.option("--smooth", is_flag=True, help="Smooth the labels of neighbouring patches.")
-@combine(seed_option, form_options, anndata_option, overwrite_option)
+@click.option(
+    "--from-h5",
+    type=PATH,
+    metavar="FILE",
+    help="Patch features of TRIDENT or CLAM (NAME.h5), taken into FOLDER in place of those of fseg embed.",
+)
+@combine(h5_options, seed_option, form_options, anndata_option, overwrite_option)
 def seed(
     folder: Path,
     seeds: Path,
     slide: str | None,
     classes: str | None,
     metric: str,
+    from_h5: Path | None,
+    slides: Path | None,
+    mpp_override: float | None,
     anndata: bool,
     overwrite: bool,
     **options: Any,
@@ -106,5 +124,23 @@ def seed(
     form = pop_form(options)
     class_names = tuple(classes.split(",")) if classes else None
     settings = SeedSettings(class_names, metric, **options)
+    if from_h5 is not None:
+        slide = _take_patches(from_h5, folder, slides, mpp_override, overwrite)
     seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, form=form, overwrite=overwrite)
     click.echo(folder / f"{choose_slide(folder, slide)}.sic.png")
+
+
+def _take_patches(
+    path: Path, folder: Path, slides: Path | None, mpp_override: float | None, overwrite: bool
+) -> str:
+    """Take a file's patch features into a folder, unless they are there, and return their slide's name."""
+    from fseg_jax.pipeline.patch_import import find_slide, import_patches
+    from fseg_jax.slides.reader import open_slide
+
+    if not (folder / f"{path.stem}.embeddings.json").exists() or overwrite:
+        if slides is None:
+            import_patches(path, folder, mpp=mpp_override, overwrite=overwrite)
+        else:
+            with open_slide(find_slide(slides, path.stem), mpp_override) as opened:
+                import_patches(path, folder, slide=opened, mpp=mpp_override, overwrite=overwrite)
+    return path.stem

@@ -20,15 +20,10 @@ from fseg_jax.files.partial_folders import open_partial_folder, recover_folder
 from fseg_jax.methods import sic
 from fseg_jax.numerics.pca import Distance, reduce_channels
 from fseg_jax.outputs.anndata_export import import_anndata, make_anndata_keys, try_write_anndata
-from fseg_jax.outputs.areas import round_area, write_areas
 from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.embeddings import list_embedded_slides, open_embeddings
-from fseg_jax.outputs.figures import write_overlay
 from fseg_jax.outputs.form import DEFAULT_FORM, OutputForm
-from fseg_jax.outputs.geojson import write_geojson
-from fseg_jax.outputs.labels import LabelWriter, read_level_for
-from fseg_jax.outputs.picture import Picture
-from fseg_jax.outputs.slide_image import SlideImage
+from fseg_jax.pipeline.patch_map import write_patch_map
 from fseg_jax.pipeline.patch_records import (
     SeedFacts,
     SeedParameters,
@@ -41,7 +36,6 @@ from fseg_jax.pipeline.record import made_with
 from fseg_jax.pipeline.seed_file import read_seeds
 from fseg_jax.pipeline.segment import output_paths
 from fseg_jax.pipeline.slide_facts import SlideFacts
-from fseg_jax.pipeline.voting import vote
 from fseg_jax.slides.identity import identify
 
 _log = logging.getLogger(__name__)
@@ -161,48 +155,20 @@ def seed_slide(
         ),
     )
     with open_partial_folder(stem, out) as folder:
-        slide_image = SlideImage(folder / f"{stem}.ome.zarr", form)
-        path, mpp, colours = slide_image.clusters, facts.parameters.mpp, make_palette(k)
-        shape = (facts.height, facts.width)
-        writer = LabelWriter(
-            path,
-            shape,
-            mpp,
-            k,
+        made = write_patch_map(
+            folder,
+            stem,
+            embedded,
+            facts,
+            labels,
+            soft,
+            name=name,
             names=names,
-            colours=colours,
+            colours=make_palette(k),
             provenance=provenance.to_json(),
-            slide_mpp=facts.slide.mpp,
-            source=slide_image.source,
-            sharded=form.shards,
-        )
-        for part in vote(embedded, facts, labels, soft):
-            writer.append(part)
-        pixels = writer.close()
-        image = embedded.thumbnail
-        image_mpp = facts.slide.mpp * facts.slide.width / image.shape[1]
-        slide_image.close(image, image_mpp, slide_mpp=facts.slide.mpp)
-        outlines = write_geojson(
-            folder / f"{stem}.geojson",
-            path,
-            slide_mpp=facts.slide.mpp,
-            names=form.name_classes(names, name),
-            colours=colours,
-            outlines=form.outlines,
-            frame=facts.slide.frame_to_json(),
-        )
-        areas = pixels[1:] * mpp**2 * 1e-6
-        step_mm2 = (facts.parameters.step * mpp) ** 2 * 1e-6
-        write_areas(folder / f"{stem}.csv", names, pixels, mpp, step_mm2=step_mm2, colours=colours)
-        picture = Picture(
             title=f"{name} · SIC · {facts.encoder.card.name} · {len(points)} seeds",
-            image=image,
-            mpp=image_mpp,
-            labels=read_level_for(path, image.shape[0]),
-            areas_mm2=areas.tolist(),
-            step_mm2=step_mm2,
+            form=form,
         )
-        write_overlay(folder / f"{stem}.png", picture, names=names, colours=colours)
         export_error = None
         if anndata:
             columns = make_anndata_keys([f"sic_{c}" for c in names])
@@ -217,9 +183,9 @@ def seed_slide(
             iterations=result.iterations,
             form=form,
             patches=_count_classes(labels, names),
-            areas_mm2={c: round_area(a, step_mm2) for c, a in zip(names, areas, strict=True)},
-            area_step_mm2=float(f"{step_mm2:.6g}"),
-            outlines=outlines,
+            areas_mm2=made.areas_mm2,
+            area_step_mm2=made.step_mm2,
+            outlines=made.outlines,
             seconds=clock.laps,
         )
         content = finish(folder, record.to_json(), paths)

@@ -21,6 +21,8 @@ from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.numerics.areas import summed_area_table
 from fseg_jax.outputs.anndata_export import import_anndata, try_write_anndata
 from fseg_jax.outputs.embeddings import EmbeddingsWriter, open_embeddings
+from fseg_jax.outputs.patch_h5 import import_h5py
+from fseg_jax.pipeline.patch_export import write_embeddings_h5
 from fseg_jax.pipeline.patch_records import EmbedRecord, PatchEncoder, PatchParameters, PatchProvenance
 from fseg_jax.pipeline.plan import FIGURE_SIDE
 from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish
@@ -68,9 +70,8 @@ class PatchSettings:
 
 def list_embedding_paths(name: str, out: Path) -> list[Path]:
     """List everything that ``embed_slide`` may write for a slide of this name, its record first."""
-    return [
-        out / f"{name}{suffix}" for suffix in (".embeddings.json", ".embeddings.zarr", ".embeddings.h5ad")
-    ]
+    suffixes = (".json", ".zarr", ".h5ad", ".h5")
+    return [out / f"{name}.embeddings{suffix}" for suffix in suffixes]
 
 
 def embed_slide(
@@ -80,12 +81,13 @@ def embed_slide(
     settings: PatchSettings | None = None,
     *,
     anndata: bool = False,
+    h5: bool = False,
     overwrite: bool = False,
     progress: Progress = lambda phase, done, total: None,
 ) -> Json:
     """Embed a slide's patches, and write them and all that seeding needs of the slide to a folder.
 
-    Writes ``out/NAME.embeddings.zarr``, if wanted ``.h5ad``, and, last, ``.json``.
+    Writes ``out/NAME.embeddings.zarr``, if wanted ``.h5ad`` and ``.h5``, and, last, ``.json``.
 
     Args:
         slide: An open slide, or a path that is opened with the settings' ``mpp_override``, ``frame``
@@ -94,6 +96,7 @@ def embed_slide(
         encoder: The encoder.
         settings: How to embed.
         anndata: Whether to write the ``.h5ad`` too.
+        h5: Whether to write the ``.h5`` too, laid out as TRIDENT's (``outputs.patch_h5``).
         overwrite: Whether outputs that exist are replaced.
         progress: Called as the work goes on.
 
@@ -108,7 +111,14 @@ def embed_slide(
     if not isinstance(slide, Slide):
         with open_slide(slide, settings.mpp_override, frame=settings.frame, series=settings.series) as opened:
             return embed_slide(
-                opened, out, encoder, settings, anndata=anndata, overwrite=overwrite, progress=progress
+                opened,
+                out,
+                encoder,
+                settings,
+                anndata=anndata,
+                h5=h5,
+                overwrite=overwrite,
+                progress=progress,
             )
     out = Path(out)
     card = encoder.card
@@ -122,6 +132,8 @@ def embed_slide(
         raise InputError("--overlap must be from 0 to below 1, --min-tissue from 0 to 1")
     if anndata:
         import_anndata()
+    if h5:
+        import_h5py()
     paths = list_embedding_paths(slide.name, out)
     check_outputs(paths, out, overwrite)
     clock = Clock()
@@ -183,6 +195,10 @@ def embed_slide(
         writer.close()
         clock.lap("embedding")
         export_error = None
+        if h5:
+            embedded = open_embeddings(folder / f"{slide.name}.embeddings.zarr")
+            write_embeddings_h5(folder / f"{slide.name}.embeddings.h5", embedded)
+            clock.lap("h5")
         if anndata:
             embedded = open_embeddings(folder / f"{slide.name}.embeddings.zarr")
             export_error = try_write_anndata(

@@ -71,7 +71,7 @@ def test_the_slide_is_not_needed_and_results_repeat(picture, tmp_path, seeds, ca
 
 def test_anndata_carries_the_labels(picture, tmp_path, seeds):
     anndata = pytest.importorskip("anndata")
-    embed(picture, tmp_path / "out", anndata=True)
+    embed(picture, tmp_path / "out", anndata=True, h5=True)
     assert all(path.exists() for path in list_embedding_paths("tissue", tmp_path / "out"))
     record = seed_slide(tmp_path / "out", seeds, anndata=True)
     table = anndata.read_h5ad(tmp_path / "out" / "tissue.sic.h5ad")
@@ -117,7 +117,7 @@ def test_an_optional_output_that_fails_loses_no_other(picture, seeds, tmp_path, 
 
     monkeypatch.setattr(anndata_export, "write_anndata", fail)
     with pytest.raises(InputError, match=r"out/tissue\.embeddings\.h5ad: cannot be written \(.*all other"):
-        embed(picture, tmp_path / "out", anndata=True)
+        embed(picture, tmp_path / "out", anndata=True, h5=True)
     with pytest.raises(InputError, match=r"out/tissue\.sic\.h5ad: cannot be written") as caught:
         seed_slide(tmp_path / "out", seeds, anndata=True)
     assert "\n" not in str(caught.value)
