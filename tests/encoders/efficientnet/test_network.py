@@ -33,9 +33,9 @@ def test_b1_has_23_blocks_each_with_a_name():
         pytest.param("b4", 19_341_616, marks=pytest.mark.long),
         pytest.param("b5", 30_389_784, marks=pytest.mark.long),
         pytest.param("b6", 43_040_704, marks=pytest.mark.long),
-        ("b7", 66_347_960),
+        pytest.param("b7", 66_347_960, marks=pytest.mark.long),
         ("lite0", 4_652_008),
-        ("lite4", 13_006_568),
+        pytest.param("lite4", 13_006_568, marks=pytest.mark.long),
     ],
 )
 def test_every_scale_has_the_published_parameters(scale, published):
