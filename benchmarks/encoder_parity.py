@@ -30,6 +30,7 @@ import numpy as np
 from flax import nnx
 
 from fseg_jax.encoders.architectures import count_parameters
+from fseg_jax.encoders.catalog.names import find_row
 from fseg_jax.encoders.catalog.published import CATALOG
 from fseg_jax.encoders.catalog.row import Row
 from fseg_jax.encoders.vit.network import ViTConfig
@@ -64,6 +65,7 @@ def _transformers(name: str, *rows: str, **arguments: Any) -> Architecture:
 
 
 _VIT = {"num_classes": 0, "img_size": 224, "dynamic_img_size": True}
+_DINOV3 = {"num_classes": 0, "img_size": 256, "dynamic_img_size": True, "global_pool": "token"}
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 _HF_SWIGLU = {"use_swiglu_ffn": True, "image_size": 224, "patch_size": 14}
 
@@ -121,6 +123,17 @@ ARCHITECTURES = (
     Architecture(
         "timm with CONCH's pooling", "vit_large_patch16_224", {"init_values": 1.0, **_VIT}, ("conch-v1.5",)
     ),
+    Architecture(
+        "re-read code",
+        "PathFM",
+        {"dim": 1536, "depth": 40, "heads": 24, "patch": 16, "hidden": 4096},
+        ("genbio-pathfm",),
+    ),
+    *(
+        _timm(f"vit_{size}_patch16_dinov3", f"timm:vit_{size}_patch16_dinov3.lvd1689m", **_DINOV3)
+        for size in ("small", "small_plus", "base", "large", "huge_plus")
+    ),
+    _timm("vit_base_patch16_dinov3_qkvb", "timm:vit_base_patch16_dinov3_qkvb.lvd1689m", **_DINOV3),
     Architecture("timm with CTransPath's stem", "swin_tiny_patch4_window7_224", {}, ("ctranspath",)),
     _transformers(
         "ViT",
@@ -177,6 +190,8 @@ def build_published(architecture: Architecture) -> Any:
     timm = references.import_timm()
     torch: Any = importlib.import_module("torch")
     arguments = dict(architecture.arguments)
+    if architecture.source == "re-read code":
+        return _build_unset(torch, lambda: references.PathFM(**arguments))
     if architecture.source == "timm with CTransPath's stem":
         return references.build_ctranspath()
     if architecture.source == "transformers":
@@ -198,14 +213,18 @@ def _build_unset(torch: Any, build: Callable[[], Any]) -> Any:
     # ``randomise`` draws the parameters later: to draw a billion twice takes minutes.
     with torch.device("meta"):
         module = build()
-    return module.to_empty(device="cpu")
+    module = module.to_empty(device="cpu")
+    for part in module.modules():  # what is no parameter is computed
+        if hasattr(part, "init_non_persistent_buffers"):
+            part.init_non_persistent_buffers()
+    return module
 
 
 def measure(architecture: Architecture) -> dict[str, Any]:
     """Measure the errors and count the parameters of one architecture."""
     references: Any = importlib.import_module("weights_convert.references")
     start = time.perf_counter()
-    row = CATALOG[architecture.rows[0]]
+    row = find_row(architecture.rows[0])
     module = references.randomise(build_published(architecture), seed=0)
     parameters = [
         parameter for name, parameter in module.named_parameters() if not name.endswith("mask_token")
@@ -222,7 +241,7 @@ def measure(architecture: Architecture) -> dict[str, Any]:
         "image": row.input_size,
         "layer": row.layer,
         "parameters": sum(parameter.numel() for parameter in parameters),
-        "catalog": {name: CATALOG[name].parameters for name in architecture.rows},
+        "catalog": {name: find_row(name).parameters for name in architecture.rows},
     }
     for dtype in ("float32", "bfloat16"):
         outputs, result["ours"] = _run(row, state, x, dtype)
@@ -247,7 +266,9 @@ def _observe(module: Any, x: np.ndarray, row: Row, *, autocast: bool = False) ->
     output = outputs[row.layer]
     if output.ndim == 3:
         side = row.input_size // row.stride
-        output = output[:, row.prefix :].reshape(1, side, side, -1)
+        output = output[:, row.prefix :].reshape(-1, side, side, output.shape[-1])
+        # Passes of one image lie side by side.
+        output = output.transpose(1, 2, 0, 3).reshape(1, side, side, -1)
     return {"map": output, "head": outputs["head"]}
 
 
@@ -343,7 +364,7 @@ def _save(results: dict[str, Any]) -> None:
 def main(names: tuple[str, ...], one: str | None) -> None:
     """Measure the architectures of the encoders NAME, or of all, that have no result yet."""
     by_row = {row: architecture for architecture in ARCHITECTURES for row in architecture.rows}
-    assert by_row.keys() == CATALOG.keys(), by_row.keys() ^ CATALOG.keys()
+    assert by_row.keys() >= CATALOG.keys(), CATALOG.keys() - by_row.keys()
     if one:
         print(json.dumps(measure(by_row[one])))
         return

@@ -24,9 +24,11 @@ from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.encoders.swin.network import SwinConfig
 from fseg_jax.encoders.vit.network import AttentionPoolConfig, ViTConfig
+from fseg_jax.encoders.vit.rotary import RotaryConfig
 from fseg_jax.files.tensor_writer import write_tensors
 from weights_convert.references import (
     ConchTower,
+    PathFM,
     build_ctranspath,
     get_published,
     import_timm,
@@ -61,7 +63,12 @@ _WIDTHS: dict[str, Any] = {"dim": 12, "depth": 2, "heads": 3, "mlp_width": 48}
 
 def build_fixtures() -> dict[str, Fixture]:
     """Build every network, by the name of its fixture."""
-    return {**_build_vits(), **_build_transformers_vits(), **_build_convolutional()}
+    return {
+        **_build_vits(),
+        **_build_transformers_vits(),
+        **_build_convolutional(),
+        **_build_rotary_vits(),
+    }
 
 
 def _keep_names(state: State) -> State:
@@ -194,6 +201,75 @@ def _build_transformers_vits() -> dict[str, Fixture]:
             ),
             ViTConfig(patch=14, image_size=56, registers=4, embed_prefix=False, **gated),
             (42, 84),
+            _keep_names,
+        ),
+    }
+
+
+def _build_rotary_vits() -> dict[str, Fixture]:
+    import_timm()
+    eva = importlib.import_module("timm.models.eva")
+    shared: dict[str, Any] = {"layer_scale": True, "registers": 4, "rotary": RotaryConfig()}
+
+    def build_dinov3(**arguments: Any) -> nn.Module:
+        return eva.Eva(
+            img_size=48,
+            patch_size=16,
+            num_classes=0,
+            global_pool="token",
+            embed_dim=16,
+            depth=2,
+            num_heads=2,
+            init_values=1e-5,
+            rope_type="dinov3",
+            rope_temperature=100,
+            rope_rotate_half=True,
+            use_rot_pos_emb=True,
+            use_abs_pos_emb=False,
+            num_reg_tokens=4,
+            use_fc_norm=False,
+            dynamic_img_size=True,
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-5),
+            **arguments,
+        )
+
+    return {
+        "vit_dinov3": Fixture(
+            build_dinov3(qkv_bias=True),
+            ViTConfig(patch=16, dim=16, depth=2, heads=2, mlp_width=64, eps=1e-5, **shared),
+            (48, 80),
+            _keep_names,
+        ),
+        "vit_dinov3_plus": Fixture(
+            build_dinov3(qkv_bias=False, swiglu_mlp=True, swiglu_align_to=8),
+            ViTConfig(
+                patch=16,
+                dim=16,
+                depth=2,
+                heads=2,
+                mlp_width=128,
+                mlp="swiglu",
+                qkv_bias=False,
+                eps=1e-5,
+                **shared,
+            ),
+            (32, 48),
+            _keep_names,
+        ),
+        "vit_pathfm": Fixture(
+            PathFM(dim=16, depth=2, heads=2, patch=16, hidden=64),
+            ViTConfig(
+                patch=16,
+                dim=16,
+                depth=2,
+                heads=2,
+                mlp_width=128,
+                mlp="swiglu",
+                qkv_bias=False,
+                apart=True,
+                **{**shared, "rotary": RotaryConfig(rounded="bfloat16")},
+            ),
+            (48, 80),
             _keep_names,
         ),
     }

@@ -5,6 +5,7 @@ transformers.
 """
 
 import importlib.util
+import math
 import sys
 import tempfile
 import types
@@ -119,6 +120,87 @@ class ConchTower(nn.Module):
         return self.ln_contrast(self.attn_pool_contrast(tokens))
 
 
+class PathFM(nn.Module):
+    """GenBio-PathFM under the names of its checkpoint: DINOv3 on one colour at a time.
+
+    Angles, q and k are bfloat16 in its code, whatever the network is.
+    """
+
+    def __init__(
+        self, dim: int = 1536, depth: int = 40, heads: int = 24, patch: int = 16, hidden: int = 4096
+    ):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.storage_tokens = nn.Parameter(torch.empty(1, 4, dim))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, dim, patch, stride=patch)})
+        self.rope_embed = nn.Module()
+        self.rope_embed.register_buffer("periods", torch.empty(dim // heads // 4, dtype=torch.bfloat16))
+        self.blocks = nn.ModuleList(PathFMBlock(dim, heads, hidden) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the periods."""
+        periods: Any = self.rope_embed.periods
+        exponents = torch.arange(len(periods), dtype=torch.bfloat16, device=periods.device) * 2
+        periods.copy_(100.0 ** (exponents / (2 * len(periods))))
+
+    def observe(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the outputs of our stages and of the head, for images (b, 3, height, width)."""
+        patches = self.patch_embed["proj"](x.flatten(0, 1)[:, None]).permute(0, 2, 3, 1)
+        turn = self._compute_turn(*patches.shape[1:3])
+        prefix = torch.cat([self.cls_token, self.storage_tokens], dim=1).expand(len(patches), -1, -1)
+        tokens = torch.cat([prefix, patches.flatten(1, 2)], dim=1)
+        outputs = {"patch_embed": patches, "embed": tokens}
+        for index, block in enumerate(self.blocks):
+            outputs[f"blocks.{index}"] = tokens = block(tokens, turn)
+        outputs["norm"] = tokens = self.norm(tokens)
+        return {**outputs, "head": tokens[:, 0].unflatten(0, (-1, 3)).flatten(1)}
+
+    def _compute_turn(self, h: int, w: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sides = [(torch.arange(n, dtype=torch.bfloat16) + 0.5) / n for n in (h, w)]
+        places = 2 * torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1) - 1
+        periods: Any = self.rope_embed.periods
+        angles = (2 * math.pi * places[..., None] / periods).flatten(1).tile(2)
+        return angles.cos(), angles.sin()
+
+
+class PathFMBlock(nn.Module):
+    """A block of ``PathFM``."""
+
+    def __init__(self, dim: int, heads: int, hidden: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        qkv, proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
+        self.attn = nn.ModuleDict({"qkv": qkv, "proj": proj})
+        sides = {"w1": (dim, hidden), "w2": (dim, hidden), "w3": (hidden, dim)}
+        self.mlp = nn.ModuleDict({name: nn.Linear(*pair) for name, pair in sides.items()})
+        self.ls1, self.ls2 = (nn.ParameterDict({"gamma": torch.empty(dim)}) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Compute the output."""
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.attn["qkv"](self.norm1(x)).chunk(3, dim=-1)
+        )
+        q, k = self._rotate(q, turn), self._rotate(k, turn)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.attn["proj"](attended.transpose(1, 2).flatten(2)) * self.ls1["gamma"]
+        y = self.norm2(x)
+        gated = nn.functional.silu(self.mlp["w1"](y)) * self.mlp["w2"](y)
+        return x + self.mlp["w3"](gated) * self.ls2["gamma"]
+
+    @staticmethod
+    def _rotate(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        cos, sin = turn
+        low = x.to(cos.dtype)
+        prefix, patches = low[:, :, : -len(cos)], low[:, :, -len(cos) :]
+        first, second = patches.chunk(2, dim=-1)
+        turned = patches * cos + torch.cat([-second, first], dim=-1) * sin
+        return torch.cat([prefix, turned], dim=2).to(x.dtype)
+
+
 class ConvStem(nn.Module):
     """CTransPath's stem, under the names of its checkpoint."""
 
@@ -151,18 +233,23 @@ def build_ctranspath(**arguments: Any) -> nn.Module:
     return swin.SwinTransformer(embed_layer=ConvStem, num_classes=0, **arguments)
 
 
+_SCALES = ("running_var", "gamma", "gamma_1", "gamma_2", "lambda1")
+
+
 def randomise(module: nn.Module, seed: int) -> nn.Module:
     """Draw every parameter and statistic of a module at random, and set the module to evaluate."""
     random = torch.Generator().manual_seed(seed)
     for name, value in module.state_dict().items():
         last = name.rpartition(".")[2]
-        if not value.is_floating_point():
+        if not value.is_floating_point() or last == "periods":  # which are no parameters
             continue
         if name.endswith("bn3.weight"):
             # The output of a residual branch is smaller than its shortcut, as after training. A deep network
             # with branches as large as their shortcuts magnifies any rounding, torch's own too.
             value.uniform_(0.2, 0.4, generator=random)
-        elif last in ("running_var", "gamma", "lambda1") or (last == "weight" and value.ndim == 1):
+        elif last in ("running_var", "gamma", "gamma_1", "gamma_2", "lambda1") or (
+            last == "weight" and value.ndim == 1
+        ):
             value.uniform_(0.7, 1.3, generator=random)
         elif last in ("bias", "running_mean"):
             value.normal_(0, 0.2, generator=random)
@@ -209,6 +296,14 @@ def observe(
         stages: names of the stages to return; all by default.
         autocast: whether to run in torch's own bfloat16.
     """
+    if isinstance(module, PathFM):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            observed = module.observe(torch.from_numpy(x).permute(0, 3, 1, 2))
+        return {
+            name: value.float().numpy()
+            for name, value in observed.items()
+            if stages is None or name in (*stages, "head")
+        }
     outputs: dict[str, np.ndarray] = {}
     is_convolutional = hasattr(module, "maxpool") or hasattr(module, "conv_head")
 
@@ -241,7 +336,7 @@ def get_published(module: nn.Module) -> Mapping[str, np.ndarray]:
     """Return a module's tensors under the names of the published file."""
     if hasattr(module, "save_pretrained"):
         return _save_by_transformers(module)
-    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    return {name: tensor.float().numpy() for name, tensor in module.state_dict().items()}
 
 
 def _save_by_transformers(module: Any) -> Checkpoint:

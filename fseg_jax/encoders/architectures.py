@@ -16,6 +16,7 @@ from fseg_jax.encoders.layers import Network
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
 from fseg_jax.encoders.swin.network import Swin, SwinConfig
 from fseg_jax.encoders.vit.network import AttentionPoolConfig, ViT, ViTConfig
+from fseg_jax.encoders.vit.rotary import RotaryConfig
 from fseg_jax.errors import InputError
 
 Config = ResNetConfig | ViTConfig | EfficientNetConfig | SwinConfig
@@ -49,8 +50,9 @@ def config_from_json(text: str) -> Config:
     for name, value in fields.items():
         _check_size(name, value)
     kind, _ = _FAMILIES[fields.pop("family")]
-    if fields.get("pool"):
-        fields["pool"] = AttentionPoolConfig(**fields["pool"])
+    for name, kind_of_part in (("pool", AttentionPoolConfig), ("rotary", RotaryConfig)):
+        if fields.get(name):
+            fields[name] = kind_of_part(**fields[name])
     return cast(Config, kind(**fields))
 
 

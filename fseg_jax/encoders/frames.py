@@ -36,13 +36,17 @@ def declare_sizes(sizes: Int[Array, "b 2"], height: int, width: int) -> Iterator
         _FRAME.reset(token)
 
 
-def get_grid_sizes(h: int, w: int) -> Int[Array, "b 2"] | None:
-    """Get the rows and columns of a grid of ``h × w`` that belong to each image; None where all do."""
+def get_grid_sizes(h: int, w: int, copies: int = 1) -> Int[Array, "b 2"] | None:
+    """Get the rows and columns of a grid of ``h × w`` that belong to each image; None where all do.
+
+    ``copies`` is how often each image follows itself in the batch.
+    """
     frame = _FRAME.get()
     if frame is None:
         return None
     height, width = frame.sides
-    return jnp.stack([frame.sizes[:, 0] * h // height, frame.sizes[:, 1] * w // width], axis=1)
+    sizes = jnp.stack([frame.sizes[:, 0] * h // height, frame.sizes[:, 1] * w // width], axis=1)
+    return jnp.repeat(sizes, copies, axis=0)
 
 
 def mask_grid(h: int, w: int) -> Bool[Array, "b h w"] | None:
@@ -57,16 +61,18 @@ def mask_grid(h: int, w: int) -> Bool[Array, "b h w"] | None:
     return rows[:, :, None] & columns[:, None]
 
 
-def mask_tokens(patch: int, prefix: int) -> Bool[Array, "b n"] | None:
+def mask_tokens(patch: int, prefix: int, copies: int = 1) -> Bool[Array, "b n"] | None:
     """Mask the tokens of a transformer that belong to each image; None where all do.
 
-    The first ``prefix`` tokens always belong to it.
+    The first ``prefix`` tokens always belong to it. ``copies`` is how often each image follows itself in the
+    batch.
     """
     frame = _FRAME.get()
     if frame is None:
         return None
     mask = mask_grid(frame.sides[0] // patch, frame.sides[1] // patch)
     assert mask is not None
+    mask = jnp.repeat(mask, copies, axis=0)
     return jnp.pad(mask.reshape(len(mask), -1), ((0, 0), (prefix, 0)), constant_values=True)
 
 

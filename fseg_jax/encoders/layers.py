@@ -36,15 +36,20 @@ class Stage(NamedTuple):
 class Network(nnx.Module):
     """A network as a chain of named stages; any of them can be read, or continued from.
 
-    A subclass gives ``stages()`` and ``head(features)``. Nothing past the layer that is read is computed. For
-    jit, split the network with ``graphdef, state = nnx.split(network)``, and pass the state.
+    A subclass gives ``stages()`` and ``head(features)``. Between them the first axis are the passes through
+    the network, of which an image can take several. Nothing past the layer that is read is computed. For jit,
+    split the network with ``graphdef, state = nnx.split(network)``, and pass the state.
     """
 
     def stages(self) -> Sequence[Stage]:
         """List the steps from the normalised image to the trunk's final output, in order."""
         raise NotImplementedError
 
-    def head(self, features: Float[Array, "b ..."]) -> Float[Array, "b c"]:
+    def stages_for(self, x: Float[Array, "b height width 3"]) -> Sequence[Stage]:
+        """List the steps for images of such sides, which are the same for most networks."""
+        return self.stages()
+
+    def head(self, features: Float[Array, "passes ..."]) -> Float[Array, "b c"]:
         """Compute the embedding or the logits of each image from the trunk's final output."""
         raise NotImplementedError
 
@@ -52,13 +57,13 @@ class Network(nnx.Module):
         """List the names that ``grid``, ``features_to`` and ``from_layer`` know, in order."""
         return tuple(stage.name for stage in self.stages())
 
-    def features_to(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b ..."]:
+    def features_to(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "passes ..."]:
         """Compute the output of a named layer; InputError where the network has no such layer."""
-        for stage in self.stages()[: self._position(layer) + 1]:
+        for stage in self.stages_for(x)[: self._position(layer) + 1]:
             x = stage.apply(x)
         return x
 
-    def from_layer(self, features: Float[Array, "b ..."], layer: str) -> Float[Array, "b c"]:
+    def from_layer(self, features: Float[Array, "passes ..."], layer: str) -> Float[Array, "b c"]:
         """Compute the head's output from a named layer's output.
 
         ``from_layer(features_to(x, layer), layer)`` is ``self(x)``.
@@ -67,16 +72,16 @@ class Network(nnx.Module):
             features = stage.apply(features)
         return self.head(features)
 
-    def features(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b ..."]:
+    def features(self, x: Float[Array, "b height width 3"]) -> Float[Array, "passes ..."]:
         """Compute the trunk's final output."""
-        for stage in self.stages():
+        for stage in self.stages_for(x):
             x = stage.apply(x)
         return x
 
-    def intermediates(self, x: Float[Array, "b height width 3"]) -> dict[str, Float[Array, "b ..."]]:
+    def intermediates(self, x: Float[Array, "b height width 3"]) -> dict[str, Float[Array, "passes ..."]]:
         """Compute the output of every layer, by name."""
         outputs = {}
-        for stage in self.stages():
+        for stage in self.stages_for(x):
             outputs[stage.name] = x = stage.apply(x)
         return outputs
 

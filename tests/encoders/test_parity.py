@@ -7,6 +7,9 @@ from fixtures import FOLDER, compute_outputs, list_fixtures, read_fixture, relat
 FAMILIES = ("efficientnet", "resnet", "swin", "vit")
 EVERY = [name for family in FAMILIES for name in list_fixtures(family)]
 
+# PathFM's code rounds q and k to bfloat16, and what the last bit of a float32 tips there is seen downstream.
+BOUNDS = {"vit_pathfm": 1e-3}
+
 
 def test_every_family_and_no_other_has_fixtures():
     assert all(list_fixtures(family) for family in FAMILIES)
@@ -19,7 +22,7 @@ def test_every_stage_is_the_publishers(name):
     ours = compute_outputs(theirs.network(), theirs.x)
     assert ours.keys() == theirs.stages.keys()
     for stage, output in ours.items():
-        assert relative_error(output, theirs.stages[stage]) <= 1e-5, stage
+        assert relative_error(output, theirs.stages[stage]) <= BOUNDS.get(name, 1e-5), stage
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in list_fixtures("vit")])

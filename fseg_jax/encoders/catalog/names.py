@@ -1,13 +1,13 @@
-"""From a name to a row: names of the catalog, and ``timm:NAME`` for plain ViTs and ResNets of timm."""
+"""From a name to a row: names of the catalog, and ``timm:NAME`` for ViTs and ResNets of timm."""
 
 import re
 from dataclasses import replace
 
 from fseg_jax.encoders.catalog.published import CATALOG
-from fseg_jax.encoders.catalog.row import HALF, IMAGENET, Row, resnet_row, vit_row
+from fseg_jax.encoders.catalog.row import HALF, IMAGENET, Normalisation, Row, resnet_row, vit_row
 from fseg_jax.encoders.catalog.unsupported import UNSUPPORTED
 from fseg_jax.encoders.resnet.network import RESNETS
-from fseg_jax.encoders.vit.network import DINOV2_GIANT, VITS, ViTConfig, add_registers
+from fseg_jax.encoders.vit.network import DINOV2_GIANT, DINOV3, VITS, ViTConfig, add_registers
 from fseg_jax.errors import InputError
 from fseg_jax.files.kinds import suggest_names
 
@@ -15,6 +15,11 @@ from fseg_jax.files.kinds import suggest_names
 _HALF_TAGS = ("augreg", "orig", "sam", "ra4")
 _IMAGENET_TAGS = ("dino", "mae", "lvd142m")
 _NON_COMMERCIAL_TAGS = ("mae", "fb_")
+_DINOV3_TAGS = ("lvd1689m", "sat493m")
+_SATELLITE = Normalisation((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
+
+_DOSOVITSKIY = "Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021, arXiv:2010.11929"
+_SIMEONI = "Siméoni et al., DINOv3, 2025, arXiv:2508.10104"
 
 
 def find_row(name: str) -> Row:
@@ -68,6 +73,8 @@ def _timm_row(name: str) -> Row:
     repo = f"timm/{architecture}.{tag}"
     licence = "CC-BY-NC-4.0" if tag.startswith(_NON_COMMERCIAL_TAGS) else "Apache-2.0"
     normalisation = HALF if tag.startswith(_HALF_TAGS) else IMAGENET
+    if tag.startswith("sat493m"):
+        normalisation = _SATELLITE
     if tag and architecture in RESNETS:
         return resnet_row(
             name,
@@ -79,19 +86,21 @@ def _timm_row(name: str) -> Row:
             normalisation=normalisation,
         )
     config = _timm_vit(architecture)
-    if config is None or not tag.startswith((*_HALF_TAGS, *_IMAGENET_TAGS)):
+    is_dinov3 = config is not None and config.rotary is not None
+    if config is None or not tag.startswith(_DINOV3_TAGS if is_dinov3 else (*_HALF_TAGS, *_IMAGENET_TAGS)):
         raise InputError(
             f"{name}: give a plain ViT or ResNet of timm with its tag, such as "
             f"timm:vit_small_patch16_224.augreg_in21k, "
-            "timm:vit_base_patch14_dinov2.lvd142m or timm:resnet34.a1_in1k"
+            "timm:vit_base_patch14_dinov2.lvd142m, timm:vit_base_patch16_dinov3.lvd1689m or "
+            "timm:resnet34.a1_in1k"
         )
     return vit_row(
         name,
         f"{architecture} ({tag})",
         config,
         repo,
-        licence=licence,
-        citation="Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021, arXiv:2010.11929",
+        licence="DINOv3 License" if is_dinov3 else licence,
+        citation=_SIMEONI if is_dinov3 else _DOSOVITSKIY,
         input_size=config.image_size,
         resize=config.image_size,
         resampling="bicubic",
@@ -101,6 +110,9 @@ def _timm_row(name: str) -> Row:
 
 
 def _timm_vit(architecture: str) -> ViTConfig | None:
+    if match := re.fullmatch(r"vit_(\w+?)_patch16_dinov3(_qkvb)?", architecture):
+        config = DINOV3.get(match[1])
+        return config and replace(config, qkv_bias=bool(match[2]))
     if match := re.fullmatch(r"vit_(small|base|large|giant)_patch14(_reg4)?_dinov2", architecture):
         size = DINOV2_GIANT if match[1] == "giant" else VITS[match[1]]
         config = replace(size, patch=14, image_size=518, layer_scale=True)
@@ -113,7 +125,10 @@ def _timm_vit(architecture: str) -> ViTConfig | None:
 def _count_vit_parameters(config: ViTConfig) -> int:
     """Count the numbers that a plain ViT holds."""
     dim, positions = config.dim, config.positions[0] ** 2 + config.prefix * config.embed_prefix
+    bias = 3 * dim * config.qkv_bias
+    if config.rotary is not None:  # DINOv3 has no bias of k
+        positions, bias = 0, 2 * dim * config.qkv_bias
     hidden = config.mlp_width // (2 if config.mlp == "swiglu" else 1)
     mlp = (dim + 1) * config.mlp_width + (hidden + 1) * dim
-    block = 4 * dim * (dim + 1) + mlp + 4 * dim + 2 * dim * config.layer_scale
+    block = 4 * dim**2 + dim + bias + mlp + 4 * dim + 2 * dim * config.layer_scale
     return (3 * config.patch**2 + 1 + config.prefix + positions + 2) * dim + config.depth * block

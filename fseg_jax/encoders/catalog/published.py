@@ -25,7 +25,9 @@ from fseg_jax.encoders.vit.network import (
     AttentionPoolConfig,
     ViTConfig,
     add_registers,
+    configure_dinov3,
 )
+from fseg_jax.encoders.vit.rotary import RotaryConfig
 
 LUNIT = Normalisation((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 BIOPTIMUS = Normalisation((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
@@ -455,6 +457,24 @@ _ROWS = (
         mpp=ALL_MAGNIFICATIONS,
         parameters=1_134_769_664,
         normalisation=HALF,
+    ),
+    vit_row(
+        "genbio-pathfm",
+        "GenBio-PathFM",
+        replace(
+            configure_dinov3(replace(DINOV2_GIANT, patch=16), gate=4096),
+            image_size=224,
+            eps=1e-6,
+            rotary=RotaryConfig(rounded="bfloat16"),
+            apart=True,
+        ),
+        "genbio-ai/genbio-pathfm",
+        "model.pth",
+        licence="GenBio AI Community License",
+        citation="Kapse et al., GenBio-PathFM: a state-of-the-art foundation model for histopathology, 2026, "
+        "doi:10.64898/2026.03.17.712534",
+        parameters=1_133_686_784,
+        normalisation=Normalisation((0.697, 0.575, 0.728), (0.188, 0.240, 0.187)),
     ),
 )
 

@@ -94,7 +94,7 @@ def vit_row(name: str, title: str, config: ViTConfig, repo: str, *files: str, **
         files=files or ("model.safetensors",),
         layer=f"blocks.{config.depth - 1}",
         stride=config.patch,
-        channels=config.dim,
+        channels=config.channels,
         prefix=config.prefix,
         **{"page": hub_page(repo), **rest},
     )

@@ -33,10 +33,7 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "dinov2": Unsupported(
         "DINOv2, several networks", "name one", "timm:vit_large_patch14_reg4_dinov2.lvd142m"
     ),
-    "dinov3": Unsupported(
-        "DINOv3, several networks", "they are not made yet", "timm:vit_large_patch14_reg4_dinov2.lvd142m"
-    ),
-    "genbio-pathfm": Unsupported("GenBio-PathFM", "it is not made yet", "h-optimus-1"),
+    "dinov3": Unsupported("DINOv3, several networks", "name one", "timm:vit_large_patch16_dinov3.lvd1689m"),
     "gigapath-flash": Unsupported(
         "GigaPath-Flash, a ViT-S/16 distilled from Prov-GigaPath", "it is not made yet", "kaiko-s16"
     ),

@@ -1,13 +1,15 @@
 """The vision transformer (Dosovitskiy et al. 2021) in all forms that published pathology encoders have.
 
-The MLP is plain or gated (SwiGLU); there may be LayerScale and register tokens; the position embedding, with
-or without entries for the class and register tokens, is resampled to the grid of each image. Tokens are in
-the order class, registers, patches (row by row). Blocks normalise first. F-SEG reads the last block's output,
-before the final norm: it can be negative, and the caller applies the ReLU.
+The MLP is plain or gated (SwiGLU); there may be LayerScale and register tokens. Positions are rotary, or an
+embedding, with or without entries for the class and register tokens, that is resampled to the grid of each
+image. Tokens are in the order class, registers, patches (row by row). Blocks normalise first. F-SEG reads the
+last block's output, before the final norm: it can be negative, and the caller applies the ReLU.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import isqrt
 from typing import Literal
 
 import jax
@@ -21,6 +23,7 @@ from fseg_jax.encoders.frames import get_grid_sizes, mask_tokens
 from fseg_jax.encoders.kernels.attention import attend
 from fseg_jax.encoders.layers import LayerNorm, Linear, Network, Stage, along_channels, gelu
 from fseg_jax.encoders.vit.positions import Resampling, resample_grid, resample_grids
+from fseg_jax.encoders.vit.rotary import RotaryConfig, compute_turn, rotate
 from fseg_jax.errors import InputError
 
 
@@ -54,6 +57,9 @@ class ViTConfig:
         resampling: the bicubic interpolation of the position embedding to another grid.
         pool: CONCH's attention pooling, in place of the class token (or of the mean, in a network without
             one).
+        rotary: rotary positions, in place of the position embedding.
+        apart: whether red, green and blue pass through the network apart, each as an image of one channel,
+            and their features are put side by side.
     """
 
     patch: int
@@ -71,6 +77,18 @@ class ViTConfig:
     eps: float = 1e-6
     resampling: Resampling = "antialiased"
     pool: AttentionPoolConfig | None = None
+    rotary: RotaryConfig | None = None
+    apart: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Channels of the features of a patch."""
+        return self.dim * self.copies
+
+    @property
+    def copies(self) -> int:
+        """Number of passes that an image takes."""
+        return 3 if self.apart else 1
 
     @property
     def prefix(self) -> int:
@@ -110,6 +128,27 @@ def add_registers(config: ViTConfig) -> ViTConfig:
     return replace(config, registers=4, embed_prefix=False, layer_scale=True)
 
 
+def configure_dinov3(size: ViTConfig, *, gate: int | None = None) -> ViTConfig:
+    """Make a configuration DINOv3's: rotary positions, registers, LayerScale, no biases of q, k and v.
+
+    ``gate`` is the width of its gated MLP; a plain one has the size's.
+    """
+    config = replace(
+        size, registers=4, layer_scale=True, qkv_bias=False, eps=1e-5, image_size=256, rotary=RotaryConfig()
+    )
+    return config if gate is None else replace(config, mlp="swiglu", mlp_width=2 * gate)
+
+
+DINOV3 = {
+    "small": configure_dinov3(SMALL),
+    "small_plus": configure_dinov3(SMALL, gate=1536),
+    "base": configure_dinov3(BASE),
+    "large": configure_dinov3(LARGE),
+    "huge_plus": configure_dinov3(replace(HUGE, heads=20), gate=5120),
+    "7b": configure_dinov3(replace(GIANT, dim=4096, heads=32), gate=8192),
+}
+
+
 class Attention(nnx.Module):
     """Self-attention over all tokens of an image; scores and softmax are float32."""
 
@@ -118,18 +157,22 @@ class Attention(nnx.Module):
             config.dim, 3 * config.dim, bias=config.qkv_bias, dtype=dtype, rounded=dtype, rngs=rngs
         )
         self.proj = Linear(config.dim, config.dim, dtype=dtype, rngs=rngs)
-        self.heads, self.dtype = config.heads, dtype
-        self.patch, self.prefix = config.patch, config.prefix
+        self.config, self.dtype = config, dtype
 
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Attend."""
+    def __call__(self, x: Float[Array, "b n c"], grid: tuple[int, int] | None) -> Float[Array, "b n c"]:
+        """Attend; the patches lie on a grid of these rows and columns, or on a square."""
         batch, tokens, channels = x.shape
+        config = self.config
         # Split before the heads: of five axes a TPU would lay out everything anew.
         q, k, v = (
-            part.reshape(batch, tokens, self.heads, channels // self.heads)
+            part.reshape(batch, tokens, config.heads, channels // config.heads)
             for part in jnp.split(self.qkv(x), 3, axis=-1)
         )
-        mask = mask_tokens(self.patch, self.prefix)
+        if config.rotary is not None:
+            grid = grid or (isqrt(tokens - config.prefix),) * 2
+            turn = compute_turn(config.rotary, grid, q.shape[-1], config.copies)
+            q, k = (rotate(config.rotary, part, turn, config.prefix) for part in (q, k))
+        mask = mask_tokens(config.patch, config.prefix, config.copies)
         return self.proj(attend(q, k, v, self.dtype, mask).reshape(x.shape))
 
 
@@ -162,9 +205,11 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
         self.ls2 = nnx.Param(jnp.ones((config.dim,), jnp.float32)) if config.layer_scale else None
 
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Apply attention, then the MLP."""
-        y = self.attn(self.norm1(x))
+    def __call__(
+        self, x: Float[Array, "b n c"], grid: tuple[int, int] | None = None
+    ) -> Float[Array, "b n c"]:
+        """Apply attention, then the MLP; the patches lie on this grid, or on a square."""
+        y = self.attn(self.norm1(x), grid)
         x = x + (y if self.ls1 is None else y * along_channels(self.ls1[...], y))
         y = self.mlp(self.norm2(x))
         return x + (y if self.ls2 is None else y * along_channels(self.ls2[...], y))
@@ -202,7 +247,8 @@ class ViT(Network):
         self.config = config
         embed = normal(0.02)
         entries = config.positions[0] * config.positions[1] + (config.prefix if config.embed_prefix else 0)
-        self.patch_embed = Linear(3 * config.patch**2, config.dim, dtype=dtype, rngs=rngs)
+        colours = 1 if config.apart else 3
+        self.patch_embed = Linear(colours * config.patch**2, config.dim, dtype=dtype, rngs=rngs)
         self.cls_token = (
             nnx.Param(embed(rngs.params(), (1, config.dim), jnp.float32)) if config.class_token else None
         )
@@ -211,7 +257,11 @@ class ViT(Network):
             if config.registers
             else None
         )
-        self.pos_embed = nnx.Param(embed(rngs.params(), (entries, config.dim), jnp.float32))
+        self.pos_embed = (
+            nnx.Param(embed(rngs.params(), (entries, config.dim), jnp.float32))
+            if config.rotary is None
+            else None
+        )
         self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
         self.norm = LayerNorm(config.dim, eps=config.eps)
         self.pool = (
@@ -219,8 +269,20 @@ class ViT(Network):
         )
 
     def stages(self) -> Sequence[Stage]:
-        """List ``patch_embed``, ``embed``, one stage a block, ``norm``."""
-        blocks = (Stage(f"blocks.{index}", block) for index, block in enumerate(self.blocks))
+        """List ``patch_embed``, ``embed``, one stage a block, ``norm``.
+
+        Rotary positions are those of a square grid.
+        """
+        return self._list_stages(None)
+
+    def stages_for(self, x: Float[Array, "b height width 3"]) -> Sequence[Stage]:
+        """List the same stages for images of such sides."""
+        return self._list_stages((x.shape[1] // self.config.patch, x.shape[2] // self.config.patch))
+
+    def _list_stages(self, grid: tuple[int, int] | None) -> Sequence[Stage]:
+        blocks = (
+            Stage(f"blocks.{index}", partial(block, grid=grid)) for index, block in enumerate(self.blocks)
+        )
         return (
             Stage("patch_embed", self._embed_patches),
             Stage("embed", self._add_positions),
@@ -228,11 +290,12 @@ class ViT(Network):
             Stage("norm", self.norm),
         )
 
-    def head(self, features: Float[Array, "b n c"]) -> Float[Array, "b d"]:
+    def head(self, features: Float[Array, "passes n c"]) -> Float[Array, "b d"]:
         """Return CONCH's pooling or the class token, or the mean of the patches where there is neither."""
         if self.pool is not None:
             return self.pool(features)
-        return features[:, 0] if self.config.class_token else features[:, self.config.prefix :].mean(1)
+        pooled = features[:, 0] if self.config.class_token else features[:, self.config.prefix :].mean(1)
+        return pooled.reshape(-1, self.config.channels)
 
     def grid(self, x: Float[Array, "b height width 3"], layer: str) -> Float[Array, "b h w c"]:
         """Compute the patch tokens at a named layer, on their grid; class and register tokens are dropped.
@@ -240,12 +303,13 @@ class ViT(Network):
         They can be negative: the caller applies the ReLU that F-SEG puts before the factorization.
         """
         tokens = self.features_to(x, layer)
-        if tokens.ndim == 4:
-            return tokens
+        if tokens.ndim == 3:
+            tokens = tokens[:, self.config.prefix :]
+        batch, copies = x.shape[0], self.config.copies
         h, w = x.shape[1] // self.config.patch, x.shape[2] // self.config.patch
-        return tokens[:, self.config.prefix :].reshape(x.shape[0], h, w, -1)
+        return tokens.reshape(batch, copies, h, w, -1).transpose(0, 2, 3, 1, 4).reshape(batch, h, w, -1)
 
-    def _embed_patches(self, x: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
+    def _embed_patches(self, x: Float[Array, "b height width 3"]) -> Float[Array, "passes h w c"]:
         batch, height, width, _ = x.shape
         patch = self.config.patch
         if height % patch or width % patch:
@@ -254,24 +318,28 @@ class ViT(Network):
                 f"give both sides as multiples of {patch}"
             )
         h, w = height // patch, width // patch
-        x = x.reshape(batch, h, patch, w, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        if self.config.apart:
+            batch, x = 3 * batch, x.transpose(0, 3, 1, 2)
+        x = x.reshape(batch, h, patch, w, patch, -1).transpose(0, 1, 3, 2, 4, 5)
         return self.patch_embed(x.reshape(batch, h, w, -1))
 
-    def _add_positions(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
+    def _add_positions(self, x: Float[Array, "passes h w c"]) -> Float[Array, "passes n c"]:
         batch, h, w, channels = x.shape
         config = self.config
-        table = self.pos_embed[...]
-        prefix_entries = config.prefix if config.embed_prefix else 0
-        grid = table[prefix_entries:]
-        if (sizes := get_grid_sizes(h, w)) is None:
-            positions = resample_grid(grid, config.positions, (h, w), config.resampling)[None]
-        else:
-            positions = resample_grids(grid, config.positions, (h, w), sizes, config.resampling)
+        x = x.reshape(batch, h * w, channels)
         parts = [token[...] for token in (self.cls_token, self.reg_token) if token is not None]
-        x = x.reshape(batch, h * w, channels) + positions
+        prefix = jnp.concatenate(parts) if parts else jnp.zeros((0, channels), jnp.float32)
+        if self.pos_embed is not None:
+            table = self.pos_embed[...]
+            prefix_entries = config.prefix if config.embed_prefix else 0
+            grid = table[prefix_entries:]
+            if (sizes := get_grid_sizes(h, w, config.copies)) is None:
+                positions = resample_grid(grid, config.positions, (h, w), config.resampling)[None]
+            else:
+                positions = resample_grids(grid, config.positions, (h, w), sizes, config.resampling)
+            x = x + positions
+            if prefix_entries:
+                prefix = prefix + table[:prefix_entries]
         if not parts:
             return x
-        prefix = jnp.concatenate(parts)
-        if prefix_entries:
-            prefix = prefix + table[:prefix_entries]
         return jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape)), x], axis=1)

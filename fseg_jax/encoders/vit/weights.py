@@ -1,4 +1,4 @@
-"""The names of a ViT's tensors in checkpoints: timm's, DINOv2's, CONCH v1.5's, transformers'."""
+"""The names of a ViT's tensors in checkpoints: timm's, DINOv2's and DINOv3's, CONCH v1.5's, transformers'."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def _drop_batch(value: np.ndarray) -> np.ndarray:
 
 
 def _flatten_patches(weight: np.ndarray) -> np.ndarray:
-    """Make a linear kernel: (out, 3, patch, patch) → (patch · patch · 3, out)."""
+    """Make a linear kernel: (out, colours, patch, patch) → (patch · patch · colours, out)."""
     return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
 
 
@@ -28,6 +28,11 @@ def _drop_class_position(positions: np.ndarray) -> np.ndarray:
 def _join(*kernels: np.ndarray) -> np.ndarray:
     """Join q, k and v to one (in, 3 · out) kernel or one bias."""
     return np.concatenate([kernel.T for kernel in kernels], axis=-1)
+
+
+def _add_key_bias(query: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Join the biases of q and v, between them that of k, which is none."""
+    return np.concatenate([query, np.zeros_like(query), value])
 
 
 def _flatten(value: np.ndarray) -> np.ndarray:
@@ -83,6 +88,22 @@ _HEADS = (
 _UNPACKED = {r"\.w12\.": ".fc1.", r"\.w3\.": ".fc2."}
 # FSDP-trained DINOv2 numbers its blocks within chunks: blocks.chunk.index.
 _NATIVE_NAMES = {r"^(?:module\.)?(?:backbone\.)?": "", r"^blocks\.\d+\.(\d+)\.": r"blocks.\1.", **_UNPACKED}
+
+_EVA_BLOCK: Rules = {
+    r"(blocks\.\d+)\.ls([12])": ((r"\1.gamma_\2",), identity),
+    r"(blocks\.\d+\.attn)\.qkv\.bias": ((r"\1.q_bias", r"\1.v_bias"), _add_key_bias),
+}
+
+
+def _split_gate(gate: str, value: str, out: str) -> Rules:
+    """Make the rules for a gated MLP whose first product is published as two."""
+    return {
+        r"(blocks\.\d+\.mlp)\.fc1\.kernel": ((rf"\1.{gate}.weight", rf"\1.{value}.weight"), _join),
+        r"(blocks\.\d+\.mlp)\.fc1\.bias": ((rf"\1.{gate}.bias", rf"\1.{value}.bias"), _join),
+        r"(blocks\.\d+\.mlp)\.fc2\.kernel": ((rf"\1.{out}.weight",), to_linear),
+        r"(blocks\.\d+\.mlp)\.fc2\.bias": ((rf"\1.{out}.bias",), identity),
+    }
+
 
 _HF_LAYER = r"encoder.layer.\1."
 
@@ -185,8 +206,28 @@ _LAYOUTS = (
 
 
 def list_layouts(config: ViTConfig) -> tuple[Layout, ...]:
-    """List the known layouts, which are the same for every configuration."""
-    return _LAYOUTS
+    """List the layouts that are known for a configuration."""
+    return _LAYOUTS if config.rotary is None else _list_rotary_layouts(config)
+
+
+def _list_rotary_layouts(config: ViTConfig) -> tuple[Layout, ...]:
+    is_gated = config.mlp == "swiglu"
+    plain = {**_TIMM_BLOCK, **_TIMM_ENDS, **_TOKENS}
+    return (
+        Layout(
+            "timm's DINOv3",
+            r"blocks\.0\.gamma_1",
+            {**_EVA_BLOCK, **(_split_gate("fc1_g", "fc1_x", "fc2") if is_gated else {}), **plain},
+        ),
+        Layout(
+            "DINOv3's own",
+            r"blocks\.0\.norm1\.weight",
+            {**(_split_gate("w1", "w2", "w3") if is_gated else {}), **plain},
+            # The periods follow from the configuration.
+            (*_HEADS, r"mask_token", r"rope_embed\.periods"),
+            {r"^(?:model|backbone)\.": "", r"^storage_tokens$": "reg_token"},
+        ),
+    )
 
 
 def is_position_embedding(key: str) -> bool:

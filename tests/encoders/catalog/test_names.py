@@ -67,12 +67,21 @@ def test_a_timm_name_makes_a_row():
         14,
         "blocks.11",
     )
+    row = find_row("timm:vit_large_patch16_dinov3.sat493m")
+    assert (row.licence, row.prefix, row.input_size) == ("DINOv3 License", 5, 256)
+    assert row.normalisation.mean == (0.430, 0.411, 0.296)
     assert find_row("timm:vit_small_patch16_224.augreg_in21k").normalisation.mean == (0.5, 0.5, 0.5)
     assert find_row("timm:vit_small_patch16_224.dino").normalisation.mean == (0.485, 0.456, 0.406)
 
 
 @pytest.mark.parametrize(
-    "name", ["timm:convnext_tiny.fb_in1k", "timm:resnet50", "timm:vit_base_patch16_clip_224.x"]
+    "name",
+    [
+        "timm:convnext_tiny.fb_in1k",
+        "timm:resnet50",
+        "timm:vit_base_patch16_clip_224.x",
+        "timm:vit_base_patch16_dinov3.eupe_x",
+    ],
 )
 def test_a_timm_name_that_is_no_plain_network_is_said_in_one_line(name):
     with pytest.raises(InputError, match="timm:resnet34") as error:

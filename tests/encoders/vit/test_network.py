@@ -13,14 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fseg_jax.encoders.architectures import build_network
+from fseg_jax.encoders.catalog.names import find_row
 from fseg_jax.encoders.catalog.published import CATALOG
 from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.encoders.vit.positions import resample_grid
+from fseg_jax.encoders.vit.rotary import RotaryConfig
 from fseg_jax.errors import InputError
 
 SMALL = ViTConfig(patch=8, dim=16, depth=2, heads=2, mlp_width=32, image_size=32, layer_scale=True)
 COLOURS = jnp.asarray([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 1.0, 0]])
 VITS = [row for row in CATALOG.values() if isinstance(row.config, ViTConfig)]
+VITS.append(find_row("timm:vit_small_plus_patch16_dinov3.lvd1689m"))
 
 
 def shrunk(config: ViTConfig) -> ViTConfig:
@@ -72,7 +75,7 @@ def grid_of(net, x: jax.Array) -> np.ndarray:
 def test_class_and_register_tokens_move_no_cell(row):
     config = shrunk(row.config)
     before, after, tokens = with_other_prefix_tokens(config)
-    assert before.shape == after.shape == (1, 3, 5, config.dim)
+    assert before.shape == after.shape == (1, 3, 5, config.channels)
     np.testing.assert_array_equal(after, before)
     # They are there all the same: a cell more or less would show.
     assert tokens == 3 * 5 + row.prefix
@@ -94,6 +97,18 @@ def test_continues_from_any_layer():
     whole = net(x)
     for layer in net.layers():
         np.testing.assert_array_equal(net.from_layer(net.features_to(x, layer), layer), whole)
+
+
+def test_rotary_positions_are_those_of_the_grid_that_an_image_has():
+    """Turned images give turned features only where rows and columns are told apart as they should be."""
+    net = build_network(dataclasses.replace(SMALL, rotary=RotaryConfig(), depth=1))
+    x = jax.random.normal(jax.random.key(0), (1, 32, 48, 3))
+    features = net.features_to(x, "embed")
+    attention = net.blocks[0].attn
+    wide, tall = attention(features, (4, 6)), attention(features, (6, 4))
+    assert float(jnp.abs(wide - tall).max()) > 1e-3
+    square = net.features_to(x[:, :, :32], "embed")
+    np.testing.assert_array_equal(attention(square, (4, 4)), attention(square, None))
 
 
 def test_compiles_once_for_a_shape_when_its_state_is_passed():
