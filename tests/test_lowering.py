@@ -100,6 +100,12 @@ def test_float32_is_multiplied_as_float32(name):
     assert list_precisions(NUMERICS[name]()) == {("f32", "HIGHEST")}
 
 
+def test_labels_are_made_without_a_gather():
+    program = lower(partial(fseg.label_pixels, stride=16), np.zeros((1, 4, 4, 300), np.float32))
+    assert "stablehlo.while" in program
+    assert not re.search(r"stablehlo\.(gather|dynamic_gather|scatter|sort)", program)
+
+
 def test_points_of_a_cohort_are_multiplied_in_bfloat16_while_centres_move():
     assert list_precisions(add_batch(exact=False)) == {("bf16", "DEFAULT")}
 

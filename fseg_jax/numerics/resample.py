@@ -4,6 +4,7 @@ A token's value lies at the centre of its ``stride × stride`` pixels (half-pixe
 ``interpolate(align_corners=False)``).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from fseg_jax.numerics.packing import recompute_rows
 
 # Channels interpolated in a cell between four tokens. Most cells need few; only the others take more.
 FEW_CHANNELS, MORE_CHANNELS = 2, 16
+CHANNELS_AT_ONCE = 8  # channels that an accelerator compares in a pass over the pixels
+
+_Largest = tuple[tuple[Array, Array], ...]  # for each part of a cell: the largest value so far, and its label
 
 
 def upsample_nearest(labels: Int[Array, "b h w"], stride: int) -> Int[Array, "b height width"]:
@@ -30,19 +34,82 @@ def upsample_argmax(W: Float[Array, "b p q k"], stride: int) -> Int[Array, "b he
     ``W (b, h + 2, w + 2, k)`` ≥ 0 has a frame of one token on each side, which is left out of the result,
     ``(b, h·stride, w·stride)``. Ties go to the lowest channel.
     """
-    W = jnp.moveaxis(W, -1, 0)
     begin = (stride + 1) // 2  # half tokens of the frame
-    h, w = (stride * (size - 2) for size in W.shape[2:])
-    offset = 0.0  # of pixels from tokens' centres
-    if stride % 2 == 0:
-        offset = 0.5
-        # In smaller cells far fewer channels can be the largest.
-        W, stride = _insert_midpoints(_insert_midpoints(W, 2), 3), stride // 2
-    t = (jnp.arange(stride, dtype=W.dtype) + offset) / stride
-    b, p, q = W.shape[1], W.shape[2] - 1, W.shape[3] - 1
-    labels = jnp.swapaxes(_argmax_in_cells(W, t).reshape(b, p, q, stride, stride), 2, 3)
-    labels = labels.reshape(b, p * stride, q * stride)
+    h, w = (stride * (size - 2) for size in W.shape[1:3])
+    by = partial(jax.lax.platform_dependent, jnp.moveaxis(W, -1, 0))
+    labels: Array = by(
+        cpu=partial(_argmax_of_candidates, stride=stride), default=partial(_argmax_of_all, stride=stride)
+    )
     return labels[:, begin : begin + h, begin : begin + w]
+
+
+def _place_pixels(stride: int, dtype: jnp.dtype) -> Float[Array, " side"]:
+    """Place the pixels between two tokens, or between a token and the midpoint where the stride is even."""
+    if stride % 2:
+        return jnp.arange(stride, dtype=dtype) / stride
+    return (jnp.arange(stride // 2, dtype=dtype) + 0.5) / (stride // 2)
+
+
+def _interpolate(
+    corners: Sequence[Float[Array, "..."]], down: Float[Array, "..."], across: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Interpolate between a cell's corners: top left, top right, bottom left, bottom right."""
+    a, b, c, d = corners
+    left, right = a * (1 - down) + c * down, b * (1 - down) + d * down
+    return left * (1 - across) + right * across
+
+
+def _argmax_of_all(W: Float[Array, "k b p q"], stride: int) -> Int[Array, "b height width"]:
+    """Find the largest channel at every pixel between tokens, one channel after another, for an accelerator.
+
+    To leave channels out, as ``_argmax_of_candidates`` does, takes gathers, which are slow there. The
+    values are the same to the bit, and so are the labels.
+    """
+    k, b, p, q = W.shape
+    t = _place_pixels(stride, W.dtype)
+    side = len(t)
+    parts = stride // side  # of a cell, along each axis
+    down, across = t.reshape(-1, 1, 1, 1, 1), t.reshape(1, -1, 1, 1, 1)
+    # Cells lie along the last axes, which is what vectors are made of, and their pixels along the first.
+    shape = (side, side, b, p - 1, q - 1)
+
+    def step(state: _Largest, channel: tuple[Array, Array]) -> tuple[_Largest, None]:
+        w, label = channel
+        points = [[w[:, y : p - 1 + y, x : q - 1 + x] for x in (0, 1)] for y in (0, 1)]
+        if parts == 2:
+            points = [
+                points[0],
+                [(above + below) * 0.5 for above, below in zip(*points, strict=True)],
+                points[1],
+            ]
+            points = [[left, (left + right) * 0.5, right] for left, right in points]
+        new = []
+        for (y, x), (largest, best) in zip(np.ndindex(parts, parts), state, strict=True):
+            corners = [points[y + i][x + j][None, None] for i in (0, 1) for j in (0, 1)]
+            value = _interpolate(corners, down, across)
+            better = value > largest
+            new.append((jnp.where(better, value, largest), jnp.where(better, label, best)))
+        return tuple(new), None
+
+    nothing = (jnp.zeros(shape, W.dtype), jnp.zeros(shape, jnp.int32))
+    labels = jnp.arange(1, k + 1, dtype=jnp.int32)
+    state, _ = jax.lax.scan(step, (nothing,) * parts**2, (W, labels), unroll=min(k, CHANNELS_AT_ONCE))
+    best = jnp.stack([best for _, best in state]).reshape(parts, parts, *shape)
+    best = best.astype(jnp.uint8 if k <= 255 else jnp.uint16)  # a quarter to be moved
+    # To (b, p − 1, parts, side, parts, side, q − 1) first: a TPU pads what lies along the last axes.
+    best = best.transpose(4, 5, 0, 2, 1, 3, 6).reshape(b, (p - 1) * stride, stride, q - 1)
+    best = jnp.swapaxes(best, 2, 3)
+    return best.reshape(b, (p - 1) * stride, (q - 1) * stride).astype(jnp.int32)
+
+
+def _argmax_of_candidates(W: Float[Array, "k b p q"], stride: int) -> Int[Array, "b height width"]:
+    """Find the largest channel at every pixel between tokens, of those that can be, for a CPU."""
+    t = _place_pixels(stride, W.dtype)
+    if len(t) < stride:  # in smaller cells far fewer channels can be the largest
+        W = _insert_midpoints(_insert_midpoints(W, 2), 3)
+    b, p, q, side = W.shape[1], W.shape[2] - 1, W.shape[3] - 1, len(t)
+    labels = jnp.swapaxes(_argmax_in_cells(W, t).reshape(b, p, q, side, side), 2, 3)
+    return labels.reshape(b, p * side, q * side)
 
 
 def _insert_midpoints(W: Float[Array, "k b p q"], axis: int) -> Float[Array, "k b p2 q2"]:
@@ -101,9 +168,7 @@ def _argmax_in_cells(W: Float[Array, "k b p q"], t: Float[Array, " side"]) -> In
             j, rest = _pop_lowest_bit(race.rest)
             first_entry = jnp.minimum(j[0], k - 1) * W[0].size
             values = (jnp.where(j[0] < k, W.ravel()[first_entry + place], -jnp.inf) for place in at)
-            a, b, c, d = (value.reshape(-1, 1, 1) for value in values)
-            left, right = a * (1 - down) + c * down, b * (1 - down) + d * down
-            value = left * (1 - across) + right * across
+            value = _interpolate([value.reshape(-1, 1, 1) for value in values], down, across)
             better = value > race.largest
             channel = jnp.where(better, j.reshape(-1, 1, 1), race.channel)
             return _Race(jnp.where(better, value, race.largest), channel, rest)

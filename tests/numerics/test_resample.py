@@ -1,5 +1,6 @@
 """Overlapping tiles, split and blended, on hand-made fields."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -91,3 +92,14 @@ def test_smoothing_where_nothing_counts_is_nothing():
     # One token that counts is spread over all that it reaches, and is not diluted.
     one = jnp.zeros((1, 9, 9)).at[0, 4, 4].set(1)
     np.testing.assert_allclose(np.asarray(resample.smooth(W, one, 1.0, 3)), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("k", "stride"), [(1, 4), (9, 15), (40, 16), (300, 14)])
+def test_an_accelerator_labels_as_a_cpu_does(k, stride):
+    r = np.random.default_rng(k)
+    W = r.random((k, 2, 5, 6), np.float32) * (r.random((k, 2, 5, 6)) < 0.2) * r.random((2, 5, 6)) ** 20
+    W = jnp.asarray(W, jnp.float32)
+    ways = resample._argmax_of_all, resample._argmax_of_candidates
+    by_all, by_candidates = (np.asarray(jax.jit(way, static_argnums=1)(W, stride)) for way in ways)
+    assert by_all.any() and by_all.shape == (2, 4 * stride, 5 * stride)
+    np.testing.assert_array_equal(by_all, by_candidates)
