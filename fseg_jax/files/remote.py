@@ -9,9 +9,7 @@ import hashlib
 import io
 import math
 import os
-import threading
 from collections import OrderedDict
-from concurrent.futures import Future
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -21,6 +19,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.files.addresses import RemotePath
 from fseg_jax.files.block_cache import BlockCache
 from fseg_jax.files.downloads import find_cache_folder
+from fseg_jax.files.once import Once
 
 _BLOCK = 1 << 20  # bytes that are asked for at once
 _IN_MEMORY = 16  # blocks of a file
@@ -58,9 +57,8 @@ class RemoteFile(io.RawIOBase):
         stamp = f"{path}\n{self.size}\n{head['e_tag']}\n{head['last_modified']}"
         self._cached = hashlib.sha256(stamp.encode()).hexdigest()[:32]
         self._cache = BlockCache(find_cache_folder() / "remote", _read_limit())
-        self._lock = threading.Lock()
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._coming: dict[int, Future[bytes]] = {}
+        self._once: Once[int, bytes] = Once(self._find, self._keep)
         self._position = 0
 
     def read_at(self, offset: int, count: int) -> bytes:
@@ -73,8 +71,10 @@ class RemoteFile(io.RawIOBase):
         if end <= offset:
             return b""
         first = offset // _BLOCK
-        blocks = [self._read_block(index) for index in range(first, (end - 1) // _BLOCK + 1)]
-        return b"".join(blocks)[offset - first * _BLOCK : end - first * _BLOCK]
+        indices = range(first, (end - 1) // _BLOCK + 1)
+        # Read from memory, disk or the store, which is asked for a block once.
+        blocks = self._once.get(indices, lambda wanted: map(self._load_block, wanted))
+        return b"".join(blocks[index] for index in indices)[offset - first * _BLOCK : end - first * _BLOCK]
 
     def fetch(self, offset: int, count: int) -> bytes:
         """Read bytes from a place, and keep nothing; fewer where the file ends.
@@ -100,31 +100,15 @@ class RemoteFile(io.RawIOBase):
             )
         return content
 
-    def _read_block(self, index: int) -> bytes:
-        """Read a block from memory, disk or the store, which is asked for it once."""
-        with self._lock:
-            if index in self._blocks:
-                self._blocks.move_to_end(index)
-                return self._blocks[index]
-            coming = self._coming.get(index)
-            if coming is None:
-                mine = self._coming[index] = Future()
-        if coming is not None:
-            return coming.result()
-        try:
-            block = self._load_block(index)
-        except BaseException as error:
-            with self._lock:
-                del self._coming[index]
-            mine.set_exception(error)
-            raise
-        with self._lock:
-            self._blocks[index] = block
-            if len(self._blocks) > _IN_MEMORY:
-                self._blocks.popitem(last=False)
-            del self._coming[index]
-        mine.set_result(block)
-        return block
+    def _find(self, index: int) -> bytes | None:
+        if index in self._blocks:
+            self._blocks.move_to_end(index)
+        return self._blocks.get(index)
+
+    def _keep(self, index: int, block: bytes) -> None:
+        self._blocks[index] = block
+        if len(self._blocks) > _IN_MEMORY:
+            self._blocks.popitem(last=False)
 
     def _load_block(self, index: int) -> bytes:
         start = index * _BLOCK

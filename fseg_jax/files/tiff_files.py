@@ -10,11 +10,11 @@ from fseg_jax.files.addresses import RemotePath
 from fseg_jax.files.remote import RemoteFile
 
 
-def open_tiff(path: Path, **options: Any) -> Any:
+def open_tiff(file: Path | RemoteFile, **options: Any) -> Any:
     """Open a TIFF as a ``tifffile.TiffFile``.
 
     Args:
-        path: Its path or address.
+        file: Its path or address, or the file at an address.
         **options: Of ``tifffile.TiffFile``.
 
     Raises:
@@ -22,11 +22,28 @@ def open_tiff(path: Path, **options: Any) -> Any:
         OSError: The file cannot be read.
         tifffile.TiffFileError: It is no TIFF, or damaged.
     """
-    if not isinstance(path, RemotePath):
-        return tifffile.TiffFile(path, **options)
-    remote: Any = RemoteFile(path)
+    if isinstance(file, RemotePath):
+        file = RemoteFile(file)
+    if not isinstance(file, RemoteFile):
+        return tifffile.TiffFile(file, **options)
+    remote: Any = file
     tiff: Any = tifffile.TiffFile(remote, **options)
     tiff.remote = remote
+    return tiff
+
+
+def open_slide_tiff(file: Path | RemoteFile) -> Any:
+    """Open a TIFF that may be a slide, as a ``tifffile.TiffFile``.
+
+    Raises:
+        InputError: Nothing can be read from the address.
+        Exception: The file cannot be read, is no TIFF, or damaged.
+    """
+    tiff = open_tiff(file)
+    first: Any = tiff.pages[0]
+    if tiff.is_imagej and (first.is_tiled or first.compression != 1):
+        # Not ImageJ's own: Bio-Formats writes its description, whose counts mislead, over any TIFF.
+        tiff.is_imagej = False
     return tiff
 
 

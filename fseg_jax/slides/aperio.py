@@ -1,38 +1,34 @@
 """Slides of Aperio at an address, which OpenSlide cannot open, with the pixels that it would give."""
 
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.addresses import RemotePath
 from fseg_jax.files.extent import check_directories
-from fseg_jax.files.tiff_files import open_tiff
 from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.openslide_tiles import find_levels
-from fseg_jax.slides.pixels import Box, compute_downsamples
-from fseg_jax.slides.tiff_pyramid import TiffPyramid
+from fseg_jax.slides.tile_pyramid import TilePyramid
 
 
-class AperioPixels:
+class AperioPixels(TilePyramid):
     """A slide of Aperio: its levels are the tiled pages of a TIFF, of tiles side by side."""
 
     format = "aperio"
     origin: Origin | None = None
     series: int | None = None
 
-    def __init__(self, path: RemotePath) -> None:
-        """Open a slide.
+    def __init__(self, path: RemotePath, tiff: Any) -> None:
+        """Read what a slide's TIFF holds; it is closed with this.
 
         Raises:
             InputError: It cannot be read, is damaged, or coded in a way that only OpenSlide knows.
         """
         self._path = path
-        self._tiff = open_tiff(path)
+        self._tiff = tiff
         check_directories(path, self._tiff)
         pages: list[Any] = [page for page in self._tiff.pages if page.is_tiled]
         self.shapes = [(int(page.imagelength), int(page.imagewidth)) for page in pages]
@@ -42,28 +38,7 @@ class AperioPixels:
         for level in levels.values():
             level.check_extent()
         self.mpp = _parse_mpp(self._tiff.pages[0].description)
-        self._pyramid = TiffPyramid(levels)
-        self._written = levels[0].find_written()
-
-    def read(
-        self, level: int, y: int, x: int, height: int, width: int
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        """Decode a box that is inside a level."""
-        return self._pyramid.read(level, y, x, height, width)
-
-    def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
-        """Keep the tiles that boxes share until all have been read."""
-        return self._pyramid.announce(level, boxes)
-
-    def read_scanned(
-        self, level: int, y: int, x: int, height: int, width: int
-    ) -> Bool[np.ndarray, "height width"] | None:
-        """Tell which pixels of a box are in tiles that were written; None where all tiles were."""
-        if self._written is None:
-            return None
-        return self._written.crop(
-            (y, x, height, width), compute_downsamples(self.shapes[0], self.shapes[level])
-        )
+        super().__init__(levels)
 
     def _show_unwritten(
         self, level: int, y: int, x: int, height: int, width: int
@@ -78,7 +53,7 @@ class AperioPixels:
 
     def close(self) -> None:
         """Release the file and what was decoded."""
-        self._pyramid.close()
+        super().close()
         self._tiff.close()
 
 

@@ -4,12 +4,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import tifffile
-
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.addresses import RemotePath
 from fseg_jax.files.extent import check_tiles
 from fseg_jax.files.paths import is_folder, is_there
+from fseg_jax.files.tiff_files import open_slide_tiff
 from fseg_jax.files.tiff_pictures import (
     TIFF_MAGIC,
     check_pages,
@@ -28,7 +27,7 @@ from fseg_jax.slides.openslide import OpenSlidePixels
 from fseg_jax.slides.pixels import ZIP_MAGIC, Pixels
 from fseg_jax.slides.remote import open_remote
 from fseg_jax.slides.series import refuse_series
-from fseg_jax.slides.tiff_frame import open_tiff_in_frame
+from fseg_jax.slides.tiff_frame import read_tiff_in_frame
 
 _log = logging.getLogger(__name__)
 
@@ -90,35 +89,46 @@ def _open_tiff(path: Path, series: int | None, frame: Frame) -> Pixels:
         )
     vendor = OpenSlidePixels.detect(path)
     is_named_otherwise = not path.name.lower().endswith(_SCANNER_SUFFIXES)
-    if vendor is not None and _suits_openslide(path, vendor, series):
-        try:
-            return OpenSlidePixels(path, frame)
-        except InputError:
-            if not is_named_otherwise:
-                raise
-    elif vendor is None and not (is_named_otherwise or _is_ome(path)):
-        raise InputError(
-            f"{path}: OpenSlide does not recognise it as a {path.suffix} slide: it is damaged or truncated, "
-            "or something else; rename it to .tif if it is a plain TIFF"
-        )
-    return open_tiff_in_frame(path, series, frame)
+    tiff, problem = None, ""
+    try:
+        tiff = open_slide_tiff(path)
+    except Exception as error:
+        problem = first_line(error)
+    try:
+        if vendor is not None and (tiff is None or _suits_openslide(path, tiff, vendor, series)):
+            try:
+                return OpenSlidePixels(path, frame, tiff)
+            except InputError:
+                if not is_named_otherwise:
+                    raise
+        elif vendor is None and not (is_named_otherwise or (tiff is not None and tiff.is_ome)):
+            raise InputError(
+                f"{path}: OpenSlide does not recognise it as a {path.suffix} slide: it is damaged or "
+                "truncated, or something else; rename it to .tif if it is a plain TIFF"
+            )
+        if tiff is None:
+            raise InputError(f"{path}: the TIFF cannot be read ({problem})")
+        return read_tiff_in_frame(path, tiff, series, frame)
+    except BaseException:
+        if tiff is not None:
+            tiff.close()
+        raise
 
 
-def _suits_openslide(path: Path, vendor: str, series: int | None) -> bool:
+def _suits_openslide(path: Path, tiff: Any, vendor: str, series: int | None) -> bool:
     """Return whether OpenSlide reads a TIFF that it recognises as what it is.
 
     Raises:
         InputError: The TIFF is damaged, or of a kind that is not read.
     """
     try:
-        with tifffile.TiffFile(path, is_imagej=False) as tiff:  # ImageJ itself writes no tiles
-            if tiff.is_ome:
-                return False
-            check_tiles(path, tiff)
-            if vendor == _PLAIN:
-                return series is None and _is_plain_pyramid(path, tiff)
-            refuse_series(path, series)
-            _check_scan(path, tiff)
+        if tiff.is_ome:
+            return False
+        check_tiles(path, tiff)
+        if vendor == _PLAIN:
+            return series is None and _is_plain_pyramid(path, tiff)
+        refuse_series(path, series)
+        _check_scan(path, tiff)
     except InputError:
         raise
     except Exception as error:  # what tifffile cannot parse is left to OpenSlide
@@ -158,11 +168,3 @@ def _check_scan(path: Path, tiff: Any) -> None:
                 f"{path}: its pixels are stored turned (Orientation {orientation}), which OpenSlide does not "
                 "read; convert it to OME-TIFF"
             )
-
-
-def _is_ome(path: Path) -> bool:
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            return bool(tiff.is_ome)
-    except Exception:
-        return False

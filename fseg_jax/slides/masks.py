@@ -211,7 +211,7 @@ class _TiffMask(Mask):
                 values = np.array(tiles.mapped[y : y + height])
             else:
                 try:
-                    row = [tiles.decode(y // height, column) for column in range(tiles.columns)]
+                    row = [tiles.decode_tile(y // height, column) for column in range(tiles.columns)]
                     rows = min(height, self.shape[0] - y)
                     values = np.concatenate([tile[:rows] for tile in row], axis=1)[:, : self.shape[1]]
                 except Exception as error:  # decoders raise anything at all

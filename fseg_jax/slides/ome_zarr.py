@@ -1,6 +1,6 @@
 """OME-Zarr images (0.4 on Zarr v2, 0.5 and 0.6 on Zarr v3), in folders or zipped (.ozx), read by tensorstore.
 
-Chunks of codecs that tensorstore does not have, such as LZ4, LZMA and JPEG, are read by zarr-python.
+A chunk is decoded once (``zarr_chunks``), where tensorstore lacks its codec by imagecodecs (``zarr_codecs``).
 """
 
 import json
@@ -9,10 +9,7 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorstore as ts
-from jaxtyping import UInt8
-from PIL import Image
 
 from fseg_jax.errors import InputError, OutputError, first_line
 from fseg_jax.files.addresses import RemotePath
@@ -22,12 +19,19 @@ from fseg_jax.files.paths import is_folder
 from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.channels import Channel, choose_rgb
 from fseg_jax.slides.ome_header import parse_header
-from fseg_jax.slides.pixels import HasNoGaps, SharesNothing, flatten
 from fseg_jax.slides.series import FileImage, choose_image, refuse_series
+from fseg_jax.slides.tile_pyramid import TilePyramid
 from fseg_jax.slides.units import convert_to_um
-from fseg_jax.slides.zarr_codecs import is_read_by_tensorstore, open_with_zarr
+from fseg_jax.slides.zarr_chunks import StoredArray, ZarrLevel
+from fseg_jax.slides.zarr_codecs import (
+    Codec,
+    CodedArray,
+    describe_bare,
+    is_read_by_tensorstore,
+    parse_codec,
+)
 
-_CACHE = 128 << 20  # bytes of decoded chunks
+_INDEXES = 16 << 20  # bytes that tensorstore keeps: the indexes of shards, beside the last chunks
 _MAX_CHUNK = 512 << 20  # bytes of one decoded chunk
 _MAX_CHUNKS = 16 << 20  # chunks of a shard, whose index is read whole
 _MAX_LEVELS = 64
@@ -35,7 +39,7 @@ _MAX_IMAGES = 1000
 _HEADERS = ("zarr.json", ".zattrs")  # of a group, in Zarr v3 and v2
 
 
-class ZarrPixels(HasNoGaps, SharesNothing):
+class ZarrPixels(TilePyramid):
     """A multiscale 8-bit image, RGB or grey, of one time and one plane, with its axes in any order."""
 
     format = "ome-zarr"
@@ -98,30 +102,18 @@ class ZarrPixels(HasNoGaps, SharesNothing):
         described = (attributes.get("omero") or {}).get("channels") or []
         if len(described) not in (0, 1, 3):  # fluorescence is refused by its names, whatever its depth
             choose_rgb(self._path, _parse_channels(attributes, len(described)))
-        context = ts.Context({**RETRIES, "cache_pool": {"total_bytes_limit": _CACHE}})
-        self._levels = [
-            self._open_level(group, data["path"], names, context) for data in multiscale["datasets"]
-        ]
-        channels = _parse_channels(attributes, self._levels[0].shape[2])
-        self._samples = list(choose_rgb(self._path, channels))
-        self.shapes = [(int(level.shape[0]), int(level.shape[1])) for level in self._levels]
+        context = ts.Context({**RETRIES, "cache_pool": {"total_bytes_limit": _INDEXES}})
+        arrays = [self._open_level(group, data["path"], names, context) for data in multiscale["datasets"]]
+        channels = choose_rgb(self._path, _parse_channels(attributes, arrays[0].array.shape[2]))
+        if any(array.array.shape[2] != arrays[0].array.shape[2] for array in arrays):
+            raise InputError(f"{self._path}: the OME-Zarr is damaged (its levels differ in their channels)")
+        is_local = not isinstance(self._path, RemotePath)
+        levels = [ZarrLevel(array, channels, is_local=is_local) for array in arrays]
+        super().__init__(dict(enumerate(levels)))
+        self.shapes = [level.shape for level in levels]
         if self.shapes != sorted(self.shapes, reverse=True):
             raise InputError(f"{self._path}: the OME-Zarr's levels are not ordered from fine to coarse")
         self.mpp = _parse_mpp(multiscale, axes)
-
-    def read(
-        self, level: int, y: int, x: int, height: int, width: int
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        """Decode a box of a level; transparent pixels become white."""
-        stored = self._wait(self._levels[level][y : y + height, x : x + width].read())
-        if len(self._samples) == 1:
-            return np.repeat(stored, 3, axis=2)
-        out = np.ascontiguousarray(stored[..., self._samples])
-        return flatten(Image.fromarray(out)) if len(self._samples) == 4 else out
-
-    def close(self) -> None:
-        """Release the arrays."""
-        self._levels = []
 
     def _wait(self, future: Any) -> Any:
         """Wait for an answer of tensorstore, and return it.
@@ -191,9 +183,8 @@ class ZarrPixels(HasNoGaps, SharesNothing):
             )
             described = header.images[number : number + 1] if header is not None else ()
             name = described[0].name if described else multiscale.get("name", "")
-            image = FileImage(
-                number, str(name), (level.shape[0], level.shape[1]), _parse_mpp(multiscale, axes)
-            )
+            height, width, _ = level.array.shape
+            image = FileImage(number, str(name), (height, width), _parse_mpp(multiscale, axes))
             found.append((image, group, attributes))
         if not found:
             raise InputError(f"{self._path}: the OME-Zarr has no image")
@@ -203,12 +194,12 @@ class ZarrPixels(HasNoGaps, SharesNothing):
 
     def _open_level(
         self, group: str, name: str, axes: list[str], context: ts.Context, *, is_checked: bool = True
-    ) -> ts.TensorStore:
+    ) -> StoredArray:
         """Open one level of an image as an array of axes (y, x, c)."""
         key = posixpath.normpath(posixpath.join(group, name))
         if key.startswith(("..", "/")):
             raise InputError(f"{self._path}: the OME-Zarr names a level outside its folder ({name})")
-        array = self._open_array(key, context)
+        array, codec = self._open_array(key, context)
         check_array(f"{self._path}: level {name}", array)
         if len(axes) != array.rank:
             raise InputError(
@@ -224,28 +215,24 @@ class ZarrPixels(HasNoGaps, SharesNothing):
                 f"{self._path}: an 8-bit picture, RGB or grey, is required, "
                 f"and the OME-Zarr is {array.dtype.name} with {sizes.get('c', 1)} channel(s)"
             )
-        for i in reversed([i for i, axis in enumerate(axes) if axis not in "yxc"]):
-            array = array[(slice(None),) * i + (0,)]
-        order = [axis for axis in axes if axis in "yxc"]
-        if "c" not in order:
-            array, order = array[..., ts.newaxis], [*order, "c"]
-        return array.transpose([order.index("y"), order.index("x"), order.index("c")])
+        if codec is None:
+            return StoredArray(array, axes, self._wait)
+        return CodedArray(array, axes, self._wait, codec)
 
-    def _open_array(self, key: str, context: ts.Context) -> ts.TensorStore:
+    def _open_array(self, key: str, context: ts.Context) -> tuple[ts.TensorStore, Codec | None]:
+        """Open an array; return it, and how its chunks are coded where tensorstore cannot decode them."""
         for name, driver in (("zarr.json", "zarr3"), (".zarray", "zarr")):
             header = self._read_file(f"{key}/{name}")
             if header is None:
                 continue
-            if not is_read_by_tensorstore(json.loads(header)):
-                if isinstance(self._path, RemotePath):
-                    raise InputError(
-                        f"{self._path}: level {key} is compressed as only zarr-python reads it, from a disk: "
-                        "download it"
-                    )
-                return open_with_zarr(self._path, key, context)
+            values = json.loads(header)
             spec = {"driver": driver, "kvstore": self._make_spec(key), "recheck_cached_data": "open"}
-            array: ts.TensorStore = self._wait(ts.open(spec, open=True, read=True, context=context))
-            return array
+            options: dict[str, Any] = {"open": True, "read": True, "context": context}
+            if is_read_by_tensorstore(values):
+                return self._wait(ts.open(spec, **options)), None
+            codec = parse_codec(f"{self._path}: level {key}", values)
+            spec["metadata"] = describe_bare(values)
+            return self._wait(ts.open(spec, assume_metadata=True, **options)), codec
         raise InputError(f"{self._path}: the OME-Zarr is damaged (it names a level {key} that is not there)")
 
 

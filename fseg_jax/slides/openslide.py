@@ -18,7 +18,8 @@ from fseg_jax.errors import InputError, first_line
 from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.openslide_tiles import TiledLevels
 from fseg_jax.slides.pixels import Box, compute_downsamples, flatten, is_plausible
-from fseg_jax.slides.tiff_tiles import TiffTiles, WrittenTiles
+from fseg_jax.slides.tiff_tiles import TiffTiles
+from fseg_jax.slides.tile_pyramid import WrittenTiles
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,18 @@ class OpenSlidePixels:
 
     series: int | None = None
 
-    def __init__(self, path: Path, frame: Frame) -> None:
+    def __init__(self, path: Path, frame: Frame, tiff: Any = None) -> None:
+        """Open a slide.
+
+        Args:
+            path: The file.
+            frame: What coordinates count from.
+            tiff: The file, open in tifffile where it is a TIFF; it is closed with this.
+
+        Raises:
+            InputError: OpenSlide does not read it.
+        """
+        self._tiff = tiff
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
@@ -54,7 +66,7 @@ class OpenSlidePixels:
         self._background = (red, green, blue)
         canvas = [(height, width) for width, height in self._slide.level_dimensions]
         vendor = properties[openslide.PROPERTY_NAME_VENDOR]
-        self._tiles = TiledLevels(path, vendor, canvas, self._read_canvas)
+        self._tiles = TiledLevels(path, tiff, vendor, canvas, self._read_canvas)
 
     @staticmethod
     def detect(path: Path) -> str | None:
@@ -173,11 +185,9 @@ class OpenSlidePixels:
     def _written(self) -> WrittenTiles | None:
         """The tiles of a plain TIFF's finest page that were written; None where all were."""
         try:
-            with tifffile.TiffFile(self._path) as tiff:
-                pages: list[Any] = list(tiff.pages)
-                tiled = [page for page in pages if page.is_tiled]
-                finest = max(tiled, key=lambda page: page.imagelength * page.imagewidth)
-                return TiffTiles(self._path, [finest], blank=255).find_written()
+            tiled = [page for page in self._tiff.pages if page.is_tiled]
+            finest = max(tiled, key=lambda page: page.imagelength * page.imagewidth)
+            return TiffTiles(self._path, [finest], blank=255).find_written()
         except Exception as error:  # what tifffile cannot parse is left to OpenSlide
             _log.debug("%s: is not searched for tiles that were never written: %s", self._path, error)
             return None
@@ -192,6 +202,8 @@ class OpenSlidePixels:
         """Release the file."""
         self._tiles.close()
         self._slide.close()
+        if self._tiff is not None:
+            self._tiff.close()
 
 
 def _explain(error: openslide.OpenSlideError) -> str:

@@ -6,18 +6,15 @@ straight to RGB, in as many threads as like.
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from jaxtyping import UInt8
 
-from fseg_jax.slides.pixels import Box
-from fseg_jax.slides.tiff_pyramid import TiffPyramid
 from fseg_jax.slides.tiff_tiles import TiffTiles, Tile
+from fseg_jax.slides.tile_pyramid import TilePyramid
 
 _log = logging.getLogger(__name__)
 
@@ -31,48 +28,31 @@ ReadBox = Callable[[int, int, int, int], UInt8[np.ndarray, "height width 3"]]
 ReadLevel = Callable[[int, int, int, int, int], UInt8[np.ndarray, "height width 3"]]
 
 
-class TiledLevels:
-    """The levels of a slide that are decoded tile by tile. Several threads may read them at once."""
+class TiledLevels(TilePyramid):
+    """The levels of a slide that are decoded tile by tile."""
 
     def __init__(
-        self, path: Path, vendor: str, shapes: Sequence[tuple[int, int]], read_level: ReadLevel
+        self, path: Path, tiff: Any, vendor: str, shapes: Sequence[tuple[int, int]], read_level: ReadLevel
     ) -> None:
         """Find the levels; what tifffile cannot parse is left to OpenSlide.
 
         Args:
             path: The slide's file.
+            tiff: It, open in tifffile; None where it is no TIFF.
             vendor: OpenSlide's name for its format.
             shapes: (height, width) of OpenSlide's levels.
             read_level: Reads a box of a level, (level, y, x, height, width), by OpenSlide.
         """
-        self._tiff: Any = None
-        self._levels: dict[int, TiffTiles] = {}
-        if vendor in _VENDORS:
+        levels: dict[int, TiffTiles] = {}
+        if tiff is not None and vendor in _VENDORS:
             try:
-                self._tiff = tifffile.TiffFile(path, is_imagej=False)
-                self._levels = find_levels(path, self._tiff, shapes, read_level)
+                levels = find_levels(path, tiff, shapes, read_level)
             except Exception as error:
                 _log.debug("%s: its tiles are left to OpenSlide: %s", path, error)
-        self._pyramid = TiffPyramid(self._levels)
+        super().__init__(levels)
 
     def __contains__(self, level: int) -> bool:
-        return level in self._levels
-
-    def read(
-        self, level: int, y: int, x: int, height: int, width: int
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        """Decode a box that is inside a level."""
-        return self._pyramid.read(level, y, x, height, width)
-
-    def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
-        """Keep the tiles that boxes share until each has been read."""
-        return self._pyramid.announce(level, boxes)
-
-    def close(self) -> None:
-        """Release the file and what was decoded."""
-        self._pyramid.close()
-        if self._tiff is not None:
-            self._tiff.close()
+        return level in self._tiled
 
 
 class _OpenSlideTiles(TiffTiles):

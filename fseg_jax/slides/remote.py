@@ -6,14 +6,14 @@ TIFF, OME-TIFF and Aperio's .svs are read by tifffile, OME-Zarr by tensorstore. 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.addresses import RemotePath
 from fseg_jax.files.remote import RemoteFile
-from fseg_jax.files.tiff_files import open_tiff
+from fseg_jax.files.tiff_files import open_slide_tiff
 from fseg_jax.files.tiff_pictures import TIFF_MAGIC
 from fseg_jax.slides.aperio import AperioPixels
 from fseg_jax.slides.bounds import Frame
 from fseg_jax.slides.ome_zarr import ZarrPixels
 from fseg_jax.slides.pixels import ZIP_MAGIC, Pixels
 from fseg_jax.slides.series import refuse_series
-from fseg_jax.slides.tiff_frame import open_tiff_in_frame
+from fseg_jax.slides.tiff_frame import read_tiff_in_frame
 
 _ZARR_SUFFIXES = (".zarr", ".ozx")
 # tifffile's names for scanners' TIFFs of which the pixels do not lie as a plain pyramid's do.
@@ -34,7 +34,8 @@ def open_remote(path: RemotePath, series: int | None, frame: Frame) -> Pixels:
     """
     if path.name.lower().endswith(_ZARR_SUFFIXES):
         return ZarrPixels(path, series)
-    magic = RemoteFile(path).read_at(0, 4)
+    file = RemoteFile(path)
+    magic = file.read_at(0, 4)
     if not magic:
         raise InputError(f"{path}: the file is empty")
     if magic == ZIP_MAGIC:
@@ -42,15 +43,14 @@ def open_remote(path: RemotePath, series: int | None, frame: Frame) -> Pixels:
     if magic not in TIFF_MAGIC:
         raise InputError(f"{path}: is no TIFF: {_READ}")
     try:
-        with open_tiff(path) as tiff:
-            scanner = next((name for flag, name in _SCANNERS.items() if getattr(tiff, f"is_{flag}")), None)
-            is_aperio = tiff.is_svs
+        tiff = open_slide_tiff(file)
+        scanner = next((name for flag, name in _SCANNERS.items() if getattr(tiff, f"is_{flag}")), None)
         if scanner is not None:
             raise InputError(f"{path}: is a slide of {scanner}: {_READ}")
-        if is_aperio:
+        if tiff.is_svs:
             refuse_series(path, series)
-            return AperioPixels(path)
-        return open_tiff_in_frame(path, series, frame)
+            return AperioPixels(path, tiff)
+        return read_tiff_in_frame(path, tiff, series, frame)
     except InputError:
         raise
     except Exception as error:

@@ -7,19 +7,17 @@ An OME-TIFF may be one file of a set. Of the images in the set, those are read t
 that is opened; their other channels come from the other files.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.extent import check_directories
-from fseg_jax.files.tiff_files import open_tiff
+from fseg_jax.files.tiff_files import open_slide_tiff, open_tiff
 from fseg_jax.files.tiff_pictures import (
     TIFF_MAGIC,
     Colours,
@@ -35,39 +33,39 @@ from fseg_jax.files.tiff_pictures import (
 from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.channels import Channel, choose_rgb
 from fseg_jax.slides.ome_header import OmeHeader, OmeImage, parse_header
-from fseg_jax.slides.pixels import Box, compute_downsamples, flatten, is_plausible
+from fseg_jax.slides.pixels import flatten, is_plausible
 from fseg_jax.slides.series import FileImage, choose_image
-from fseg_jax.slides.tiff_pyramid import TiffPyramid
 from fseg_jax.slides.tiff_tiles import TiffTiles
+from fseg_jax.slides.tile_pyramid import TilePyramid
 from fseg_jax.slides.units import convert_to_um
 
 _MAX_HEADER = 64 << 20  # bytes of a companion file
 _RGB, _YCBCR = 2, 6  # photometric interpretations
 
 
-class TiffPixels:
+class TiffPixels(TilePyramid):
     """An 8-bit RGB or grey TIFF: tiled or in strips, plain or OME, flat or a pyramid.
 
     Attributes:
         orientation: How it is stored: 1, or turned as the tag Orientation says.
-        written: Which tiles of its finest level were written; None where all were.
     """
 
     origin: Origin | None = None
     series: int | None = None
 
-    def __init__(self, path: Path, series: int | None = None) -> None:
-        """Open a TIFF.
+    def __init__(self, path: Path, tiff: Any, series: int | None = None) -> None:
+        """Read what a TIFF holds.
 
         Args:
             path: The file.
+            tiff: It, as ``open_slide_tiff`` opens it; it is closed with this.
             series: Which of its images to read, as the file counts them; None for the largest.
 
         Raises:
             InputError: The TIFF is damaged, or of a kind that is not read.
         """
         self._path = path
-        self._tiff = _open_tiff(path)
+        self._tiff = tiff
         try:
             self._open(series)
         except InputError:
@@ -103,8 +101,7 @@ class TiffPixels:
         keyframe = self._levels[0].keyframe
         self.orientation = read_orientation(keyframe)
         self.mpp = image.mpp or _parse_imagej_mpp(self._tiff, keyframe) or _parse_tag_mpp(keyframe)
-        self._pyramid = TiffPyramid(dict(enumerate(self._levels)))
-        self.written = self._levels[0].find_written()
+        super().__init__(dict(enumerate(self._levels)))
 
     def _read_header(self) -> OmeHeader | None:
         """Read the OME header, which may be in another file of the set; None where there is none."""
@@ -125,7 +122,7 @@ class TiffPixels:
                 f"({error.strerror or error}): keep the files of the set together"
             ) from None
         self._tiff.close()
-        self._tiff = _open_tiff(file) if is_tiff else open_tiff(self._path, omexml=content)
+        self._tiff = open_slide_tiff(file) if is_tiff else open_tiff(self._path, omexml=content)
         return parse_header(self._tiff.ome_metadata or "", Path(self._tiff.filename).name if is_tiff else "")
 
     def _choose_series(self, number: int | None) -> tuple[Any, FileImage, OmeImage | None]:
@@ -183,24 +180,11 @@ class TiffPixels:
         self, level: int, y: int, x: int, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a box of a level; transparent pixels become white."""
-        return compose_rgb(self._pyramid.read(level, y, x, height, width), self._levels[level].colours)
-
-    def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
-        """Keep the tiles that boxes share until each has been read."""
-        return self._pyramid.announce(level, boxes)
-
-    def read_scanned(
-        self, level: int, y: int, x: int, height: int, width: int
-    ) -> Bool[np.ndarray, "height width"] | None:
-        """Tell which pixels of a box are in tiles that were written; None where all tiles were."""
-        if self.written is None:
-            return None
-        down = compute_downsamples(self.shapes[0], self.shapes[level])
-        return self.written.crop((y, x, height, width), down)
+        return compose_rgb(super().read(level, y, x, height, width), self._levels[level].colours)
 
     def close(self) -> None:
         """Release the file and what was decoded."""
-        self._pyramid.close()
+        super().close()
         self._tiff.close()
 
 
@@ -231,21 +215,6 @@ class _Level(TiffTiles):
         super().__init__(path, pages, blank=colours.white)
         self.colours = colours
         self.check_extent()
-
-
-def _open_tiff(path: Path) -> Any:
-    try:
-        tiff = open_tiff(path)
-        first: Any = tiff.pages[0]
-        if tiff.is_imagej and (first.is_tiled or first.compression != 1):
-            # Not ImageJ's own: Bio-Formats writes its description, whose counts mislead, over any TIFF.
-            tiff.close()
-            tiff = open_tiff(path, is_imagej=False)
-        return tiff
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path}: the TIFF cannot be read ({first_line(error)})") from None
 
 
 def _choose_colours(path: Path, pages: list[Any], channels: list[Channel]) -> Colours:

@@ -3,29 +3,30 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from fseg_jax.files.addresses import RemotePath
 from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.pixels import Box, Pixels, compute_downsamples
 from fseg_jax.slides.tiff import TiffPixels
 from fseg_jax.slides.upright import UprightPixels
 
 
-def open_tiff_in_frame(path: Path | RemotePath, series: int | None, frame: Frame) -> Pixels:
-    """Open a TIFF with tifffile.
+def read_tiff_in_frame(path: Path, tiff: Any, series: int | None, frame: Frame) -> Pixels:
+    """Make the reader of a TIFF.
 
     Args:
         path: The file.
+        tiff: It, as ``open_slide_tiff`` opens it; it is closed with the reader.
         series: Which of its images to read, as the file counts them; None for the largest.
         frame: ``"bounds"`` for the part of a plain TIFF that was written, ``"canvas"`` for all of it.
 
     Raises:
         InputError: The TIFF is damaged, or of a kind that is not read.
     """
-    pixels = TiffPixels(path, series)
+    pixels = TiffPixels(path, tiff, series)
     if pixels.orientation != 1:
         return UprightPixels(pixels, pixels.orientation)
     return _crop_to_written(pixels) if frame == "bounds" else pixels

@@ -1,15 +1,16 @@
 """The tiles or strips of a TIFF image, decoded one at a time by tifffile, in as many threads as like."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 
 from fseg_jax.errors import InputError
 from fseg_jax.files.extent import check_extent, check_piece
 from fseg_jax.files.tiff_files import read_at
+from fseg_jax.slides.tile_pyramid import WrittenTiles
 
 _MOST_EXTRA = 16 << 20  # bytes of a compressed tile beside its pixels, such as a profile of colours
 # Compressions by their numbers in TIFF.
@@ -18,36 +19,6 @@ _JPEG_LS = 0xF7  # the marker of its frame header
 _JPEG2000 = (33003, 33004, 33005, 34712)
 
 Tile = Shaped[np.ndarray, "tile_height tile_width samples"]
-
-
-class WrittenTiles(NamedTuple):
-    """Which tiles of a slide's finest level were written.
-
-    Attributes:
-        written: True where one was.
-        tile: (height, width) of a tile.
-    """
-
-    written: Bool[np.ndarray, "rows columns"]
-    tile: tuple[int, int]
-
-    def crop(
-        self, box: tuple[int, int, int, int], down: tuple[float, float], origin: tuple[int, int] = (0, 0)
-    ) -> Bool[np.ndarray, "height width"]:
-        """Tell which pixels of a box of a level have their centres in a tile that was written.
-
-        Args:
-            box: (y, x, height, width) in pixels of the level.
-            down: Pixels of the finest level per pixel, along y and x.
-            origin: (y, x) of the level's corner in the finest level.
-        """
-        rows, columns = (
-            (((np.arange(at, at + n) + 0.5) * d + o) // side).astype(int).clip(0, count - 1)
-            for at, n, d, o, side, count in zip(
-                box[:2], box[2:], down, origin, self.tile, self.written.shape, strict=True
-            )
-        )
-        return np.asarray(self.written[rows[:, None], columns])
 
 
 class TiffTiles:
@@ -63,6 +34,8 @@ class TiffTiles:
         columns: Number of tiles along x.
         mapped: The whole image (height, width, samples), mapped into memory; None where it is compressed.
     """
+
+    together = 1
 
     def __init__(self, path: Path, pages: Sequence[Any], *, blank: int) -> None:
         """Describe the tiles, and check that each is small enough to be decoded.
@@ -105,7 +78,11 @@ class TiffTiles:
         else:
             check_piece(path, keyframe, self.tile, self.samples)
 
-    def decode(self, row: int, column: int) -> Tile:
+    def decode(self, places: Sequence[tuple[int, int]]) -> Iterator[Tile]:
+        """Decode the tiles or strips at some rows and columns."""
+        return (self.decode_tile(row, column) for row, column in places)
+
+    def decode_tile(self, row: int, column: int) -> Tile:
         """Read and decode one tile or strip; at the image's lower and right edge it may be smaller."""
         planes = []
         index = row * self.columns + column
@@ -131,7 +108,7 @@ class TiffTiles:
             return np.full(shape[1:], self._blank, self.keyframe.dtype)
         return np.asarray(pixels[0])
 
-    def find_written(self) -> "WrittenTiles | None":
+    def find_written(self) -> WrittenTiles | None:
         """Find which tiles the file holds, those of all channels; None where it holds all."""
         written = np.ones((self.rows, self.columns), bool)
         for page in self.pages if self.mapped is None else ():

@@ -1,15 +1,16 @@
 """Decoded tiles of a slide, shared by the threads that read it."""
 
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from fseg_jax.files.once import Once
+
 _KEPT = 32 << 20  # bytes of tiles that are kept though no box is known to want them
+_FEWEST = 4  # of them that are kept where they are large: those that meet in a corner
 _MOST = 256 << 20  # bytes of tiles that are kept
 
 Tile = UInt8[np.ndarray, "tile_height tile_width samples"]
@@ -40,34 +41,27 @@ class TileCache:
 
     def __init__(self, grids: Mapping[int, tuple[int, int]]) -> None:
         """Make an empty cache for levels of so many rows and columns of tiles."""
-        self._lock = threading.Lock()
         self._grids = grids
         self._wanted: dict[int, Int32[np.ndarray, "rows columns"]] = {}  # number of boxes to come, by level
         self._announced = 0  # lists of boxes
         self._kept: OrderedDict[TileKey, Tile] = OrderedDict()  # that boxes to come want
         self._spare: OrderedDict[TileKey, Tile] = OrderedDict()
         self._bytes = 0
-        self._decoding: dict[TileKey, Future[Tile]] = {}
+        self._once: Once[TileKey, Tile] = Once(self._find, self._keep)
+        self._lock = self._once.lock
 
-    def read_tiles(self, span: Span, decode: Callable[[TileKey], Tile]) -> dict[TileKey, Tile]:
-        """Return the tiles of a span; those that nobody has decoded are decoded here."""
-        tiles: dict[TileKey, Tile] = {}
-        waiting: dict[TileKey, Future[Tile]] = {}
-        for key in (TileKey(span.level, row, column) for row in span.rows for column in span.columns):
-            with self._lock:
-                tile = self._find(key)
-                if tile is not None:
-                    tiles[key] = tile
-                    continue
-                if key in self._decoding:
-                    waiting[key] = self._decoding[key]
-                    continue
-                future = self._decoding[key] = Future()
-            tiles[key] = self._decode(key, decode, future)
-        # It may wait for others only now, when nobody waits for it.
-        for key, future in waiting.items():
-            tiles[key] = future.result()
-        return tiles
+    def read_tiles(
+        self, span: Span, decode: Callable[[Sequence[TileKey]], Iterable[Tile]], together: int = 1
+    ) -> dict[TileKey, Tile]:
+        """Return the tiles of a span; those that nobody has decoded are decoded here.
+
+        Args:
+            span: The tiles.
+            decode: Decodes tiles, in order.
+            together: How many tiles at most are given to it at once.
+        """
+        keys = [TileKey(span.level, row, column) for row in span.rows for column in span.columns]
+        return self._once.get(keys, decode, together)
 
     def _find(self, key: TileKey) -> Tile | None:
         if key in self._spare:
@@ -75,28 +69,20 @@ class TileCache:
             return self._spare[key]
         return self._kept.get(key)
 
-    def _decode(self, key: TileKey, decode: Callable[[TileKey], Tile], future: Future[Tile]) -> Tile:
-        try:
-            tile = decode(key)
-        except BaseException as error:
-            with self._lock:
-                del self._decoding[key]
-            future.set_exception(error)
-            raise
-        with self._lock:
-            del self._decoding[key]
-            is_wanted = key.level in self._wanted and self._wanted[key.level][key.row, key.column] > 0
-            (self._kept if is_wanted else self._spare)[key] = tile
-            self._bytes += tile.nbytes
-            self._drop_tiles()
-        future.set_result(tile)
-        return tile
+    def _keep(self, key: TileKey, tile: Tile) -> None:
+        (self._kept if self._is_wanted(key) else self._spare)[key] = tile
+        self._bytes += tile.nbytes
+        self._drop_tiles()
+
+    def _is_wanted(self, key: TileKey) -> bool:
+        return key.level in self._wanted and bool(self._wanted[key.level][key.row, key.column] > 0)
 
     def _drop_tiles(self) -> None:
-        while self._spare and self._bytes > _KEPT:
+        while len(self._spare) > _FEWEST and self._bytes > _KEPT:
             self._bytes -= self._spare.popitem(last=False)[1].nbytes
-        while self._kept and self._bytes > _MOST:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        for tiles in (self._spare, self._kept):
+            while tiles and self._bytes > _MOST:
+                self._bytes -= tiles.popitem(last=False)[1].nbytes
 
     def announce(self, spans: Sequence[Span]) -> None:
         """Say which boxes will be read; call ``release`` after each, and ``end`` after all or an error."""
@@ -106,6 +92,8 @@ class TileCache:
                 if level not in self._wanted:
                     self._wanted[level] = np.zeros(self._grids[level], np.int32)
                 self._wanted[level][rows.start : rows.stop, columns.start : columns.stop] += 1
+            for key in [key for key in self._spare if self._is_wanted(key)]:
+                self._kept[key] = self._spare.pop(key)
 
     def release(self, span: Span) -> None:
         """Say that an announced box has been read."""

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,19 +25,21 @@ def make_tile(key: TileKey) -> np.ndarray:
 
 
 @pytest.mark.smoke
-def test_threads_that_want_a_tile_at_once_decode_it_once() -> None:
+@pytest.mark.parametrize("together", [1, 5])
+def test_threads_that_want_a_tile_at_once_decode_it_once(together: int) -> None:
     cache, decoded = TileCache({0: (4, 4)}), []
 
-    def decode(key: TileKey) -> np.ndarray:
-        decoded.append(key)
-        time.sleep(0.002)
-        return make_tile(key)
+    def decode(keys: Sequence[TileKey]) -> Iterator[np.ndarray]:
+        for key in keys:
+            decoded.append(key)
+            time.sleep(0.002)
+            yield make_tile(key)
 
     start = threading.Barrier(8)
 
     def read(first: int) -> dict[TileKey, np.ndarray]:
         start.wait()
-        return cache.read_tiles(Span(0, range(first % 4, 4), range(4)), decode)
+        return cache.read_tiles(Span(0, range(first % 4, 4), range(4)), decode, together)
 
     with ThreadPoolExecutor(8) as pool:
         for first, tiles in enumerate(pool.map(read, range(8))):
@@ -50,11 +53,11 @@ def test_an_error_reaches_all_who_wait_and_is_not_kept() -> None:
     cache, start = TileCache({0: (4, 4)}), threading.Barrier(4)
     fails = True
 
-    def decode(key: TileKey) -> np.ndarray:
+    def decode(keys: Sequence[TileKey]) -> Iterator[np.ndarray]:
         time.sleep(0.02)
         if fails:
             raise OSError("bad tile")
-        return make_tile(key)
+        return map(make_tile, keys)
 
     def read() -> dict[TileKey, np.ndarray]:
         start.wait()
@@ -71,11 +74,12 @@ def test_an_error_reaches_all_who_wait_and_is_not_kept() -> None:
 def test_tiles_are_kept_for_announced_boxes_and_else_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tile_cache, "_KEPT", 3 * SIZE)
     monkeypatch.setattr(tile_cache, "_MOST", 12 * SIZE)
+    monkeypatch.setattr(tile_cache, "_FEWEST", 0)
     decoded: list[TileKey] = []
 
-    def decode(key: TileKey) -> np.ndarray:
-        decoded.append(key)
-        return make_tile(key)
+    def decode(keys: Sequence[TileKey]) -> list[np.ndarray]:
+        decoded.extend(keys)
+        return list(map(make_tile, keys))
 
     cache = TileCache({0: (4, 4), 1: (2, 2)})
     # Two rows and two columns of tiles, each box sharing a row of tiles with the one below it.
@@ -100,6 +104,42 @@ def test_tiles_are_kept_for_announced_boxes_and_else_the_oldest_go(monkeypatch: 
     assert cache._bytes <= 3 * SIZE
 
 
+def test_an_error_is_of_its_tile_alone() -> None:
+    """Who waits for another tile that was asked for with it decodes that one."""
+    cache, has_begun = TileCache({0: (4, 4)}), threading.Event()
+
+    def decode_none(keys: Sequence[TileKey]) -> Iterator[np.ndarray]:
+        has_begun.set()
+        time.sleep(0.05)
+        raise OSError("bad tile")
+        yield
+
+    with ThreadPoolExecutor(1) as pool:
+        failing = pool.submit(cache.read_tiles, Span(0, range(1), range(2)), decode_none, 2)
+        has_begun.wait()
+        assert len(cache.read_tiles(Span(0, range(1), range(1, 2)), lambda keys: map(make_tile, keys))) == 1
+        with pytest.raises(OSError, match="bad tile"):
+            failing.result()
+
+
+def test_tiles_that_lie_there_are_kept_for_boxes_announced_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_cache, "_KEPT", 16 * SIZE)
+    monkeypatch.setattr(tile_cache, "_FEWEST", 0)
+    decoded: list[TileKey] = []
+
+    def decode(keys: Sequence[TileKey]) -> list[np.ndarray]:
+        decoded.extend(keys)
+        return list(map(make_tile, keys))
+
+    cache, first = TileCache({0: (4, 4), 1: (4, 4)}), Span(0, range(1), range(1))
+    cache.read_tiles(first, decode)
+    cache.announce([first])
+    cache.read_tiles(Span(1, range(4), range(4)), decode)
+    cache.read_tiles(first, decode)
+    assert len(decoded) == 17
+    cache.end()
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("mpp", [1.0, 1.002, 0.5])
 def test_tiles_with_halos_decode_nothing_twice(
@@ -113,10 +153,10 @@ def test_tiles_with_halos_decode_nothing_twice(
         path, image, tile=(64, 64), photometric="rgb", compression="zlib", metadata={"axes": "YXS", **size}
     )
     decoded: list[tuple[int, int]] = []
-    decode = tiff_tiles.TiffTiles.decode
+    decode = tiff_tiles.TiffTiles.decode_tile
     monkeypatch.setattr(
         tiff_tiles.TiffTiles,
-        "decode",
+        "decode_tile",
         lambda self, row, column: decoded.append((row, column)) or decode(self, row, column),
     )
     monkeypatch.setattr(tile_cache, "_KEPT", 8 * 64 * 64 * 3)
