@@ -21,6 +21,7 @@ from fseg_jax.cli.options import (
     overwrite_option,
     patch_options,
     seed_option,
+    series_option,
     tile_option,
     weights_option,
 )
@@ -203,6 +204,7 @@ def _fseg(
     no_tissue_option(),
     mpp_override_option("Resolution of the slides in µm per pixel, instead of what their files say."),
     frame_option,
+    series_option,
     dtype_option,
     batching_options,
     seed_option,

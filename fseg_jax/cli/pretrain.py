@@ -17,6 +17,7 @@ from fseg_jax.cli.options import (
     output_option,
     overwrite_option,
     seed_option,
+    series_option,
 )
 from fseg_jax.cli.parameters import Number, WholeNumber
 from fseg_jax.cli.progress import Display, show_progress
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--name", metavar="NAME", show_default="the file's name", help="Name of the encoder.")
 @click.option("--licence", default="", metavar="TEXT", help="Licence of the encoder, for its card.")
 @mpp_override_option("Resolution of the images in µm per pixel, where nothing else says it.")
+@series_option
 @click.option(
     "--mpp",
     "resolutions",
@@ -134,6 +136,7 @@ def pretrain(
     name: str | None,
     licence: str,
     mpp_override: float | None,
+    series: int | None,
     resolutions: tuple[float, float],
     crop: int,
     fields_per_slide: int,
@@ -181,7 +184,7 @@ def pretrain(
         dtype=dtype,
         seed=seed,
     )
-    fields = _list_fields(sources, geometry, mpp_override, fields_per_slide, seed)
+    fields = _list_fields(sources, geometry, mpp_override, series, fields_per_slide, seed)
     sites = {field.site for field in fields}
     with show_progress() as display:
         display.log(f"{len(fields)} fields of {len(sites)} site(s)")
@@ -203,7 +206,12 @@ def pretrain(
 
 
 def _list_fields(
-    sources: tuple[str, ...], geometry: "Geometry", mpp_override: float | None, most: int, seed: int
+    sources: tuple[str, ...],
+    geometry: "Geometry",
+    mpp_override: float | None,
+    series: int | None,
+    most: int,
+    seed: int,
 ) -> "list[Field]":
     from fseg_jax.cohort.manifest import load_manifest
     from fseg_jax.pretraining.views import draw_fields
@@ -212,7 +220,8 @@ def _list_fields(
     fields: list[Field] = []
     for source in sources:
         for row in load_manifest(source):
-            with open_slide(row.path, row.mpp or mpp_override, series=row.series) as slide:
+            chosen = series if row.series is None else row.series
+            with open_slide(row.path, row.mpp or mpp_override, series=chosen) as slide:
                 fields += draw_fields(slide, row.site or source, geometry, most, seed)
     return fields
 

@@ -39,7 +39,10 @@ class MaskedSlide(NamedTuple):
 
 
 def find_slides(
-    folder: Path, mpp_override: float | None = None, frame: Frame = "bounds"
+    folder: Path,
+    mpp_override: float | None = None,
+    frame: Frame = "bounds",
+    series: int | None = None,
 ) -> list[MaskedSlide]:
     """Find all slides with masks in a folder and below it, sorted by name, and open each to check it.
 
@@ -71,7 +74,7 @@ def find_slides(
             problems.append(f"{image}: has the name of {slides[name].image}")
         else:
             slides[name] = MaskedSlide(name, image, mask)
-            problems += _list_problems(slides[name], mpp_override, frame)
+            problems += _list_problems(slides[name], mpp_override, frame, series)
     if problems:
         more = f"; and {len(problems) - _NAMED_PROBLEMS} more" if len(problems) > _NAMED_PROBLEMS else ""
         raise InputError(
@@ -86,10 +89,12 @@ def _is_mask(path: Path) -> bool:
     return name_outputs(path).endswith(MASK_ENDING)
 
 
-def _list_problems(slide: MaskedSlide, mpp_override: float | None, frame: Frame) -> list[str]:
+def _list_problems(
+    slide: MaskedSlide, mpp_override: float | None, frame: Frame, series: int | None
+) -> list[str]:
     """List why a slide and its mask cannot be used: one reason at most."""
     try:
-        with open_slide(slide.image, mpp_override, frame=frame) as opened:
+        with open_slide(slide.image, mpp_override, frame=frame, series=series) as opened:
             size, hint = (opened.height, opened.width), explain_frame(opened.frame)
         with open_mask(slide.mask) as mask:
             if mask.shape != size:

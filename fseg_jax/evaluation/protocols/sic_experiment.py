@@ -77,7 +77,9 @@ def run_experiment(
     Raises:
         InputError: Slides and masks do not fit, or no slide has patches of both classes.
     """
-    slides = find_slides(folder, settings.patches.mpp_override, settings.patches.frame)
+    slides = find_slides(
+        folder, settings.patches.mpp_override, settings.patches.frame, settings.patches.series
+    )
     trials: list[SicTrial] = []
     left_out: dict[str, str] = {}
     for encoder in encoders:

@@ -161,3 +161,14 @@ def test_a_mask_may_be_of_the_scan_or_of_its_canvas(tmp_path):
             find_slides(tmp_path, frame=other)
     with pytest.raises(InputError, match=r"mask 400 × 600; .*--frame canvas"):
         find_slides(tmp_path)
+
+
+def test_a_mask_may_be_of_another_image_of_the_file_than_the_largest(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
+        for height in (40, 60):
+            size = {f"PhysicalSize{axis}": 0.5 for axis in "XY"}
+            writer.write(np.full((height, 80, 3), 200, np.uint8), photometric="rgb", metadata=size)
+    save(tmp_path / "a_mask.png", np.full((40, 80), 255))
+    assert find_slides(tmp_path, series=0)[0].name == "a"
+    with pytest.raises(InputError, match="image 60 × 80, mask 40 × 80"):
+        find_slides(tmp_path)
