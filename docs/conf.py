@@ -33,7 +33,7 @@ copyright = author
 version = release = find_version("fseg-jax")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_click",
@@ -41,7 +41,8 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_build", "site"]
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+nb_execution_mode = "off"  # tests/test_notebooks.py runs them; the site shows what is kept in them
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 

@@ -26,6 +26,7 @@ from fseg_jax.cli.options import (
 )
 from fseg_jax.cli.parameters import WholeNumber
 from fseg_jax.errors import InputError
+from fseg_jax.process import is_quiet
 
 if TYPE_CHECKING:
     from fseg_jax.cohort.job import Job
@@ -200,8 +201,9 @@ def cohort(
         job = adopt_kept_settings(job)
 
     def tell(line: str) -> None:
-        click.echo(line)
-        sys.stdout.flush()
+        if not is_quiet():
+            click.echo(line)
+            sys.stdout.flush()
 
     if book is None:
         tell(f"no --codebook: {_offer_fit(manifest, split, job)}")

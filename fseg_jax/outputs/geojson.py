@@ -4,12 +4,14 @@ import json
 import math
 import os
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio.errors
 import rasterio.features
 import shapely
 import skimage.measure
@@ -20,6 +22,9 @@ from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.numerics.regions import merge_small_regions
 from fseg_jax.outputs.form import Outlines
 from fseg_jax.outputs.labels import LabelPyramid, open_labels
+
+# Labels are traced in pixels, and scaled afterwards.
+warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
 
 _MAX_TRACED_PIXELS = 8_000_000
 _TRACED_MPP = 4.0  # µm per pixel of the finest level that is traced
