@@ -5,7 +5,9 @@ A chunk is decoded once (``zarr_chunks``), where tensorstore lacks its codec by 
 
 import json
 import math
+import os
 import posixpath
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ _MAX_CHUNK = 512 << 20  # bytes of one decoded chunk
 _MAX_CHUNKS = 16 << 20  # chunks of a shard, whose index is read whole
 _MAX_LEVELS = 64
 _MAX_IMAGES = 1000
+_SYSTEM_ERROR = re.compile(r'"([^"]*)": [^"]*os_error_code=.(\d+)')  # in an error of tensorstore
 _HEADERS = ("zarr.json", ".zattrs")  # of a group, in Zarr v3 and v2
 
 
@@ -62,6 +65,8 @@ class ZarrPixels(TilePyramid):
         except InputError:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno:
+                raise InputError(f"{path}: cannot be read ({error.strerror}: {error.filename})") from None
             raise InputError(
                 f"{path}: the OME-Zarr is damaged, or of a version that is not known ({first_line(error)})"
             ) from None
@@ -120,10 +125,16 @@ class ZarrPixels(TilePyramid):
 
         Raises:
             InputError: The store at an address does not answer, or does so with an error.
+            OSError: The system does not let a file on a disk be read.
             Exception: A file on a disk is damaged.
         """
         if not isinstance(self._path, RemotePath):
-            return future.result()
+            try:
+                return future.result()
+            except (OSError, ValueError, RuntimeError) as error:
+                if (system := _SYSTEM_ERROR.search(str(error))) is None:
+                    raise
+                raise OSError(int(system[2]), os.strerror(int(system[2])), system[1]) from error
         try:
             return wait_for_store(str(self._path), future)[0]
         except OutputError as error:

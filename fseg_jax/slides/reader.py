@@ -210,6 +210,8 @@ class Slide:
         why = "the file is damaged there"
         if isinstance(error, (NotImplementedError, ImportError)):
             why = "its pixels are of a kind that is not read"
+        elif isinstance(error, PermissionError):
+            why = "look at the permissions"
         elif isinstance(error, OSError) and error.errno:  # decoders state no number
             why = "the disk, or the file system, does not give it: try again"
         return InputError(

@@ -31,6 +31,7 @@ class Taps(NamedTuple):
         weights: The weights of that pixel and those that follow it.
         runs: Where output pixels begin whose first level pixels follow each other, and whose third weights
             are all 0 or all not; and the end.
+        of_samples: The first three weights of each pixel's red, green and blue, side by side.
     """
 
     first: int
@@ -38,6 +39,7 @@ class Taps(NamedTuple):
     start: Int64[np.ndarray, " count"]
     weights: UInt32[np.ndarray, "count taps"]
     runs: Int64[np.ndarray, " runs+1"]
+    of_samples: UInt32[np.ndarray, "3 3*count"]
 
 
 @lru_cache(maxsize=256)
@@ -67,7 +69,8 @@ def make_taps(start: int, count: int, scale: float) -> Taps:
     offsets = pixel[:, 0] - first
     breaks = np.flatnonzero((np.diff(offsets) != 1) | np.diff(weights[:, 2] == 0)) + 1
     runs = np.concatenate([[0], breaks, [count]]).astype(np.int64)
-    return Taps(first, last - first + 1, offsets, weights.astype(np.uint32), runs)
+    of_samples = np.repeat(weights[:, :3], 3, axis=0).T.astype(np.uint32, order="C")
+    return Taps(first, last - first + 1, offsets, weights.astype(np.uint32), runs, of_samples)
 
 
 def resample(
@@ -82,7 +85,7 @@ def resample(
         rows.weights,
         columns.start,
         columns.weights,
-        np.repeat(columns.weights[:, :3], 3, axis=0).T.copy(),
+        columns.of_samples,
         columns.runs,
         out,
     )

@@ -58,6 +58,7 @@ class WebServer(ThreadingHTTPServer):
         url: Its address.
         ranges: Whether it sends parts of files.
         asked: The ranges that it was asked for, as (first, last) byte, by path.
+        heads: The paths that it was asked about without content.
     """
 
     daemon_threads = True
@@ -66,6 +67,7 @@ class WebServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.ranges = folder, ranges
         self.asked: dict[str, list[tuple[int, int]]] = {}
+        self.heads: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -77,6 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self) -> None:
+        self.server.heads.append(self.path)
         self._answer(with_body=False)
 
     def do_GET(self) -> None:

@@ -126,6 +126,19 @@ def test_a_level_whose_scale_is_no_whole_number_has_its_own_pixels(tmp_path: Pat
         np.testing.assert_array_equal(slide._pixels.read(1, 20, 30, 70, 90), coarse[20:90, 30:120])
 
 
+@pytest.mark.parametrize("name", ["420.svs", "lzw.tif"])
+def test_a_file_is_parsed_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / name, PICTURE, tile=(64, 64), **PER_CM, **ALIKE[name])
+    parsed, parse = [], tifffile.TiffFile.__init__
+    monkeypatch.setattr(
+        tifffile.TiffFile, "__init__", lambda *args, **options: parsed.append(1) or parse(*args, **options)
+    )
+    with open_slide(tmp_path / name) as slide:
+        assert slide.format.startswith("openslide/") and slide.read_scanned(1.0) is None
+        slide.read(0, 0, 100, 100, 0.5)
+    assert len(parsed) == 1
+
+
 @pytest.mark.parametrize("change", ["grey", "two pages of one size"])
 def test_what_is_coded_otherwise_is_left_to_openslide(change: str, tmp_path: Path) -> None:
     path = tmp_path / "a.svs"

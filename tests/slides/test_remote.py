@@ -129,6 +129,8 @@ def test_an_aperio_slide_is_read_as_openslide_reads_it(coding, tmp_path):
         writer.write(image[::4, ::4], **options)
     with serve_folder(tmp_path) as server, open_slide(path) as here:
         assert here.format == "openslide/aperio" and len(here.level_mpps) == 2
+        open_slide(f"{server.url}/a.svs").close()
+        assert server.heads == ["/a.svs"]
         expect_the_same(f"{server.url}/a.svs", path)
         with pytest.raises(InputError, match="--series 1"):
             open_slide(f"{server.url}/a.svs", series=1)

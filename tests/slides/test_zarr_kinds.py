@@ -327,6 +327,35 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(decoded) == 9
 
 
+def test_a_file_that_the_system_does_not_give_is_not_called_damaged(tmp_path: Path) -> None:
+    """A link to itself is opened by nobody, root included."""
+    write_image(tmp_path / "a.zarr", describe())
+    with open_slide(tmp_path / "a.zarr") as slide:
+        replace_by_loop(tmp_path / "a.zarr" / "0" / "c" / "0" / "0" / "0")
+        with pytest.raises(InputError, match=r"symbolic links: .*0/c/0/0/0'\); the disk, or the file system"):
+            slide.read(0, 0, 8, 8, 0.5)
+    replace_by_loop(tmp_path / "a.zarr" / "0" / "zarr.json")
+    with pytest.raises(InputError, match=r"a.zarr: cannot be read \(.*symbolic links: .*0/zarr.json\)"):
+        open_slide(tmp_path / "a.zarr")
+
+
+def replace_by_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def test_what_may_not_be_read_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "a.zarr", describe())
+    with open_slide(tmp_path / "a.zarr") as slide:
+
+        def refuse(*_: int) -> np.ndarray:
+            raise PermissionError(13, "Permission denied", "0/c/0/0/0")
+
+        monkeypatch.setattr(slide._pixels, "read", refuse)
+        with pytest.raises(InputError, match=r"Permission denied: '0/c/0/0/0'\); look at the permissions"):
+            slide.read(0, 0, 8, 8, 0.5)
+
+
 # Channels
 
 
