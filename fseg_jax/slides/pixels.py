@@ -65,6 +65,43 @@ class SharesNothing:
         yield lambda number: None
 
 
+class PlacedPixels:
+    """What another reader reads, placed otherwise; who derives from it says where a box is stored."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+        self.format, self.series = pixels.format, pixels.series
+
+    def _find_stored(self, level: int, box: Box) -> Box:
+        """Find a box of a level as the other reader counts."""
+        raise NotImplementedError
+
+    def _turn(self, part: np.ndarray) -> np.ndarray:
+        """Turn a box as it is shown."""
+        return part
+
+    def read(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Decode a box of a level."""
+        return self._turn(self._pixels.read(level, *self._find_stored(level, (y, x, height, width))))
+
+    def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
+        """Keep what boxes share until each has been read."""
+        return self._pixels.announce(level, [self._find_stored(level, box) for box in boxes])
+
+    def read_scanned(
+        self, level: int, y: int, x: int, height: int, width: int
+    ) -> Bool[np.ndarray, "height width"] | None:
+        """Tell which pixels of a box were scanned."""
+        scanned = self._pixels.read_scanned(level, *self._find_stored(level, (y, x, height, width)))
+        return None if scanned is None else self._turn(scanned)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._pixels.close()
+
+
 def flatten(
     rgba: Image.Image, background: tuple[int, int, int] = (255, 255, 255)
 ) -> UInt8[np.ndarray, "height width 3"]:

@@ -1,15 +1,12 @@
 """TIFFs that tifffile reads: upright, and the part that was written, which OpenSlide gives as bounds."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
 from fseg_jax.slides.bounds import Frame, Origin
-from fseg_jax.slides.pixels import Box, Pixels, compute_downsamples
+from fseg_jax.slides.pixels import Box, Pixels, PlacedPixels, compute_downsamples
 from fseg_jax.slides.tiff import TiffPixels
 from fseg_jax.slides.upright import UprightPixels
 
@@ -48,7 +45,7 @@ def _crop_to_written(pixels: TiffPixels) -> Pixels:
     return _Part(pixels, (begin[0], begin[1]), (end[0] - begin[0], end[1] - begin[1]))
 
 
-class _Part:
+class _Part(PlacedPixels):
     """A part of each of a reader's levels."""
 
     def __init__(self, pixels: Pixels, origin: Origin, shape: tuple[int, int]) -> None:
@@ -59,8 +56,8 @@ class _Part:
             origin: (y, x) of the part's corner in level 0.
             shape: Its (height, width) there.
         """
-        self._pixels = pixels
-        self.format, self.mpp, self.series = pixels.format, pixels.mpp, pixels.series
+        super().__init__(pixels)
+        self.mpp = pixels.mpp
         self.origin: Origin | None = origin
         downs = [compute_downsamples(pixels.shapes[0], level) for level in pixels.shapes]
         self.shapes = [(max(1, int(shape[0] / y)), max(1, int(shape[1] / x))) for y, x in downs]
@@ -70,23 +67,3 @@ class _Part:
         """Find the box of a level in the whole of it."""
         y, x, height, width = box
         return y + self._corners[level][0], x + self._corners[level][1], height, width
-
-    def read(
-        self, level: int, y: int, x: int, height: int, width: int
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        """Decode a box of a level."""
-        return self._pixels.read(level, *self._find_stored(level, (y, x, height, width)))
-
-    def announce(self, level: int, boxes: Sequence[Box]) -> AbstractContextManager[Callable[[int], None]]:
-        """Keep what boxes share until each has been read."""
-        return self._pixels.announce(level, [self._find_stored(level, box) for box in boxes])
-
-    def read_scanned(
-        self, level: int, y: int, x: int, height: int, width: int
-    ) -> Bool[np.ndarray, "height width"] | None:
-        """Tell which pixels of a box are in tiles that were written."""
-        return self._pixels.read_scanned(level, *self._find_stored(level, (y, x, height, width)))
-
-    def close(self) -> None:
-        """Release the file."""
-        self._pixels.close()
