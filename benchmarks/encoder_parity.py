@@ -69,21 +69,34 @@ _DINOV3 = {"num_classes": 0, "img_size": 256, "dynamic_img_size": True, "global_
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 _HF_SWIGLU = {"use_swiglu_ffn": True, "image_size": 224, "patch_size": 14}
 
+_LUNIT = ("lunit-resnet50", "lunit-resnet50-mocov2", "lunit-resnet50-swav")
+_TUNED = ("h-optimus-1", "mettle", "openmidnight", "openpath")
+
 # Arguments from the publishers' instructions, not from the catalog, which they check.
 ARCHITECTURES = (
     _timm("resnet18", "resnet18", "resnet18-a1", "resnet18-ciga", num_classes=0),
-    _timm("resnet50", "resnet50", "resnet50-tv2", "resnet50-a1", "lunit-resnet50", num_classes=0),
+    _timm(
+        "resnet50",
+        "resnet50",
+        "resnet50-tv2",
+        "resnet50-a1",
+        "lunit-resnet50",
+        "lunit-resnet50-mocov2",
+        "lunit-resnet50-swav",
+        "retccl",
+        num_classes=0,
+    ),
     _timm("efficientnet_b0", "efficientnet-b0"),
     _timm("efficientnet_b1", "efficientnet-b1"),
     _timm("tf_efficientnet_lite0", "efficientnet-lite0"),
     _timm("tf_efficientnet_lite1", "efficientnet-lite1"),
     _timm("tf_efficientnet_lite2", "efficientnet-lite2"),
-    _timm("vit_small_patch16_224", "kaiko-s16", "lunit-s16", **_VIT),
+    _timm("vit_small_patch16_224", "kaiko-s16", "lunit-s16", "sp22m", "hipt", **_VIT),
     _timm("vit_small_patch8_224", "kaiko-s8", "lunit-s8", **_VIT),
     _timm("vit_base_patch16_224", "kaiko-b16", **_VIT),
     _timm("vit_base_patch8_224", "kaiko-b8", **_VIT),
     _timm("vit_large_patch14_reg4_dinov2", "kaiko-l14", **_VIT),
-    _timm("vit_large_patch16_224", "uni", init_values=1e-5, **_VIT),
+    _timm("vit_large_patch16_224", "uni", "mstar", "pathorchestra", "keep", init_values=1e-5, **_VIT),
     _timm(
         "vit_giant_patch14_224",
         "uni2-h",
@@ -117,11 +130,27 @@ ARCHITECTURES = (
         **_SWIGLU,
         **_VIT,
     ),
-    _timm("vit_giant_patch14_reg4_dinov2", "h-optimus-0", "h-optimus-1", init_values=1e-5, **_VIT),
+    _timm(
+        "vit_giant_patch14_reg4_dinov2",
+        "h-optimus-0",
+        "h-optimus-1",
+        "mettle",
+        "openmidnight",
+        "openpath",
+        init_values=1e-5,
+        **_VIT,
+    ),
     _timm("vit_base_patch14_reg4_dinov2", "h0-mini", mlp_ratio=2.66667 * 2, **_SWIGLU, **_VIT),
     _timm("vit_large_patch14_dinov2", "gpfm", init_values=1e-5, **_VIT),
     Architecture(
         "timm with CONCH's pooling", "vit_large_patch16_224", {"init_values": 1.0, **_VIT}, ("conch-v1.5",)
+    ),
+    _timm(
+        "vit_small_patch16_224", "gigapath-flash", init_values=1e-5, mlp_ratio=2048 / 384, **_SWIGLU, **_VIT
+    ),
+    _timm("vit_large_patch16_224", "crown", init_values=1.0, mlp_ratio=5472 / 1024, **_SWIGLU, **_VIT),
+    Architecture(
+        "timm with CONCH v1's pooling", "vit_base_patch16_224", {**_VIT, "img_size": 448}, ("conch-v1",)
     ),
     Architecture(
         "re-read code",
@@ -149,6 +178,7 @@ ARCHITECTURES = (
     _transformers(
         "Dinov2",
         "phikon-v2",
+        "phaet",
         hidden_size=1024,
         num_hidden_layers=24,
         num_attention_heads=16,
@@ -158,6 +188,7 @@ ARCHITECTURES = (
     _transformers(
         "Dinov2",
         "midnight-12k",
+        "mascaret",
         hidden_size=1536,
         num_hidden_layers=40,
         num_attention_heads=24,
@@ -206,6 +237,8 @@ def build_published(architecture: Architecture) -> Any:
     if not architecture.name.startswith("vit"):
         return timm.create_model(architecture.name, **arguments)
     trunk = _build_unset(torch, lambda: timm.create_model(architecture.name, **arguments))
+    if architecture.source == "timm with CONCH v1's pooling":
+        return references.ConchV1Tower(trunk, 512, 8)
     return references.ConchTower(trunk, 768, 8) if "CONCH" in architecture.source else trunk
 
 
@@ -349,6 +382,17 @@ def format_page(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{versions}; {last['device']}.", ""])
 
 
+def _is_alike(row: Row, other: Row) -> bool:
+    """Whether two rows have one network, but for how it resamples its positions to another grid."""
+    configs = [
+        dataclasses.replace(each.config, resampling="bicubic")
+        if isinstance(each.config, ViTConfig)
+        else each.config
+        for each in (row, other)
+    ]
+    return configs[0] == configs[1]
+
+
 def _save(results: dict[str, Any]) -> None:
     """Write the results as JSON and as a page, in the order of the architectures."""
     order = [architecture.rows[0] for architecture in ARCHITECTURES]
@@ -369,6 +413,10 @@ def main(names: tuple[str, ...], one: str | None) -> None:
         print(json.dumps(measure(by_row[one])))
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name, result in results.items():  # rows that came to an architecture since it was measured
+        rows = by_row[name].rows
+        assert all(_is_alike(find_row(row), find_row(name)) for row in rows), rows
+        result |= {"rows": rows, "catalog": {row: find_row(row).parameters for row in rows}}
     if results:
         _save(results)
     for name in dict.fromkeys(by_row[name].rows[0] for name in names or by_row):

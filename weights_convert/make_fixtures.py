@@ -28,6 +28,7 @@ from fseg_jax.encoders.vit.rotary import RotaryConfig
 from fseg_jax.files.tensor_writer import write_tensors
 from weights_convert.references import (
     ConchTower,
+    ConchV1Tower,
     PathFM,
     build_ctranspath,
     get_published,
@@ -67,7 +68,7 @@ def build_fixtures() -> dict[str, Fixture]:
         **_build_vits(),
         **_build_transformers_vits(),
         **_build_convolutional(),
-        **_build_rotary_vits(),
+        **_build_later_vits(),
     }
 
 
@@ -206,8 +207,9 @@ def _build_transformers_vits() -> dict[str, Fixture]:
     }
 
 
-def _build_rotary_vits() -> dict[str, Fixture]:
+def _build_later_vits() -> dict[str, Fixture]:
     import_timm()
+    timm = importlib.import_module("timm.models.vision_transformer")
     eva = importlib.import_module("timm.models.eva")
     shared: dict[str, Any] = {"layer_scale": True, "registers": 4, "rotary": RotaryConfig()}
 
@@ -232,6 +234,10 @@ def _build_rotary_vits() -> dict[str, Fixture]:
             norm_layer=functools.partial(nn.LayerNorm, eps=1e-5),
             **arguments,
         )
+
+    def rename_to_conch(state: State) -> State:
+        others = {"text.token": np.zeros(2, np.float32), "visual.proj_contrast": np.zeros((8, 8), np.float32)}
+        return {**{f"visual.{name}": value for name, value in state.items()}, **others}
 
     return {
         "vit_dinov3": Fixture(
@@ -271,6 +277,24 @@ def _build_rotary_vits() -> dict[str, Fixture]:
             ),
             (48, 80),
             _keep_names,
+        ),
+        "vit_conch_v1": Fixture(
+            ConchV1Tower(
+                timm.VisionTransformer(
+                    patch_size=16,
+                    img_size=48,
+                    embed_dim=12,
+                    depth=2,
+                    num_heads=3,
+                    num_classes=0,
+                    dynamic_img_size=True,
+                ),
+                dim=8,
+                heads=2,
+            ),
+            ViTConfig(patch=16, image_size=48, pool=AttentionPoolConfig(8, 2, bias=True), **_WIDTHS),
+            (32, 64),
+            rename_to_conch,
         ),
     }
 

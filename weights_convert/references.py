@@ -91,6 +91,36 @@ class AttentionalPooler(nn.Module):
         return self.to_out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))[:, 0]
 
 
+class AttentionalPoolerOfV1(nn.Module):
+    """The pooler of CONCH's first version, around torch's own attention."""
+
+    def __init__(self, dim: int, context: int, heads: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, dim))
+        self.ln_q, self.ln_k = nn.LayerNorm(dim), nn.LayerNorm(context)
+        self.attn = nn.MultiheadAttention(dim, heads, kdim=context, vdim=context, batch_first=True)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Pool the tokens to one."""
+        context = self.ln_k(tokens)
+        query = self.ln_q(self.query).expand(len(tokens), 1, -1)
+        return self.attn(query, context, context, need_weights=False)[0][:, 0]
+
+
+class ConchV1Tower(nn.Module):
+    """The vision tower of CONCH's first version around a timm ViT."""
+
+    def __init__(self, trunk: Any, dim: int, heads: int):
+        super().__init__()
+        self.trunk = trunk
+        self.attn_pool_contrast = AttentionalPoolerOfV1(dim, trunk.embed_dim, heads)
+        self.ln_contrast = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the output."""
+        return self.ln_contrast(self.attn_pool_contrast(self.trunk.forward_features(x)))
+
+
 class ConchTower(nn.Module):
     """CONCH v1.5's vision tower around a timm ViT.
 
@@ -251,9 +281,9 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
             last == "weight" and value.ndim == 1
         ):
             value.uniform_(0.7, 1.3, generator=random)
-        elif last in ("bias", "running_mean"):
+        elif last in ("bias", "in_proj_bias", "running_mean"):
             value.normal_(0, 0.2, generator=random)
-        elif last == "weight":
+        elif last == "weight" or last.endswith("proj_weight"):
             gain = 2.0 if value.ndim == 4 else 1.0
             value.normal_(0, (gain / value[0].numel()) ** 0.5, generator=random)
         else:
@@ -264,7 +294,7 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
 def find_stages(module: nn.Module) -> dict[str, nn.Module]:
     """Find, for each of our layers, the submodule with the same output."""
     m: Any = module
-    if isinstance(module, ConchTower):
+    if isinstance(module, ConchTower | ConchV1Tower):
         return find_stages(m.trunk)
     if hasattr(m, "maxpool"):
         return {"stem": m.maxpool, **{f"layer{n}": getattr(m, f"layer{n}") for n in range(1, 5)}}

@@ -31,6 +31,7 @@ from fseg_jax.encoders.vit.rotary import RotaryConfig
 
 LUNIT = Normalisation((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 BIOPTIMUS = Normalisation((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+CLIP = Normalisation((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 LITE = Normalisation((127 / 255,) * 3, (128 / 255,) * 3)
 HIBOU = Normalisation((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
 
@@ -58,6 +59,8 @@ _HIBOU = (
 
 _KAIKO_LICENCE = "Kaiko Non-Commercial Public License v1"
 _LUNIT_LICENCE = "Lunit non-commercial"
+_WAIV = "Filiot et al., 2026, arXiv:2607.22861"
+_WAIV_LICENCE = "Waiv non-commercial"
 _OWKIN_LICENCE = "Owkin non-commercial"
 
 
@@ -376,15 +379,26 @@ _ROWS = (
         )
         for patch, parameters in ((8, 21_670_272), (16, 21_665_664))
     ),
-    resnet_row(
-        "lunit-resnet50",
-        "Lunit ResNet-50, Barlow Twins",
-        "1aurent/resnet50.lunit_bt",
-        50,
-        licence=_LUNIT_LICENCE,
-        citation=_LUNIT,
-        mpp=(0.25, 0.5),
-        normalisation=LUNIT,
+    *(
+        resnet_row(
+            name,
+            f"Lunit ResNet-50, {method}",
+            "lunit-io/benchmark-ssl-pathology",
+            50,
+            # Lunit's own files: what a mirror on the hub has is said to differ in its batch norms.
+            files=(f"{file}_rn50_ep200.torch",),
+            url="https://github.com/lunit-io/benchmark-ssl-pathology/releases/download/pretrained-weights/",
+            page="https://github.com/lunit-io/benchmark-ssl-pathology",
+            licence=_LUNIT_LICENCE,
+            citation=_LUNIT,
+            mpp=(0.25, 0.5),
+            normalisation=LUNIT,
+        )
+        for name, method, file in (
+            ("lunit-resnet50", "Barlow Twins", "bt"),
+            ("lunit-resnet50-mocov2", "MoCo v2", "mocov2"),
+            ("lunit-resnet50-swav", "SwAV", "swav"),
+        )
     ),
     vit_row(
         "hibou-b",
@@ -457,6 +471,190 @@ _ROWS = (
         mpp=ALL_MAGNIFICATIONS,
         parameters=1_134_769_664,
         normalisation=HALF,
+    ),
+    vit_row(
+        "gigapath-flash",
+        "GigaPath-Flash, tile encoder",
+        replace(SMALL, mlp="swiglu", mlp_width=2048, layer_scale=True),
+        "prov-gigapath/prov-gigapath-flash",
+        "pytorch_model.bin",
+        licence="Apache-2.0",
+        gated=True,
+        citation="Usuyama et al., GigaPath-Flash, 2026, arXiv:2607.18218",
+        mpp=(0.5,),
+        resize=256,
+        resampling="bicubic",
+        parameters=21_681_024,
+        normalisation=IMAGENET,
+    ),
+    vit_row(
+        "openmidnight",
+        "OpenMidnight",
+        add_registers(DINOV2_GIANT),
+        "SophontAI/OpenMidnight",
+        "teacher_checkpoint_load.pt",
+        licence="Apache-2.0",
+        gated=True,
+        citation="Kaplan et al., OpenMidnight, 2025, https://sophontai.com/blog/openmidnight",
+        parameters=1_134_774_272,
+        normalisation=IMAGENET,
+    ),
+    vit_row(
+        "openpath",
+        "OpenPath",
+        add_registers(DINOV2_GIANT),
+        "taejoon89/openpath",
+        "teacher_checkpoint.pth",
+        licence="Apache-2.0",
+        citation="OpenPath, 2026, https://github.com/taejoon89/openpath",
+        mpp=(0.5,),
+        parameters=1_134_774_272,
+        normalisation=IMAGENET,
+    ),
+    vit_row(
+        "mettle",
+        "Mettle, H-optimus-0 tuned for scanners and stains",
+        add_registers(DINOV2_GIANT),
+        "slideflow-labs/Mettle",
+        licence="CC-BY-NC-ND-4.0",
+        citation="Mettle, 2026, https://huggingface.co/slideflow-labs/Mettle",
+        resampling="bicubic",
+        parameters=1_134_774_272,
+        normalisation=BIOPTIMUS,
+    ),
+    vit_row(
+        "phaet",
+        "Phaet, Phikon-v2 tuned to be robust",
+        replace(LARGE, layer_scale=True, resampling="bicubic"),
+        "wearewaiv/phaet",
+        licence=_WAIV_LICENCE,
+        gated=True,
+        citation=_WAIV,
+        resampling="bicubic",
+        parameters=303_350_784,
+        normalisation=IMAGENET,
+    ),
+    vit_row(
+        "mascaret",
+        "Mascaret, Midnight-12k tuned to be robust",
+        replace(DINOV2_GIANT, resampling="bicubic"),
+        "wearewaiv/mascaret",
+        licence=_WAIV_LICENCE,
+        gated=True,
+        citation=_WAIV,
+        resampling="bicubic",
+        parameters=1_134_769_664,
+        normalisation=HALF,
+    ),
+    vit_row(
+        "mstar",
+        "mSTAR",
+        replace(LARGE, layer_scale=True),
+        "Wangyh/mSTAR",
+        licence="CC-BY-NC-ND-4.0",
+        gated=True,
+        citation="Xu et al., A multimodal knowledge-enhanced whole-slide pathology foundation model, Nature "
+        "Communications 2025, doi:10.1038/s41467-025-66220-x",
+        mpp=(0.5,),
+        parameters=303_350_784,
+        # The publishers' code; their configuration on the hub has another.
+        normalisation=IMAGENET,
+    ),
+    vit_row(
+        "pathorchestra",
+        "PathOrchestra",
+        replace(LARGE, layer_scale=True),
+        "AI4Pathology/PathOrchestra",
+        "pytorch_model.bin",
+        licence="CC-BY-NC-ND-4.0",
+        gated=True,
+        citation="PathOrchestra: a comprehensive foundation model for computational pathology with over 100 "
+        "diverse clinical-grade tasks, 2025, arXiv:2503.24345",
+        parameters=303_350_784,
+        normalisation=IMAGENET,
+    ),
+    vit_row(
+        "keep",
+        "KEEP, vision tower",
+        replace(LARGE, layer_scale=True),
+        "Astaxanthin/KEEP",
+        licence="MIT",
+        citation="Zhou et al., KEEP, Cancer Cell 2026, doi:10.1016/j.ccell.2026.01.019",
+        resampling="bicubic",
+        parameters=303_350_784,
+        normalisation=IMAGENET,
+    ),
+    vit_row(
+        "conch-v1",
+        "CONCH, vision tower",
+        replace(BASE, image_size=448, pool=AttentionPoolConfig(512, 8, bias=True)),
+        "MahmoodLab/conch",
+        "pytorch_model.bin",
+        licence="CC-BY-NC-ND-4.0",
+        gated=True,
+        citation="Lu et al., A visual-language foundation model for computational pathology, Nature Medicine "
+        "2024, doi:10.1038/s41591-024-02856-4",
+        input_size=448,
+        resize=448,
+        resampling="bicubic",
+        parameters=87_567_104,
+        normalisation=CLIP,
+    ),
+    vit_row(
+        "crown",
+        "CROWN, of cytology",
+        replace(LARGE, mlp="swiglu", mlp_width=5472, layer_scale=True),
+        "LexieK/Crown",
+        "CROWN.pth",
+        licence="Apache-2.0",
+        gated=True,
+        citation="Zheng et al., CROWN, Nature Cancer 2026, doi:10.1038/s43018-026-01240-0",
+        parameters=303_777_024,
+        normalisation=IMAGENET,
+    ),
+    vit_row(
+        "sp22m",
+        "SP22M",
+        SMALL,
+        "MountSinaiCompPath/SP22M",
+        "pytorch_model.bin",
+        licence="CC-BY-NC-SA-4.0",
+        citation="Campanella et al., Computational pathology at health system scale, 2023, arXiv:2310.07033",
+        mpp=(0.5,),
+        resampling="bicubic",
+        parameters=21_665_664,
+        normalisation=IMAGENET,
+    ),
+    vit_row(
+        "hipt",
+        "HIPT, patch tower",
+        replace(SMALL, resampling="bicubic_offset"),
+        "mahmoodlab/HIPT",
+        "vit256_small_dino.pth",
+        url="https://media.githubusercontent.com/media/mahmoodlab/HIPT/master/HIPT_4K/Checkpoints/",
+        page="https://github.com/mahmoodlab/HIPT",
+        licence="Apache-2.0 with Commons Clause",
+        citation="Chen et al., Scaling vision transformers to gigapixel images via hierarchical "
+        "self-supervised learning, CVPR 2022, arXiv:2206.02647",
+        mpp=(0.5,),
+        input_size=256,
+        resize=256,
+        parameters=21_665_664,
+        normalisation=HALF,
+    ),
+    resnet_row(
+        "retccl",
+        "RetCCL",
+        "jamesdolezal/RetCCL",
+        50,
+        files=("retccl.pth",),
+        licence="GPL-3.0 (weights non-commercial)",
+        citation="Wang et al., RetCCL: clustering-guided contrastive learning for whole-slide image "
+        "retrieval, Medical Image Analysis 2023, doi:10.1016/j.media.2022.102645",
+        mpp=(1.0,),
+        input_size=256,
+        resize=256,
+        normalisation=IMAGENET,
     ),
     vit_row(
         "genbio-pathfm",

@@ -27,50 +27,36 @@ UNSUPPORTED: dict[str, Unsupported] = {
         "BiomedCLIP, a model of images and words of all medicine", "it is not of slides", "conch-v1.5"
     ),
     "chief": Unsupported("CHIEF", _SLIDES, "ctranspath, whose features it is made of"),
-    "conch": Unsupported("CONCH, a ViT-B/16 with a text tower", "it is not made yet", "conch-v1.5"),
-    "conch-v1": Unsupported("CONCH, a ViT-B/16 with a text tower", "it is not made yet", "conch-v1.5"),
-    "crown": Unsupported("CROWN", "it is not made yet", "uni2-h"),
+    "conch": Unsupported("the name of two models", "one must be named", "conch-v1 or conch-v1.5"),
     "dinov2": Unsupported(
         "DINOv2, several networks", "name one", "timm:vit_large_patch14_reg4_dinov2.lvd142m"
     ),
     "dinov3": Unsupported("DINOv3, several networks", "name one", "timm:vit_large_patch16_dinov3.lvd1689m"),
-    "gigapath-flash": Unsupported(
-        "GigaPath-Flash, a ViT-S/16 distilled from Prov-GigaPath", "it is not made yet", "kaiko-s16"
-    ),
     "gigapath-slide": Unsupported("the slide encoder of Prov-GigaPath", _SLIDES, "prov-gigapath, its tiles'"),
-    "hipt": Unsupported("HIPT, whose patch tower is a ViT-S/16", "it is not made yet", "lunit-s16"),
-    "keep": Unsupported("KEEP, a ViT-L/16 with a text tower", "it is not made yet", "uni"),
     "madeleine": Unsupported("MADELEINE", _SLIDES, "conch-v1.5"),
-    "mascaret": Unsupported("Mascaret, Midnight-12k tuned by Waiv", "it is not made yet", "midnight-12k"),
-    "mettle": Unsupported("Mettle, H-optimus-0 tuned", "it is not made yet", "h-optimus-0"),
     "midnight": Unsupported(
-        "the name of two models", "one must be named", "midnight-12k, of kaiko.ai (openmidnight is Sophont's)"
+        "the name of two models", "one must be named", "midnight-12k of kaiko.ai or openmidnight of Sophont"
     ),
     "midnight-92k": Unsupported("Midnight-92k of kaiko.ai", _CLOSED, "midnight-12k"),
-    "mstar": Unsupported("mSTAR, a ViT-L/16", "it is not made yet", "uni"),
     "musk": Unsupported(
         "MUSK, a transformer of images and words (BEiT-3)", "its architecture is not made", "conch-v1.5"
     ),
-    "openmidnight": Unsupported(
-        "OpenMidnight of Sophont, a ViT-g/14 with registers", "it is not made yet", "h-optimus-0"
-    ),
-    "openpath": Unsupported("OpenPath, a ViT-g/14 with registers", "it is not made yet", "h-optimus-0"),
-    "pathoduet": Unsupported("PathoDuet", "it is not made yet", "lunit-s16"),
-    "pathorchestra": Unsupported("PathOrchestra, a ViT-L/16", "it is not made yet", "uni"),
-    "phaet": Unsupported("Phaet, Phikon-v2 tuned by Waiv", "it is not made yet", "phikon-v2"),
+    "pathoduet": Unsupported("PathoDuet, a ViT-B/16", "only a browser gets its weights", "phikon"),
     "plip": Unsupported("PLIP, a CLIP ViT-B/32 of pathology", _COARSE, "conch-v1.5"),
     "pluto": Unsupported("PLUTO of PathAI", _CLOSED, "h0-mini"),
     "pluto-4": Unsupported("PLUTO-4 of PathAI", _CLOSED, "h-optimus-1"),
     "prism": Unsupported("PRISM", _SLIDES, "virchow, whose features it is made of"),
     "prism2": Unsupported("PRISM2", _SLIDES, "virchow2, whose features it is made of"),
-    "prost40m": Unsupported("Prost40M, a ViT-S/14 of the prostate", "it is not made yet", "kaiko-s16"),
+    "prost40m": Unsupported(
+        "Prost40M, a ViT-S/14 of the prostate",
+        "how its images are normalised could not be confirmed",
+        "kaiko-s16",
+    ),
     "quiltnet": Unsupported("QuiltNet, a CLIP ViT-B/32 of pathology", _COARSE, "conch-v1.5"),
-    "retccl": Unsupported("RetCCL, a ResNet-50", "it is not made yet", "lunit-resnet50"),
     "rudolfv": Unsupported("RudolfV of Aignostics", _CLOSED, "h-optimus-0"),
     "rudolfv-2": Unsupported("RudolfV-2 of Aignostics, a ViT-g/8", _RUDOLF, _PATCH8),
     "rudolfv-2-b": Unsupported("RudolfV-2-B of Aignostics, a ViT-B/8", _RUDOLF, _PATCH8),
     "rudolfv-2-s": Unsupported("RudolfV-2-S of Aignostics, a ViT-S/8", _RUDOLF, _PATCH8),
-    "sp22m": Unsupported("SP22M of Mount Sinai", "it is not made yet", "lunit-s16"),
     "titan": Unsupported("TITAN", _SLIDES, "conch-v1.5, whose features it is made of"),
     "virchow2g": Unsupported("Virchow2G of Paige", _CLOSED, "virchow2"),
     "virchow2g-mini": Unsupported("Virchow2G Mini of Paige", _CLOSED, "h0-mini"),

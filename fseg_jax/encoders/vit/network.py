@@ -33,6 +33,7 @@ class AttentionPoolConfig:
 
     dim: int  # channels
     heads: int
+    bias: bool = False  # whether its products have biases
 
 
 @dataclass(frozen=True)
@@ -222,9 +223,9 @@ class AttentionPool(nnx.Module):
         self.query = nnx.Param(normal(1.0)(rngs.params(), (pool.dim,), jnp.float32))
         self.ln_q = LayerNorm(pool.dim, eps=1e-5)
         self.ln_k = LayerNorm(config.dim, eps=1e-5)
-        self.to_q = Linear(pool.dim, pool.dim, bias=False, dtype=dtype, rngs=rngs)
-        self.to_kv = Linear(config.dim, 2 * pool.dim, bias=False, dtype=dtype, rngs=rngs)
-        self.to_out = Linear(pool.dim, pool.dim, bias=False, dtype=dtype, rngs=rngs)
+        self.to_q = Linear(pool.dim, pool.dim, bias=pool.bias, dtype=dtype, rngs=rngs)
+        self.to_kv = Linear(config.dim, 2 * pool.dim, bias=pool.bias, dtype=dtype, rngs=rngs)
+        self.to_out = Linear(pool.dim, pool.dim, bias=pool.bias, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(pool.dim, eps=1e-5)
         self.heads, self.dtype = pool.heads, dtype
 

@@ -1,4 +1,4 @@
-"""The names of a ViT's tensors in checkpoints: timm's, DINOv2's and DINOv3's, CONCH v1.5's, transformers'."""
+"""The names of a ViT's tensors in checkpoints: timm's, DINOv2's, DINOv3's, CONCH's, KEEP's, transformers'."""
 
 import numpy as np
 
@@ -33,6 +33,16 @@ def _join(*kernels: np.ndarray) -> np.ndarray:
 def _add_key_bias(query: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Join the biases of q and v, between them that of k, which is none."""
     return np.concatenate([query, np.zeros_like(query), value])
+
+
+def _take_first_third(bias: np.ndarray) -> np.ndarray:
+    """Take q's part of the bias of q, k and v."""
+    return bias[: len(bias) // 3]
+
+
+def _take_other_thirds(bias: np.ndarray) -> np.ndarray:
+    """Take k's and v's part of the bias of q, k and v."""
+    return bias[len(bias) // 3 :]
 
 
 def _flatten(value: np.ndarray) -> np.ndarray:
@@ -76,6 +86,20 @@ _POOL: Rules = {
     r"pool\.norm\.bias": ((r"ln_contrast.bias",), identity),
 }
 
+# CONCH's first version has torch's own attention in its pooling.
+_POOL_OF_CONCH_V1: Rules = {
+    r"pool\.to_q\.kernel": ((r"attn_pool_contrast.attn.q_proj_weight",), to_linear),
+    r"pool\.to_kv\.kernel": (
+        (r"attn_pool_contrast.attn.k_proj_weight", r"attn_pool_contrast.attn.v_proj_weight"),
+        _join,
+    ),
+    r"pool\.to_q\.bias": ((r"attn_pool_contrast.attn.in_proj_bias",), _take_first_third),
+    r"pool\.to_kv\.bias": ((r"attn_pool_contrast.attn.in_proj_bias",), _take_other_thirds),
+    r"pool\.to_out\.kernel": ((r"attn_pool_contrast.attn.out_proj.weight",), to_linear),
+    r"pool\.to_out\.bias": ((r"attn_pool_contrast.attn.out_proj.bias",), identity),
+    **_POOL,
+}
+
 # Heads that trainers of DINO, DINOv2 and iBOT save beside the network, and classifiers.
 _HEADS = (
     r"head\..*",
@@ -87,7 +111,11 @@ _HEADS = (
 )
 _UNPACKED = {r"\.w12\.": ".fc1.", r"\.w3\.": ".fc2."}
 # FSDP-trained DINOv2 numbers its blocks within chunks: blocks.chunk.index.
-_NATIVE_NAMES = {r"^(?:module\.)?(?:backbone\.)?": "", r"^blocks\.\d+\.(\d+)\.": r"blocks.\1.", **_UNPACKED}
+_NATIVE_NAMES = {
+    r"^(?:module\.)?(?:backbone\.|encoder\.)?": "",
+    r"^blocks\.\d+\.(\d+)\.": r"blocks.\1.",
+    **_UNPACKED,
+}
 
 _EVA_BLOCK: Rules = {
     r"(blocks\.\d+)\.ls([12])": ((r"\1.gamma_\2",), identity),
@@ -152,7 +180,8 @@ _HF_DINOV2_BLOCK: Rules = {
     r"blocks\.(\d+)\.mlp\.(fc[12])\.bias": ((rf"{_HF_LAYER}mlp.\2.bias",), identity),
 }
 _HF_NAMES = {
-    r"^(?:vit|dinov2|dinov2_with_registers)\.": "",
+    # Models that are tuned further have the network inside.
+    r"^(?:\w+\.)*(?=(?:embeddings|encoder\.layer|layernorm)\.)": "",
     r"\.weights_in\.": ".fc1.",
     r"\.weights_out\.": ".fc2.",
 }
@@ -180,6 +209,23 @@ _LAYOUTS = (
         _hf_rules("attention.attention", _HF_VIT_BLOCK, _HF_TOKENS),
         _HF_IGNORED,
         _HF_NAMES,
+    ),
+    Layout(
+        "CONCH's first version",
+        r"attn_pool_contrast\.attn\.in_proj_bias",
+        {**_TIMM_BLOCK, **_TIMM_ENDS, **_TOKENS, **_POOL_OF_CONCH_V1},
+        (
+            *(r"attn_pool_caption\..*", r"ln_caption\..*", r"proj_contrast"),
+            *(r"text\..*", r"text_decoder\..*", r"logit_scale"),
+        ),
+        {r"^(?:visual\.)?(?:trunk\.)?": ""},
+    ),
+    Layout(
+        "KEEP's vision tower",
+        r"visual_head\.0\.weight",
+        {**_TIMM_BLOCK, **_TIMM_ENDS, **_TOKENS},
+        (r"visual_head\..*", r"text\..*", r"logit_scale"),
+        {r"^visual\.": "", r"\.(ls[12])\.weight$": r".\1.gamma"},
     ),
     Layout(
         "CONCH's vision tower",

@@ -1,11 +1,14 @@
 """Checkpoints to files of ours and to networks, and checkpoints that do not fit."""
 
 import json
+import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures import read_fixture, relative_error, write_published
+from flax import nnx
 from safetensors import safe_open
 
 from fseg_jax.encoders import weight_rules as rules
@@ -109,6 +112,47 @@ def test_a_key_that_appears_twice_under_its_prefixes_is_refused(tmp_path):
     path = write_published(tmp_path, RESNET, **{"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)})
     with pytest.raises(InputError, match="keep one of them"):
         convert_file(path, tmp_path / "o", read_fixture(RESNET).config, name="some")
+
+
+def _name_as_keep(weights):
+    named = {re.sub("(ls[12]).gamma", r"\1.weight", name): value for name, value in weights.items()}
+    others = {name: np.zeros(1) for name in ("visual_head.0.weight", "text.pooler", "logit_scale")}
+    return {**{f"visual.{name}": value for name, value in named.items()}, **others}
+
+
+@pytest.mark.parametrize(
+    ("fixture", "rename"),
+    [
+        (VIT, _name_as_keep),
+        ("vit_plain_patch8", lambda weights: {f"encoder.{name}": value for name, value in weights.items()}),
+        (
+            "vit_plain_patch8",
+            lambda weights: {
+                **{f"module.backbone.{name}": value for name, value in weights.items()},
+                "module.head.mlp.0.weight": np.zeros(1),
+            },
+        ),
+        (
+            "vit_swiglu_registers_patch14",
+            lambda weights: {
+                **{f"backbone.{name}": value for name, value in weights.items()},
+                "head.P": np.zeros(1),
+            },
+        ),
+        (
+            "vit_transformers_dinov2",
+            lambda weights: {f"model.encoder_inside.{name}": value for name, value in weights.items()},
+        ),
+    ],
+    ids=["keep", "sp22m", "hipt", "mettle", "phaet"],
+)
+def test_a_network_under_the_names_of_one_that_holds_it_is_that_network(fixture, rename):
+    theirs = read_fixture(fixture)
+    found = convert_to_network(rename(theirs.weights), theirs.config, label="another's")
+    for ours, wanted in zip(
+        jax.tree.leaves(nnx.state(found)), jax.tree.leaves(nnx.state(theirs.network())), strict=True
+    ):
+        np.testing.assert_array_equal(ours, wanted)
 
 
 def test_keys_are_checked_before_a_tensor_is_read_and_each_is_read_when_its_turn_comes():
