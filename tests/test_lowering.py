@@ -97,7 +97,9 @@ NUMERICS = {
 
 @pytest.mark.parametrize("name", NUMERICS)
 def test_float32_is_multiplied_as_float32(name):
-    assert list_precisions(NUMERICS[name]()) == {("f32", "HIGHEST")}
+    # Sums over clusters are products with 0 and 1 of the three bfloat16 that a float32 is made of.
+    exact = {("bf16", "DEFAULT")} if name == "k-means" else set()
+    assert list_precisions(NUMERICS[name]()) == {("f32", "HIGHEST")} | exact
 
 
 def test_labels_are_made_without_a_gather():

@@ -12,6 +12,7 @@ from fseg_jax.numerics.arrays import Centers, Key
 from fseg_jax.numerics.scaling import safe_scale
 
 ROUNDS = 8  # rounds of k-means‖ in which candidates are drawn
+SAMPLE, SAMPLE_OF_CENTER = 32_768, 128  # points that k-means++ draws from
 
 
 def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centers:
@@ -19,7 +20,8 @@ def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centers:
 
     This is the greedy variant of Arthur & Vassilvitskii (2007), as in scikit-learn: each next centre is the
     best of 2 + ⌊ln k⌋ points, drawn with a probability proportional to the squared distance to the nearest
-    centre so far.
+    centre so far. Of more than ``SAMPLE`` points, or ``SAMPLE_OF_CENTER`` for each centre, so many are drawn
+    first: a pass over all points for every centre would take as long as Lloyd's iteration.
     """
     scale = safe_scale(jnp.max(jnp.abs(X)))
     centers: Array = draw_centers(X * scale, k, key)
@@ -29,6 +31,10 @@ def plus_plus(X: Float[Array, "n c"], k: int, key: Key) -> Centers:
 @partial(jax.jit, static_argnames="k")
 def draw_centers(X: Float[Array, "n c"], k: int, key: Key) -> Centers:
     """Draw first centres as ``plus_plus`` does, of points whose squares float32 holds."""
+    most = max(SAMPLE, SAMPLE_OF_CENTER * k)
+    if len(X) > most:
+        X = X[jax.random.randint(jax.random.fold_in(key, k), (most,), 0, len(X))]
+    X = X.astype(jnp.promote_types(X.dtype, jnp.float32))
     n, c = X.shape
     trials = 2 + int(np.log(k))
     mean = jnp.mean(X, axis=0, keepdims=True)

@@ -83,6 +83,7 @@ def test_looking_at_all_points_gives_the_same(monkeypatch, spherical, start):
     given = {"spherical": spherical, "start": X[:12] if start else None}
     bounded = kmeans.fit(X, 12, key=KEY, **given)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *operands, cpu, default: default(*operands))
+    monkeypatch.setattr(lloyd, "DEVICE_SLAB", 700)
     lloyd._fit.clear_cache()
     plain = kmeans.fit(X, 12, key=KEY, **given)
     lloyd._fit.clear_cache()

@@ -1,6 +1,7 @@
 """k-means against scikit-learn, brute force and planted clusters."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from fseg_jax.errors import InputError
 from fseg_jax.numerics import kmeans
-from fseg_jax.numerics.kmeans import lloyd, slabs
+from fseg_jax.numerics.kmeans import lloyd, seeding, slabs
 
 KEY = jax.random.key(0)
 
@@ -58,6 +59,42 @@ def test_the_result_is_what_it_says(seed, shape):
     distances = ((X[:, None] - centers[None]) ** 2).sum(-1)
     np.testing.assert_allclose(distances[np.arange(n), labels], distances.min(1), atol=1e-4)
     assert float(result.inertia) == pytest.approx(distances.min(1).sum(), rel=1e-3, abs=1e-4)
+
+
+def test_products_sum_clusters_to_the_last_bit():
+    """An accelerator sums by products of bfloat16: three of them make up a float32."""
+    X = np.random.default_rng(0).normal(size=(60, 7)).astype(np.float32)
+    X = np.round(X * 2**16) / 2**16  # sums of these are exact in any order
+    labels = jnp.arange(60) % 5  # the last is of no cluster
+    sums, counts = jax.jit(slabs.multiply_members, static_argnums=2)(jnp.asarray(X), labels, 4)
+    np.testing.assert_array_equal(sums, np.stack([X[c::5].sum(0) for c in range(4)]))
+    np.testing.assert_array_equal(counts, 12)
+
+
+def test_points_of_bfloat16_are_clustered_as_such(monkeypatch):
+    X, truth = blobs(5, n=1000)
+    start, rounded = np.stack([X[truth == c][0] for c in range(5)]), jnp.asarray(X, jnp.bfloat16)
+    results = [kmeans.fit(points, 5, key=KEY, start=start) for points in (X, rounded)]
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
+    lloyd._fit.clear_cache()
+    results.append(kmeans.fit(rounded, 5, key=KEY, start=start))
+    lloyd._fit.clear_cache()
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.labels, results[0].labels)
+        np.testing.assert_allclose(result.centers, results[0].centers, atol=1e-2)
+        np.testing.assert_allclose(result.inertia, results[0].inertia, rtol=1e-3)
+
+
+def test_first_centres_of_many_points_are_drawn_from_a_sample(monkeypatch):
+    X, _ = blobs(8, n=2000)
+    monkeypatch.setattr(seeding, "SAMPLE", 200)
+    monkeypatch.setattr(seeding, "SAMPLE_OF_CENTER", 20)
+    seeding.draw_centers.clear_cache()
+    centers = np.asarray(kmeans.plus_plus(jnp.asarray(X), 8, KEY))
+    seeding.draw_centers.clear_cache()
+    assert (np.abs(X[None] - centers[:, None]).max(-1).min(1) < 1e-4).all()  # they are points
+    found = kmeans.fit(X, 8, key=KEY, start=centers)
+    assert float(found.inertia) <= 1.01 * float(kmeans.fit(X, 8, key=KEY).inertia)
 
 
 @pytest.mark.parametrize("slab", [96, 500])  # the last slab overlaps the one before, or fits
