@@ -18,7 +18,10 @@ from fseg_jax.slides.tile_pyramid import TilePyramid
 
 _log = logging.getLogger(__name__)
 
-_VENDORS = ("aperio", "generic-tiff")  # their levels are pages, of tiles side by side
+# Formats whose levels are pages, of tiles side by side. Those of Leica and Ventana place scans and tiles on a
+# canvas, between its pixels or one over the other, and Hamamatsu's are not tiled: OpenSlide reads them.
+_VENDORS = ("aperio", "generic-tiff", "philips")
+_PADDED = "philips"  # its pages are of whole tiles, and state no other size
 # Compressions and photometric interpretations by their numbers in TIFF.
 _LOSSLESS = (1, 5, 8, 32946)
 _JPEG, _JPEG2000_YCBCR, _JPEG2000_RGB = 7, 33003, 33005
@@ -46,7 +49,7 @@ class TiledLevels(TilePyramid):
         levels: dict[int, TiffTiles] = {}
         if tiff is not None and vendor in _VENDORS:
             try:
-                levels = find_levels(path, tiff, shapes, read_level)
+                levels = find_levels(path, tiff, shapes, read_level, is_padded=vendor == _PADDED)
             except Exception as error:
                 _log.debug("%s: its tiles are left to OpenSlide: %s", path, error)
         super().__init__(levels)
@@ -58,8 +61,9 @@ class TiledLevels(TilePyramid):
 class _OpenSlideTiles(TiffTiles):
     """The tiles of one level, with the colours that OpenSlide gives."""
 
-    def __init__(self, path: Path, page: Any, read_box: ReadBox) -> None:
+    def __init__(self, path: Path, page: Any, shape: tuple[int, int], read_box: ReadBox) -> None:
         super().__init__(path, [page], blank=255)
+        self.shape = shape  # without a page's padding
         self._read_box = read_box
 
     def _decode_segment(self, page: Any, segment: int, data: bytes | None) -> Tile:
@@ -75,7 +79,12 @@ class _OpenSlideTiles(TiffTiles):
 
 
 def find_levels(
-    path: Path, tiff: Any, shapes: Sequence[tuple[int, int]], read_level: ReadLevel
+    path: Path,
+    tiff: Any,
+    shapes: Sequence[tuple[int, int]],
+    read_level: ReadLevel,
+    *,
+    is_padded: bool = False,
 ) -> dict[int, TiffTiles]:
     """Find the page of each level; one that has none, or colours that are coded otherwise, is left out.
 
@@ -84,14 +93,22 @@ def find_levels(
         tiff: The file, open in tifffile.
         shapes: (height, width) of the levels.
         read_level: Reads a box of a level where a tile is not decoded: one that was never written, for one.
+        is_padded: Whether a page may be larger than its level, by less than a tile.
     """
     tiled: list[Any] = [page for page in tiff.pages if page.is_tiled]
     levels: dict[int, TiffTiles] = {}
     for level, shape in enumerate(shapes):
-        pages = [page for page in tiled if (page.imagelength, page.imagewidth) == shape]
+        pages = [page for page in tiled if _has_size(page, shape, is_padded)]
         if len(pages) == 1 and _has_known_colours(pages[0]):
-            levels[level] = _OpenSlideTiles(path, pages[0], partial(read_level, level))
+            levels[level] = _OpenSlideTiles(path, pages[0], shape, partial(read_level, level))
     return levels
+
+
+def _has_size(page: Any, shape: tuple[int, int], is_padded: bool) -> bool:
+    """Return whether a page has the size of a level, or exceeds it by less than a tile where it is padded."""
+    most = (page.tilelength, page.tilewidth) if is_padded else (1, 1)
+    sides = zip((page.imagelength, page.imagewidth), shape, most, strict=True)
+    return all(0 <= side - wanted < padding for side, wanted, padding in sides)
 
 
 def _has_known_colours(page: Any) -> bool:

@@ -114,6 +114,58 @@ def test_a_tile_that_was_never_written_is_what_openslide_shows(name: str, tmp_pa
             np.testing.assert_array_equal(slide._pixels.read(level, 0, 0, *pixels.shape[:2]), expected)
 
 
+def describe_philips(levels: int) -> str:
+    """Describe a slide as Philips does; OpenSlide finds the sizes of levels by their pixels' spacing."""
+    data = "PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"
+    spacing = 'Name="DICOM_PIXEL_SPACING" Group="0x0028" Element="0x0030" PMSVR="IDoubleArray"'
+    listed = "".join(
+        '<DataObject ObjectType="PixelDataRepresentation">'
+        f"<Attribute {spacing}>&quot;{s}&quot; &quot;{s}&quot;</Attribute></DataObject>"
+        for s in (0.0005 * 2**level for level in range(levels))
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8" ?>\n<DataObject ObjectType="DPUfsImport">'
+        '<Attribute Name="PIM_DP_SCANNED_IMAGES" Group="0x301D" Element="0x1003" PMSVR="IDataObjectArray">'
+        '<Array><DataObject ObjectType="DPScannedImage">'
+        '<Attribute Name="PIM_DP_IMAGE_TYPE" Group="0x301D" Element="0x1004" PMSVR="IString">WSI</Attribute>'
+        f'<Attribute Name="{data}" Group="0x1001" Element="0x8B01" PMSVR="IDataObjectArray">'
+        f"<Array>{listed}</Array></Attribute></DataObject></Array></Attribute></DataObject>"
+    )
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_pages_of_philips_are_padded_to_whole_tiles(is_sparse: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    with tifffile.TiffWriter(path) as writer:
+        for level, (height, width) in enumerate(((384, 448), (192, 256), (128, 128))):
+            page = PICTURE[:: 2**level, :: 2**level]
+            size = height, width
+            padding = [(0, max(0, n - side)) for n, side in zip(size, page.shape[:2], strict=True)]
+            page = np.pad(page, [*padding, (0, 0)], constant_values=255)[:height, :width]
+            extra = {"description": describe_philips(3), "software": "Philips DP v1.0"} if not level else {}
+            options = {**JPEG, **extra, "subsampling": (2, 2), "subfiletype": int(level > 0)}
+            writer.write(page, tile=(64, 64), metadata=None, **options)
+    if is_sparse:
+        with tifffile.TiffFile(path, mode="r+b") as tiff:
+            for page in tiff.pages[:2]:
+                for tag in ("TileOffsets", "TileByteCounts"):
+                    values = list(page.tags[tag].value)
+                    page.tags[tag].overwrite([0 if i in (1, 5) else value for i, value in enumerate(values)])
+    with open_slide(path, 0.5) as slide:
+        tiles = slide._pixels._tiles
+        assert slide.format == "openslide/philips" and all(level in tiles for level in range(3))
+        shapes = slide._pixels.shapes
+        assert shapes == [(384, 448), (192, 224), (96, 112)]
+        for level, (height, width) in enumerate(shapes):
+            seen = slide._pixels.read(level, 0, 0, height, width)
+            shown = read_by_openslide(path, level).copy()
+            for number in (1, 5) if is_sparse and level < 2 else ():  # black, as what is transparent becomes
+                y, x = (64 * at for at in divmod(number, (7, 4)[level]))
+                assert not shown[y : y + 64, x : x + 64].any()
+                shown[y : y + 64, x : x + 64] = 255
+            np.testing.assert_array_equal(seen, shown, strict=True)
+
+
 def test_a_level_whose_scale_is_no_whole_number_has_its_own_pixels(tmp_path: Path) -> None:
     """OpenSlide would interpolate them, from a corner in whole pixels of level 0."""
     path, coarse = tmp_path / "a.tif", PICTURE[:110, :155].copy()
