@@ -17,6 +17,7 @@ from fseg_jax.cli.cohort import cohort
 from fseg_jax.cli.completion import completion
 from fseg_jax.cli.encoders import doctor, encoders
 from fseg_jax.cli.evaluate import evaluate
+from fseg_jax.cli.export import export
 from fseg_jax.cli.fit import fit
 from fseg_jax.cli.names import names
 from fseg_jax.cli.patches import embed, seed
@@ -76,6 +77,7 @@ for command in (
     embed,
     seed,
     view,
+    export,
     encoders,
     doctor,
     codebook,

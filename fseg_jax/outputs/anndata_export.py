@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,10 +22,24 @@ def import_anndata() -> ModuleType:
     """
     try:
         import anndata
-    except ImportError:
-        raise InputError("AnnData needs the package anndata: pip install 'fseg-jax[anndata]'") from None
+    except ImportError as error:
+        is_there = find_spec("anndata") is not None  # but not with what else is installed
+        why = f", which cannot be imported ({first_line(error)})" if is_there else ""
+        raise InputError(
+            f"AnnData needs the package anndata{why}: pip install -U 'fseg-jax[anndata]'"
+        ) from None
     module: ModuleType = anndata
     return module
+
+
+def list_category_colours(values: np.ndarray, colours: Mapping[str, str]) -> np.ndarray:
+    """List the colours of a column's categories in their order, as scanpy wants them in ``uns``.
+
+    Args:
+        values: The column's texts; its categories are those that occur, sorted.
+        colours: Each one's colour.
+    """
+    return np.array([colours[value] for value in np.unique(values).tolist()])
 
 
 def make_anndata_keys(names: Sequence[str]) -> list[str]:

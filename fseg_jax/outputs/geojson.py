@@ -145,7 +145,7 @@ def write_geojson(
     return OutlineFacts(**facts, bytes=Path(path).stat().st_size)
 
 
-def _choose_level(pyramid: LabelPyramid) -> int:
+def choose_traced_level(pyramid: LabelPyramid) -> int:
     """Choose the finest level of about 4 µm per pixel, or coarser, that has few enough pixels to trace."""
     for index, (level, mpp) in enumerate(zip(pyramid.levels, pyramid.mpp, strict=True)):
         if mpp > 0.75 * _TRACED_MPP and level.shape[0] * level.shape[1] <= _MAX_TRACED_PIXELS:
@@ -159,7 +159,7 @@ def _yield_attempts(pyramid: LabelPyramid, min_area: float) -> Iterator[tuple[in
     The area is doubled, from 256 µm² where less is asked for. After a few times the next level is taken too,
     since merging does not help where no region has a larger neighbour, as in noise.
     """
-    first = _choose_level(pyramid)
+    first = choose_traced_level(pyramid)
     yield first, min_area
     min_area = max(min_area, _LEAST_DOUBLED)
     for level in range(first, len(pyramid.levels)):

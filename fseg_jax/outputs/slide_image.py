@@ -11,20 +11,22 @@ It has as many levels as the labels, which the specification asks for, and is co
 at most three times their bytes. Its values are rounded to 32 steps, which Zstandard packs in half the bytes.
 """
 
+import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
 from fseg_jax.files.futures import wait_for_writes
-from fseg_jax.files.zarr import create_array, write_group
+from fseg_jax.files.zarr import create_array, make_folder_spec, open_array, write_group
 from fseg_jax.outputs.form import OutputForm
 from fseg_jax.outputs.labels import LABELS, locate_labels, open_labels, place_level
 
+_MOST_SIDE = 1 << 14  # pixels of an image that is read
 _CHUNK = 256  # pixels of a chunk's side
 _SHARE = 3  # of the labels' bytes
 _ALWAYS = 1 << 16  # bytes that an image may take, however few the labels do
@@ -162,3 +164,29 @@ def _describe(name: str, mpp: float, slide_mpp: float, levels: int) -> dict[str,
             "rdefs": {"model": "color"},
         },
     }
+
+
+class ReadImage(NamedTuple):
+    """The image of a slide's OME-Zarr.
+
+    Attributes:
+        image: The whole slide.
+        mpp: µm per pixel of it.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    mpp: float
+
+
+def read_slide_image(root: Path) -> ReadImage | None:
+    """Read the image round a slide's labels; None where the labels stand alone, or it is damaged."""
+    try:
+        attributes = json.loads((root / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        dataset = attributes["ome"]["multiscales"][0]["datasets"][0]
+        store = open_array(make_folder_spec(root / "0")).result()
+        if store.rank != 3 or store.shape[0] != 3 or max(store.shape) > _MOST_SIDE:
+            return None
+        image = np.asarray(store.read().result(), np.uint8).transpose(1, 2, 0)
+        return ReadImage(image, float(dataset["coordinateTransformations"][0]["scale"][1]))
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError):
+        return None

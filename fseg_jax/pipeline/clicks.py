@@ -19,8 +19,13 @@ from fseg_jax.files.kinds import suggest_names
 from fseg_jax.files.partial_folders import open_partial_folder, recover_folder
 from fseg_jax.methods import sic
 from fseg_jax.numerics.pca import Distance, reduce_channels
-from fseg_jax.outputs.anndata_export import import_anndata, make_anndata_keys, try_write_anndata
-from fseg_jax.outputs.colours import make_palette
+from fseg_jax.outputs.anndata_export import (
+    import_anndata,
+    list_category_colours,
+    make_anndata_keys,
+    try_write_anndata,
+)
+from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.embeddings import list_embedded_slides, open_embeddings
 from fseg_jax.outputs.form import DEFAULT_FORM, OutputForm
 from fseg_jax.pipeline.patch_map import write_patch_map
@@ -172,8 +177,13 @@ def seed_slide(
         export_error = None
         if anndata:
             columns = make_anndata_keys([f"sic_{c}" for c in names])
-            obs = {"sic": np.array(names)[labels], **dict(zip(columns, soft.T, strict=True))}
-            uns = {"sic": {"classes": np.array(names), "columns": np.array(columns)}}
+            of_patches = np.array(names)[labels]
+            obs = {"sic": of_patches, **dict(zip(columns, soft.T, strict=True))}
+            hexes = dict(zip(names, map(format_hex, make_palette(k)), strict=True))
+            uns = {
+                "sic": {"classes": np.array(names), "columns": np.array(columns)},
+                "sic_colors": list_category_colours(of_patches, hexes),
+            }
             export_error = try_write_anndata(folder / f"{stem}.h5ad", out, embedded, name, obs, uns)
         clock.lap("outputs")
         record = SeedRecord(

@@ -77,6 +77,10 @@ def test_anndata_carries_the_labels(picture, tmp_path, seeds):
     table = anndata.read_h5ad(tmp_path / "out" / "tissue.sic.h5ad")
     assert table.obs["sic"].value_counts().to_dict() == record["patches"]
     assert ((table.obs["sic_crypt"] > 0.5) == (table.obs["sic"] == "crypt")).all()
+    with (tmp_path / "out" / "tissue.sic.csv").open(encoding="utf-8", newline="") as file:
+        colours = {row["name"]: row["colour"] for row in csv.DictReader(file)}
+    shown = dict(zip(table.obs["sic"].cat.categories, table.uns["sic_colors"], strict=True))
+    assert shown == {name: colours[name] for name in shown} and len(shown) == 2
 
 
 NAMES = ["tumour/stroma", "tumour_stroma", ".", "..", "/", "x" * 300, "µ/ν", "tumour/stroma_"]
