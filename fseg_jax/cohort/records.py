@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.outputs.report import SlideTiming, SlideTotals
+from fseg_jax.outputs.report import SlideTiming, SlideTotals, locate_thumbnail
 from fseg_jax.pipeline.publish import encode_json
 from fseg_jax.slides.identity import SlideFile
 
@@ -40,7 +40,7 @@ def timing_key(slide_id: str) -> str:
 
 def thumbnail_key(slide_id: str) -> str:
     """Return where the picture of a slide for the report is."""
-    return f"thumbnails/{slide_id}.jpg"
+    return locate_thumbnail(slide_id)
 
 
 def typical_key(slide_id: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import UInt, UInt8
@@ -25,7 +26,7 @@ SIDE = 160  # pixels of the longer side of a slide in a thumbnail, which shows i
 _ALPHA = 0.55  # opacity of the clusters' colours
 _QUALITY = 75  # of JPEG
 _DATA = re.compile(r'(<script type="application/json" id="data">)(.*?)(?=</script>)', re.DOTALL)
-_MAX_BYTES = 40_000_000  # of all pictures of a page: where there are more, they are shrunk
+_MAX_BYTES = 2_500_000  # of all pictures inside a page: where there are more, it shows the files beside it
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def render_report(
     names = (name for slide_totals in totals for name in slide_totals.areas_mm2)
     clusters = list(dict.fromkeys(names)) if codebook else []
     colours = {name: colour for each in totals for name, colour in each.colours.items()}
-    pictures = _encode_pictures([slide.picture if _is_jpeg(slide.picture) else None for slide in done])
+    pictures = _place_pictures({slide.slide_id: slide.picture for slide in done})
     rows = [
         [
             slide.slide_id,
@@ -163,10 +164,10 @@ def render_report(
             round(sum(slide.timing.seconds.values()), 1) if slide.timing else 0,
             slide.timing.tiles_per_second if slide.timing else 0,
             [round(slide_totals.areas_mm2.get(name, 0), 4) for name in clusters],
-            picture,
+            pictures[slide.slide_id],
             [] if codebook else _list_own_clusters(slide.slide_id, slide_totals),
         ]
-        for slide, slide_totals, picture in zip(done, totals, pictures, strict=True)
+        for slide, slide_totals in zip(done, totals, strict=True)
     ]
     template = resources.files("fseg_jax.outputs") / "report.html.j2"
     environment = Environment(
@@ -224,10 +225,9 @@ def rename_report(page: str, clusters: Clusters, thumbnails: Mapping[str, bytes]
         raise ValueError("it has other clusters")
     data["clusters"] = list(clusters.names)
     data["colours"] = [format_hex(colour) for colour in clusters.colours]
-    pictures = [thumbnails.get(row[0]) for row in data["rows"]]
-    encoded = _encode_pictures([picture if _is_jpeg(picture) else None for picture in pictures])
-    for row, picture in zip(data["rows"], encoded, strict=True):
-        row[8] = picture
+    pictures = _place_pictures({row[0]: thumbnails.get(row[0]) for row in data["rows"]})
+    for row in data["rows"]:
+        row[8] = pictures[row[0]]
     return page[: found.start(2)] + str(htmlsafe_json_dumps(data)) + page[found.end(2) :]
 
 
@@ -270,11 +270,20 @@ def _sum_totals(
     }
 
 
-def _encode_pictures(pictures: Sequence[bytes | None]) -> list[str]:
-    """Encode pictures in base64, and halve them as long as they are too large for a page."""
-    while sum(len(picture) for picture in pictures if picture) > _MAX_BYTES:
-        pictures = [picture and _encode_jpeg(_halve(load_image(io.BytesIO(picture)))) for picture in pictures]
-    return [base64.b64encode(picture).decode() if picture else "" for picture in pictures]
+def _place_pictures(pictures: Mapping[str, bytes | None]) -> dict[str, str]:
+    """Return where a page finds pictures: in itself, or in files beside it if they are too large."""
+    good = {name: picture for name, picture in pictures.items() if picture and _is_jpeg(picture)}
+    if sum(map(len, good.values())) > _MAX_BYTES:
+        return {name: quote(locate_thumbnail(name)) if name in good else "" for name in pictures}
+    return {
+        name: f"data:image/jpeg;base64,{base64.b64encode(good[name]).decode()}" if name in good else ""
+        for name in pictures
+    }
+
+
+def locate_thumbnail(slide_id: str) -> str:
+    """Return where the thumbnail of a slide is, from the report."""
+    return f"thumbnails/{slide_id}.jpg"
 
 
 def _is_jpeg(picture: bytes | None) -> bool:
@@ -284,10 +293,6 @@ def _is_jpeg(picture: bytes | None) -> bool:
     except InputError:
         return False
     return True
-
-
-def _halve(picture: Image.Image) -> Image.Image:
-    return picture.resize((max(1, picture.width // 2), max(1, picture.height // 2)), Image.Resampling.LANCZOS)
 
 
 def _encode_jpeg(picture: Image.Image) -> bytes:

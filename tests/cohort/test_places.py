@@ -1,5 +1,6 @@
 """Results in a bucket, features that are kept, and the report, each on a cohort of a few slides."""
 
+import base64
 import json
 import shutil
 import time
@@ -328,9 +329,9 @@ def test_the_report_in_a_browser(manifest, codebook, finished_cohort, browser, t
     assert image.evaluate("e => e.complete && e.naturalWidth") == 2 * report.SIDE + 4
     records = [json.loads((place / f"S-{i:02d}.json").read_text()) for i in range(4)]
     areas = [record["areas_mm2"]["cluster 2"] for record in records]
-    heading = page.get_by_role("button", name="cluster 2")
-    at = 1 + page.locator("#slides th").all_text_contents().index("cluster 2")
-    heading.click()
+    page.locator("#chosen").select_option("cluster 2")
+    heading = page.get_by_role("button", name="cluster 2 mm²")
+    at = 1 + page.locator("#slides th").all_text_contents().index("cluster 2 mm²")
     assert column(at) == [f"{area:.3f}" for area in sorted(areas, reverse=True)]
     assert page.locator(f"#slides th:nth-child({at})").get_attribute("aria-sort") == "descending"
     heading.click()
@@ -340,20 +341,40 @@ def test_the_report_in_a_browser(manifest, codebook, finished_cohort, browser, t
     page.locator("#find").fill("")
     shares = [record["areas_mm2"]["cluster 1"] / record["tissue_mm2"] for record in records]
     page.locator("#slides th button").first.click()
-    page.locator("#map").hover(position={"x": 5, "y": 15})
+    left, top = page.evaluate("[left, top_]")
+    page.locator("#map").hover(position={"x": left + 5, "y": top + 5})
     assert page.locator("#tip").text_content().startswith(f"S-00, cluster 1: {100 * shares[0]:.1f} %")
+    dot = page.evaluate("dots[0].slice(0, 2)")
+    page.locator("#spread").hover(position={"x": dot[0], "y": dot[1]})
+    assert page.locator("#spread_tip").text_content().startswith("S-0")
+    parts = page.locator("#slides tbody tr").first.locator(".parts span")
+    assert sum(parts.evaluate_all("all => all.map(e => parseFloat(e.style.width))")) == pytest.approx(
+        100, abs=0.5
+    )
+    page.get_by_role("button", name="Pictures").click()
+    assert page.locator("#gallery figure").count() == 4 and not page.locator("#slides").is_visible()
+    assert page.locator("#gallery a").first.get_attribute("href") == "S-00.png"
+    for width in (1400, 1280, 800):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.get_by_role("button", name="Table").click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
 
 
-def test_a_large_cohorts_pictures_fit_into_the_page(monkeypatch):
+def test_a_large_cohorts_pictures_are_files_beside_the_page(monkeypatch):
     noise = np.random.default_rng(0).integers(0, 255, (80, 164, 3)).astype(np.uint8)
     picture = report._encode_jpeg(report.Image.fromarray(noise))
-    monkeypatch.setattr(report, "_MAX_BYTES", 20 * len(picture))
-    import base64
-
-    fitting = report._encode_pictures([picture] * 50 + [None])
-    assert sum(len(base64.b64decode(p)) for p in fitting) <= 20 * len(picture) and fitting[-1] == ""
-    assert fitting[0] and report._encode_pictures([picture]) == [base64.b64encode(picture).decode()]
+    inside = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
+    assert report._place_pictures({"a": picture, "b": None, "c": b"no JPEG"}) == {
+        "a": inside,
+        "b": "",
+        "c": "",
+    }
+    monkeypatch.setattr(report, "_MAX_BYTES", 2 * len(picture))
+    slides = {f"S {i}#": picture for i in range(3)} | {"b": None}
+    assert report._place_pictures(slides) == {f"S {i}#": f"thumbnails/S%20{i}%23.jpg" for i in range(3)} | {
+        "b": ""
+    }
 
 
 # ------------------------------------------------------------------------------------------------ Ray
