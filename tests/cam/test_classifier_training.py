@@ -124,7 +124,7 @@ def test_turned_images_are_the_eight_symmetries():
         ({"size": 16}, "--size 16"),
         ({"epochs": 0}, "one epoch"),
         ({"start": "moon"}, "--start moon"),
-        ({"start": "imagenet", "network": "b4"}, "b0 and b1"),
+        ({"start": "imagenet", "network": "b4"}, "b0, b1, lite0, lite1, lite2, not for b4"),
         ({"learning_rate": 0.0}, "--learning-rate 0"),
     ],
 )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fseg_jax.encoders.catalog.row import (
     HALF,
     IMAGENET,
+    LITE,
     Normalisation,
     Row,
     efficientnet_row,
@@ -32,7 +33,6 @@ from fseg_jax.encoders.vit.rotary import RotaryConfig
 LUNIT = Normalisation((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 BIOPTIMUS = Normalisation((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 CLIP = Normalisation((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-LITE = Normalisation((127 / 255,) * 3, (128 / 255,) * 3)
 HIBOU = Normalisation((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
 
 ALL_MAGNIFICATIONS = (0.25, 0.5, 1.0, 2.0)  # µm per pixel: 40×, 20×, 10× and 5×

@@ -20,6 +20,7 @@ class Normalisation(NamedTuple):
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+LITE = Normalisation((127 / 255,) * 3, (128 / 255,) * 3)  # of EfficientNet-Lite
 
 _HE = "He et al., Deep residual learning for image recognition, CVPR 2016, arXiv:1512.03385"
 _TAN = "Tan & Le, EfficientNet, ICML 2019, arXiv:1905.11946"
