@@ -30,6 +30,7 @@ from fseg_jax.files.exchange import exchange_outputs
 from fseg_jax.files.partial_folders import open_partial_folder, recover_outputs
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.numerics.kmeans import streaming
+from fseg_jax.numerics.site_index import measure_site_index
 from fseg_jax.outputs.codebook_card import Card, KCard, find_warnings, join_facts, write_card
 from fseg_jax.pipeline.pure_tokens import TOKENS_PER_CENTER
 
@@ -281,6 +282,8 @@ def _describe_clusters(
     ]
     pictures = iter(rows.read_thumbnails(np.concatenate(nearest), token_side))
     slides = rows.find_slides(np.arange(len(result.labels)))
+    of_slides = np.zeros((len(rows.samples), k), np.int64)
+    np.add.at(of_slides, (slides, result.labels), 1)
     return KCard(
         k=k,
         inertia=result.inertia,
@@ -296,4 +299,5 @@ def _describe_clusters(
             sites,
             join_facts([sample.facts for sample in rows.samples]),
         ),
+        site=measure_site_index(of_slides, sites),
     )

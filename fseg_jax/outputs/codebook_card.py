@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fseg_jax.errors import OutputError
+from fseg_jax.numerics.site_index import SiteIndex
 from fseg_jax.outputs.areas import count_decimals
 from fseg_jax.outputs.colours import format_hex, make_palette
 from fseg_jax.outputs.lettering import Lettering, fit_text
@@ -83,6 +84,7 @@ class KCard(NamedTuple):
         nearest: For each cluster the tiles nearest to its centre, uint8 (96, 96, 3), nearest first.
         names: The slides of those tiles.
         warnings: Warnings about clusters.
+        site: How far clusters follow the sites of slides; None: they cannot tell.
     """
 
     k: int
@@ -92,6 +94,7 @@ class KCard(NamedTuple):
     nearest: list[list[np.ndarray]]
     names: list[list[str]]
     warnings: list[ClusterWarning]
+    site: SiteIndex | None = None
 
 
 class Card(NamedTuple):
@@ -273,6 +276,7 @@ def _format_json(card: Card) -> str:
                 "counts": of_k.counts.tolist(),
                 "nearest_slides": of_k.names,
                 "warnings": [warning._asdict() for warning in of_k.warnings],
+                "site": None if of_k.site is None else of_k.site._asdict(),
             }
             for of_k in card.of_k
         ],
@@ -313,7 +317,9 @@ def _format_page(card: Card) -> str:
 <p>{card.rows:,} {card.unit} of {card.slides:,} slides.{failed}</p>
 <img src="inertia.png" alt="Mean squared distance to the centre, over k" style="max-width: 38rem">
 <table class="over"><tr><th>k</th><th>mean squared distance</th><th>largest cluster</th><th>smallest</th>
-<th>passes</th><th>clusters to distrust</th></tr>{table}</table>
+<th>passes</th><th>clusters to distrust</th><th>follows sites</th></tr>{table}</table>
+<p class="faint">Follows sites: how much more the clusters of {card.unit} tell of their slides' sites than of
+random groups of slides, from 0 to 1, and the share of random groups that they follow as far.</p>
 <h2>Made with</h2><table>{settings}</table>
 {"".join(_format_section(of_k, card) for of_k in card.of_k)}
 </html>
@@ -330,6 +336,7 @@ def _format_cells(of_k: KCard, rows: int) -> tuple[str, ...]:
         f"{of_k.counts.min() / rows:.2%}",
         str(of_k.iterations),
         str(distrusted or "none"),
+        "not known" if of_k.site is None else f"{of_k.site.share:.2f} (chance {of_k.site.chance:.3f})",
     )
 
 

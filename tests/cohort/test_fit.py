@@ -247,6 +247,8 @@ def test_fit_from_the_command_line_and_again_without_opening_the_slides(
     counts = numbers["of_k"][1]["counts"]
     assert counts == sorted(counts, reverse=True) and sum(counts) == numbers["rows"] == 36
     assert numbers["slides"] == 3 and numbers["failed"] == 1
+    site = numbers["of_k"][1]["site"]  # of three slides, of which two are of one site
+    assert 0 <= site["share"] <= 1 and site["chance"] > 0.2
     assert run("fit", *common, "-o", book, "--k", 2) == 2  # it exists
 
     monkeypatch.setattr(sampling, "open_slide", None)  # what was sampled is not opened again

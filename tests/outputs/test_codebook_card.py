@@ -9,6 +9,7 @@ from PIL import Image
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.cohort.fit import write_books
+from fseg_jax.numerics.site_index import SiteIndex
 from fseg_jax.outputs.codebook_card import Card, KCard, RowFacts, find_warnings
 
 pytestmark = pytest.mark.smoke
@@ -89,7 +90,9 @@ class Links(HTMLParser):
 
 def test_the_card_is_complete_and_replaces_an_older_one(tmp_path):
     tile = np.full((96, 96, 3), (200, 30, 90), np.uint8)
-    of_k = KCard(2, 12.5, 3, np.array([30, 10]), [[tile] * 8, [tile]], [["a"] * 8, ["<b>"]], [])
+    of_k = KCard(
+        2, 12.5, 3, np.array([30, 10]), [[tile] * 8, [tile]], [["a"] * 8, ["<b>"]], [], SiteIndex(0.25, 0.002)
+    )
     card = Card("co<hort", "tiles", 40, 2, 1, {"encoder": "x<y"}, [of_k])
     folder, books = tmp_path / "c.card", {2: Codebook(np.eye(2, dtype=np.float32))}
     write_books(tmp_path / "c.safetensors", books, card)
@@ -105,5 +108,6 @@ def test_the_card_is_complete_and_replaces_an_older_one(tmp_path):
     assert all((folder / link).exists() for link in links.found if not link.startswith("#"))
     numbers = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     assert numbers["of_k"][0]["counts"] == [30, 10]
+    assert numbers["of_k"][0]["site"] == {"share": 0.25, "chance": 0.002} and "0.25 (chance 0.002)" in text
     sheet = np.asarray(Image.open(folder / "k2.png").convert("RGB"))
     assert (sheet == tile[0, 0]).all(-1).sum() == 9 * 96 * 96  # every picture is on the sheet, whole
