@@ -14,6 +14,7 @@ from fseg_jax.cli.options import (
     combine,
     encoder_options,
     form_options,
+    json_option,
     manifest_options,
     method_options,
     names_option,
@@ -25,11 +26,13 @@ from fseg_jax.cli.options import (
     tiling_options,
 )
 from fseg_jax.cli.parameters import WholeNumber
+from fseg_jax.cli.terminal import encode_result
 from fseg_jax.errors import InputError
 from fseg_jax.process import is_quiet
 
 if TYPE_CHECKING:
     from fseg_jax.cohort.job import Job
+    from fseg_jax.cohort.run import Outcome
 
 _DEFAULT = click.core.ParameterSource.DEFAULT
 # Options that cannot be chosen again once features are kept.
@@ -118,7 +121,7 @@ _FOR_PATCHES = {  # options that go with --from-h5
     metavar="FOLDER",
     help="With --from-h5: the folder of the slides, for their pictures and resolutions.",
 )
-@combine(seed_option, batching_options)
+@combine(seed_option, batching_options, json_option)
 @click.pass_context
 def cohort(
     context: click.Context,
@@ -137,6 +140,7 @@ def cohort(
     names: Path | None,
     from_h5: Path | None,
     slides_folder: Path | None,
+    as_json: bool,
     **options: Any,
 ) -> int:
     """Segment every slide of a cohort; run it again to go on where it stopped.
@@ -202,15 +206,35 @@ def cohort(
 
     def tell(line: str) -> None:
         if not is_quiet():
-            click.echo(line)
+            click.echo(line, err=as_json)
+            sys.stdout.flush()
+
+    def tell_outcome(outcome: Outcome) -> None:
+        if as_json:
+            click.echo(_encode_outcome(output, outcome))
             sys.stdout.flush()
 
     if book is None:
         tell(f"no --codebook: {_offer_fit(manifest, split, job)}")
     runner = Local(workers) if engine == "local" else Ray(ray_address, settings.threads)
-    summary = run_cohort(slides, job, runner, shard=shard, redo=redo, tell=tell)
-    click.echo(f"fseg: {summary.to_line(output)}")
+    summary = run_cohort(slides, job, runner, shard=shard, redo=redo, tell=tell, tell_outcome=tell_outcome)
+    click.echo(f"fseg: {summary.to_line(output)}", err=as_json)
     return 0 if summary.done == summary.slides else 1
+
+
+def _encode_outcome(place: str, outcome: "Outcome") -> str:
+    """Encode what became of a slide as a line of JSON."""
+    from fseg_jax.cohort.records import parse_json, record_key, timing_key
+    from fseg_jax.files.storage import open_storage
+    from fseg_jax.pipeline.segment import SUFFIXES
+
+    name = outcome.slide_id
+    if outcome.status == "failed":
+        return encode_result(name, None, (), outcome.reason)
+    files = open_storage(place).read_all([record_key(name), timing_key(name)])
+    record = parse_json(files.get(record_key(name))) or {}
+    timing = parse_json(files.get(timing_key(name))) or {}
+    return encode_result(name, {**record, **timing}, [f"{place}/{name}{suffix}" for suffix in SUFFIXES])
 
 
 def _cluster_patches(

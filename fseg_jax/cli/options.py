@@ -59,6 +59,13 @@ def shard_option(help: str, default: str | None = None) -> Decorator:
     return click.option("--shard", type=Shard(), default=default, metavar="i/n", help=help)
 
 
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a line of JSON for each slide to standard output (paths, areas, seconds), and all else to "
+    "standard error.",
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing results.")
 seed_option = click.option(
     "--seed", type=WholeNumber(0, 2**31 - 1), default=0, show_default=True, help="Random seed."

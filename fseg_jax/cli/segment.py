@@ -1,6 +1,7 @@
 """``fseg segment`` and ``fseg demo``."""
 
 import logging
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from fseg_jax.cli.options import (
     combine,
     encoder_options,
     form_options,
+    json_option,
     method_options,
     names_option,
     output_option,
@@ -26,7 +28,7 @@ from fseg_jax.cli.options import (
 )
 from fseg_jax.cli.parameters import WholeNumber
 from fseg_jax.cli.progress import Display, show_progress
-from fseg_jax.cli.terminal import tolerate_failure
+from fseg_jax.cli.terminal import encode_result, tolerate_failure
 from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,15 +55,16 @@ DEMO_MPP = 0.5  # an estimate: nuclei of the colon are some 10 µm long, and som
     artefacts_option,
     seed_option,
     batching_options,
+    json_option,
     overwrite_option,
 )
-def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, **options: Any) -> int:
+def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, as_json: bool, **options: Any) -> int:
     """Segment slides into clusters: labels, outlines for QuPath, a picture, areas.
 
     Without --codebook, K clusters are fitted on each slide itself, so that clusters of one slide are not
     those of another; with one, a cluster is the same tissue everywhere.
     """
-    return _segment(list(slides), output, overwrite, options)
+    return _segment(list(slides), output, overwrite, options, as_json)
 
 
 @click.command()
@@ -87,17 +90,24 @@ def demo(slide: bool, output: Path, overwrite: bool, k: int | None, **options: A
         return _segment([image], output, overwrite, options | {"mpp_override": DEMO_MPP, "mpp": DEMO_MPP})
 
 
-def _segment(slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any]) -> int:
+def _segment(
+    slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any], as_json: bool = False
+) -> int:
     """Segment slides, and return the exit code."""
     with show_progress() as display:
-        done, count = _segment_slides(slides, output, overwrite, options, display)
+        done, count = _segment_slides(slides, output, overwrite, options, display, as_json)
     if done < count:
         click.echo(f"fseg: {count - done} of {count} slides failed", err=True)
     return 0 if done == count else 2
 
 
 def _segment_slides(
-    slides: list[Path], output: Path, overwrite: bool, options: dict[str, Any], display: Display
+    slides: list[Path],
+    output: Path,
+    overwrite: bool,
+    options: dict[str, Any],
+    display: Display,
+    as_json: bool,
 ) -> tuple[int, int]:
     """Check all slides and options, then segment slide after slide: how many were, and how many there are."""
     from fseg_jax.encoders.load import load_encoder
@@ -127,8 +137,16 @@ def _segment_slides(
     frame: "Frame" = options.get("frame", "bounds")  # the demo has no such options
     series: int | None = options.get("series")
     readable = []
+
+    def report_failure(path: Path) -> Callable[[str], None]:
+        def report(reason: str) -> None:
+            if as_json:
+                display.print(encode_result(name_outputs(path), None, (), reason))
+
+        return report
+
     for path in slides:  # mistakes come first; slides are closed again, since there may be thousands
-        with tolerate_failure(slides, f"opening {path}"):
+        with tolerate_failure(slides, f"opening {path}", report_failure(path)):
             open_slide(path, mpp_override, frame=frame, series=series).close()
             readable.append(path)
     if len(slides) > 1 and options.get("codebook") is None:
@@ -156,7 +174,7 @@ def _segment_slides(
     done = 0
     display.expect(len(readable))
     for path in readable:
-        with tolerate_failure(slides, f"segmenting {path}"):
+        with tolerate_failure(slides, f"segmenting {path}", report_failure(path)):
             with open_slide(path, mpp_override, frame=frame, series=series) as slide:
                 record = segment_slide(
                     slide,
@@ -170,7 +188,9 @@ def _segment_slides(
                     progress=display.begin(slide.name),
                 )
             done += 1
-            display.print(output / f"{slide.name}.png")
+            paths = [str(path) for path in output_paths(slide.name, output)]
+            png = output / f"{slide.name}.png"
+            display.print(encode_result(slide.name, record, paths) if as_json else png)
             _LOG.info("%s: %s tiles, seconds: %s", slide.name, record["tiles"], record["seconds"])
     return done, len(slides)
 

@@ -1,11 +1,13 @@
 """What the commands share with the terminal: error messages, exit codes and logs."""
 
 import io
+import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -92,16 +94,40 @@ def _set_quiet(_context: click.Context, _: click.Parameter, quiet: bool) -> None
 
 
 @contextmanager
-def tolerate_failure(slides: Sequence[Path], action: str) -> Iterator[None]:
-    """Print what goes wrong with one slide of several, and go on; with a single slide, raise it."""
+def tolerate_failure(
+    slides: Sequence[Path], action: str, report: Callable[[str], None] = lambda reason: None
+) -> Iterator[None]:
+    """Print what goes wrong with one slide of several, and go on; with a single slide, raise it.
+
+    ``report`` is called with the reason in both cases.
+    """
     try:
         with note_work(action):
             yield
     except Exception as error:
+        report(explain(error))
         if len(slides) == 1:
             raise
         _log.error("error: %s", explain(error))  # the log keeps clear of progress bars
         _log.info("the traceback:", exc_info=error)
+
+
+def encode_result(name: str, record: Mapping[str, Any] | None, paths: Sequence[str], reason: str = "") -> str:
+    """Encode what came of a slide as a line of JSON.
+
+    Args:
+        name: The slide's name.
+        record: Its record; None: it failed.
+        paths: Its outputs.
+        reason: Why it failed.
+    """
+    line: dict[str, Any] = {"slide": name, "status": "failed" if record is None else "done"}
+    if record is None:
+        line["error"] = reason
+    else:
+        line["outputs"] = [*paths]
+        line |= {key: record[key] for key in ("areas_mm2", "tissue_mm2", "seconds") if key in record}
+    return json.dumps(line, ensure_ascii=False)
 
 
 class CommandGroup(click.Group):

@@ -66,6 +66,7 @@ OutcomeStatus = Literal[
     "stopped",  # failed for a reason that stops every other slide too
 ]
 Tell = Callable[[str], None]
+TellOutcome = Callable[["Outcome"], None]
 
 
 class Outcome(NamedTuple):
@@ -127,6 +128,7 @@ def run_cohort(
     shard: tuple[int, int] = (0, 1),
     redo: bool = False,
     tell: Tell = lambda line: None,
+    tell_outcome: TellOutcome = lambda outcome: None,
 ) -> Summary:
     """Segment what is missing of a cohort, and bring its tables and its report up to date.
 
@@ -140,6 +142,7 @@ def run_cohort(
         shard: (i, n) takes every n-th slide from the i-th on.
         redo: Whether slides that were run with other settings are run again; otherwise they are left.
         tell: Called with each line for the user.
+        tell_outcome: Called with what became of each slide that was run.
 
     Raises:
         InputError: The place is for other settings, before anything is run.
@@ -173,7 +176,7 @@ def run_cohort(
                 _tell_size(job, card, todo, tell)
             for key in set(storage.list_keys(FAILURES)) & {failure_key(name) for name in before.done}:
                 storage.delete(key)
-            failed = _run_slides(engine, job, todo, storage, before, tell) if todo else {}
+            failed = _run_slides(engine, job, todo, storage, before, tell, tell_outcome) if todo else {}
     finally:
         if not isinstance(sys.exception(), InputError):  # where nothing was begun, or nothing can be removed
             storage.recover()  # of what workers that died, or were interrupted, were at
@@ -206,13 +209,15 @@ def _run_slides(
     storage: Storage,
     before: Survey,
     tell: Tell,
+    tell_outcome: TellOutcome,
 ) -> dict[str, str]:
     """Run slides, write down which failed, and return these with their reasons."""
     failed: dict[str, str] = {}
     by_id = {slide.slide_id: slide for slide in slides}
     outcomes = _yield_outcomes(engine, job, slides, tell)
     began = time.monotonic()
-    for count, (name, status, reason, seconds) in enumerate(outcomes, 1):
+    for count, outcome in enumerate(outcomes, 1):
+        name, status, reason, seconds = outcome
         if status == "stopped":
             raise OutputError(reason)
         left = (time.monotonic() - began) / count * (len(slides) - count)
@@ -225,6 +230,7 @@ def _run_slides(
         else:
             storage.delete(failure_key(name))
             tell(f"{position}: {'done by another run' if status == 'already' else f'{seconds:.1f} s'}")
+        tell_outcome(outcome)
     return failed
 
 

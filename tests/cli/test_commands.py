@@ -21,6 +21,19 @@ def fseg(*arguments: object) -> int:
     return exit_.value.code
 
 
+def test_json_is_a_line_a_slide_and_nothing_else(slide, tmp_path, capsys):
+    (tmp_path / "bad.tif").write_bytes(b"none")
+    options = ("--k", 2, "--tile", 128, "--encoder", "classical", "--json")
+    assert fseg("segment", slide, tmp_path / "bad.tif", "-o", tmp_path / "out", *options) == 2
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    failed, done = lines
+    assert failed["slide"] == "bad" and failed["status"] == "failed" and "bad.tif" in failed["error"]
+    record = json.loads((tmp_path / "out" / "small.json").read_text())
+    assert done | {"slide": "small", "status": "done", "areas_mm2": record["areas_mm2"]} == done
+    assert done["seconds"] == record["seconds"]
+    assert {Path(path).name for path in done["outputs"]} == {p.name for p in (tmp_path / "out").iterdir()}
+
+
 def test_segment(slide, tmp_path, capsys):
     assert fseg("segment", slide, "-o", tmp_path, "--k", 3, "--tile", 128) == 0
     out, err = capsys.readouterr()
