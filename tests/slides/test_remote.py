@@ -172,7 +172,9 @@ def test_a_real_slide(data, bucket):
 
 @pytest.mark.parametrize("is_zipped", [False, True])
 def test_an_ome_zarr_in_a_bucket_and_behind_http(is_zipped, bucket, tmp_path):
-    path = write_ome_zarr(tmp_path / "a.ome.zarr", draw())
+    image = draw().copy()
+    image[:128, :128] = 0  # a chunk that is not written
+    path = write_ome_zarr(tmp_path / "a.ome.zarr", image)
     name = "a.ome.zarr"
     if is_zipped:
         shutil.make_archive(str(tmp_path / "a"), "zip", path)
@@ -180,6 +182,8 @@ def test_an_ome_zarr_in_a_bucket_and_behind_http(is_zipped, bucket, tmp_path):
         name = "a.ozx"
     address = upload(path, f"{bucket}/{name}")
     expect_the_same(address, path)
+    with open_slide(path) as slide:
+        assert (slide.read(0, 0, 128, 128, slide.mpp) == 255).all()
     with serve_folder(tmp_path) as server:
         expect_the_same(f"{server.url}/{name}", path)
         assert identify(f"{server.url}/{name}") == identify(address)
