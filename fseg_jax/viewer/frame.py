@@ -38,8 +38,8 @@ from fseg_jax.viewer.picture import CANVAS, TILE
 from fseg_jax.viewer.session import SlideSession
 
 _KEYS = (
-    "1–9: class · Z: undo · Y: redo · M, B, E, L: click, brush, erase, lasso · arrows, +, −: move, zoom · "
-    "F: whole slide"
+    "1–9: class · Z: undo · Y: redo · M, B, E, L: click, brush, erase, lasso · A: seed the chosen patches · "
+    "[, ]: opacity · arrows, +, −: move, zoom · F: whole slide · ?: all keys"
 )
 
 

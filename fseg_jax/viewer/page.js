@@ -76,6 +76,16 @@ window.addEventListener("click", (event) => {
 })
 
 const chooseMode = (i) => { if (i < tools.length) modes.active = i } // a slide without embeddings has one mode only
+// The chosen opacity is kept as a slider's is when it is let go.
+const changeOpacity = (names, by) => {
+  const slider = names.map((name) => slide.document.get_model_by_name(name)).find((model) => model != null)
+  if (!slider) return
+  const value = Math.min(1, Math.max(0, Math.round(100 * (slider.value + by)) / 100))
+  slider.setv({ value, value_throttled: value })
+}
+const help = document.getElementById("help")
+const showHelp = () => { help.open ? help.close() : help.showModal() }
+document.querySelector("[data-help]").addEventListener("click", showHelp)
 const isTyping = (target) => {
   if (target.isContentEditable || target.tagName === "TEXTAREA" || target.tagName === "SELECT") return true
   return target.tagName === "INPUT" && !["checkbox", "radio", "button", "range"].includes(target.type)
@@ -84,10 +94,13 @@ const keys = {
   ArrowLeft: () => moveBy(-0.12, 0), ArrowRight: () => moveBy(0.12, 0),
   ArrowUp: () => moveBy(0, -0.12), ArrowDown: () => moveBy(0, 0.12),
   "+": () => zoomBy(1 / 1.5), "=": () => zoomBy(1 / 1.5), "-": () => zoomBy(1.5), f: fit,
-  m: () => chooseMode(0), b: () => chooseMode(1), e: () => chooseMode(2), l: () => chooseMode(3), y: () => send("redo"), Escape: () => send("unselect"),
+  m: () => chooseMode(0), b: () => chooseMode(1), e: () => chooseMode(2), l: () => chooseMode(3), y: () => send("redo"), Escape: () => send("unselect"), a: () => send("assign"),
+  "[": () => changeOpacity(["result_alpha", "layer_alpha"], -0.1), "]": () => changeOpacity(["result_alpha", "layer_alpha"], 0.1),
+  "{": () => changeOpacity(["layer_alpha"], -0.1), "}": () => changeOpacity(["layer_alpha"], 0.1), "?": showHelp,
 }
 window.addEventListener("keydown", (event) => {
   const target = event.composedPath()[0]
+  if (help.open) { if (event.key === "?") help.close(); return }
   if (event.altKey || (target instanceof Element && isTyping(target))) return
   if (target instanceof Element && target.classList.contains("noUi-handle") && event.key.startsWith("Arrow")) return
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key

@@ -153,6 +153,12 @@ class PatchPlots:
         """Number of selected patches."""
         return len(self.source.selected.indices)
 
+    @property
+    def selected_points(self) -> Float[np.ndarray, "m 2"]:
+        """Centres of the selected patches, (x, y) in level-0 pixels."""
+        centers = self._seeding.patches.embedded.centers[np.asarray(self.source.selected.indices, int)]
+        return np.asarray(centers, float)[:, ::-1]
+
     def select(self, event: SelectionGeometry) -> None:
         """Select the patches whose centres a lasso on the slide encloses."""
         if not event.final or event.geometry.get("type") != "poly" or len(event.geometry["x"]) < 3:

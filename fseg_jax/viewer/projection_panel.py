@@ -1,5 +1,6 @@
 """The projection in a tab: its scatter plot, its colours over the slide, and the selection of patches."""
 
+from collections.abc import Callable
 from html import escape
 
 from bokeh.models import RadioButtonGroup, Select
@@ -16,8 +17,14 @@ class ProjectionPanel:
         plots: The patches on the slide and in the scatter plot.
     """
 
-    def __init__(self, frame: Frame, seeding: Seeding) -> None:
-        """Add the panel to a frame."""
+    def __init__(self, frame: Frame, seeding: Seeding, assign: Callable[[], None]) -> None:
+        """Add the panel to a frame.
+
+        Args:
+            frame: The tab's frame.
+            seeding: The slide's seeding.
+            assign: Makes the chosen patches seeds of the active class.
+        """
         self._session = session = frame.session
         self._is_placed = False
         style = frame.page_state.get("map_as")
@@ -35,6 +42,7 @@ class ProjectionPanel:
         colouring.on_change("active", lambda attribute, old, new: self._set_colouring(new))
         frame.add(colouring, "coloured")
         self._counts = frame.add_text("chosen")
+        self._assign = frame.add_button("assign", "Seed the chosen", assign, disabled=True)
 
     def refresh(self) -> None:
         """Draw the projection once it is computed, and show the counts of patches."""
@@ -67,3 +75,4 @@ class ProjectionPanel:
         else:
             text = f"{plots.count:,} patches · lasso some, here or on the slide"
         self._counts.text = f"<small>{text}</small>"
+        self._assign.disabled = not plots.selected_count

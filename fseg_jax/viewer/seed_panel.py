@@ -52,7 +52,7 @@ class SeedPanel:
         self._undo = frame.add_button("back", "↶ Undo", seeding.undo)
         self._redo = frame.add_button("forth", "↷ Redo", seeding.redo)
         self._result_layer = ResultLayer(frame)
-        self._projection = ProjectionPanel(frame, seeding)
+        self._projection = ProjectionPanel(frame, seeding, self._seed_selected)
         self._seed_layer = SeedLayer(frame, seeding, self._projection.plots, self._find_active)
         self.tools = self._seed_layer.tools
         self._build_classes()
@@ -86,6 +86,8 @@ class SeedPanel:
             self._session.update_page_state(unseen=sorted(self._hidden))
             self._drawn = None
             self.refresh()
+        elif command == "assign":
+            self._seed_selected()
         elif command == "unselect":
             self._projection.plots.select_none()
         elif command == "undo":
@@ -101,6 +103,14 @@ class SeedPanel:
         if j is None:
             self._seeding.refuse(f"the class {self._annotation.classes[self._active]} was removed just now")
         return j
+
+    def _seed_selected(self) -> None:
+        """Make the selected patches seeds of the active class, as one step."""
+        plots = self._projection.plots
+        if not plots.selected_count:
+            self._seeding.refuse("choose patches with the lasso first")
+        elif (j := self._find_active()) is not None and self._seeding.place(plots.selected_points, j):
+            plots.select_none()
 
     def _add_class(self) -> None:
         """Add a class and make it the active one."""

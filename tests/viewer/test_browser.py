@@ -395,6 +395,31 @@ def test_a_session(program, context, tmp_path):
     assert hosts == {"127.0.0.1"} and any("/tile/" in url for url in tab.requests)
 
 
+def test_keys_change_opacities_show_help_and_seed_what_the_lasso_holds(program, context):
+    tab = Tab(context, program().url)
+    before = tab.run("() => [model('result_alpha').value, model('layer_alpha').value]")
+    for key in ("]", "]", "{"):
+        tab.key(key)
+    after = tab.run("() => [model('result_alpha').value, model('layer_alpha').value]")
+    assert after == [pytest.approx(before[0] + 0.2), pytest.approx(before[1] - 0.1)]
+    tab.key("?")
+    assert tab.page.locator("#help").is_visible()
+    tab.key("l")  # not heard while help is open
+    tab.key("Escape")
+    assert not tab.page.locator("#help").is_visible() and tab.run("() => model('modes').active") == 0
+    tab.key("l")
+    x, y = DERMIS[0]
+    tab.drag(*(tab.at(x + dx, y + dy) for dx, dy in ((-200, -200), (200, -200), (200, 200), (-200, 200))))
+    tab.until("() => !model('assign').disabled")
+    tab.key("a")
+    tab.until("() => seeds() > 4 && model('assign').disabled")
+    for width in (1280, 820):
+        tab.page.set_viewport_size({"width": width, "height": 800})
+        assert tab.run("() => document.documentElement.scrollWidth") <= width
+        assert tab.run("() => frame('slide')[2] > 400 && frame('slide')[3] > 200")
+    assert tab.errors == []
+
+
 def test_the_page_runs_no_script_that_is_not_its_own(program, context, tmp_path):
     """Scripts injected as text of elements or as a file of the folder do not run."""
     (tmp_path / "out" / "more.js").write_text("window.foreign = 1")

@@ -101,6 +101,29 @@ def test_a_new_class_is_the_chosen_one(out):
     run_tabs(out, script)
 
 
+def test_patches_in_the_lasso_become_seeds_of_the_class_in_one_step(out):
+    def script(slide, tab):
+        tab.redraw()
+        assert tab.model("assign").disabled
+        tab.press("assign")
+        tab.redraw()
+        assert "lasso" in tab.model("status").text and not slide.seeding.annotation.seeds
+        tab.page._panel._projection.plots.source.selected.indices = [0, 2, 3]
+        tab.redraw()
+        assert not tab.model("assign").disabled
+        tab.press("assign")
+        tab.redraw()
+        centers = slide.seeding.patches.embedded.centers[[0, 2, 3]]
+        seeds = slide.seeding.annotation.seeds
+        assert [(seed.y, seed.x) for seed in seeds] == [(y, x) for y, x in centers.tolist()]
+        assert {seed.class_index for seed in seeds} == {1}
+        assert tab.page._panel._projection.plots.selected_count == 0 and tab.model("assign").disabled
+        slide.seeding.undo()
+        assert not slide.seeding.annotation.seeds
+
+    run_tabs(out, script)
+
+
 def test_the_chosen_class_stays_the_same_one_in_every_tab(out):
     def script(slide, one, two):
         one.press("more")
