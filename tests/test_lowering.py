@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from fixtures import list_fixtures, read_fixture
-from jax import export
 
 from fseg_jax.cam.global_features import global_features
 from fseg_jax.encoders.classical import classical
@@ -33,8 +32,9 @@ OPERANDS = re.compile(r": \(tensor<(?:\w+x)*(\w+)>, tensor<(?:\w+x)*(\w+)>\)")
 
 
 def lower(f, *arrays) -> str:
-    """A function's program for a GPU and a TPU, in one text."""
-    return export.export(jax.jit(f), platforms=["cuda", "tpu"])(*arrays).mlir_module()
+    """A function's programs for a GPU and a TPU, one after the other."""
+    traced = jax.jit(f).trace(*arrays)
+    return "".join(traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "tpu"))
 
 
 def list_precisions(program: str) -> set[tuple[str, str]]:

@@ -21,6 +21,7 @@ from fseg_jax.numerics.arrays import Concepts, Key, Tokens, Weights
 from fseg_jax.numerics.nnls import NNLSResult, conjugate_gradients
 from fseg_jax.numerics.nnls import solve as solve_nnls
 from fseg_jax.numerics.scaling import exact_exp2, safe_exponent, safe_scale
+from fseg_jax.numerics.sweep import sweep_in_kernel, sweep_in_loop
 
 Scalar = float | Float[Array, ""]
 
@@ -320,11 +321,11 @@ def _factorize(
 ) -> NMFResult:
     State = tuple[Array, Array, Array, Array, Array]  # iterations, Wᵀ, H, first measure, last measure
 
-    def solve_one(a: Array, w: Array, h: Array) -> NMFResult:
+    def solve_one(a: Array, w: Array, h: Array, sweep: _Sweep = sweep_in_loop) -> NMFResult:
         if method == "mu":
             iterate: Callable[[Array, Array], _Iterate] = partial(_multiplicative, a)
         else:  # Aᵀ is laid out once: a product with it then reads memory in order
-            iterate = partial(_hals, a, a.T, passes=PASSES if method == "accelerated" else 1)
+            iterate = partial(_hals, a, a.T, sweep, passes=PASSES if method == "accelerated" else 1)
 
         def body(state: State) -> State:
             i, wt, h, first, _ = state
@@ -365,7 +366,12 @@ def _factorize(
         return result
 
     result: NMFResult = jax.lax.platform_dependent(
-        A, W, H, cpu=solve_few_at_once, default=jax.vmap(solve_one)
+        A,
+        W,
+        H,
+        cpu=solve_few_at_once,
+        tpu=jax.vmap(partial(solve_one, sweep=sweep_in_kernel)),
+        default=jax.vmap(solve_one),
     )
     return result
 
@@ -378,40 +384,41 @@ class _Iterate(NamedTuple):
     measure: Float[Array, ""]
 
 
-def _sweep(
-    F: Float[Array, "k m"], G: Float[Array, "k k"], N: Float[Array, "k m"], passes: int
+_Sweep = Callable[[Array, Array, Array, int], Array]
+
+
+def _descend(
+    F: Float[Array, "k m"], G: Float[Array, "k k"], N: Float[Array, "k m"], sweep: _Sweep, passes: int
 ) -> tuple[Array, Array]:
     """Minimise ½ tr(Fᵀ·G·F) − tr(Nᵀ·F) over F ≥ 0 by coordinate descent, row by row.
 
     Returns F and the violation that the first pass met: the sum of the absolute projected gradients.
     """
-    curvature = jnp.diagonal(G)[:, None]
+    identity = jnp.eye(len(G), dtype=G.dtype)
+    curvature = jnp.sum(G * identity, axis=1, keepdims=True)  # a diagonal is a gather
     scale = jnp.where(curvature > 0, 1 / jnp.where(curvature > 0, curvature, 1), 0)
     # F_j − (G_j·F − N_j) / G_jj as one product and one difference; a row without curvature stays.
-    target, step = N * scale, G * scale - jnp.eye(F.shape[0], dtype=G.dtype)
+    target, step = N * scale, G * scale - identity
 
-    def row(i: Array, F: Array) -> Array:
-        j = i % F.shape[0]
-        return F.at[j].set(jnp.maximum(target[j] - _product(step[j][None], F)[0], 0))
-
-    once = jax.lax.fori_loop(0, F.shape[0], row, F)
+    once = sweep(target, step, F, 1)
     # Row j met the rows before it updated, and the rows after it not yet.
     before = jnp.tril(G, -1)
     gradient = _product(before, once) + _product(G - before, F) - N
     violation = jnp.sum(jnp.abs(jnp.where(F == 0, jnp.minimum(gradient, 0), gradient)))
-    return jax.lax.fori_loop(0, (passes - 1) * F.shape[0], row, once), violation
+    return sweep(target, step, once, passes - 1), violation
 
 
 def _hals(
     A: Float[Array, "n c"],
     At: Float[Array, "c n"],
+    sweep: _Sweep,
     Wt: Float[Array, "k n"],
     H: Float[Array, "k c"],
     passes: int,
 ) -> _Iterate:
     """Update H, then W, by coordinate descent."""
-    H, violation_H = _sweep(H, _product(Wt, Wt.T), _product(Wt, A), passes)
-    Wt, violation_W = _sweep(Wt, _product(H, H.T), _product(H, At), passes)
+    H, violation_H = _descend(H, _product(Wt, Wt.T), _product(Wt, A), sweep, passes)
+    Wt, violation_W = _descend(Wt, _product(H, H.T), _product(H, At), sweep, passes)
     return _Iterate(Wt, H, violation_H + violation_W)
 
 
