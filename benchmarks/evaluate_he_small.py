@@ -161,6 +161,31 @@ def format_page(title: str, text: str, lines: list[dict[str, Any]], names: list[
     )
 
 
+def prepare_datasets(short: str, data: Path, folder: Path) -> tuple[str, list[Dataset]]:
+    """Return the title and the folds of ``bcss`` or ``ebhi``."""
+    if short == "bcss":
+        folds = cut_bcss(data / "bcss_tumour", folder / "bcss")
+        return "BCSS, tumour or not, one region tested by what two others teach", folds
+    return "EBHI-Seg, gland or not, held-out cases", [thin_training(open_dataset(data / "ebhi"))]
+
+
+def evaluate_pooled(datasets: list[Dataset], encoders: list[Encoder], out: Path) -> list[dict[str, Any]]:
+    """Evaluate encoders on each fold, and pool the tests."""
+    settings = EvaluationSettings(
+        k=K, modes=("fixed",), protocols=("matching", "balanced matching"), starts=STARTS, panels=0
+    )
+
+    def report(phase: str, done: int, total: int) -> None:
+        if done == total:
+            print(f"{phase}: {done}/{total}", flush=True)
+
+    folds = [
+        evaluate_fseg(dataset, encoders, settings, out=out / str(fold), progress=report)
+        for fold, dataset in enumerate(datasets)
+    ]
+    return pool_folds(folds, [encoder.card.name for encoder in encoders])
+
+
 def main(name: str = "he-small", *short_names: str) -> None:
     """Evaluate an encoder on the datasets, ``bcss`` and ``ebhi`` by default, and write the results."""
     data = find_examples()
@@ -169,29 +194,9 @@ def main(name: str = "he-small", *short_names: str) -> None:
         encoder = load_encoder(name)
         encoders = [encoder, build_untrained(encoder, folder), classical()]
         names = [encoder.card.name for encoder in encoders]
-        settings = EvaluationSettings(
-            k=K, modes=("fixed",), protocols=("matching", "balanced matching"), starts=STARTS, panels=0
-        )
         for short in short_names or ("bcss", "ebhi"):
-            if short == "bcss":
-                datasets = cut_bcss(data / "bcss_tumour", folder / "bcss")
-                title = "BCSS, tumour or not, one region tested by what two others teach"
-            else:
-                datasets = [thin_training(open_dataset(data / "ebhi"))]
-                title = "EBHI-Seg, gland or not, held-out cases"
-            folds = [
-                evaluate_fseg(
-                    dataset,
-                    encoders,
-                    settings,
-                    out=folder / f"out-{short}-{fold}",
-                    progress=lambda phase, done, total: (
-                        print(f"{phase}: {done}/{total}", flush=True) if done == total else None
-                    ),
-                )
-                for fold, dataset in enumerate(datasets)
-            ]
-            lines = pool_folds(folds, names)
+            title, datasets = prepare_datasets(short, data, folder)
+            lines = evaluate_pooled(datasets, encoders, folder / f"out-{short}")
             tests = [item for dataset in datasets for item in dataset.items if item.split == "test"]
             text = (
                 f"`python -m benchmarks.evaluate_he_small {name} {short}`: {len(tests)} test images of "
