@@ -209,7 +209,7 @@ def cohort(
             click.echo(line, err=as_json)
             sys.stdout.flush()
 
-    def tell_outcome(outcome: Outcome) -> None:
+    def tell_outcome(outcome: "Outcome") -> None:
         if as_json:
             click.echo(_encode_outcome(output, outcome))
             sys.stdout.flush()
