@@ -1,7 +1,7 @@
-"""Zarr arrays of codecs that tensorstore does not have, such as LZ4, LZMA and JPEG, decoded by imagecodecs.
+"""Zarr arrays whose chunks imagecodecs decodes: LZ4, LZMA, JPEG …, which tensorstore lacks, and Blosc.
 
 A chunk is decoded into an array of the size that the Zarr's metadata state, which is checked before: what the
-chunk states of itself takes no memory.
+chunk states of itself takes no memory. tensorstore believes what a chunk of Blosc states, up to 2 GB.
 """
 
 import base64
@@ -51,11 +51,21 @@ class Codec(NamedTuple):
 
 
 def is_read_by_tensorstore(header: dict[str, Any]) -> bool:
-    """Return whether tensorstore has the codecs of an array, by its ``.zarray`` or ``zarr.json``."""
+    """Return whether tensorstore decodes an array, by its ``.zarray`` or ``zarr.json``."""
     if header.get("zarr_format") == 3:
-        return all(codec.get("name") in _CODECS for codec in _list_codecs(header.get("codecs") or []))
-    compressor = header.get("compressor")
-    return not header.get("filters") and (compressor is None or compressor.get("id") in _COMPRESSORS)
+        codecs = header.get("codecs") or []
+        is_plain_blosc = [codec.get("name") for codec in codecs] == ["bytes", "blosc"]
+        is_known = all(codec.get("name") in _CODECS for codec in _list_codecs(codecs))
+        return is_known and not (is_plain_blosc and _is_of_imagecodecs(codecs[1].get("configuration") or {}))
+    compressor = header.get("compressor") or {"id": ""}
+    if header.get("filters") or compressor.get("id") not in ("", *_COMPRESSORS):
+        return False
+    return not (compressor["id"] == "blosc" and _is_of_imagecodecs(compressor))
+
+
+def _is_of_imagecodecs(blosc: dict[str, Any]) -> bool:
+    """Return whether imagecodecs has what Blosc compresses with, by its configuration."""
+    return blosc.get("cname") != "snappy"
 
 
 class CodedArray(StoredArray):

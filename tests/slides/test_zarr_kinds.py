@@ -11,6 +11,7 @@ import imagecodecs.numcodecs
 import numcodecs
 import numpy as np
 import pytest
+import tensorstore as ts
 import zarr
 import zarr.codecs.numcodecs
 
@@ -183,6 +184,37 @@ def test_chunks_of_codecs_that_tensorstore_lacks(codec: Any, packed: bool, tmp_p
         np.testing.assert_array_equal(slide.read(60, 70, 70, 80, 0.5), PICTURE[60:130, 70:150])
 
 
+@pytest.mark.parametrize("chunk", [50, 256])
+@pytest.mark.parametrize("version", [2, 3])
+def test_chunks_of_blosc_of_any_size(version: int, chunk: int, tmp_path: Path) -> None:
+    """They may not divide the picture, or be larger."""
+    codec: Any = zarr.codecs.BloscCodec(cname="zstd") if version == 3 else numcodecs.Blosc(cname="zstd")
+    separator = {"chunk_key_encoding": {"name": "v2", "separator": "/"}} if version == 2 else {}
+    write_image(
+        tmp_path / "a.zarr",
+        describe(),
+        version=version,
+        compressors=codec,
+        chunks=(chunk,) * 2 + (3,),
+        **separator,
+    )
+    np.testing.assert_array_equal(read_whole(tmp_path / "a.zarr"), PICTURE)
+    with open_slide(tmp_path / "a.zarr") as slide:
+        np.testing.assert_array_equal(slide.read(47, 60, 70, 101, 0.5), PICTURE[47:117, 60:161])
+
+
+def test_blosc_with_snappy_is_read_by_tensorstore(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.zarr", describe(), version=2)
+    spec: dict[str, Any] = {
+        "driver": "zarr",
+        "kvstore": {"driver": "file", "path": f"{tmp_path}/a.zarr/0/"},
+        "metadata": {"compressor": {"id": "blosc", "cname": "snappy", "clevel": 5, "shuffle": 1}},
+    }
+    array = ts.open(spec, create=True, delete_existing=True, dtype=ts.uint8, shape=PICTURE.shape).result()
+    array[...] = PICTURE
+    np.testing.assert_array_equal(read_whole(tmp_path / "a.zarr"), PICTURE)
+
+
 def test_chunks_whose_first_axis_is_the_fastest(tmp_path: Path) -> None:
     write_image(tmp_path / "a.zarr", describe(), version=2, compressors=numcodecs.LZ4(), order="F")
     np.testing.assert_array_equal(read_whole(tmp_path / "a.zarr"), PICTURE)
@@ -220,7 +252,7 @@ def test_chunks_of_jpeg(order: str, tmp_path: Path) -> None:
     assert np.abs(read_whole(tmp_path / "a.zarr").astype(int) - smooth).mean() < 2
 
 
-@pytest.mark.parametrize("kind", ["lz4", "lzma", "jpeg8", "short"])
+@pytest.mark.parametrize("kind", ["lz4", "lzma", "jpeg8", "blosc", "short"])
 def test_a_chunk_is_decoded_into_what_its_array_states(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +262,7 @@ def test_a_chunk_is_decoded_into_what_its_array_states(
         "lz4": (numcodecs.LZ4(), (1 << 30).to_bytes(4, "little") + bytes(20)),
         "lzma": (numcodecs.LZMA(preset=1), lzma.compress(bytes(1 << 20), preset=0)),
         "jpeg8": (imagecodecs.numcodecs.Jpeg(), imagecodecs.jpeg8_encode(np.zeros((999, 999, 3), np.uint8))),
+        "blosc": (numcodecs.Blosc(), imagecodecs.blosc_encode(bytes(1 << 20))),
         "short": (numcodecs.LZMA(preset=1), lzma.compress(bytes(64))),
     }[kind]
     write_image(tmp_path / "a.zarr", describe(), version=2, compressors=codec)
