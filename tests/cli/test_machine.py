@@ -1,10 +1,8 @@
 """What the doctor says of this machine, and of ones with something missing."""
 
 import builtins
-import re
 import socket
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,20 +65,22 @@ def test_this_machine_can_do_the_main_job():
     assert not named(found, "hub").ok and not named(found, "token").ok
 
 
-def test_the_extras_are_those_of_the_package_and_what_is_not_here_is_said(monkeypatch):
-    """But those of an accelerator, which another line is about, and of who works on it."""
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    listed = {
-        extra: tuple(re.match(r"[\w-]+", package)[0] for package in packages)
-        for extra, packages in project["optional-dependencies"].items()
-        if extra not in ("cuda12", "cuda13", "tpu", "onednn", "clients", "test", "lint", "docs")
-    }
-    assert listed == machine.EXTRAS
-    monkeypatch.setattr(machine, "find_version", lambda name: "unknown" if name == "wsidicom" else "1.0")
-    assert machine._extras() == (
-        True,
-        ", ".join(name for name in listed if name != "dicom") + "; not here, pip install 'fseg-jax[dicom]'",
-    )
+def test_extras_that_are_not_here_are_said(monkeypatch):
+    """But those of an accelerator, which another line is about, and of who works on the package."""
+    stated = [
+        "jax>=0.10",
+        "wsidicom>=0.36; extra == 'dicom'",
+        'obstore>=0.8; extra == "remote"',
+        'boto3>=1.35; extra == "remote"',
+        'jax[cuda12]; extra == "cuda12"',
+        'onednn-cpu-gomp>=2023.2; (platform_system == "Linux") and extra == "onednn"',
+        'ruff; extra == "lint"',
+    ]
+    monkeypatch.setattr(machine, "requires", lambda name: stated)
+    monkeypatch.setattr(machine, "find_version", lambda name: "unknown" if name == "boto3" else "1.0")
+    assert machine._extras() == (True, "dicom; not here, pip install 'fseg-jax[remote]'")
+    monkeypatch.setattr(machine, "requires", lambda name: [])
+    assert machine._extras() == (True, "none")
 
 
 NARROW = Processor("znver4", frozenset({"avx2", "avx512f", "avx512bf16"}))
