@@ -108,15 +108,17 @@ def is_text(head: bytes) -> bool:
     return b"\0" not in head
 
 
-def suggest_names(name: str, known: Iterable[str]) -> str:
+def suggest_names(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
     """Suggest up to three known names that are like an unknown one; return an empty text if none is.
+
+    ``likeness`` is the least of ``difflib``'s ratio, from 0 to 1.
 
     >>> suggest_names("resnet5", ["uni", "resnet50"])
     'did you mean resnet50? '
     """
     by_key = {str(candidate).lower().replace("_", "-"): str(candidate) for candidate in known}
     key = name.lower().replace("_", "-")
-    near = difflib.get_close_matches(key, by_key, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(key, by_key, n=3, cutoff=likeness)
     if not near and len(key) > 2:
         near = [other for other in by_key if other.startswith(key) or key.startswith(other)][:3]
     return f"did you mean {' or '.join(by_key[other] for other in near)}? " if near else ""

@@ -22,10 +22,27 @@ _DOSOVITSKIY = "Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021, ar
 _SIMEONI = "Siméoni et al., DINOv3, 2025, arXiv:2508.10104"
 
 
+# What TRIDENT, LazySlide, slide2vec and raw2features call encoders of the catalog.
+OTHER_NAMES = {
+    "gigapath": "prov-gigapath",
+    "kaiko-midnight": "midnight-12k",
+    **{f"kaiko-vit{size}": f"kaiko-{size}" for size in ("s8", "s16", "b8", "b16", "l14")},
+    "kaiko-vitl": "kaiko-l14",
+    "lunit-bt": "lunit-resnet50",
+    **{f"lunit-{how}": f"lunit-resnet50-{how}" for how in ("mocov2", "swav")},
+    **{name: "lunit-s16" for name in ("lunit-dino", "lunit-dino-s16", "lunit-vits16")},
+    **{name: "lunit-s8" for name in ("lunit-dino8", "lunit-dino-s8", "lunit-vits8")},
+    "prov-gigapath-flash": "gigapath-flash",
+    "uni-v1": "uni",
+    **{name: "uni2-h" for name in ("uni2", "uni-v2")},
+}
+_LIKENESS = 0.8  # of a name to one that was mistyped, at least
+
+
 def find_row(name: str) -> Row:
     """Find the row of a name in the catalog, or make that of ``timm:NAME``.
 
-    Case does not matter, and ``_`` is read as ``-``.
+    Case, hyphens, underscores and dots do not matter, and other programs' names for an encoder are known.
 
     Raises:
         InputError: the name is neither. The message says what it is, where that is known, or has similar
@@ -38,26 +55,29 @@ def find_row(name: str) -> Row:
     """
     if name.startswith("timm:"):
         return _timm_row(name)
-    key = name.lower().replace("_", "-")
-    if key in CATALOG:
-        return CATALOG[key]
-    squeezed = _squeeze(key)
-    for other, known in UNSUPPORTED.items():
-        if _squeeze(other) == squeezed:
+    key = _squeeze(name)
+    for known in CATALOG:
+        if _squeeze(known) == key:
+            return CATALOG[known]
+    for other, known in OTHER_NAMES.items():
+        if _squeeze(other) == key:
+            return CATALOG[known]
+    for other, what in UNSUPPORTED.items():
+        if _squeeze(other) == key:
             raise InputError(
-                f"{name} is {known.what}, which the catalog lacks: {known.why}. Near it: {known.near}"
+                f"{name} is {what.what}, which the catalog lacks: {what.why}. Near it: {what.near}"
             )
     # Another number is another model: virchow3 is not virchow2 mistyped.
-    number = _digits(key)
+    number = _digits(name)
     similar = [other for other in ("he-small", "classical", *CATALOG) if _digits(other).startswith(number)]
     raise InputError(
-        f"no encoder is called {name!r}: {suggest_names(name, similar)}"
+        f"no encoder is called {name!r}: {suggest_names(name, similar, likeness=_LIKENESS)}"
         "`fseg encoders` lists them, and timm:NAME works too"
     )
 
 
 def _squeeze(name: str) -> str:
-    return name.replace("-", "").replace(".", "")
+    return re.sub("[-_.]", "", name.lower())
 
 
 def _digits(name: str) -> str:

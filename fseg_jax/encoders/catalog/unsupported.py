@@ -32,12 +32,26 @@ UNSUPPORTED: dict[str, Unsupported] = {
         "DINOv2, several networks", "name one", "timm:vit_large_patch14_reg4_dinov2.lvd142m"
     ),
     "dinov3": Unsupported("DINOv3, several networks", "name one", "timm:vit_large_patch16_dinov3.lvd1689m"),
+    **{
+        f"efficientnet-b{scale}": Unsupported(
+            f"EfficientNet-b{scale} of ImageNet", "it has no row", "efficientnet-b1 or efficientnet-lite2"
+        )
+        for scale in range(2, 8)
+    },
+    "exaonepath": Unsupported("EXAONEPath of LG", "it has no row", "phikon"),
     "gigapath-slide": Unsupported("the slide encoder of Prov-GigaPath", _SLIDES, "prov-gigapath, its tiles'"),
+    "kronos": Unsupported("KRONOS", "it is for stains of many markers, not for H&E", "uni2-h"),
     "madeleine": Unsupported("MADELEINE", _SLIDES, "conch-v1.5"),
+    "medsiglip": Unsupported(
+        "MedSigLIP of Google, a model of images and words of all medicine",
+        "it is not of slides",
+        "conch-v1.5",
+    ),
     "midnight": Unsupported(
         "the name of two models", "one must be named", "midnight-12k of kaiko.ai or openmidnight of Sophont"
     ),
     "midnight-92k": Unsupported("Midnight-92k of kaiko.ai", _CLOSED, "midnight-12k"),
+    "moozy": Unsupported("MOOZY", _SLIDES, "lunit-s8, whose features it is made of"),
     "musk": Unsupported(
         "MUSK, a transformer of images and words (BEiT-3)", "its architecture is not made", "conch-v1.5"
     ),
@@ -52,11 +66,18 @@ UNSUPPORTED: dict[str, Unsupported] = {
         "how its images are normalised could not be confirmed",
         "kaiko-s16",
     ),
-    "quiltnet": Unsupported("QuiltNet, a CLIP ViT-B/32 of pathology", _COARSE, "conch-v1.5"),
+    "quiltnet-b16": Unsupported(
+        "QuiltNet-B-16, a CLIP ViT-B/16 of pathology", "its architecture is not made", "conch-v1.5"
+    ),
+    "quiltnet-b32": Unsupported("QuiltNet-B-32, a CLIP ViT-B/32 of pathology", _COARSE, "conch-v1.5"),
+    "quiltnet": Unsupported("QuiltNet, several CLIP models of pathology", "they have no rows", "conch-v1.5"),
+    "remedis": Unsupported("REMEDIS of Google", "it is published for TensorFlow alone", "resnet50"),
     "rudolfv": Unsupported("RudolfV of Aignostics", _CLOSED, "h-optimus-0"),
     "rudolfv-2": Unsupported("RudolfV-2 of Aignostics, a ViT-g/8", _RUDOLF, _PATCH8),
     "rudolfv-2-b": Unsupported("RudolfV-2-B of Aignostics, a ViT-B/8", _RUDOLF, _PATCH8),
     "rudolfv-2-s": Unsupported("RudolfV-2-S of Aignostics, a ViT-S/8", _RUDOLF, _PATCH8),
+    "seal-conch": Unsupported("SEAL on CONCH", "its architecture is not made", "conch-v1"),
+    "seal-univ2": Unsupported("SEAL on UNI2-h", "its architecture is not made", "uni2-h"),
     "titan": Unsupported("TITAN", _SLIDES, "conch-v1.5, whose features it is made of"),
     "virchow2g": Unsupported("Virchow2G of Paige", _CLOSED, "virchow2"),
     "virchow2g-mini": Unsupported("Virchow2G Mini of Paige", _CLOSED, "h0-mini"),

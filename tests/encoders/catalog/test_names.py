@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fseg_jax.encoders.catalog.names import find_row
+from fseg_jax.encoders.catalog.names import OTHER_NAMES, _squeeze, find_row
 from fseg_jax.encoders.catalog.published import CATALOG
 from fseg_jax.encoders.catalog.unsupported import UNSUPPORTED
 from fseg_jax.errors import InputError
@@ -15,9 +15,10 @@ pytestmark = pytest.mark.smoke
 @pytest.mark.parametrize(
     ("asked", "hint"),
     [
-        ("uni-2h", "uni2-h"),
-        ("gigapath", "prov-gigapath"),
-        ("hoptimus0", "h-optimus-0"),
+        ("vrchow", "virchow"),
+        ("optimus-0", "h-optimus-0"),
+        ("kaiko", "kaiko-s8"),
+        ("lunit", "lunit-resnet50"),
         ("resnet5", "resnet50"),
     ],
 )
@@ -27,7 +28,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(asked, hint):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("asked", ["virchow3", "uni3", "phikon-v3", "h-optimus-2", "resnet151"])
+@pytest.mark.parametrize("asked", ["virchow3", "uni3", "phikon-v3", "h-optimus-2", "resnet151", "digepath"])
 def test_another_number_is_another_model(asked):
     with pytest.raises(InputError) as error:
         find_row(asked)
@@ -56,7 +57,17 @@ def test_a_known_model_is_known_however_it_is_written(asked):
 
 
 def test_names_are_read_kindly():
-    assert find_row("UNI2_h") is CATALOG["uni2-h"]
+    for name in ("UNI2_h", "uni-2h", "uni2h"):
+        assert find_row(name) is CATALOG["uni2-h"]
+    assert find_row("hoptimus0").name == "h-optimus-0" and find_row("conch_v15").name == "conch-v1.5"
+
+
+def test_other_programs_names_are_those_encoders():
+    assert find_row("uni_v1").name == "uni" and find_row("gigapath").name == "prov-gigapath"
+    keys = [_squeeze(name) for name in (*CATALOG, *OTHER_NAMES, *UNSUPPORTED)]
+    assert len(keys) == len(set(keys))
+    for other, name in OTHER_NAMES.items():
+        assert find_row(other) is CATALOG[name]
 
 
 def test_a_timm_name_makes_a_row():
