@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.arrays import Concepts, Key, Tokens, Weights
-from fseg_jax.numerics.nnls import NNLSResult, conjugate_gradients
+from fseg_jax.numerics.nnls import DEVICE_STEPS, NNLSResult, descend
 from fseg_jax.numerics.nnls import solve as solve_nnls
 from fseg_jax.numerics.scaling import exact_exp2, safe_exponent, safe_scale
 from fseg_jax.numerics.sweep import sweep_in_kernel, sweep_in_loop
@@ -86,8 +86,9 @@ def solve_weights(
             zero, the weights of a larger one are NaN.
         H: concepts ``(k, c)``, or ``(…, k, c)`` for one set a problem, non-negative, of any size.
         method: ``"active set"`` is Lawson & Hanson's for all tokens in step, and conjugate gradients for
-            tokens that it leaves. ``"cg"`` is conjugate gradients alone. ``"mu"`` is multiplicative updates
-            (Lee & Seung 2001), which are slower and less exact.
+            tokens that it leaves; on an accelerator, where gathers are slow, it is ``"cg"``: conjugate
+            gradients alone. ``"mu"`` is multiplicative updates (Lee & Seung 2001), which are slower and less
+            exact.
         tolerance: of the projected gradient, relative to N (``nnls.py``).
         max_iterations: of the last two methods; 500, or 2000 of ``"mu"``, unless given.
 
@@ -149,10 +150,15 @@ def _solve(
     N = N * token_scale
     if method == "mu":
         W, converged = _multiplicative_weights(G, N, tolerance, max_iterations)
-    elif method == "cg":
-        W, converged = conjugate_gradients(G, N, tolerance, max_iterations, jnp.zeros_like(N))
     else:
-        W, converged = solve_nnls(G, N, tolerance, max_iterations)
+        solve_on_cpu = solve_nnls if method == "active set" else descend
+        W, converged = jax.lax.platform_dependent(
+            G,
+            N,
+            jnp.asarray(tolerance, N.dtype),
+            cpu=partial(solve_on_cpu, max_iterations=max_iterations),
+            default=partial(descend, max_iterations=max_iterations, steps=DEVICE_STEPS),
+        )
     norm = norm.T
     W = jnp.where(norm > 0, W / jnp.where(norm > 0, norm, 1), 0) * concept_scale.T / token_scale
     W = jnp.where(jnp.isfinite(N).all(1, keepdims=True), W, jnp.nan)

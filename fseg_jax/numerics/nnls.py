@@ -7,7 +7,7 @@
   256. So each token keeps the inverse of its own few rows and columns of G in a fixed number of slots, and a
   step takes one weight in or out.
 - ``conjugate_gradients`` needs no slots and bears a singular G. It finishes the tokens that the active set
-  leaves.
+  leaves. Dense and without a gather, it is all that an accelerator does.
 
 G has a unit diagonal (a zero concept's row is zero), and the squares of N are within float32
 (``scaling.safe_scale``); ``nmf`` makes them so. Tokens lie along the last axis of the active set's arrays, so
@@ -25,6 +25,8 @@ from fseg_jax.numerics.axes import find_first
 from fseg_jax.numerics.packing import recompute_rows
 
 Scalar = float | Float[Array, ""]
+
+DEVICE_STEPS = 4  # steps of conjugate gradients that an accelerator makes before it asks whether all is done
 
 # A concept is dependent if less than this of it lies outside the span of those in use: its weight would be
 # rounding.
@@ -213,32 +215,41 @@ class _Descent(NamedTuple):
     live: Bool[Array, "n 1"]
 
 
+def descend(
+    G: Float[Array, "k k"], N: Float[Array, "n k"], tolerance: Scalar, max_iterations: int, steps: int = 1
+) -> NNLSResult:
+    """Minimise as ``solve`` does, from zero by conjugate gradients alone, ``steps`` between two looks."""
+    return conjugate_gradients(G, N, tolerance, max_iterations, jnp.zeros_like(N), steps)
+
+
 def conjugate_gradients(
     G: Float[Array, "k k"],
     N: Float[Array, "n k"],
     tolerance: Scalar,
     max_iterations: int,
     start: Float[Array, "n k"],
+    steps: int = 1,
 ) -> NNLSResult:
     """Minimise ½ w·G·w − n·w over w ≥ 0 for every row n of N by conjugate gradients.
 
     Each row goes at its own pace. They run on the face of the positive weights, with projected expansion
     (Dostál's MPRGP with the projected step of Kružík et al. 2020). A row has converged when its projected
-    gradient falls under ``tolerance`` × ‖n‖.
+    gradient falls under ``tolerance`` × ‖n‖. It then stands still: no result depends on ``steps``,
+    which are made before it is looked whether all have.
     """
 
     def dot(a: Array, b: Array) -> Array:
         return jnp.sum(a * b, axis=1, keepdims=True)
 
-    step = 1.0 / jnp.maximum(jnp.max(jnp.sum(jnp.abs(G), axis=1)), 1e-30)  # 1 / ‖G‖∞ ≤ 1 / ‖G‖₂
+    length = 1.0 / jnp.maximum(jnp.max(jnp.sum(jnp.abs(G), axis=1)), 1e-30)  # 1 / ‖G‖∞ ≤ 1 / ‖G‖₂
     info = jnp.finfo(N.dtype)
     target = tolerance**2 * dot(N, N)
 
-    def body(state: _Descent) -> _Descent:
+    def step_all(state: _Descent) -> _Descent:
         i, w, g, p, live = state
         free, chopped = _split(w, g)
         # Proportional: more is to be gained on the face than by leaving it.
-        on_face = dot(chopped, chopped) <= dot(jnp.minimum(free, w / step), free)
+        on_face = dot(chopped, chopped) <= dot(jnp.minimum(free, w / length), free)
         d = jnp.where(on_face, p, chopped)
         Gd = jnp.matmul(d, G, precision="highest")
         # Along concepts that are all but equal dᵀ·G·d is rounding, of either sign: keep it off zero.
@@ -252,8 +263,14 @@ def conjugate_gradients(
         free_new, _ = _split(w_new, g_new)
         conjugate = jnp.where(on_face & inside, dot(free_new, Gd) / dGd, 0)
         p_new = free_new - conjugate * p
+        live = live & (i < max_iterations)
         w, g, p = (jnp.where(live, new, old) for new, old in ((w_new, w), (g_new, g), (p_new, p)))
         return _Descent(i + 1, w, g, p, _squared_gap(w, g) > target)
+
+    def body(state: _Descent) -> _Descent:
+        for _ in range(steps):
+            state = step_all(state)
+        return state
 
     w = start
     g = jnp.matmul(w, G, precision="highest") - N

@@ -51,6 +51,21 @@ def test_solve_weights_reaches_the_exact_objective(k, kind):
     assert abs(objective(A, W, H).sum() - best) <= 1e-4 * best
 
 
+@pytest.mark.parametrize("kind", ["mixtures", "parallel"])
+def test_an_accelerator_solves_for_the_same_weights(kind, monkeypatch):
+    A, H = map(jnp.asarray, random_problem(64, kind))
+    on_cpu = nmf.solve(A, H)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, default, **_: default(*arrays))
+    nmf._solve.clear_cache()
+    elsewhere = nmf.solve(A, H)
+    nmf._solve.clear_cache()
+    assert elsewhere.converged.all() and on_cpu.converged.all()
+    best = objective(A, on_cpu.W, H).sum()
+    assert abs(objective(A, elsewhere.W, H).sum() - best) <= 1e-6 * best
+    assert ((elsewhere.W > 0) == (on_cpu.W > 0)).mean() >= 0.995
+    np.testing.assert_array_equal(elsewhere.W.argmax(1), on_cpu.W.argmax(1))
+
+
 @pytest.mark.parametrize("k", [4, 16])
 def test_multiplicative_weights_approach_the_exact_objective(k):
     A, H = random_problem(k, "mixtures")
