@@ -25,9 +25,7 @@ def import_anndata() -> ModuleType:
     except ImportError as error:
         is_there = find_spec("anndata") is not None  # but not with what else is installed
         why = f", which cannot be imported ({first_line(error)})" if is_there else ""
-        raise InputError(
-            f"AnnData needs the package anndata{why}: pip install -U 'fseg-jax[anndata]'"
-        ) from None
+        raise InputError(f"AnnData needs the package anndata{why}: pip install 'fseg-jax[anndata]'") from None
     module: ModuleType = anndata
     return module
 
@@ -89,14 +87,24 @@ def write_anndata(
 
     n, channels = embeddings.embeddings.shape
     slide = embeddings.provenance["slide"]
+
+    def index(texts: Sequence[str]) -> Any:
+        # Of objects: anndata 0.11 does not write the strings of pandas 3.
+        return pd.Index(np.array(texts, object), dtype=object)
+
     table = pd.DataFrame(
-        {"row": embeddings.grid[:, 0], "column": embeddings.grid[:, 1]}, index=[f"{i}" for i in range(n)]
+        {"row": embeddings.grid[:, 0], "column": embeddings.grid[:, 1]},
+        index=index([f"{i}" for i in range(n)]),
     )
     for key, values in (obs or {}).items():
-        table[key] = pd.Categorical(values) if values.dtype.kind in "UO" else values
+        if values.dtype.kind in "UO":
+            texts, codes = np.unique(values, return_inverse=True)
+            values = pd.Categorical.from_codes(codes, index(texts.tolist()))
+        table[key] = values
+    table.columns = index([str(key) for key in table.columns])
     content = anndata.AnnData(
         obs=table,
-        var=pd.DataFrame(index=[f"channel_{i}" for i in range(channels)]),
+        var=pd.DataFrame(index=index([f"channel_{i}" for i in range(channels)])),
         obsm={"spatial": np.ascontiguousarray(embeddings.centers[:, ::-1])},
         uns={
             "spatial": {
