@@ -2,11 +2,13 @@
 
     python -m benchmarks.encoders [--tiny] [NAME …]
 
-The peer is torch with timm, at each of its settings: float32 and bfloat16 (autocast), eager and
-``torch.compile``, channels last for convolutional networks, a thread for each core. Both sides have the same
-random weights; their maps are compared, and a mismatch is an error. Needs torch and timm.
+The peer is torch with timm, at each of its settings: float32 and bfloat16 (autocast; on a GPU weights of
+bfloat16), eager and ``torch.compile``, channels last for convolutional networks, a thread for each core. It
+runs where JAX does: on a GPU if JAX has one, with larger batches. Both sides have the same random weights;
+their maps are compared, and a mismatch is an error. Needs torch and timm.
 """
 
+import copy
 import importlib
 import json
 from collections.abc import Callable
@@ -69,6 +71,7 @@ PEERS = {
     "ResNet-50 to stride 16": Peer("resnet50", "resnet50", {"num_classes": 0}, 256, 8),
 }
 TARGET = {"cpu": 1.0, "gpu": 1.15}  # times as fast as the best peer
+GPU_BATCHES = (64, 256)  # images of a call on a GPU
 MAX_ERROR = 3e-2  # relative error of bfloat16 maps
 
 
@@ -117,14 +120,16 @@ def compare(title: str, peer: Peer, repeats: int, compiled: bool) -> dict[str, A
         assert entry.layer == f"blocks.{len(module.blocks) - 1}"
         module.norm = torch.nn.Identity()
         module.forward = module.forward_features
-    pixels = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+    device = choose_torch_device(torch)
+    module = module.to(device)
+    pixels = torch.from_numpy(x).to(device).permute(0, 3, 1, 2).contiguous()
     if is_convolutional:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     sides |= prepare_torch_sides(torch, module, pixels, compiled)
     if is_convolutional:  # XLA does not count the operations of oneDNN's convolutions
         operations = 2.0 * peer.batch * count_multiplications(torch, module, peer.side)
     with torch.inference_mode():
-        output = module(pixels).float()
+        output = module(pixels).float().cpu()
     if is_convolutional:
         reference = output.permute(0, 2, 3, 1).numpy()
     else:
@@ -158,9 +163,11 @@ def compare_he_small(repeats: int, compiled: bool, side: int = 224, batch: int =
     pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     images = jnp.asarray(pixels)
     card = load_encoder("he-small").card
-    shift, scale = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (card.mean, card.std))
-    trunk = build_trunk(torch).eval().to(memory_format=torch.channels_last)
-    encode_stains = build_stains(torch)
+    device = choose_torch_device(torch)
+    shift, scale = (torch.tensor(each, device=device).reshape(1, 3, 1, 1) for each in (card.mean, card.std))
+    trunk = build_trunk(torch).eval().to(device, memory_format=torch.channels_last)
+    encode_stains = build_stains(torch, device)
+    given = torch.from_numpy(pixels).to(device)
 
     def run_trunk(x: Any) -> Any:
         normal = ((x.permute(0, 3, 1, 2).float() / 255 - shift) / scale).to(memory_format=torch.channels_last)
@@ -171,7 +178,7 @@ def compare_he_small(repeats: int, compiled: bool, side: int = 224, batch: int =
         return torch.cat([torch.relu(run_trunk(x)).float(), stains], dim=1)
 
     stains = np.asarray(classical()(images)).transpose(0, 3, 1, 2)
-    reference = encode_stains(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().contiguous() / 255)
+    reference = encode_stains(given.permute(0, 3, 1, 2).float().contiguous() / 255).cpu()
     if not np.allclose(stains, reference.numpy(), atol=1e-4):
         raise SystemExit(f"not the same stains: {np.abs(stains - reference.numpy()).max():.3g}")
     rows = []
@@ -182,7 +189,7 @@ def compare_he_small(repeats: int, compiled: bool, side: int = 224, batch: int =
         sides: dict[str, Callable[[], Any]] = {}
         for dtype in ("float32", "bfloat16"):
             sides[f"{OURS} {dtype}"] = partial(load("he-small", dtype=dtype), images)
-        sides |= prepare_torch_sides(torch, run, torch.from_numpy(pixels), compiled)
+        sides |= prepare_torch_sides(torch, run, given, compiled)
         rows.append(
             report_row(
                 f"{title}, {side} px, batch {batch}",
@@ -209,13 +216,26 @@ def prepare_torch_sides(
 ) -> dict[str, Callable[[], Any]]:
     """Prepare calls of a torch function at each setting that this machine can run."""
     sides: dict[str, Callable[[], Any]] = {}
-    for kind in ("eager", "compiled") if compiled else ("eager",):
-        function = torch.compile(run) if kind == "compiled" else run
-        for dtype in ("float32", "bfloat16"):
+    on_gpu = x.device.type == "cuda"
+    for dtype in ("float32", "bfloat16"):
+        half = dtype == "bfloat16"
+        # A GPU is given weights of bfloat16; a function that holds a network has none of its own.
+        cast = half and on_gpu and isinstance(run, torch.nn.Module)
+        network: Any = run
+        network = copy.deepcopy(network).to(torch.bfloat16) if cast else network
+        images = x.to(torch.bfloat16) if cast else x
+        for kind in ("eager", "compiled") if compiled else ("eager",):
+            mode = "max-autotune" if on_gpu else "default"
+            function = torch.compile(network, mode=mode) if kind == "compiled" else network
 
-            def call(function: Any = function, half: bool = dtype == "bfloat16") -> Any:
-                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    return function(x)
+            def call(
+                function: Any = function, images: Any = images, autocast: bool = half and not cast
+            ) -> Any:
+                with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+                    result = function(images)
+                if on_gpu:
+                    torch.cuda.synchronize()
+                return result
 
             try:
                 call()
@@ -224,6 +244,11 @@ def prepare_torch_sides(
                 continue
             sides[f"torch {kind} {dtype}"] = call
     return sides
+
+
+def choose_torch_device(torch: Any) -> str:
+    """Choose the device of torch's side: a GPU where JAX has one too."""
+    return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
 
 
 def count_multiplications(torch: Any, net: Any, side: int) -> int:
@@ -235,16 +260,17 @@ def count_multiplications(torch: Any, net: Any, side: int) -> int:
 
     hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
     with torch.inference_mode():
-        net(torch.zeros(1, 3, side, side))
+        net(torch.zeros(1, 3, side, side, device=next(net.parameters()).device))
     for hook in hooks:
         hook.remove()
     return sum(counts)
 
 
-def build_stains(torch: Any) -> Callable[[Any], Any]:
+def build_stains(torch: Any, device: str) -> Callable[[Any], Any]:
     """Build ``classical.encode_stains`` in torch, for images (B, 3, H, W) in [0, 1]."""
     pool, pad = torch.nn.functional.avg_pool2d, torch.nn.functional.pad
-    unmixing, maximum = torch.tensor(UNMIXING), torch.tensor(MAX_DENSITY).reshape(1, 2, 1, 1)
+    unmixing, maximum = (torch.tensor(each, device=device) for each in (UNMIXING, MAX_DENSITY))
+    maximum = maximum.reshape(1, 2, 1, 1)
 
     def compute_edges(d: Any) -> Any:
         p = pad(d, (1, 1, 1, 1), mode="replicate")
@@ -307,18 +333,19 @@ def main(names: tuple[str, ...], tiny: bool, no_compile: bool) -> None:
     if is_missing("torch") or is_missing("timm"):
         return
     rows: list[dict[str, Any]] = []
+    batches = GPU_BATCHES if jax.default_backend() == "gpu" else ()
     for title, peer in PEERS.items():
         if (names and not any(name in title for name in names)) or (tiny and title != "ViT-S/16"):
             continue
-        peer = peer._replace(batch=1) if tiny else peer
-        rows.append(compare(title, peer, 1 if tiny else REPEATS, compiled=not (tiny or no_compile)))
-        save_result("encoders", rows, tiny=tiny)  # after each architecture: the largest take minutes
-    if tiny or not names or "he-small" in names:
-        rows += (
-            compare_he_small(1, False, side=64, batch=1)
-            if tiny
-            else compare_he_small(REPEATS, not no_compile)
-        )
+        for batch in (1,) if tiny else batches or (peer.batch,):
+            repeats, compiled = 1 if tiny else REPEATS, not (tiny or no_compile)
+            rows.append(compare(title, peer._replace(batch=batch), repeats, compiled))
+            save_result("encoders", rows, tiny=tiny)  # after each architecture: the largest take minutes
+    if tiny:
+        rows += compare_he_small(1, False, side=64, batch=1)
+    elif not names or "he-small" in names:
+        for batch in batches or (8,):
+            rows += compare_he_small(REPEATS, not no_compile, batch=batch)
     save_result("encoders", rows, tiny=tiny)
 
 

@@ -134,11 +134,15 @@ def report_row(
 
 
 def save_result(question: str, rows: list[dict[str, Any]], *, tiny: bool, **extra: Any) -> dict[str, Any]:
-    """Return a result, and write it to ``results/speed_QUESTION.json`` unless its sizes are tiny."""
+    """Return a result, and write it to ``results/speed_QUESTION.json`` unless its sizes are tiny.
+
+    On an accelerator it is ``results/device_QUESTION.json``.
+    """
     result = {"question": question, **describe_machine(), **extra, "rows": rows}
     if not tiny:
         text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-        (RESULTS / f"speed_{question}.json").write_text(text, encoding="utf-8")
+        kind = "speed" if jax.default_backend() == "cpu" else "device"
+        (RESULTS / f"{kind}_{question}.json").write_text(text, encoding="utf-8")
     return result
 
 

@@ -28,6 +28,15 @@ def test_a_benchmark_runs(question: str) -> None:
 
 
 @pytest.mark.long
+def test_what_an_accelerator_does_is_measured_by_one_command() -> None:
+    command = [sys.executable, "-m", "benchmarks", "--device", "--tiny"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for what in ("H fixed", "W and H free", "labels", "k-means"):
+        assert f"{what}, k = 4: fseg_jax" in run.stdout
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("question", ["slide", "growth", "reading"])
 def test_a_benchmark_of_slides_runs(question: str, data: Path) -> None:
     run = subprocess.run(

@@ -193,7 +193,13 @@ class ResNet(Network):
 
 @jax.custom_jvp
 def _max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
-    """Max-pool non-negative numbers over 3 × 3, with a stride of 2.
+    """Max-pool non-negative numbers over 3 × 3, with a stride of 2."""
+    y: Array = lax.platform_dependent(x, cpu=_max_pool_by_bits, default=_max_pool_by_windows)
+    return y
+
+
+def _max_pool_by_bits(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
+    """Max-pool as ``_max_pool`` does, for a CPU.
 
     Non-negative numbers have the order of their bits as integers, of which XLA's CPU compares whole vectors:
     bfloat16 takes a thirtieth of the time.
