@@ -7,6 +7,7 @@ leaves out black, which is padding round a scan and no tissue either. A chunk th
 the others. Any other ``fill_value`` was chosen, and is shown.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from fseg_jax.slides.tile_pyramid import WrittenTiles
 _SMALLEST = 256  # pixels of a tile's side: of several chunks, where these are smaller
 _AT_ONCE = 32 << 20  # bytes of chunks that are decoded at once
 _MOST_TOGETHER = 16
+_MOST_LISTED = 1 << 20  # chunks of which it is asked whether each was written
 _WHITE = 255
 
 
@@ -139,13 +141,13 @@ class ZarrLevel:
     def find_written(self) -> WrittenTiles | None:
         """Find which chunks were written; None where all were, or where it takes long to say.
 
-        It does at an address: there, what was never written is white.
+        It does at an address, and of a million chunks: there, what was never written is white.
         """
-        if not (self._is_local and self._is_white_unwritten):
+        shape = [-(-side // chunk) for side, chunk in zip(self.shape, self._chunk, strict=True)]
+        if not (self._is_local and self._is_white_unwritten) or math.prod(shape) > _MOST_LISTED:
             return None
         if self._stored.wait(self._stored.array.storage_statistics(query_fully_stored=True)).fully_stored:
             return None
-        shape = [-(-side // chunk) for side, chunk in zip(self.shape, self._chunk, strict=True)]
         written = np.ones(shape, bool)
         for row in range(shape[0]):
             answers = [
