@@ -16,7 +16,7 @@ from fseg_jax.pipeline.clicks import seed_slide
 from fseg_jax.pipeline.embed import embed_slide
 
 README = Path(__file__).parents[1] / "README.md"
-STANDS_FOR = {'"uni"': '"classical"', '"tcga-uni.safetensors", k=64': '"book.safetensors", k=4'}
+STANDS_FOR = {'"uni"': '"classical"', '"tissue.safetensors", k=64': '"book.safetensors", k=4'}
 
 
 @pytest.mark.long
