@@ -85,3 +85,8 @@ def test_the_hooks_are_the_linters_of_ci():
         pytest.skip("this is no checkout")
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert {hook["entry"] for hook in hooks} <= set((ROOT / ".ci" / "run").read_text().splitlines())
+
+
+def test_every_finding_is_in_the_index():
+    index = (ROOT / "findings" / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in (ROOT / "findings").glob("*.sh") if f"]({path.name})" not in index] == []
