@@ -18,7 +18,7 @@ from fseg_jax.versions import UNKNOWN, find_version
 LEAST_PYTHON = (3, 11)
 FREE_BYTES = 5e9  # for the largest encoder as published, or the labels of a cohort's first slides
 # Extras that another check is about, or that are for work on the package.
-OTHER_EXTRAS = ("cuda12", "cuda13", "tpu", "onednn", "clients", "test", "lint", "docs")
+OTHER_EXTRAS = ("cuda12", "cuda13", "tpu", "onednn", "clients", "aot", "test", "lint", "docs")
 _EXTRA = re.compile(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]")  # a line of the package's requirements
 TIMEOUT = 3.0  # seconds that the hub has to answer
 

@@ -1,0 +1,51 @@
+"""Numerics and a transformer compiled for TPUs, without one: nothing in them that is slow, and ceilings."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def compile_for(chip: str, *cases: str) -> list[dict]:
+    """What the compiler says of some cases of ``benchmarks.ahead_of_time``; libtpu wants a fresh process."""
+    if find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install 'fseg-jax[aot]'")
+    command = [sys.executable, "-m", "benchmarks.ahead_of_time", "--chip", chip, *cases]
+    # libtpu ends the process at a flag of XLA's CPU compiler that it does not know.
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+# A tenth above what it was when written: milliseconds by estimate, MiB of temporaries and of code.
+CEILINGS = {
+    ("v5e", "vit"): (4.73, 79.8, 7.7),
+    ("v6e", "vit"): (1.88, 111.9, 8.2),
+    ("v5e", "hals"): (19.79, 1, 3.1),
+    ("v6e", "hals"): (9.59, 1, 6.1),
+    ("v5e", "accelerated"): (6, 1, 3.2),
+    ("v6e", "accelerated"): (2.9, 1, 6.1),
+    ("v5e", "weights"): (2.98, 1, 2.6),
+    ("v6e", "weights"): (1.56, 1, 2.6),
+    ("v5e", "labels"): (4.08, 29.6, 2.6),
+    ("v6e", "labels"): (2.45, 46.5, 3.1),
+    ("v5e", "kmeans"): (190.52, 145.5, 7.6),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("chip", "case"), CEILINGS)
+def test_a_tpu_program_stays_below_its_ceilings(chip, case):
+    (program,) = compile_for(chip, case)
+    assert not program["unwanted"]
+    measured = tuple(program[name] for name in ("milliseconds", "temporaries", "code"))
+    assert all(value <= ceiling for value, ceiling in zip(measured, CEILINGS[chip, case], strict=True)), (
+        measured
+    )
