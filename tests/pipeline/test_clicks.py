@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedded import ENCODER, embed
+import shapely
+from embedded import ENCODER, SETTINGS, embed
+from leica import write_leica
 
 from fseg_jax import open_slide
 from fseg_jax.errors import InputError
@@ -204,3 +206,38 @@ def test_a_real_slide(data, tmp_path):
         2,
     ]
     assert labels[300, 2000].read().result() == 0
+
+
+def test_clicks_of_qupath_on_a_scan_of_a_larger_canvas_come_back_where_they_were(tmp_path):
+    """QuPath counts from the scan's corner, OpenSlide from the canvas's: points in, outlines out."""
+    rng = np.random.default_rng(0)
+    scan = np.full((512, 640, 3), 243.0)
+    scan[64:448, 64:320] = (225, 130, 180)
+    scan[64:448, 320:576] = (120, 70, 150)
+    scan += rng.normal(0, 6, (512, 640, 1))
+    path = tmp_path / "s.scn"
+    write_leica(path, (1600, 2000), [((800, 600), scan.round().clip(0, 255).astype(np.uint8))])
+    with open_slide(path) as slide:
+        assert slide.frame == "bounds" and slide.origin == (800, 600)
+        embed_slide(slide, tmp_path / "out", ENCODER, SETTINGS)
+    clicks = {"stroma": [(100, 100), (200, 400)], "tumour": [(400, 250), (540, 420)]}
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "MultiPoint", "coordinates": points},
+            "properties": {"objectType": "annotation", "classification": {"name": name, "color": [1, 2, 3]}},
+        }
+        for name, points in clicks.items()
+    ]
+    (tmp_path / "clicks.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    seed_slide(tmp_path / "out", tmp_path / "clicks.geojson")
+    content = json.loads((tmp_path / "out" / "s.sic.geojson").read_text())
+    assert content["fseg"] | {"frame": "bounds", "frame_x": 600, "frame_y": 800} == content["fseg"]
+    regions = [
+        (each["properties"]["classification"]["name"], shapely.geometry.shape(each["geometry"]))
+        for each in content["features"]
+    ]
+    for name, points in clicks.items():
+        for point in points:
+            at = shapely.Point(point)
+            assert [found for found, polygon in regions if polygon.contains(at)] == [name]
