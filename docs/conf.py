@@ -22,7 +22,10 @@ def setup(app: Sphinx) -> None:
     """Let pages that link to the benchmarks beside this folder link to their copies."""
 
     def find_copies(_app: Sphinx, _page: str, source: list[str]) -> None:
-        source[0] = source[0].replace("](../benchmarks/results/", "](results/")
+        for up in ("../../", "../"):
+            to = up.removeprefix("../")
+            source[0] = source[0].replace(f"]({up}benchmarks/results/", f"]({to}results/")
+            source[0] = source[0].replace(f"]({up}benchmarks/README.md", f"]({to}speed.md")
 
     app.connect("source-read", find_copies)
 

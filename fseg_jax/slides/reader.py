@@ -21,6 +21,7 @@ from jaxtyping import Bool, UInt8
 
 from fseg_jax.errors import InputError, first_line
 from fseg_jax.files.addresses import locate
+from fseg_jax.process import warn_once
 from fseg_jax.slides.bounds import Frame, Origin
 from fseg_jax.slides.dicom_series import name_series
 from fseg_jax.slides.formats import OME_TIFF_SUFFIXES, open_pixels
@@ -36,6 +37,7 @@ _MAX_REGION = 2 << 20  # level pixels that are decoded at once; larger boxes are
 _MAX_SIDE = 4_000_000  # pixels of a slide's side: a metre at 0.25 µm
 _MAX_PIXELS = 1_000_000_000_000  # pixels of a slide: 250 × 250 mm at 0.25 µm
 _MAX_AHEAD = 32 << 20  # bytes of decoded boxes that may wait for the consumer
+_SAME_MPP = 0.05  # part by which two statements of a resolution may differ
 _BLOCK = 256  # pixels of the side of the blocks of which a thumbnail is read
 
 
@@ -259,6 +261,8 @@ def open_slide(
     pixels = open_pixels(path, series, frame)
     try:
         _check_sizes(path, pixels.shapes)
+        if mpp_override is not None:
+            _warn_if_overridden(path, pixels, mpp_override)
         return Slide(path, pixels, mpp_override or _check_mpp(path, pixels))
     except BaseException:
         pixels.close()
@@ -422,7 +426,7 @@ def _check_mpp(path: Path, pixels: Pixels) -> float:
     if pixels.mpp is None:
         raise InputError(
             f"{path}: no resolution (mpp) in the file; give it with --mpp-override, "
-            "for example --mpp-override 0.5 for 20×, 0.25 for 40×"
+            "for example --mpp-override 0.5 for 20×, 0.25 for 40×, or in a manifest's column mpp"
         )
     y, x = pixels.mpp
     if not (is_plausible(y) and is_plausible(x)):
@@ -435,6 +439,18 @@ def _check_mpp(path: Path, pixels: Pixels) -> float:
             "give one value for both with --mpp-override"
         )
     return (y + x) / 2
+
+
+def _warn_if_overridden(path: Path, pixels: Pixels, mpp: float) -> None:
+    """Warn of a resolution that takes the place of another, which the file states."""
+    if pixels.mpp is None or not all(map(is_plausible, pixels.mpp)):
+        return
+    stated = sum(pixels.mpp) / 2
+    if abs(stated - mpp) > _SAME_MPP * stated:
+        warn_once(
+            f"{path}: the file says {stated:.4g} µm per pixel, and {mpp:.4g} is taken in its place, as "
+            "--mpp-override or the manifest's column mpp says"
+        )
 
 
 def name_outputs(path: Path) -> str:

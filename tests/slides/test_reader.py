@@ -459,7 +459,7 @@ def test_a_missing_resolution_is_an_error_and_never_a_guess(name: str, tmp_path:
         open_slide(path)
     assert str(error.value) == (
         f"{path}: no resolution (mpp) in the file; give it with --mpp-override, "
-        "for example --mpp-override 0.5 for 20×, 0.25 for 40×"
+        "for example --mpp-override 0.5 for 20×, 0.25 for 40×, or in a manifest's column mpp"
     )
     with open_slide(path, 0.5) as slide:
         assert slide.read(5, 5, 9, 9, 0.5).shape == (9, 9, 3)
@@ -966,3 +966,13 @@ def test_make_slide(tmp_path: Path) -> None:
     with open_slide(out) as slide:
         assert slide.mpp == pytest.approx(0.5) and (slide.height, slide.width) == (2100, 2100)
         assert np.abs(slide.read(900, 900, 100, 100, 1.0) - second[900:1000, 900:1000]).mean() < 1
+
+
+def test_a_resolution_that_takes_the_place_of_the_files_is_told(tmp_path, caplog):
+    path = tmp_path / "own.tif"
+    options = {"tile": (64, 64), "resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, np.full((128, 128, 3), 200, np.uint8), **options)
+    open_slide(path, 0.51).close()
+    assert caplog.text == ""
+    open_slide(path, 1.0).close()
+    assert "own.tif: the file says 0.5 µm per pixel, and 1 is taken in its place" in caplog.text
