@@ -181,7 +181,7 @@ def fit(
             display.update("sampling", done, total, slide_id)
 
         def clustering(passes: int, shift: float) -> None:
-            display.update("k-means, passes", passes, None, f"shift {shift:.3g} of its limit")
+            display.update("k-means, passes", passes, None, f"centres still move {shift:.3g} times too far")
 
         if shard:
             failures = sample_cohort(slides, folder, encoder, settings, shard=shard, progress=sampling)

@@ -37,6 +37,7 @@ from fseg_jax.pipeline.pure_tokens import TOKENS_PER_CENTER
 _log = logging.getLogger(__name__)
 
 BYTES_IN_MEMORY = 1 << 30  # rows up to this size are read once; larger ones at every step of k-means
+FEW_TILES = 10  # for a cluster, on average
 SETTINGS_ON_CARD = ("encoder", "layer", "mpp", "tile", "tiles", "on", "min_tissue", "dtype")
 TILES_ON_CARD = 8  # of each cluster
 
@@ -156,6 +157,12 @@ def fit_cohort(
         raise InputError(
             f"--k {max(settings.k)}: {len(sampled)} slides have {n} {unit}; "
             f"choose fewer clusters or more tiles{', or --on tokens' if unit == 'tiles' else ''}"
+        )
+    if unit == "tiles" and n < FEW_TILES * max(settings.k):
+        _log.warning(
+            "%d tiles are few for k = %d: --on tokens clusters the tokens in them, which are many more",
+            n,
+            max(settings.k),
         )
     _log.info("%d %s of %d slides, %d channels", n, unit, len(sampled), channels)
     fits_memory = 2 * n * channels <= BYTES_IN_MEMORY
