@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
-from fseg_jax.errors import InputError
+from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.storage import Storage
 from fseg_jax.outputs.rows import RowsWriter, open_rows
@@ -168,6 +168,8 @@ def read_kept(storage: Storage, name: str) -> KeptFeatures:
         )
         if len(rows.shape) != 4 or rows.shape[0] != len(arrays["tiles"]) or "features_hash" not in provenance:
             raise ValueError("its arrays contradict each other")
+    except OutputError:  # the store does not answer
+        raise
     except (OSError, ValueError, LookupError, TypeError, InputError):
         raise InputError(f"{place}: no finished features; run with --keep-features first") from None
     return KeptFeatures(plan, rows, arrays["tiles"], provenance, place)

@@ -129,7 +129,7 @@ def test_an_optional_output_that_fails_loses_no_other(picture, seeds, tmp_path, 
     assert "\n" not in str(caught.value)
     left = {path.name for path in (tmp_path / "out").iterdir()}
     sic = {path.name for path in output_paths("tissue.sic", tmp_path / "out")}
-    assert left == {"tissue.embeddings.json", "tissue.embeddings.zarr", *sic}
+    assert left == {"tissue.embeddings.json", "tissue.embeddings.zarr", "tissue.embeddings.h5", *sic}
 
 
 def test_bad_folders_and_options_are_refused(folder, tmp_path, seeds):
