@@ -22,6 +22,7 @@ from benchmarks.examples import find_examples
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.trained import load_trained
 from fseg_jax.evaluation.report.tables import format_markdown_table, format_with_interval
+from fseg_jax.numerics.metrics import Interval
 from fseg_jax.pipeline.record import made_with
 
 JUDGED_ON = {"colon": "ebhi", "breast": "bcss"}
@@ -39,7 +40,7 @@ def main(*trained: str) -> None:
     data, results = find_examples(), RESULTS / "left_out_organs.json"
     kept = json.loads(results.read_text()) if results.exists() else {"rows": [], "steps": {}}
     organs = {given.partition("=")[0] for given in trained}
-    lines = [line for line in kept["rows"] if line["organ"] not in organs]
+    lines = [_restore(line) for line in kept["rows"] if line["organ"] not in organs]
     steps = dict(kept["steps"])
     with tempfile.TemporaryDirectory() as temporary:
         for given in trained:
@@ -55,6 +56,12 @@ def main(*trained: str) -> None:
     record = {**made_with().to_json(), "device": jax.devices()[0].device_kind, "steps": steps, "rows": lines}
     results.write_text(json.dumps(record, indent=1) + "\n")
     print(page)
+
+
+def _restore(line: dict[str, Any]) -> dict[str, Any]:
+    """Restore the intervals of a row that was kept as JSON."""
+    leads = {key: (each[0], Interval(*each[1])) for key, each in line.items() if key.startswith("above ")}
+    return {**line, "interval": Interval(*line["interval"]), **leads}
 
 
 def format_page(lines: list[dict[str, Any]], steps: dict[str, int]) -> str:
