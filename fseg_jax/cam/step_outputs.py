@@ -12,7 +12,7 @@ from typing import Any
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.partial_folders import recover_outputs
-from fseg_jax.outputs.csv_table import format_csv
+from fseg_jax.outputs.csv_table import write_csv
 from fseg_jax.pipeline.provenance import Provenance
 
 METHOD = "CAM (Storås 2021, MediaEval Medico)"
@@ -69,8 +69,7 @@ def make_folder(path: Path) -> Path:
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
     """Write rows as CSV that no spreadsheet takes for formulas; the file appears whole or not at all."""
-    with replace_atomically(path) as part:
-        part.write_text(format_csv(columns, rows), encoding="utf-8")
+    write_csv(path, columns, rows)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

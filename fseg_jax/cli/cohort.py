@@ -23,6 +23,7 @@ from fseg_jax.cli.options import (
     pop_tissue_setting,
     seed_option,
     shard_option,
+    slides_folder_option,
     tiling_options,
 )
 from fseg_jax.cli.parameters import WholeNumber
@@ -114,14 +115,7 @@ _FOR_PATCHES = {  # options that go with --from-h5
     help="In place of MANIFEST: patch features of TRIDENT or CLAM (.h5), clustered by k-means, all slides "
     "together; --codebook takes the centres.safetensors of such a run.",
 )
-@click.option(
-    "--slides",
-    "slides_folder",
-    type=PATH,
-    metavar="FOLDER",
-    help="With --from-h5: the folder of the slides, for their pictures and resolutions.",
-)
-@combine(seed_option, batching_options, json_option)
+@combine(slides_folder_option, seed_option, batching_options, json_option)
 @click.pass_context
 def cohort(
     context: click.Context,

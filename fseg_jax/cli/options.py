@@ -213,13 +213,15 @@ form_options = combine(
         "'{slide} ' keeps clusters of slides fitted alone apart.",
     ),
 )
+slides_folder_option = click.option(
+    "--slides",
+    "slides_folder",
+    type=PATH,
+    metavar="FOLDER",
+    help="With --from-h5: the folder of the slides, for their pictures and resolutions.",
+)
 h5_options = combine(
-    click.option(
-        "--slides",
-        type=PATH,
-        metavar="FOLDER",
-        help="With --from-h5: the folder of the slides, for their pictures and resolutions.",
-    ),
+    slides_folder_option,
     mpp_override_option(
         "With --from-h5: resolution of slides in µm per pixel, where they are not at hand or do not say."
     ),

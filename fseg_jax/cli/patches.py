@@ -112,7 +112,7 @@ def seed(
     classes: str | None,
     metric: str,
     from_h5: Path | None,
-    slides: Path | None,
+    slides_folder: Path | None,
     mpp_override: float | None,
     anndata: bool,
     overwrite: bool,
@@ -120,27 +120,13 @@ def seed(
 ) -> None:
     """Segment an embedded slide from a few clicks: SEEDS is GeoJSON points, as QuPath exports them."""
     from fseg_jax.pipeline.clicks import SeedSettings, choose_slide, seed_slide
+    from fseg_jax.pipeline.patch_import import take_patches
 
     form = pop_form(options)
     class_names = tuple(classes.split(",")) if classes else None
     settings = SeedSettings(class_names, metric, **options)
     if from_h5 is not None:
-        slide = _take_patches(from_h5, folder, slides, mpp_override, overwrite)
+        take_patches(from_h5, folder, slides_folder, mpp_override, overwrite=overwrite)
+        slide = from_h5.stem
     seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, form=form, overwrite=overwrite)
     click.echo(folder / f"{choose_slide(folder, slide)}.sic.png")
-
-
-def _take_patches(
-    path: Path, folder: Path, slides: Path | None, mpp_override: float | None, overwrite: bool
-) -> str:
-    """Take a file's patch features into a folder, unless they are there, and return their slide's name."""
-    from fseg_jax.pipeline.patch_import import find_slide, import_patches
-    from fseg_jax.slides.reader import open_slide
-
-    if not (folder / f"{path.stem}.embeddings.json").exists() or overwrite:
-        if slides is None:
-            import_patches(path, folder, mpp=mpp_override, overwrite=overwrite)
-        else:
-            with open_slide(find_slide(slides, path.stem), mpp_override) as opened:
-                import_patches(path, folder, slide=opened, mpp=mpp_override, overwrite=overwrite)
-    return path.stem

@@ -243,7 +243,7 @@ def _make_score(dataset: Path) -> "Callable[[Encoder], float]":
     return score
 
 
-def _report_steps(display: "Display", steps: int, every: int) -> "Callable[[StepReport], None]":
+def _report_steps(display: Display, steps: int, every: int) -> "Callable[[StepReport], None]":
     """Return what shows a step: its loss, learning rate, speed and score; in a log each score, at least."""
 
     def report(at: "StepReport") -> None:

@@ -6,34 +6,31 @@ same on all of them. Their patches stay in ``NAME.embeddings.zarr``, for ``fseg 
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from fseg_jax.errors import InputError, OutputError
-from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.files.tensor_reader import BrokenFileError, open_tensors
 from fseg_jax.files.tensor_writer import write_tensors
 from fseg_jax.numerics import kmeans
 from fseg_jax.outputs.cluster_names import ClusterNames, Clusters, name_clusters
 from fseg_jax.outputs.colours import format_hex
-from fseg_jax.outputs.csv_table import format_csv
+from fseg_jax.outputs.csv_table import write_csv
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.outputs.form import DEFAULT_FORM, OutputForm
 from fseg_jax.outputs.patch_h5 import list_patch_files
-from fseg_jax.pipeline.patch_import import find_slide, import_patches
+from fseg_jax.pipeline.patch_import import take_patches
 from fseg_jax.pipeline.patch_map import write_patch_map
 from fseg_jax.pipeline.patch_records import PatchProvenance, read_provenance
 from fseg_jax.pipeline.publish import check_outputs, finish
 from fseg_jax.pipeline.record import made_with
 from fseg_jax.pipeline.segment import FORMAT, output_paths
-from fseg_jax.slides.reader import open_slide
 
 METHOD = "k-means of patch features"
 CENTRES = "centres.safetensors"  # of the clusters, below the cohort's place
@@ -106,7 +103,7 @@ def cluster_patch_files(
     for path in files:
         try:
             check_outputs(output_paths(path.stem, out), out, overwrite)
-            _import(path, out, settings, overwrite)
+            take_patches(path, out, settings.slides, settings.mpp_override, overwrite=overwrite)
             opened = open_embeddings(out / f"{path.stem}.embeddings.zarr")
             first = next(iter(embedded.values()), opened)
             if opened.embeddings.shape[1] != first.embeddings.shape[1]:
@@ -131,17 +128,6 @@ def cluster_patch_files(
         tell(f"[{number}/{len(embedded)}] {name}")
     _write_tables(out, centres, clusters, areas, failed)
     return PatchClusterSummary(areas, failed)
-
-
-def _import(path: Path, out: Path, settings: PatchClusterSettings, overwrite: bool) -> None:
-    """Take a file's features; those that were taken before stay, unless results are replaced."""
-    if (out / f"{path.stem}.embeddings.json").exists() and not overwrite:
-        return
-    if settings.slides is None:
-        import_patches(path, out, mpp=settings.mpp_override, overwrite=overwrite)
-        return
-    with open_slide(find_slide(settings.slides, path.stem), settings.mpp_override) as slide:
-        import_patches(path, out, slide=slide, mpp=settings.mpp_override, overwrite=overwrite)
 
 
 def _choose_centres(
@@ -266,11 +252,6 @@ def _write_tables(
     """Write the centres, ``areas.csv`` and ``failures.csv``."""
     write_tensors(out / CENTRES, {"centres": centres}, {"format": "fseg patch centres"})
     rows = [{"slide_id": name, "tissue_mm2": round(sum(a.values()), 6), **a} for name, a in areas.items()]
-    _write_csv(out / "areas.csv", ("slide_id", "tissue_mm2", *clusters.names), rows)
+    write_csv(out / "areas.csv", ("slide_id", "tissue_mm2", *clusters.names), rows)
     lines = [{"slide_id": name, "reason": reason} for name, reason in failed.items()]
-    _write_csv(out / "failures.csv", ("slide_id", "reason"), lines)
-
-
-def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
-    with replace_atomically(path) as part:
-        part.write_text(format_csv(columns, rows), encoding="utf-8")
+    write_csv(out / "failures.csv", ("slide_id", "reason"), lines)

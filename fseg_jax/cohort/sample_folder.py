@@ -34,7 +34,7 @@ from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.files.paths import is_folder, is_there
 from fseg_jax.files.zarr import create_array
 from fseg_jax.outputs.codebook_card import RowFacts
-from fseg_jax.outputs.csv_table import format_csv
+from fseg_jax.outputs.csv_table import write_csv
 from fseg_jax.pipeline.record import MadeWith
 from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.slides.bounds import Frame
@@ -372,5 +372,4 @@ def write_failures(folder: Path, failures: dict[str, str], share: str = "") -> N
         path.unlink(missing_ok=True)
         return
     rows = [{"slide_id": name, "reason": reason} for name, reason in failures.items()]
-    with replace_atomically(path) as part:
-        part.write_text(format_csv(("slide_id", "reason"), rows), encoding="utf-8")
+    write_csv(path, ("slide_id", "reason"), rows)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.outputs.colours import format_hex
-from fseg_jax.outputs.csv_table import format_csv
+from fseg_jax.outputs.csv_table import write_csv
 
 _COLUMNS = ("cluster", "name", "colour", "pixels", "area_mm2", "share", "area_step_mm2")
 _BORDER = "border_share"
@@ -79,5 +78,4 @@ def write_areas(
     if border_shares is not None:
         columns.append(_BORDER)
         rows = [row | {_BORDER: f"{each:.4f}"} for row, each in zip(rows, border_shares, strict=True)]
-    with replace_atomically(path) as part:
-        part.write_text(format_csv(columns, rows), encoding="utf-8")
+    write_csv(path, columns, rows)

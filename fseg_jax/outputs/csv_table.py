@@ -6,10 +6,13 @@ such a character gets one more, so that removing one gives back the text. Number
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from typing import Any
+
+from fseg_jax.files.atomic import replace_atomically
 
 # With the full-width forms, which some spreadsheets accept too.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
@@ -20,6 +23,14 @@ def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str
     """Format rows as CSV, below a header; a cell that a row lacks is empty."""
     lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
     return "".join(map(_format_line, lines))
+
+
+def write_csv(
+    path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write rows as ``format_csv`` formats them; the file appears whole or not at all."""
+    with replace_atomically(path) as part:
+        part.write_text(format_csv(columns, rows), encoding="utf-8")
 
 
 def _format_line(cells: Sequence[Any]) -> str:

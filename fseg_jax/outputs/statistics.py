@@ -10,7 +10,6 @@ import shapely
 import skimage.color
 from jaxtyping import Float, Int, UInt, UInt8
 
-from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.numerics.spatial import (
     count_borders,
     find_regions,
@@ -18,9 +17,9 @@ from fseg_jax.numerics.spatial import (
     measure_enrichment,
     measure_length,
 )
-from fseg_jax.outputs.csv_table import format_csv
 from fseg_jax.outputs.geojson import choose_traced_level, trace_regions
 from fseg_jax.outputs.labels import LabelPyramid, resample_nearest
+from fseg_jax.outputs.style import save_figure
 
 REGION_COLUMNS = (
     *("region", "cluster", "x_um", "y_um", "area_um2", "perimeter_um", "roundness", "solidity"),
@@ -235,12 +234,6 @@ def _format(value: Any) -> Any:
     return "" if not np.isfinite(value) else float(f"{value:.6g}")
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Write lines as CSV."""
-    with replace_atomically(path) as part:
-        part.write_text(format_csv(columns, rows), encoding="utf-8")
-
-
 def draw_neighbours(
     path: Path, names: Sequence[str], z: Float[np.ndarray, "k k"], interfaces: Float[np.ndarray, "k k"]
 ) -> None:
@@ -272,5 +265,4 @@ def draw_neighbours(
         axes.set_xticks(range(k), names, rotation=90, fontsize=7)
         axes.set_yticks(range(k), names, fontsize=7)
         figure.colorbar(picture, ax=axes, shrink=0.8)
-    with replace_atomically(path) as part, part.open("wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+    save_figure(figure, path, dpi=110)

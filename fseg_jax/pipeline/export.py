@@ -15,6 +15,7 @@ from fseg_jax.files.exchange import exchange_outputs
 from fseg_jax.files.kinds import suggest_names
 from fseg_jax.files.partial_folders import open_partial_folder
 from fseg_jax.outputs import statistics
+from fseg_jax.outputs.csv_table import write_csv
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.outputs.geojson import choose_traced_level, describe_classes
 from fseg_jax.outputs.labels import LabelPyramid, open_labels
@@ -144,7 +145,7 @@ def export_statistics(
             plotted.setdefault(tuple(measured.names), []).append(measured)
             progress(name)
         for file, heads, rows in zip(STATISTICS, columns, tables, strict=False):
-            statistics.write_rows(part / file, ("slide_id", *heads), rows)
+            write_csv(part / file, ("slide_id", *heads), rows)
         shared = max(plotted.values(), key=len)  # slides whose clusters are the same
         with np.errstate(invalid="ignore"):
             z = np.mean([np.nan_to_num(each.z) for each in shared], axis=0)

@@ -19,7 +19,7 @@ from fseg_jax.pipeline.publish import Clock, Json, check_outputs, finish
 from fseg_jax.pipeline.record import made_with
 from fseg_jax.pipeline.slide_facts import SlideFacts, slide_facts
 from fseg_jax.process import warn_once
-from fseg_jax.slides.reader import Slide, make_picture, name_outputs
+from fseg_jax.slides.reader import Slide, make_picture, name_outputs, open_slide
 
 METHOD = "patch features of another program"
 _FINE = 16  # pixels of a patch's side, at least, at the working resolution
@@ -42,6 +42,30 @@ class Lattice(NamedTuple):
     patch: int
     step: int
     grid: Int[np.ndarray, "n 2"]
+
+
+def take_patches(
+    path: Path, out: Path, slides: Path | None, mpp: float | None, *, overwrite: bool = False
+) -> None:
+    """Import the patch features of an HDF5 file, unless a folder has them and none are to be replaced.
+
+    Args:
+        path: The file, called as the slide is.
+        out: The folder to write to.
+        slides: The folder of the slides; None: they are not at hand.
+        mpp: µm per pixel of the slide's finest level, in place of the slide's.
+        overwrite: Whether outputs that exist are replaced.
+
+    Raises:
+        InputError: As from ``import_patches``, or the folder has no such slide.
+    """
+    if (out / f"{path.stem}.embeddings.json").exists() and not overwrite:
+        return
+    if slides is None:
+        import_patches(path, out, mpp=mpp, overwrite=overwrite)
+        return
+    with open_slide(find_slide(slides, path.stem), mpp) as slide:
+        import_patches(path, out, slide=slide, mpp=mpp, overwrite=overwrite)
 
 
 def import_patches(
