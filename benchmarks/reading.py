@@ -257,6 +257,7 @@ def main(tiny: bool, counts: tuple[int, ...], keep: Path | None) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         with open_slide(source) as slide:
             islands, small = Islands(slide, side), Islands(slide, side_jpeg2000)
         slides: dict[str, tuple[Callable[[Path], None], int, float]] = {
