@@ -2,13 +2,15 @@
 
 A fixture is a small network of a publisher's design with random weights, for tests without torch. It holds
 the weights (``weights/KEY``, under the published names), an image (``input``) and the output of every stage
-(``stages/NAME``); its metadata has our configuration. Together, the fixtures use every option of our
-networks and every layout of checkpoints.
+(``stages/NAME``); its metadata has our configuration. ``text_KIND`` is a text tower, with its tokenizer
+beside it, prompts, their ``tokens`` and the embeddings of ``texts`` and ``images``. Together, the fixtures
+use every option of our networks and every layout of checkpoints.
 """
 
 import argparse
 import functools
 import importlib
+import json
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -23,6 +25,7 @@ from fseg_jax.encoders.architectures import Config, config_to_json
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.encoders.swin.network import SwinConfig
+from fseg_jax.encoders.text.network import TextConfig
 from fseg_jax.encoders.vit.network import AttentionPoolConfig, ViTConfig
 from fseg_jax.encoders.vit.rotary import RotaryConfig
 from fseg_jax.files.tensor_writer import write_tensors
@@ -39,6 +42,7 @@ from weights_convert.references import (
     rename_to_dinov2,
     rename_to_lukemelas,
 )
+from weights_convert.text_references import build_text_tower, observe_text_tower
 
 State = Mapping[str, np.ndarray]
 
@@ -436,11 +440,84 @@ def write_torch_files(folder: Path) -> None:
         torch.save(saved, folder / f"{name}.pth", _use_new_zipfile_serialization=zipped)
 
 
+_PROMPTS = ("Lymphoma.", "nephropathy of a TUMOUR, H&E", "an H&E image of lymphoid stroma " * 3)
+
+
+def write_texts(folder: Path) -> None:
+    """Write ``text_bert`` and ``text_coca``: a tokenizer, a tower, prompts, and what comes of them.
+
+    transformers' tokenizers make tokens of the prompts, padded as KEEP's and CONCH's authors do.
+    """
+    hub: Any = importlib.import_module("transformers")
+    specials = {"bert": ("[PAD]", "[CLS]", "[SEP]"), "coca": ("<pad>", "<start_of_text>", "<end_of_text>")}
+    for seed, (kind, (padding, start, end)) in enumerate(specials.items()):
+        path = folder / f"text_{kind}.tokenizer.json"
+        tokenizer = _train_tokenizer(kind, (padding, start, end))
+        tokenizer.save(str(path), pretty=False)
+        config = TextConfig(
+            kind=kind,  # type: ignore[arg-type]
+            vocabulary=tokenizer.get_vocab_size(),
+            positions=80,
+            dim=12,
+            depth=2,
+            heads=3,
+            mlp_width=24,
+            channels=12,
+            image_channels=10,
+            image_width=8 if kind == "bert" else 0,
+            eps=1e-12 if kind == "bert" else 1e-5,
+        )
+        theirs = hub.PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token=padding)
+        encoded = theirs(list(_PROMPTS), padding="max_length", max_length=79, return_tensors="np")
+        tokens = encoded["input_ids"].astype(np.int32)
+        module = randomise(build_text_tower(config), seed)
+        embedding = np.random.default_rng(seed).standard_normal((2, 10), np.float32)
+        tensors = {f"weights/{key}": value for key, value in get_published(module).items()}
+        tensors |= {"tokens": tokens, "embedding": embedding}
+        tensors |= observe_text_tower(module, tokens, embedding)
+        metadata = {"config": config_to_json(config), "prompts": json.dumps(_PROMPTS)}
+        write_tensors(folder / f"text_{kind}.safetensors", tensors, metadata)
+
+
+def _train_tokenizer(kind: str, specials: tuple[str, str, str]) -> Any:
+    """Train a small tokenizer of the kind that BERT or CONCH has, which knows two words whole."""
+    t: Any = importlib.import_module("tokenizers")
+    start, end = specials[1:]
+    template = t.processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, 1), (end, 2)]
+    )
+    words = ["lymphoma nephropathy"] * 9 + ["an h&e image of a tumour stroma lymphoid."]
+    if kind == "bert":
+        tokenizer = t.Tokenizer(t.models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = t.normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
+        trainer = t.trainers.WordPieceTrainer(
+            vocab_size=120,
+            special_tokens=[*specials, "[UNK]"],
+            initial_alphabet=list("abcdefghijklmnopqrstuvwxyz&.,"),
+        )
+    else:
+        tokenizer = t.Tokenizer(t.models.BPE())
+        tokenizer.normalizer = t.normalizers.Sequence(
+            [t.normalizers.NFD(), t.normalizers.StripAccents(), t.normalizers.Lowercase()]
+        )
+        tokenizer.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        trainer = t.trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=list(specials),
+            initial_alphabet=t.pre_tokenizers.ByteLevel.alphabet(),
+        )
+    tokenizer.train_from_iterator(words, trainer)
+    tokenizer.post_processor = template
+    return tokenizer
+
+
 def main(folder: Path) -> None:
     """Write every fixture into a folder."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     write_torch_files(folder)
+    write_texts(folder)
     for seed, (name, (module, config, size, rename)) in enumerate(build_fixtures().items()):
         randomise(module, seed)
         x = np.random.default_rng(seed).standard_normal((1, *size, 3), np.float32)

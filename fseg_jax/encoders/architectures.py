@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,15 @@ from fseg_jax.encoders.efficientnet.network import EfficientNet, EfficientNetCon
 from fseg_jax.encoders.layers import Network
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig
 from fseg_jax.encoders.swin.network import Swin, SwinConfig
+from fseg_jax.encoders.text.network import TextConfig, TextTower
 from fseg_jax.encoders.vit.network import AttentionPoolConfig, ViT, ViTConfig
 from fseg_jax.encoders.vit.rotary import RotaryConfig
 from fseg_jax.errors import InputError
 
 Config = ResNetConfig | ViTConfig | EfficientNetConfig | SwinConfig
-Family = Literal["resnet", "vit", "efficientnet", "swin"]
+AnyConfig = Config | TextConfig
+Family = Literal["resnet", "vit", "efficientnet", "swin", "text"]
+Module = TypeVar("Module", bound=nnx.Module)
 
 _MAX_ITEMS = 64  # of a list in a configuration
 _MAX_WINDOW = 64  # tokens a side
@@ -31,20 +34,21 @@ _FAMILIES: dict[Family, tuple[type, type]] = {
     "vit": (ViTConfig, ViT),
     "efficientnet": (EfficientNetConfig, EfficientNet),
     "swin": (SwinConfig, Swin),
+    "text": (TextConfig, TextTower),
 }
 
 
-def find_family(config: Config) -> Family:
+def find_family(config: AnyConfig) -> Family:
     """Find the name of a configuration's family."""
     return next(name for name, (kind, _) in _FAMILIES.items() if isinstance(config, kind))
 
 
-def config_to_json(config: Config) -> str:
+def config_to_json(config: AnyConfig) -> str:
     """Write a configuration as JSON, which ``config_from_json`` reads."""
     return json.dumps({"family": find_family(config), **asdict(config)}, sort_keys=True)
 
 
-def config_from_json(text: str) -> Config:
+def config_from_json(text: str) -> AnyConfig:
     """Read a configuration from JSON; ValueError, KeyError or TypeError where it is none."""
     fields = {name: _freeze(value) for name, value in json.loads(text).items()}
     for name, value in fields.items():
@@ -53,42 +57,54 @@ def config_from_json(text: str) -> Config:
     for name, kind_of_part in (("pool", AttentionPoolConfig), ("rotary", RotaryConfig)):
         if fields.get(name):
             fields[name] = kind_of_part(**fields[name])
-    return cast(Config, kind(**fields))
+    return cast(AnyConfig, kind(**fields))
 
 
-def count_blocks(config: Config) -> int:
+def count_blocks(config: AnyConfig) -> int:
     """Count the blocks of a configuration's network."""
     if isinstance(config, EfficientNetConfig):
         return sum(config.repeats())
-    return config.depth if isinstance(config, ViTConfig) else sum(config.depths)
+    return config.depth if isinstance(config, ViTConfig | TextConfig) else sum(config.depths)
 
 
-def build_network(config: Config, *, dtype: DTypeLike = jnp.float32, seed: int = 0) -> Network:
+@overload
+def build_network(config: Config, *, dtype: DTypeLike = ..., seed: int = ...) -> Network: ...
+@overload
+def build_network(config: TextConfig, *, dtype: DTypeLike = ..., seed: int = ...) -> TextTower: ...
+
+
+def build_network(config: AnyConfig, *, dtype: DTypeLike = jnp.float32, seed: int = 0) -> Network | TextTower:
     """Build a network with random weights, set to evaluate; call its ``train()`` to train it."""
     network: Any = _FAMILIES[find_family(config)][1](config, dtype=dtype, rngs=nnx.Rngs(seed))
     network.eval()
-    return cast(Network, network)
+    return cast(Network | TextTower, network)
 
 
-def build_abstract(config: Config, *, dtype: DTypeLike = jnp.float32) -> Network:
+@overload
+def build_abstract(config: Config, *, dtype: DTypeLike = ...) -> Network: ...
+@overload
+def build_abstract(config: TextConfig, *, dtype: DTypeLike = ...) -> TextTower: ...
+
+
+def build_abstract(config: AnyConfig, *, dtype: DTypeLike = jnp.float32) -> Network | TextTower:
     """Build a network of shapes and dtypes, which takes no memory; ``fill_network`` makes it usable."""
     return nnx.eval_shape(lambda: build_network(config, dtype=dtype))
 
 
-def list_tensors(abstract_network: Network) -> dict[str, jax.ShapeDtypeStruct]:
+def list_tensors(abstract_network: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
     """List the shape and dtype of each tensor by its dotted path, the name that it has in our files."""
     return {name: variable.get_value() for name, variable in _variables(abstract_network)}
 
 
-def count_parameters(abstract_network: Network) -> int:
+def count_parameters(abstract_network: nnx.Module) -> int:
     """Count the numbers that training would move; running statistics are not among them."""
     parameters = jax.tree.leaves(nnx.state(abstract_network, nnx.Param))
     return sum(int(np.prod(parameter.shape)) for parameter in parameters)
 
 
 def fill_network(
-    abstract_network: Network, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]], *, label: str
-) -> Network:
+    abstract_network: Module, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]], *, label: str
+) -> Module:
     """Put tensors in the places of a network that ``build_abstract`` made.
 
     Args:
@@ -119,7 +135,7 @@ def fill_network(
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
-def _variables(module: Network) -> list[tuple[str, Any]]:
+def _variables(module: nnx.Module) -> list[tuple[str, Any]]:
     return [(_dotted(path), variable) for path, variable in nnx.to_flat_state(nnx.state(module))]
 
 

@@ -36,6 +36,9 @@ def format_sheet(row: Row, status: Status) -> str:
         "architecture": f"{find_family(row.config)}, {row.parameters:,} parameters",
         "read at": f"{row.layer}: {row.channels} channels, {row.stride} pixels a token, "
         f"prefix tokens (dropped): {row.prefix}",
+        "words": "none"
+        if row.text is None
+        else f"a text tower of {row.text.parameters:,} parameters (fseg codebook name)",
         "images": f"{row.input_size} × {row.input_size}, resized to {row.resize} ({row.resampling})",
         "mean, std": f"{_format_numbers(row.normalisation.mean)}; {_format_numbers(row.normalisation.std)}",
         "trained at": trained,

@@ -163,6 +163,11 @@ def to_linear(weight: np.ndarray) -> np.ndarray:
     return weight.T
 
 
+def join_linear(*weights: np.ndarray) -> np.ndarray:
+    """Join linear kernels, (out, in) each, to one (in, sum of outs), or biases to one."""
+    return np.concatenate([weight.T for weight in weights], axis=-1)
+
+
 def to_conv(weight: np.ndarray) -> np.ndarray:
     """Transpose a convolution's kernel: (out, in, h, w) → (h, w, in, out)."""
     return weight.transpose(2, 3, 1, 0)

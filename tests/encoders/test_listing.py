@@ -17,4 +17,7 @@ def test_the_catalog_is_printed_whole_and_row_by_row():
     sheet = listing.format_sheet(GATED, hub.Status("offline", "no network"))
     for fact in ("30,000 parameters", "CC-BY-4.0 (gated)", GATED.page, "Nobody, 2024", "offline: no network"):
         assert fact in sheet
+    assert "a text tower of 110,860,033 parameters" in listing.format_sheet(
+        catalog.CATALOG["keep"], hub.Status("offline", "no network")
+    )
     assert "not stated" in sheet and "blocks.1: 32 channels, 8 pixels a token" in sheet

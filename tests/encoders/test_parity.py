@@ -13,7 +13,9 @@ BOUNDS = {"vit_pathfm": 1e-3}
 
 def test_every_family_and_no_other_has_fixtures():
     assert all(list_fixtures(family) for family in FAMILIES)
-    assert sorted(EVERY) == sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    assert sorted([*EVERY, *list_fixtures("text")]) == sorted(
+        path.stem for path in FOLDER.glob("*.safetensors")
+    )
 
 
 @pytest.mark.parametrize("name", EVERY)

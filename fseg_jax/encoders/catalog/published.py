@@ -11,12 +11,14 @@ from fseg_jax.encoders.catalog.row import (
     LITE,
     Normalisation,
     Row,
+    TextRow,
     efficientnet_row,
     resnet_row,
     vit_row,
 )
 from fseg_jax.encoders.efficientnet.network import configure_efficientnet
 from fseg_jax.encoders.swin.network import SwinConfig
+from fseg_jax.encoders.text.network import TextConfig
 from fseg_jax.encoders.vit.network import (
     BASE,
     DINOV2_GIANT,
@@ -56,6 +58,8 @@ _HIBOU = (
     "Nechaev et al., Hibou: a family of foundational vision transformers for pathology, 2024, "
     "arXiv:2406.05074"
 )
+
+_TEXT_BASE: dict[str, int] = {"dim": 768, "depth": 12, "heads": 12, "mlp_width": 3072}
 
 _KAIKO_LICENCE = "Kaiko Non-Commercial Public License v1"
 _LUNIT_LICENCE = "Lunit non-commercial"
@@ -575,9 +579,24 @@ _ROWS = (
     ),
     vit_row(
         "keep",
-        "KEEP, vision tower",
+        "KEEP, with a text tower",
         replace(LARGE, layer_scale=True),
         "Astaxanthin/KEEP",
+        text=TextRow(
+            TextConfig(
+                kind="bert",
+                vocabulary=30_522,
+                positions=512,
+                **_TEXT_BASE,
+                channels=768,
+                image_channels=1024,
+                image_width=768,
+                eps=1e-12,
+            ),
+            parameters=110_860_033,
+            longest=256,
+            tokenizer=("tokenizer.json", "vocab.txt"),
+        ),
         licence="MIT",
         citation="Zhou et al., KEEP, Cancer Cell 2026, doi:10.1016/j.ccell.2026.01.019",
         resampling="bicubic",
@@ -586,10 +605,27 @@ _ROWS = (
     ),
     vit_row(
         "conch-v1",
-        "CONCH, vision tower",
+        "CONCH, with a text tower",
         replace(BASE, image_size=448, pool=AttentionPoolConfig(512, 8, bias=True)),
         "MahmoodLab/conch",
         "pytorch_model.bin",
+        text=TextRow(
+            TextConfig(
+                kind="coca",
+                vocabulary=32_007,
+                positions=128,
+                **_TEXT_BASE,
+                channels=512,
+                image_channels=512,
+                image_width=0,
+                eps=1e-5,
+            ),
+            parameters=110_391_809,
+            longest=127,
+            tokenizer=("conch_byte_level_bpe_uncased.json",),
+            tokenizer_url="https://raw.githubusercontent.com/mahmoodlab/CONCH/main/conch/open_clip_custom/"
+            "tokenizers/",
+        ),
         licence="CC-BY-NC-ND-4.0",
         gated=True,
         citation="Lu et al., A visual-language foundation model for computational pathology, Nature Medicine "

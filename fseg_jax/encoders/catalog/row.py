@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from fseg_jax.encoders.architectures import Config
 from fseg_jax.encoders.efficientnet.network import EfficientNetConfig
 from fseg_jax.encoders.resnet.network import RESNETS
+from fseg_jax.encoders.text.network import TextConfig
 from fseg_jax.encoders.vit.network import ViTConfig
 
 RGB = tuple[float, float, float]
@@ -27,6 +28,27 @@ _TAN = "Tan & Le, EfficientNet, ICML 2019, arXiv:1905.11946"
 
 # Parameters by depth, without the classifier.
 _RESNET_PARAMETERS = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160}
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """The text tower that a published model has beside its encoder.
+
+    Attributes:
+        config: its configuration.
+        parameters: numbers in the published tower, in what brings images to its space, and in the
+            temperature. Ours has an embedding a text less where BERT's are added to the positions.
+        longest: tokens of a text at most, those that mark its start and end included.
+        tokenizer: names of the tokenizer's file, tried in order; from ``tokenizer_url`` where that is given,
+            else from the encoder's repository.
+        tokenizer_url: the folder to fetch it from, where it is not on the hub.
+    """
+
+    config: TextConfig
+    parameters: int
+    longest: int
+    tokenizer: tuple[str, ...]
+    tokenizer_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,7 @@ class Row:
         url: the folder to fetch the files from, where they are not on the hub.
         package: the Python package that holds the files, once it is installed.
         repo_type: the kind of the hub's repository.
+        text: its text tower, in the same file; None: it has none.
     """
 
     name: str
@@ -83,6 +106,7 @@ class Row:
     url: str | None = None
     package: str | None = None
     repo_type: Literal["model", "dataset"] = "model"
+    text: TextRow | None = None
 
 
 def vit_row(name: str, title: str, config: ViTConfig, repo: str, *files: str, **rest: Any) -> Row:

@@ -59,28 +59,30 @@ def attend_in_blocks(
 ) -> Float[Array, "b m heads d"]:
     """Attend as ``attend`` does, some queries at a time where there are many."""
     m = q.shape[1]
+    rows = None if mask is None else mask[:, None]  # the same keys for every query
     # Heads before tokens: each product is of whole matrices, and takes a CPU two fifths of the time.
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     if m <= MOST_QUERIES:
-        return jnp.swapaxes(_attend_whole(q, k, v, mask), 1, 2)
+        return jnp.swapaxes(attend_whole(q, k, v, rows), 1, 2)
     blocks = -(-m // BLOCK)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, blocks * BLOCK - m), (0, 0)))
     q = jnp.moveaxis(q.reshape(*q.shape[:2], blocks, BLOCK, -1), 2, 0)
-    attended = lax.map(lambda block: _attend_whole(block, k, v, mask), q)
+    attended = lax.map(lambda block: attend_whole(block, k, v, rows), q)
     attended = jnp.moveaxis(attended, 0, 2)
     attended = attended.reshape(*attended.shape[:2], blocks * BLOCK, -1)[:, :, :m]
     return jnp.swapaxes(attended, 1, 2)
 
 
-def _attend_whole(
+def attend_whole(
     q: Float[Array, "b heads m d"],
     k: Float[Array, "b heads n d"],
     v: Float[Array, "b heads n d"],
-    mask: Bool[Array, "b n"] | None,
+    mask: Bool[Array, "b #m n"] | None,
 ) -> Float[Array, "b heads m d"]:
+    """Attend with heads before tokens, all scores at once; ``mask`` is of the keys that a query sees."""
     multiply = partial(jnp.einsum, precision=choose_precision(q.dtype), preferred_element_type=jnp.float32)
     scores = multiply("bhmd,bhnd->bhmn", q, k) * q.shape[-1] ** -0.5
     if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+        scores = jnp.where(mask[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     return multiply("bhmn,bhnd->bhmd", weights, v).astype(q.dtype)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fseg_jax.encoders.vit.network import ViTConfig
-from fseg_jax.encoders.weight_rules import Layout, Rules, identity, to_linear
+from fseg_jax.encoders.weight_rules import Layout, Rules, identity, join_linear, to_linear
 
 
 def _drop_batch(value: np.ndarray) -> np.ndarray:
@@ -23,11 +23,6 @@ def _add_class_position(token: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 def _drop_class_position(positions: np.ndarray) -> np.ndarray:
     return _drop_batch(positions)[1:]
-
-
-def _join(*kernels: np.ndarray) -> np.ndarray:
-    """Join q, k and v to one (in, 3 · out) kernel or one bias."""
-    return np.concatenate([kernel.T for kernel in kernels], axis=-1)
 
 
 def _add_key_bias(query: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -91,7 +86,7 @@ _POOL_OF_CONCH_V1: Rules = {
     r"pool\.to_q\.kernel": ((r"attn_pool_contrast.attn.q_proj_weight",), to_linear),
     r"pool\.to_kv\.kernel": (
         (r"attn_pool_contrast.attn.k_proj_weight", r"attn_pool_contrast.attn.v_proj_weight"),
-        _join,
+        join_linear,
     ),
     r"pool\.to_q\.bias": ((r"attn_pool_contrast.attn.in_proj_bias",), _take_first_third),
     r"pool\.to_kv\.bias": ((r"attn_pool_contrast.attn.in_proj_bias",), _take_other_thirds),
@@ -126,8 +121,8 @@ _EVA_BLOCK: Rules = {
 def _split_gate(gate: str, value: str, out: str) -> Rules:
     """Make the rules for a gated MLP whose first product is published as two."""
     return {
-        r"(blocks\.\d+\.mlp)\.fc1\.kernel": ((rf"\1.{gate}.weight", rf"\1.{value}.weight"), _join),
-        r"(blocks\.\d+\.mlp)\.fc1\.bias": ((rf"\1.{gate}.bias", rf"\1.{value}.bias"), _join),
+        r"(blocks\.\d+\.mlp)\.fc1\.kernel": ((rf"\1.{gate}.weight", rf"\1.{value}.weight"), join_linear),
+        r"(blocks\.\d+\.mlp)\.fc1\.bias": ((rf"\1.{gate}.bias", rf"\1.{value}.bias"), join_linear),
         r"(blocks\.\d+\.mlp)\.fc2\.kernel": ((rf"\1.{out}.weight",), to_linear),
         r"(blocks\.\d+\.mlp)\.fc2\.bias": ((rf"\1.{out}.bias",), identity),
     }
@@ -144,8 +139,8 @@ def _hf_rules(self_attention: str, block: Rules, tokens: Rules) -> Rules:
         r"patch_embed\.bias": ((r"embeddings.patch_embeddings.projection.bias",), identity),
         r"norm\.scale": ((r"layernorm.weight",), identity),
         r"norm\.bias": ((r"layernorm.bias",), identity),
-        r"blocks\.(\d+)\.attn\.qkv\.kernel": (tuple(f"{part}.weight" for part in qkv), _join),
-        r"blocks\.(\d+)\.attn\.qkv\.bias": (tuple(f"{part}.bias" for part in qkv), _join),
+        r"blocks\.(\d+)\.attn\.qkv\.kernel": (tuple(f"{part}.weight" for part in qkv), join_linear),
+        r"blocks\.(\d+)\.attn\.qkv\.bias": (tuple(f"{part}.bias" for part in qkv), join_linear),
         r"blocks\.(\d+)\.attn\.proj\.kernel": ((f"{_HF_LAYER}attention.output.dense.weight",), to_linear),
         r"blocks\.(\d+)\.attn\.proj\.bias": ((f"{_HF_LAYER}attention.output.dense.bias",), identity),
         **block,

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from fseg_jax.encoders import weight_rules as rules
 from fseg_jax.encoders.architectures import (
+    AnyConfig,
     Config,
     Family,
     build_abstract,
@@ -23,6 +24,8 @@ from fseg_jax.encoders.efficientnet import weights as efficientnet
 from fseg_jax.encoders.layers import Network
 from fseg_jax.encoders.resnet import weights as resnet
 from fseg_jax.encoders.swin import weights as swin
+from fseg_jax.encoders.text import weights as text
+from fseg_jax.encoders.text.network import TextConfig, TextTower
 from fseg_jax.encoders.vit import weights as vit
 from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.encoders.weights import weights_file
@@ -34,11 +37,12 @@ _LAYOUTS: Mapping[Family, Callable[[Any], Sequence[rules.Layout]]] = {
     "vit": vit.list_layouts,
     "efficientnet": efficientnet.list_layouts,
     "swin": swin.list_layouts,
+    "text": text.list_layouts,
 }
 
 
 def convert_file(
-    checkpoint: Path, out: Path, config: Config, *, name: str, dtype: DTypeLike = jnp.float32
+    checkpoint: Path, out: Path, config: AnyConfig, *, name: str, dtype: DTypeLike = jnp.float32
 ) -> None:
     """Convert a published checkpoint to a file of ours, which ``weights_file.load`` reads.
 
@@ -55,9 +59,19 @@ def convert_file(
     weights_file.write(out, config, targets, tensors, name=name, source_sha256=hash_file(checkpoint))
 
 
+@overload
 def convert_to_network(
-    state: Mapping[str, np.ndarray], config: Config, *, label: str, dtype: DTypeLike = jnp.float32
-) -> Network:
+    state: Mapping[str, np.ndarray], config: Config, *, label: str, dtype: DTypeLike = ...
+) -> Network: ...
+@overload
+def convert_to_network(
+    state: Mapping[str, np.ndarray], config: TextConfig, *, label: str, dtype: DTypeLike = ...
+) -> TextTower: ...
+
+
+def convert_to_network(
+    state: Mapping[str, np.ndarray], config: AnyConfig, *, label: str, dtype: DTypeLike = jnp.float32
+) -> Network | TextTower:
     """Build the network of a configuration with a publisher's tensors, without a file between.
 
     ``label`` is the name of the tensors' source in messages.
@@ -68,12 +82,12 @@ def convert_to_network(
     return fill_network(abstract, tensors, label=label)
 
 
-def list_layouts(config: Config) -> Sequence[rules.Layout]:
+def list_layouts(config: AnyConfig) -> Sequence[rules.Layout]:
     """List the checkpoint layouts that are known for a configuration's family."""
     return _LAYOUTS[find_family(config)](config)
 
 
-def fit_position_grid(config: Config, state: Mapping[str, np.ndarray]) -> Config:
+def fit_position_grid(config: AnyConfig, state: Mapping[str, np.ndarray]) -> AnyConfig:
     """Fit a ViT's configuration to the grid of the position embedding in its checkpoint.
 
     Publishers store the embedding for one image size and run the network at another. Other configurations

@@ -11,10 +11,11 @@ import importlib.util
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fseg_jax.encoders.catalog.row import Row
+from fseg_jax.encoders.catalog.row import Row, TextRow
 from fseg_jax.encoders.weights.checkpoint import hash_file
 from fseg_jax.errors import InputError
 from fseg_jax.files.downloads import fetch, find_cache_folder, is_disk_error
@@ -95,6 +96,11 @@ def fetch_checkpoint(row: Row) -> Path:
     if not _is_intact(path):
         raise InputError(f"{path}: what came is not what {row.repo} published: delete it and try again")
     return path
+
+
+def fetch_tokenizer(row: Row, text: TextRow) -> Path:
+    """Fetch the published tokenizer of a row's text tower, as its checkpoint is fetched."""
+    return fetch_checkpoint(replace(row, files=text.tokenizer, url=text.tokenizer_url))
 
 
 def is_reachable(*, timeout: float = 3.0) -> bool:
@@ -230,7 +236,7 @@ def _explain(row: Row, error: BaseException) -> InputError:
     if code == 404:
         return InputError(
             f"{row.name}: {row.url or row.repo} has no {' and no '.join(row.files)}: "
-            f"look at {row.page}, and give the checkpoint with --weights FILE"
+            f"look at {row.page}, and give the file with {_option(row)} FILE"
         )
     if code == 401:
         return InputError(
@@ -239,7 +245,8 @@ def _explain(row: Row, error: BaseException) -> InputError:
     if code is not None:
         return InputError(f"{row.name}: the hub answered {code}: try again later, or {manual_way}")
     return InputError(
-        f"{row.name}: its weights are not here and cannot be fetched ({_shorten(error)}): {manual_way}"
+        f"{row.name}: its {'tokenizer is' if _is_tokenizer(row) else 'weights are'} not here and cannot be "
+        f"fetched ({_shorten(error)}): {manual_way}"
     )
 
 
@@ -262,7 +269,16 @@ def _describe_manual_way(row: Row) -> str:
     command = (
         f"fetch {row.url}{row.files[0]}" if row.url else f"run `hf download{kind} {row.repo} {row.files[0]}`"
     )
-    return f"on a machine with a network {command}, and give the file with --weights FILE here"
+    return f"on a machine with a network {command}, and give the file with {_option(row)} FILE here"
+
+
+def _is_tokenizer(row: Row) -> bool:
+    return row.text is not None and row.files == row.text.tokenizer
+
+
+def _option(row: Row) -> str:
+    """Name the option that takes a row's file."""
+    return "--tokenizer" if _is_tokenizer(row) else "--weights"
 
 
 def _shorten(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from fseg_jax.encoders.architectures import (
+    AnyConfig,
     Config,
     build_abstract,
     config_from_json,
@@ -30,6 +31,7 @@ from fseg_jax.encoders.architectures import (
     list_tensors,
 )
 from fseg_jax.encoders.layers import Network
+from fseg_jax.encoders.text.network import TextTower
 from fseg_jax.errors import InputError
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.kinds import ENCODER, describe_kind
@@ -49,9 +51,16 @@ class LoadedNetwork(NamedTuple):
     metadata: dict[str, str]  # of the file
 
 
+class LoadedTextTower(NamedTuple):
+    """A text tower with its weights, as a file has it."""
+
+    tower: TextTower
+    metadata: dict[str, str]  # of the file
+
+
 def write(
     path: Path,
-    config: Config,
+    config: AnyConfig,
     targets: Mapping[str, jax.ShapeDtypeStruct],
     tensors: Iterable[tuple[str, np.ndarray]],
     *,
@@ -125,7 +134,23 @@ def load(path: Path, *, dtype: DTypeLike = jnp.float32) -> LoadedNetwork:
     Raises:
         InputError: there is no such file, it is of another format, or its bytes do not have its hash.
     """
-    path = Path(path)
+    network, metadata = _load(Path(path), dtype)
+    if isinstance(network, TextTower):
+        raise InputError(f"{path}: holds a text tower, not an encoder: give an encoder's weights")
+    return LoadedNetwork(network, metadata)
+
+
+def load_text_tower(path: Path, *, dtype: DTypeLike = jnp.float32) -> LoadedTextTower:
+    """Load the text tower that a file of ours describes, as ``load`` does an encoder's network."""
+    tower, metadata = _load(Path(path), dtype)
+    if not isinstance(tower, TextTower):
+        raise InputError(
+            f"{path}: holds the vision tower alone: give the published checkpoint, which has the text tower"
+        )
+    return LoadedTextTower(tower, metadata)
+
+
+def _load(path: Path, dtype: DTypeLike) -> tuple[Network | TextTower, dict[str, str]]:
     header = _read_header(path)
     try:
         config = config_from_json(header.metadata["architecture"])
@@ -134,9 +159,8 @@ def load(path: Path, *, dtype: DTypeLike = jnp.float32) -> LoadedNetwork:
         abstract = build_abstract(config, dtype=dtype)
     except Exception as error:  # a network of such a configuration may fail in any way
         raise _damaged(path) from error
-    return LoadedNetwork(
-        fill_network(abstract, _read_tensors(path, header), label=str(path)), header.metadata
-    )
+    network = fill_network(abstract, _read_tensors(path, header), label=str(path))
+    return network, header.metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
