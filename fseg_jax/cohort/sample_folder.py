@@ -121,6 +121,7 @@ class SlideSample:
         boxes: Corners (y, x) of the tiles, in pixels of the settings' mpp.
         tiles: The index of each row's tile.
         tokens: Where rows are tokens, the (y, x) of each in its tile's grid.
+        stride: Pixels of a token's side; None in samples of earlier versions.
         facts: What is known of each row.
         border_rows: Number of tokens at the border of tissue.
         slide: The slide.
@@ -135,6 +136,7 @@ class SlideSample:
     boxes: Int[np.ndarray, "t 2"]
     tiles: Int[np.ndarray, " rows"]
     tokens: Int[np.ndarray, "rows 2"] | None
+    stride: int | None
     facts: RowFacts
     border_rows: int
     slide: SlideFacts
@@ -151,6 +153,7 @@ class SlideSample:
             "boxes": self.boxes.tolist(),
             "tiles": self.tiles.tolist(),
             "tokens": None if self.tokens is None else self.tokens.tolist(),
+            "stride": self.stride,
             **{name: np.round(values, 3).tolist() for name, values in self.facts._asdict().items()},
             "border_rows": self.border_rows,
             "slide": self.slide.to_json(),
@@ -172,6 +175,7 @@ class SlideSample:
             boxes=np.asarray(content["boxes"], np.int32).reshape(-1, 2),
             tiles=np.asarray(content["tiles"], np.int32),
             tokens=None if tokens is None else np.asarray(tokens, np.int32).reshape(-1, 2),
+            stride=content.get("stride"),
             facts=RowFacts(*(np.asarray(content[name], np.float64) for name in RowFacts._fields)),
             border_rows=content["border_rows"],
             slide=SlideFacts.from_json(content["slide"]),
@@ -186,6 +190,8 @@ class SlideSample:
             raise ValueError("there is not a tile for each row")
         if sample.tokens is not None and len(sample.tokens) != rows:
             raise ValueError("there is not a token for each row")
+        if not (sample.stride is None or (type(sample.stride) is int and 0 < sample.stride < 1 << 16)):
+            raise ValueError("the tokens have no side")
         return sample
 
 

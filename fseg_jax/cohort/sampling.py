@@ -151,6 +151,7 @@ def _sample_slide(
         boxes=corners,
         tiles=rows.tiles,
         tokens=rows.tokens if settings.on == "tokens" else None,
+        stride=card.stride,
         facts=rows.facts,
         border_rows=len(border),
         slide=slide_facts(slide),

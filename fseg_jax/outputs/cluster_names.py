@@ -1,10 +1,7 @@
 """Names and colours that somebody gives to clusters, in a CSV file: ``cluster,name,colour``."""
 
-import csv
-import io
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +11,7 @@ from jaxtyping import UInt8
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.colours import format_hex, make_default_names, make_palette
-from fseg_jax.outputs.csv_table import format_csv, unguard_cell
+from fseg_jax.outputs.csv_table import format_csv, parse_table
 
 COLUMNS = ("cluster", "name", "colour")
 # A cluster's name is the heading of a column in a cohort's areas.csv, beside these.
@@ -116,35 +113,14 @@ def load_names(path: str | Path) -> ClusterNames:
 
 def parse_names(content: bytes, source: str) -> ClusterNames:
     """Parse the content of a file of names; ``source`` is where it is from, for errors."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{source}: line {line} is not UTF-8; save the names as CSV in UTF-8") from None
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
-    try:
-        lines = [line for line in _read_lines(reader) if any(cell.strip() for cell in line[1])]
-    except csv.Error as error:
-        raise InputError(f"{source}: line {reader.line_num} is not CSV ({error})") from None
-    columns = [cell.strip().lower() for cell in lines[0][1]] if lines else []
-    if missing := [column for column in COLUMNS[:2] if column not in columns]:
-        raise InputError(
-            f"{source}: no column {' and no column '.join(missing)} in its first line; {_WANTED}"
-        )
-    if twice := [column for column in COLUMNS if columns.count(column) > 1]:
-        raise InputError(f"{source}: two columns are called {twice[0]}; keep one")
     named: dict[int, NamedCluster] = {}
     lines_of: dict[str, int] = {}
-    for line, cells in lines[1:]:
+    for line, row in parse_table(content, source, COLUMNS, 2, _WANTED):
         where = f"{source}: line {line}"
-        if len(cells) != len(columns):
-            raise InputError(f"{where}: {len(cells)} cells, but the header has {len(columns)}")
-        row = {c: unguard_cell(v.strip()) for c, v in zip(columns, cells, strict=True) if c in COLUMNS}
         cluster = _parse_number(row["cluster"], where)
         if cluster in named:
             raise InputError(f"{where}: cluster {cluster} is also on line {named[cluster].line}; keep one")
-        name = _check_name(row["name"], where)
+        name = check_name(row["name"], where)
         if (before := lines_of.setdefault(name, line)) != line:
             raise InputError(
                 f"{where}: {name!r} is also the name on line {before}: give each cluster a name of its own"
@@ -155,19 +131,18 @@ def parse_names(content: bytes, source: str) -> ClusterNames:
     return ClusterNames(source, tuple(named.values()))
 
 
-def _read_lines(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the records with the line that each ends at."""
-    for cells in reader:
-        yield reader.line_num, cells  # type: ignore[attr-defined]
-
-
 def _parse_number(text: str, where: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
         raise InputError(f"{where}: {text!r} is no number of a cluster; they count from 1")
     return int(text[:9])
 
 
-def _check_name(name: str, where: str) -> str:
+def check_name(name: str, where: str) -> str:
+    """Check that a cluster can be called so, and return the name; ``where`` is where it stands, for errors.
+
+    Raises:
+        InputError: It cannot.
+    """
     if not name:
         raise InputError(f"{where}: the name is empty; give one, or take the line out")
     if ":" in name:

@@ -145,13 +145,13 @@ def select_largest(
 
 
 def read_places(
-    slide: Slide, places: dict[int, list[Place]], field: float, threads: int
+    slide: Slide, places: dict[int, list[Place]], field: float, threads: int, pixels: int = TILE
 ) -> dict[int, UInt8[np.ndarray, "n side side 3"]]:
-    """Read the pictures of places, ``TILE`` pixels of side: of each cluster, its own.
+    """Read the pictures of places, ``pixels`` of side: of each cluster, its own.
 
     A field that would reach past the slide is moved onto it.
     """
-    mpp = max(field / TILE, slide.mpp)
+    mpp = max(field / pixels, slide.mpp)
     side = max(1, round(field / mpp))
     limit_y, limit_x = (max(0, int(size * slide.mpp / mpp) - side) for size in (slide.height, slide.width))
     boxes = [
@@ -164,12 +164,12 @@ def read_places(
         for of_cluster in places.values()
         for place in of_cluster
     ]
-    pictures = iter([_enlarge(picture) for picture in prefetch_boxes(slide, boxes, mpp, threads)])
+    pictures = iter([_enlarge(picture, pixels) for picture in prefetch_boxes(slide, boxes, mpp, threads)])
     return {cluster: np.stack([next(pictures) for _ in own]) for cluster, own in places.items()}
 
 
-def _enlarge(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "side side 3"]:
-    """Enlarge the picture of a field of a slide that is too coarse for ``TILE`` pixels."""
-    if len(picture) == TILE:
+def _enlarge(picture: UInt8[np.ndarray, "h w 3"], pixels: int) -> UInt8[np.ndarray, "side side 3"]:
+    """Enlarge the picture of a field of a slide that is too coarse for so many pixels."""
+    if len(picture) == pixels:
         return picture
-    return np.asarray(Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(picture).resize((pixels, pixels), Image.Resampling.BICUBIC))

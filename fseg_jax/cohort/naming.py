@@ -1,0 +1,260 @@
+"""Name the clusters of a codebook by words: which prompts its typical tiles are most alike to.
+
+A model of images and words embeds whole images. The tokens that centres are fitted on do not lie in its
+space: what is compared with the prompts are the tiles that are typical of a cluster. A name is given where it
+is ahead of every other, and so on most of the tiles; any other cluster keeps its number.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from fseg_jax.codebook import Codebook
+from fseg_jax.cohort.prompts import Prompts
+from fseg_jax.cohort.sample_folder import read_settings
+from fseg_jax.cohort.sample_rows import SampleRows
+from fseg_jax.cohort.typical_tiles import Progress, embed_tiles, find_typical_tiles, scale_to_length_one
+from fseg_jax.encoders.image_text import ImageTextModel
+from fseg_jax.errors import InputError
+from fseg_jax.numerics.name_scores import NameScores, score_names
+from fseg_jax.outputs.colours import make_default_names
+from fseg_jax.outputs.csv_table import write_csv
+
+LEAST_AGREEMENT = 2 / 3  # of a cluster's tiles
+LIKELIER = (
+    2.0  # times as likely as the runner-up, by the model's own temperature: the least margin, by default
+)
+COLUMNS = (
+    "cluster",
+    "name",
+    "best",
+    "score",
+    "runner_up",
+    "runner_up_score",
+    "margin",
+    "share",
+    "agreement",
+    "tiles",
+    "slides",
+)
+
+
+@dataclass(frozen=True)
+class NamingSettings:
+    """How to name clusters.
+
+    Attributes:
+        tiles: Number of a cluster's tiles that are looked at, those nearest to its centre.
+        margin: How far the cosine of a name must be ahead of the runner-up's; None: so far that it is
+            ``LIKELIER`` by the model's own temperature.
+        batch: Number of images that go through the model at once.
+        threads: Number of threads that decode images.
+    """
+
+    tiles: int = 8
+    margin: float | None = None
+    batch: int = 8
+    threads: int = 2
+
+    def choose_margin(self, scale: float) -> float:
+        """Return the least margin, for a model that multiplies cosines by ``scale``."""
+        return math.log(LIKELIER) / scale if self.margin is None else self.margin
+
+
+@dataclass(frozen=True)
+class NamedByWords:
+    """What words say of a cluster.
+
+    Attributes:
+        name: What it is called: the best name, numbered where several clusters have it, or ``cluster N``.
+        best: The name that its tiles are most alike to; empty: it has no tiles.
+        score: Their mean cosine with that.
+        runner_up: The name that comes next.
+        runner_up_score: The mean cosine with that.
+        share: The best's share among the prompts given, by the model's temperature.
+        agreement: The share of its tiles that are most alike to the best.
+        tiles: Number of its tiles.
+        slides: Number of slides that they are of.
+        is_sure: Whether the best is ahead far enough, on enough of the tiles.
+    """
+
+    name: str
+    best: str
+    score: float
+    runner_up: str
+    runner_up_score: float
+    share: float
+    agreement: float
+    tiles: int
+    slides: int
+    is_sure: bool
+
+    @property
+    def margin(self) -> float:
+        """How far the best is ahead."""
+        return self.score - self.runner_up_score
+
+
+def name_codebook(
+    book: Codebook,
+    folder: Path,
+    prompts: Prompts,
+    model: ImageTextModel,
+    settings: NamingSettings | None = None,
+    progress: Progress = lambda done, total, slide_id: None,
+) -> list[NamedByWords]:
+    """Name the clusters of a codebook.
+
+    Args:
+        book: The codebook.
+        folder: The folder of features that it was fitted on; its slides are where they were.
+        prompts: The names, and what stands for each.
+        model: A model of images and words, of any encoder.
+        settings: How to name.
+        progress: Told before each slide.
+
+    Raises:
+        InputError: The folder holds no such features, or is of another codebook; a slide is gone or another
+            one; or the model's weights are damaged.
+    """
+    settings = settings or NamingSettings()
+    facts = check_features(folder, book)
+    rows = SampleRows(folder, _list_slides(folder))
+    if rows.shape[1] != book.channels:
+        raise InputError(
+            f"{folder}: its features are {rows.shape[1]} wide, the codebook's centres {book.channels}: "
+            "give the folder that it was fitted on with --features"
+        )
+    names = _embed_names(prompts, model)
+    typical = find_typical_tiles(rows, book, settings.tiles)
+    tiles = embed_tiles(
+        rows, typical, facts, model, batch=settings.batch, threads=settings.threads, progress=progress
+    )
+    if not (np.isfinite(names).all() and np.isfinite(tiles).all()):
+        raise InputError(f"{model.name}: embeddings hold a NaN or an infinity: its weights are damaged")
+    scores = score_names(tiles, typical.clusters, book.k, names, model.scale)
+    of_slides = rows.find_slides(typical.rows)
+    slides = [len(np.unique(of_slides[typical.clusters == j])) for j in range(book.k)]
+    return choose_names(scores, slides, tuple(prompts.of_name), settings.choose_margin(model.scale))
+
+
+def choose_names(
+    scores: NameScores, slides: Sequence[int], names: Sequence[str], margin: float
+) -> list[NamedByWords]:
+    """Choose what clusters are called.
+
+    Args:
+        scores: How alike clusters and names are.
+        slides: Number of slides that the tiles of each cluster are of.
+        names: The names.
+        margin: How far a name must be ahead.
+    """
+    ahead = scores.score - scores.runner_up_score
+    is_sure = (scores.tiles > 0) & (ahead >= margin) & (scores.agreement >= LEAST_AGREEMENT)
+    called = number_names(
+        [names[best] if sure else None for best, sure in zip(scores.best, is_sure, strict=True)], names
+    )
+    return [
+        NamedByWords(
+            name=called[j],
+            best=names[scores.best[j]] if scores.tiles[j] else "",
+            score=float(scores.score[j]),
+            runner_up=names[scores.runner_up[j]] if scores.tiles[j] else "",
+            runner_up_score=float(scores.runner_up_score[j]),
+            share=float(scores.share[j]),
+            agreement=float(scores.agreement[j]),
+            tiles=int(scores.tiles[j]),
+            slides=slides[j],
+            is_sure=bool(is_sure[j]),
+        )
+        for j in range(len(called))
+    ]
+
+
+def number_names(given: Sequence[str | None], names: Sequence[str]) -> list[str]:
+    """Make names distinct: where several clusters have one, all of them get numbers.
+
+    >>> number_names(["stroma", None, "stroma", "glass"], ["stroma", "glass"])
+    ['stroma 1', 'cluster 2', 'stroma 2', 'glass']
+    """
+    defaults, counts = make_default_names(len(given)), Counter(given)
+    taken = set(names)
+    called = []
+    for name, default in zip(given, defaults, strict=True):
+        if name is not None and counts[name] > 1:
+            number = 1
+            while f"{name} {number}" in taken:
+                number += 1
+            name = f"{name} {number}"
+            taken.add(name)
+        called.append(name or default)
+    return called
+
+
+def write_suggestions(path: Path, named: Sequence[NamedByWords]) -> None:
+    """Write what words say of clusters, as a file of names; it appears whole or not at all."""
+    rows = []
+    for number, each in enumerate(named, 1):
+        row: dict[str, Any] = {
+            "cluster": number,
+            "name": each.name,
+            "tiles": each.tiles,
+            "slides": each.slides,
+        }
+        if each.tiles:
+            row |= {"best": each.best, "runner_up": each.runner_up}
+            numbers = ("score", "runner_up_score", "margin", "share", "agreement")
+            row |= {name: f"{getattr(each, name):.4f}" for name in numbers}
+        rows.append(row)
+    write_csv(path, COLUMNS, rows)
+
+
+def check_features(folder: Path, book: Codebook) -> Mapping[str, Any]:
+    """Check that a codebook may be fitted on a folder of features; return the settings of these.
+
+    Raises:
+        InputError: It was not, or the folder holds no features.
+    """
+    if not (folder / "settings.json").is_file():
+        raise InputError(
+            f"{folder}: no features of tiles: give the folder that fseg fit filled for this codebook with "
+            "--features"
+        )
+    facts = read_settings(folder)
+    origin = book.provenance
+    for name, made_with in (
+        ("encoder", origin.encoder),
+        ("weights_hash", origin.weights_hash),
+        ("layer", origin.layer),
+        ("mpp", origin.mpp),
+    ):
+        if made_with and facts.get(name) != made_with:
+            raise InputError(
+                f"{folder}: features of {name} {str(facts.get(name))[:60]}, and the codebook's is "
+                f"{str(made_with)[:60]}: give the folder that it was fitted on with --features"
+            )
+    sizes = (facts.get("mpp"), facts.get("tile"))
+    if not all(isinstance(size, int | float) and 0 < size < 1e6 for size in sizes):
+        raise InputError(f"{folder / 'settings.json'}: damaged; give another --features")
+    return facts
+
+
+def _list_slides(folder: Path) -> list[str]:
+    slides = sorted(path.parent.name for path in (folder / "slides").glob("[!.]*/slide.json"))
+    if not slides:
+        raise InputError(f"{folder}: holds the features of no slide; run fseg fit again")
+    return slides
+
+
+def _embed_names(prompts: Prompts, model: ImageTextModel) -> Float[np.ndarray, "n d"]:
+    """Embed names: the mean of the embeddings of a name's prompts, of length one."""
+    texts = [text for own in prompts.of_name.values() for text in own]
+    embedded = np.asarray(model.embed_texts(texts), np.float64)
+    starts = np.cumsum([0, *map(len, prompts.of_name.values())])[:-1]
+    return scale_to_length_one(np.add.reduceat(embedded, starts, axis=0))
