@@ -39,7 +39,7 @@ from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import kmeans, metrics
 from fseg_jax.numerics.regions import merge_small_regions, weigh_borders
-from fseg_jax.numerics.resample import smooth
+from fseg_jax.numerics.smoothing import PASSES, Likeness, choose_radius, measure_likeness, smooth
 from fseg_jax.pipeline.plan import Settings, choose_min_region, choose_smoothing
 from fseg_jax.pipeline.pure_tokens import find_pure, measure_change
 
@@ -82,14 +82,15 @@ def label_tiles(
     stride, mpp = encoded.card.stride, encoded.card.mpp
     least = choose_min_region(settings, mpp, stride)
     sigma = choose_smoothing(settings, mpp, stride) / (mpp * stride)
-    radius = math.ceil(3 * sigma)
+    radius = choose_radius(sigma, WHOLE)
+    likeness = measure_likeness(np.asarray(centers))
     least_pixels, weights = math.ceil(least / mpp**2), weigh_borders(np.asarray(centers))
     for batch in encoded.batches():
         shape = (len(batch.tokens), *batch.frame, encoded.card.channels)
         assert (batch.sizes == batch.frame).all()  # no tile is smaller than the frame
         features = jnp.asarray(batch.tokens.reshape(shape))
         W = fseg.solve_tiles(features, centers, jax.random.key(0), mode="fixed").W
-        W = _smooth_whole(W, sigma, radius) if radius else _frame(W)
+        W = _smooth_whole(W, likeness, sigma, radius) if radius else _frame(W)
         for index, labels in zip(batch.tiles, np.asarray(fseg.label_pixels(W, stride)), strict=False):
             yield index, next(merge_small_regions([labels], least_pixels, weights))
 
@@ -98,10 +99,13 @@ def _frame(W: Float[jax.Array, "b h w k"]) -> Float[jax.Array, "b p q k"]:
     return jnp.pad(W, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
 
 
-def _smooth_whole(W: Float[jax.Array, "b h w k"], sigma: float, radius: int) -> Float[jax.Array, "b p q k"]:
-    pads = ((0, 0), (1 + radius, 1 + radius), (1 + radius, 1 + radius))
+def _smooth_whole(
+    W: Float[jax.Array, "b h w k"], likeness: Likeness, sigma: float, radius: int
+) -> Float[jax.Array, "b p q k"]:
+    frame = 1 + PASSES * radius
+    pads = ((0, 0), (frame, frame), (frame, frame))
     inside = jnp.pad(jnp.ones(W.shape[:3]), pads)
-    smoothed: jax.Array = smooth(jnp.pad(W, (*pads, (0, 0))), inside, sigma, radius)
+    smoothed: jax.Array = smooth(jnp.pad(W, (*pads, (0, 0))), inside, likeness, sigma, radius)
     return smoothed
 
 

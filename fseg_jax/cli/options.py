@@ -156,9 +156,9 @@ method_options = combine(
     click.option(
         "--smoothing",
         type=Number(0, 1000),
-        show_default="0.75 tokens",
+        show_default="1 token",
         metavar="MICRONS",
-        help="Average each cluster's weights within tissue by a Gaussian of this width; 0 (the paper): none.",
+        help="Average the weights of neighbours that are alike by a Gaussian this wide; 0 (the paper): none.",
     ),
     click.option(
         "--min-region",

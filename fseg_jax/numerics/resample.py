@@ -206,33 +206,6 @@ def _pop_lowest_bit(words: UInt[Array, "words n"]) -> tuple[Int[Array, "1 n"], U
     return 32 * word + (31 - jax.lax.clz(bit)).astype(jnp.int32), jnp.where(in_word, words ^ bit, words)
 
 
-@partial(jax.jit, static_argnames="radius")
-def smooth(
-    W: Float[Array, "b p q k"], weight: Float[Array, "b p q"], sigma: Float[Array, ""] | float, radius: int
-) -> Float[Array, "b h w k"]:
-    """Average W over the tokens round each token by a Gaussian, counting each token by its weight.
-
-    The frame of ``radius`` tokens on each side is left out of the result, ``h = p − 2·radius``. Where no
-    token has any weight the result is 0.
-
-    Args:
-        W: contributions.
-        weight: how much each token counts, ≥ 0.
-        sigma: standard deviation of the Gaussian, in tokens.
-        radius: tokens on each side that are averaged over.
-    """
-    taps = jnp.exp(-0.5 * (jnp.arange(-radius, radius + 1) / sigma) ** 2)
-
-    def average_along(axis: int, values: Float[Array, "b h w n"]) -> Float[Array, "b h2 w2 n"]:
-        length = values.shape[axis] - 2 * radius
-        parts = (jax.lax.slice_in_dim(values, i, i + length, axis=axis) for i in range(2 * radius + 1))
-        return sum((tap * part for tap, part in zip(taps, parts, strict=True)), jnp.zeros((), W.dtype))
-
-    weighted = jnp.concatenate([W * weight[..., None], weight[..., None]], axis=-1)
-    total = average_along(2, average_along(1, weighted))
-    return total[..., :-1] / jnp.maximum(total[..., -1:], jnp.finfo(W.dtype).tiny)
-
-
 # ------------------------------------------------------------------------------ overlapping tiles, blended
 
 

@@ -3,7 +3,6 @@
 Of the slide, a few rows of tiles are in memory.
 """
 
-import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.methods import fseg
 from fseg_jax.numerics.prefetch import prefetch
-from fseg_jax.numerics.resample import blend, smooth
+from fseg_jax.numerics.resample import blend
+from fseg_jax.numerics.smoothing import PASSES, Likeness, choose_radius, measure_likeness, smooth
 from fseg_jax.numerics.typical import find_leaders
 from fseg_jax.outputs.labels import choose_label_dtype
 from fseg_jax.pipeline.plan import Plan, Settings, Tile, choose_mixtures, choose_smoothing
@@ -67,6 +67,7 @@ def label_rows(
     key = jax.random.key(settings.seed)
     tiles = plan.tiles()
     tissue = plan.tissue.drop_artefacts() if settings.artefacts == "drop" else plan.tissue
+    likeness = measure_likeness(codebook.centers)
     weights: dict[Tile, Float[np.ndarray, "t t k"]] = {}
     done, next_row = 0, 0
 
@@ -90,7 +91,7 @@ def label_rows(
         pending = tiles[done][0] if done < len(tiles) else grid.rows + 1
         while next_row < grid.rows and next_row + 1 < pending:
             yield pool.submit(
-                _label_row, plan, dict(weights), next_row, tissue, codebook.k, settings, shortfall, typical
+                _label_row, plan, dict(weights), next_row, tissue, likeness, settings, shortfall, typical
             )
             for column in range(grid.columns):
                 weights.pop((next_row - 1, column), None)
@@ -121,14 +122,14 @@ def _label_row(
     weights: dict[Tile, Float[np.ndarray, "t t k"]],
     row: int,
     labelled: Tissue,
-    k: int,
+    likeness: Likeness,
     settings: Settings,
     shortfall: Shortfall,
     typical: TypicalPlaces | None,
 ) -> UInt[np.ndarray, "n width"]:
-    """Label one row of tiles: blended, upsampled, and background where there is no tissue to be labelled."""
+    """Label one row of tiles: blended, smoothed, upsampled, and background where there is no tissue."""
     grid = plan.grid
-    stride = grid.stride
+    stride, k = grid.stride, len(likeness.root)
     top, _, height, _ = grid.locate_core(row, 0)
     labels = np.zeros((height, grid.width), choose_label_dtype(k))
     columns = np.flatnonzero(plan.tissue_tiles[row])
@@ -136,8 +137,8 @@ def _label_row(
     leaders, shares = (np.zeros((-(-height // stride), shape[1]), dtype) for dtype in (np.uint16, np.uint8))
     # Blocks go to the device in batches of one size, bounded so that k × pixels stays small.
     sigma = choose_smoothing(settings, plan.mpp, stride) / (plan.mpp * stride)  # in tokens
-    radius = min(math.ceil(3 * sigma), grid.pitch // stride)
-    frame = 1 + radius
+    radius = choose_radius(sigma, grid.pitch // stride // PASSES)
+    frame = 1 + PASSES * radius
     side = grid.pitch // stride + 2 * frame
     batch = max(1, min(_BATCH, _BATCH_WEIGHTS // (side * side * k)))
 
@@ -155,7 +156,7 @@ def _label_row(
                     tissue[i] = labelled.crop(
                         y // stride - frame, x // stride - frame, side, side, plan.mpp * stride
                     )
-                W = smooth(W, jnp.asarray(tissue), sigma, radius)
+                W = smooth(W, jnp.asarray(tissue), likeness, sigma, radius)
             yield part, (fseg.label_pixels(W, stride, settings.resize), *find_leaders(W))
 
     for part, results in prefetch(label_blocks()):

@@ -22,7 +22,7 @@ from fseg_jax.slides.tissue import Tissue, choose_tissue, describe_absence, read
 _log = logging.getLogger(__name__)
 
 FIGURE_SIDE = 1600  # pixels of the longer side of the picture of a whole slide
-_SMOOTHING_TOKENS = 0.75  # the standard deviation of the Gaussian by which W is averaged
+_SMOOTHING_TOKENS = 1.0  # the standard deviation of the Gaussian by which W is averaged
 _MIN_REGION_TOKENS = 6  # the area below which a region is given to its neighbours
 _MAX_ENLARGEMENT = 4  # a finer working resolution than this shows nothing more
 
@@ -44,8 +44,8 @@ class Settings:
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
         artefacts: Whether ink, folds and what is out of focus ``"keep"`` their labels, where they are tissue,
             or are left out (``"drop"``). No centre is fitted on them in either case.
-        smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged within tissue; 0: none;
-            None: 0.75 tokens.
+        smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged, within tissue and over
+            tokens that are alike (``numerics.smoothing``); 0: none; None: one token.
         min_region: Area, in µm², below which a region is given to its neighbours; 0: none; None: that of 6
             tokens.
         mixtures: Centres of mixed tokens that a codebook fitted on the slide gets besides. A codebook that is
@@ -160,7 +160,7 @@ def choose_mpp(card: EncoderCard, settings: Settings, codebook: Codebook | None)
 
 
 def choose_smoothing(settings: Settings, mpp: float, stride: int) -> float:
-    """Choose by how many µm W is smoothed: as set, or by 0.75 tokens."""
+    """Choose by how many µm W is smoothed: as set, or by one token."""
     return _SMOOTHING_TOKENS * mpp * stride if settings.smoothing is None else settings.smoothing
 
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from fseg_jax.numerics import resample
 
@@ -66,32 +65,6 @@ def test_tiles_cover_an_axis_and_count_as_one_in_all(n, tile):
         assert start + len(share) <= n and len(share) == min(n, tile) and (share > 0).all()
         total[start : start + len(share)] += share
     np.testing.assert_allclose(total, 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize("sigma", [0.5, 1.5])
-def test_smoothing_is_scipys_gaussian_over_the_tokens_that_count(sigma):
-    r = np.random.default_rng(0)
-    W = r.random((2, 20, 17, 3)).astype(np.float32)
-    weight = (r.random((2, 20, 17)) < 0.7).astype(np.float32)
-    radius = int(np.ceil(3 * sigma))
-    smoothed = np.asarray(resample.smooth(jnp.asarray(W), jnp.asarray(weight), sigma, radius))
-
-    def blur(plane: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(np.float64(plane), sigma, radius=radius, mode="constant")
-
-    inner = (slice(radius, -radius), slice(radius, -radius))
-    for i in range(2):
-        for j in range(3):
-            expected = blur(W[i, ..., j] * weight[i]) / blur(weight[i])
-            np.testing.assert_allclose(smoothed[i, ..., j], expected[inner], rtol=1e-5)
-
-
-def test_smoothing_where_nothing_counts_is_nothing():
-    W = jnp.ones((1, 9, 9, 2))
-    assert (np.asarray(resample.smooth(W, jnp.zeros((1, 9, 9)), 1.0, 3)) == 0).all()
-    # One token that counts is spread over all that it reaches, and is not diluted.
-    one = jnp.zeros((1, 9, 9)).at[0, 4, 4].set(1)
-    np.testing.assert_allclose(np.asarray(resample.smooth(W, one, 1.0, 3)), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("k", "stride"), [(1, 4), (9, 15), (40, 16), (300, 14)])

@@ -142,7 +142,7 @@ def test_smoothing_sees_no_tiles_and_leaves_fewer_regions(picture, tmp_path, boo
     _, rough = run(picture, tmp_path / "r", replace(settings, smoothing=0), book)
     assert (small == whole).mean() >= 0.98
     record, _ = run(picture, tmp_path / "s", Settings(tile=256, tissue="all", mpp=0.5), book, overwrite=True)
-    assert record["parameters"]["smoothing"] == 6  # µm: three quarters of a token
+    assert record["parameters"]["smoothing"] == 8  # µm: a token
     assert record["parameters"]["min_region"] == 384  # µm²: six tokens
     regions = [label(labels, connectivity=1).max() for labels in (small, rough)]
     assert regions[0] < 0.8 * regions[1]
