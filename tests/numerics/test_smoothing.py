@@ -88,6 +88,10 @@ def test_the_tolerance_follows_the_centres():
     root = np.asarray(measure_likeness(H).root)
     assert root.shape == (40, 6)
     np.testing.assert_allclose(root @ root.T, H @ H.T, rtol=1e-5)
+    H = np.random.default_rng(0).random((60, 40)) ** 8
+    root = np.asarray(measure_likeness(H).root)
+    assert root.shape == (60, 32)
+    np.testing.assert_allclose(root @ root.T, H @ H.T, atol=0.05 * np.abs(H @ H.T).max())
 
 
 @pytest.mark.parametrize(
