@@ -7,12 +7,8 @@
 fitted to the points: 1 is linear; that of memory should be near 0.
 """
 
-import os
 import resource
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,20 +18,9 @@ import numpy as np
 
 from benchmarks.examples import find_examples
 from benchmarks.make_slide import make_slide_in_process
-from benchmarks.measure import OURS, Timing, report_row, save_result
+from benchmarks.measure import OURS, Cost, Timing, measure_command, report_row, save_result
 
 SIDES, SMALL, CLUSTERS, SLIDES = (10_000, 20_000, 40_000), 5_000, (16, 64, 256), (4, 8, 16)
-
-
-def measure_command(arguments: Sequence[str]) -> tuple[float, float]:
-    """Run an ``fseg`` command; return its wall seconds and peak memory in MB."""
-    begin = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "fseg_jax", *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"fseg {' '.join(arguments)} failed")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - begin, usage.ru_maxrss * unit / 1e6
 
 
 def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -43,11 +28,9 @@ def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def report_growth(
-    title: str, unit: str, sizes: Sequence[float], costs: Sequence[tuple[float, float]]
-) -> dict[str, Any]:
+def report_growth(title: str, unit: str, sizes: Sequence[float], costs: Sequence[Cost]) -> dict[str, Any]:
     """Report wall seconds and peak MB at each size, and their exponents."""
-    times, memory = zip(*costs, strict=True)
+    times, memory = [cost.wall for cost in costs], [cost.peak_mb for cost in costs]
     return report_row(
         title,
         unit,
@@ -76,7 +59,7 @@ def main(tiny: bool) -> None:
             side: make_slide_in_process(source, folder / f"{side}.tif", side) for side in {small, *sides}
         }
 
-        def segment(side: int, k: int) -> tuple[float, float]:
+        def segment(side: int, k: int) -> Cost:
             out = ["-o", str(folder / f"out-{side}-{k}"), "--overwrite"]
             return measure_command(["segment", str(paths[side]), *out, "--k", str(k), *encoder])
 

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -76,6 +77,38 @@ def time_call(run: Callable[[], Any]) -> tuple[float, Any]:
 def measure_seconds(run: Callable[[], Any]) -> float:
     """Return the seconds until the result of a call is ready."""
     return time_call(run)[0]
+
+
+class Cost(NamedTuple):
+    """What a command took, its workers included.
+
+    Attributes:
+        wall: seconds from its start to its end.
+        cpu: seconds of all cores.
+        peak_mb: resident memory, of the largest of its processes.
+    """
+
+    wall: float
+    cpu: float
+    peak_mb: float
+
+
+def measure_command(arguments: Sequence[str], checkout: Path | None = None) -> Cost:
+    """Run an ``fseg`` command, of this checkout or another, and measure it."""
+    environment = os.environ if checkout is None else {**os.environ, "PYTHONPATH": str(checkout)}
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fseg_jax", *arguments],
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        cwd=checkout,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"fseg {' '.join(arguments)} failed")
+    unit = 1 if sys.platform == "darwin" else 1024
+    wall = time.perf_counter() - begin
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
 
 
 def count_cores() -> int:

@@ -35,7 +35,7 @@ def test_by_a_cohort_that_waits_for_its_workers(swallowed, monkeypatch, idle):
     """Also where the signal is swallowed while it waits."""
     ours, theirs = multiprocessing.Pipe()
     engine = Local(1)
-    engine._busy[ours] = _Worker(SimpleNamespace(), ours, SimpleNamespace()), SimpleNamespace()
+    engine._workers.append(_Worker(SimpleNamespace(), ours, SimpleNamespace(), {"S": SimpleNamespace()}))
     if not idle:
         STOPPED.clear()
 

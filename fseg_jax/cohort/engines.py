@@ -6,10 +6,13 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_tasks
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -18,6 +21,7 @@ from typing import Any, NamedTuple
 from fseg_jax.cohort.job import Job, load_card
 from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.run import Outcome, run_slide
+from fseg_jax.cohort.stages import Stages
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, explain, first_line
 from fseg_jax.process import get_verbosity, raise_if_stopped
@@ -37,6 +41,7 @@ class _Ready(NamedTuple):
     card: EncoderCard
     platform: str
     devices: int
+    places: int  # slides that it works on at once
 
 
 @dataclass
@@ -44,6 +49,7 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     ready: _Ready
+    slides: dict[str, ManifestSlide] = field(default_factory=dict)  # that it is at, by their ids
 
 
 class _NoStartError(Exception):
@@ -58,8 +64,7 @@ class Local:
         self._processes: list[
             BaseProcess
         ] = []  # all that were ever started: an interruption may fall anywhere
-        self._idle: list[_Worker] = []
-        self._busy: dict[Connection, tuple[_Worker, ManifestSlide]] = {}
+        self._workers: list[_Worker] = []
         self._places: deque[dict[str, str]] = deque([{}])  # environments of workers that are not running
 
     def __enter__(self) -> "Local":
@@ -81,52 +86,75 @@ class Local:
             first = self._start(job, {})
         except _NoStartError as error:
             raise InputError(str(error)) from None
-        card, platform, devices = first.ready
-        count = self._count or devices
-        if count > 1 and devices > 1 and platform != "cpu":  # it has them all: each is to have one
+        ready = first.ready
+        count = self._count or ready.devices
+        if count > 1 and ready.devices > 1 and ready.platform != "cpu":  # it has them all; each gets one
             first.process.terminate()
             first.process.join(_STOP_SECONDS)
-            self._places = deque(_only(platform, i % devices) for i in range(count))
+            self._places = deque(_only(ready.platform, i % ready.devices) for i in range(count))
         else:
-            self._idle.append(first)
+            self._workers.append(first)
             self._places = deque({} for _ in range(count - 1))
-        return card
+        return ready.card
 
     def run(self, job: Job, slides: Sequence[ManifestSlide], wait_for_others: bool) -> Iterator[Outcome]:
-        """Give slides to workers as they become idle, and yield the outcomes as they come."""
+        """Give slides to workers as they have places, and yield the outcomes as they come.
+
+        Where a worker dies with several slides in hand, each of them is run again with no other beside it: so
+        it shows whose fault it was.
+        """
         todo = deque(slides)
-        while todo or self._busy:
+        suspects: set[str] = set()
+        while todo or any(worker.slides for worker in self._workers):
             raise_if_stopped()
-            while todo and (self._idle or self._places):
-                if (worker := self._idle.pop() if self._idle else self._next(job)) is None:
+            while todo and (self._places or self._find_place(bool(suspects))):
+                worker = self._find_place(alone=True) or self._next(job) or self._find_place(bool(suspects))
+                if worker is None:
                     continue
                 slide = todo.popleft()
                 with suppress(OSError):  # it has died: recv says so
                     worker.connection.send((slide, wait_for_others))
-                self._busy[worker.connection] = worker, slide
-            for connection in wait(list(self._busy), _POLL_SECONDS):
+                worker.slides[slide.slide_id] = slide
+            at_work = {worker.connection: worker for worker in self._workers if worker.slides}
+            for connection in wait(list(at_work), _POLL_SECONDS):
                 assert isinstance(connection, Connection)
-                worker, slide = self._busy[connection]
+                worker = at_work[connection]
                 try:
-                    outcome = connection.recv()
-                    self._idle.append(worker)
+                    outcome: Outcome = connection.recv()
                 except (EOFError, OSError):
                     worker.process.join()
+                    self._workers.remove(worker)
                     self._places.append(worker.process.environment)  # type: ignore[attr-defined]
-                    outcome = Outcome(slide.slide_id, "failed", _end_of(worker.process))
-                del self._busy[connection]
+                    if len(worker.slides) > 1:
+                        suspects.update(worker.slides)
+                        todo.extendleft(reversed(worker.slides.values()))
+                        continue
+                    outcome = Outcome(next(iter(worker.slides)), "failed", _end_of(worker.process))
+                worker.slides.pop(outcome.slide_id)
+                suspects.discard(outcome.slide_id)
                 yield outcome
 
+    def _find_place(self, alone: bool) -> _Worker | None:
+        """Find the worker that is at the fewest slides, or at none, and has a place; None: there is none."""
+        worker = min(self._workers, key=lambda worker: len(worker.slides), default=None)
+        if worker is None or len(worker.slides) >= (1 if alone else worker.ready.places):
+            return None
+        return worker
+
     def _next(self, job: Job) -> _Worker | None:
-        """Start one more worker; None where that fails and there are others: its device is given up."""
+        """Start one more worker; None where none is to be started, or that fails and there are others."""
+        if not self._places:
+            return None
         place = self._places.popleft()
         try:
-            return self._start(job, place)
+            worker = self._start(job, place)
         except _NoStartError as error:
-            if not (self._busy or self._idle or self._places):
+            if not (self._workers or self._places):
                 raise InputError(str(error)) from None
             _log.warning("%s; the others go on without it", error)
             return None
+        self._workers.append(worker)
+        return worker
 
     def _start(self, job: Job, environment: dict[str, str]) -> _Worker:
         connection, worker_end = _SPAWN.Pipe()
@@ -178,35 +206,41 @@ def _end_of(process: BaseProcess) -> str:
 
 def _serve(connection: Connection, environment: dict[str, str], job: Job, verbose: int) -> None:
     """Be a worker: describe the encoder, then run slides until the other end is closed."""
-    from fseg_jax.process import limit_heaps, set_verbosity, stop_once
+    from fseg_jax.process import STOPPED, limit_heaps, set_verbosity, stop_once
 
     set_verbosity(verbose)
     os.environ.update(environment)  # before jax looks for devices
     signal.signal(signal.SIGINT, stop_once)  # from the terminal; then the program sends SIGTERM
     signal.signal(signal.SIGTERM, stop_once)
     limit_heaps()
-    parent = multiprocessing.parent_process()
+    stages = Stages()
+    sending = threading.Lock()
 
-    def progress(phase: str, done: int, total: int) -> None:
-        raise_if_stopped()
-        if parent is not None and not parent.is_alive():
-            raise KeyboardInterrupt
+    def run(slide: ManifestSlide, wait_for_others: bool) -> None:
+        outcome = run_slide(
+            job, slide, wait=wait_for_others, stages=stages, progress=lambda *_: raise_if_stopped()
+        )
+        with sending, suppress(OSError):  # nobody listens any more: this process ends
+            connection.send(outcome)
 
     code = 0
+    at_work: set[Future[None]] = set()
+    pool = ThreadPoolExecutor(stages.places, thread_name_prefix="fseg-slide")
     try:
-        connection.send(_describe(job))
+        connection.send(_describe(job, stages.places))
         while True:
             raise_if_stopped()
-            slide, wait_for_others = connection.recv()
-            connection.send(run_slide(job, slide, wait=wait_for_others, progress=progress))
+            at_work = {pool.submit(run, *connection.recv()), *(task for task in at_work if not task.done())}
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the process that started this one is gone
     except KeyboardInterrupt:
         code = 130
+    STOPPED.set()
+    wait_for_tasks(at_work, _STOP_SECONDS)  # they clear away what they were at
     os._exit(code)  # compiled code in threads would crash as the interpreter ends
 
 
-def _describe(job: Job) -> _Ready | str:
+def _describe(job: Job, places: int = 1) -> _Ready | str:
     try:
         import jax
 
@@ -215,7 +249,7 @@ def _describe(job: Job) -> _Ready | str:
     except Exception as error:
         _log.info("no worker can be started", exc_info=error)
         return explain(error)
-    return _Ready(card, devices[0].platform, len(devices))
+    return _Ready(card, devices[0].platform, len(devices), places)
 
 
 class Ray:

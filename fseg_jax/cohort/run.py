@@ -14,8 +14,9 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from fseg_jax.cohort.agreement import agree, agree_on_names, is_agreed, list_names
@@ -37,6 +38,7 @@ from fseg_jax.cohort.records import (
     timing_key,
     typical_key,
 )
+from fseg_jax.cohort.stages import Stages
 from fseg_jax.cohort.survey import Survey, identify_slide, inspect_slide, survey
 from fseg_jax.cohort.tables import write_tables
 from fseg_jax.encoders.encoder import EncoderCard
@@ -48,7 +50,8 @@ from fseg_jax.outputs.labels import open_labels
 from fseg_jax.outputs.picture import arrange_tiles, encode_jpeg, read_picture
 from fseg_jax.pipeline.plan import Plan, Settings, choose_mpp, lay_out, warn_if_mpp_differs
 from fseg_jax.pipeline.publish import Clock, encode_json
-from fseg_jax.pipeline.segment import SUFFIXES, Keep, write_outputs
+from fseg_jax.pipeline.record import Segmentation
+from fseg_jax.pipeline.segment import SUFFIXES, Keep, draw_labelled, write_labels
 from fseg_jax.pipeline.tokens import KEPT_SUFFIX, FeatureSource, bound_kept_bytes, encode_tiles, open_kept
 from fseg_jax.process import Progress, format_seconds
 from fseg_jax.slides.identity import is_same_slide
@@ -258,42 +261,55 @@ def run_slide(
     slide: ManifestSlide,
     *,
     wait: bool = False,
+    stages: Stages | None = None,
     progress: Progress = lambda phase, done, total: None,
 ) -> Outcome:
-    """Segment one slide of a cohort and publish it. Whatever goes wrong with it comes back as an outcome."""
+    """Segment one slide of a cohort and publish it. Whatever goes wrong with it comes back as an outcome.
+
+    Args:
+        job: What the slides have in common.
+        slide: The slide.
+        wait: Whether to wait for another run that is at it, and not say that it is.
+        stages: The stages through which it goes beside other slides of this process; None: it is alone.
+        progress: Called as the work goes on.
+    """
     name = slide.slide_id
-    clock = Clock()
     try:
-        return _run_slide(job, slide, wait, clock, progress)
+        return _run_slide(job, slide, wait, stages or Stages(), progress)
     except BusyError:
         return Outcome(name, "busy")
     except OutputError as error:
         return Outcome(name, "stopped", str(error))
     except InputError as error:
         return Outcome(name, "failed", " ".join(str(error).split()))
-    except Exception as error:  # one slide must not end the others
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # one slide must not end the others, nor a library that panics a worker
         _log.info("%s: %s", name, error, exc_info=True)
         return Outcome(name, "failed", explain(error))
 
 
-def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progress: Progress) -> Outcome:
+def _run_slide(job: Job, slide: ManifestSlide, wait: bool, stages: Stages, progress: Progress) -> Outcome:
     """Enter the pipeline with one slide, and add the cohort's books to its outputs."""
     storage = open_storage(job.out)
     name = slide.slide_id
-    with storage.open_workplace(name, wait=wait) as folder:
+    clock = Clock()
+    with storage.open_workplace(name, wait=wait) as folder, ExitStack() as opened:
         card, settings = load_card(job), resolve_settings(slide, job)
         if inspect_slide(storage, job, card, slide, storage.read(record_key(name))).status == "done":
             return Outcome(name, "already")
         keep = Keep(hash_feature_settings(job, card, settings), job.dtype) if job.keep_features else None
-        with _open_features(job, slide, card, settings) as (plan, source, opened):
-            result = write_outputs(
+        with stages.enter("lay out", clock):
+            plan, source, pixels = opened.enter_context(_open_features(job, slide, card, settings))
+            clock.lap("tissue")
+        with stages.enter("label", clock):
+            labelled = write_labels(
                 folder,
                 plan,
                 source,
                 card,
                 job.codebook,
                 settings,
-                slide=opened,
                 names=job.names,
                 form=job.form,
                 first_colour=0 if job.codebook else _choose_first_colour(name),
@@ -301,30 +317,43 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, clock: Clock, progres
                 clock=clock,
                 progress=progress,
             )
-        record = {
-            **result.result_to_json(),
-            "dtype": job.dtype,
-            "settings_hash": hash_settings(job, card, settings),
-        }
-        picture = read_picture((folder / f"{name}.png").read_bytes())
-        colours = open_labels(folder / f"{name}.ome.zarr").colours
-        books = {
-            record_key(name): encode_json(record),
-            thumbnail_key(name): report.encode_thumbnail(picture.image, picture.labels, colours),
-            # When and how fast is kept apart: records of two runs are the same bytes.
-            timing_key(name): encode_json(result.timing.to_json()),
-        }
-        if picture.tiles:
-            books[typical_key(name)] = encode_jpeg(arrange_tiles(picture.tiles))
-        for key, data in books.items():
-            (folder / key).parent.mkdir(exist_ok=True)
-            (folder / key).write_bytes(data)
+        with stages.enter("draw", clock):
+            result = draw_labelled(
+                folder, labelled, settings, slide=pixels, form=job.form, clock=clock, progress=progress
+            )
+            keys = _write_books(folder, job, card, settings, name, result)
+        opened.close()
         if not is_agreed(storage, job, card):
             raise OutputError(f"{job.out}: another run has begun there with other settings; this one ends")
         suffixes = (*SUFFIXES, KEPT_SUFFIX) if keep else SUFFIXES
-        keys = [*(f"{name}{suffix}" for suffix in suffixes), *books, typical_key(name)]
+        keys = [*(f"{name}{suffix}" for suffix in suffixes), *keys, typical_key(name)]
         storage.publish(folder, list(dict.fromkeys(keys)))
     return Outcome(name, "done", seconds=sum(result.timing.seconds.values()))
+
+
+def _write_books(
+    folder: Path, job: Job, card: EncoderCard, settings: Settings, name: str, result: Segmentation
+) -> list[str]:
+    """Write what a cohort keeps of a slide beside its outputs, the record first; return its keys."""
+    record = {
+        **result.result_to_json(),
+        "dtype": job.dtype,
+        "settings_hash": hash_settings(job, card, settings),
+    }
+    picture = read_picture((folder / f"{name}.png").read_bytes())
+    colours = open_labels(folder / f"{name}.ome.zarr").colours
+    books = {
+        record_key(name): encode_json(record),
+        thumbnail_key(name): report.encode_thumbnail(picture.image, picture.labels, colours),
+        # When and how fast is kept apart: records of two runs are the same bytes.
+        timing_key(name): encode_json(result.timing.to_json()),
+    }
+    if picture.tiles:
+        books[typical_key(name)] = encode_jpeg(arrange_tiles(picture.tiles))
+    for key, data in books.items():
+        (folder / key).parent.mkdir(exist_ok=True)
+        (folder / key).write_bytes(data)
+    return list(books)
 
 
 def _choose_first_colour(slide_id: str) -> int:

@@ -1,7 +1,8 @@
 """One slide, end to end: plan → tokens → labels → outputs → record.
 
-``segment_slide`` is the whole way, from top to bottom. ``write_outputs`` is the part of it after the plan,
-which a cohort enters with a plan of its own (``cohort.run``). A few rows of the slide's tiles are in memory.
+``segment_slide`` is the whole way, from top to bottom. After the plan come ``write_labels``, which keeps the
+device at work, and ``draw_labelled``, which does not need it. A cohort enters there with a plan of its own,
+and has another slide in each (``cohort.run``). A few rows of the slide's tiles are in memory.
 Outputs appear under their final names only when all of them are there, the record ``NAME.json`` last.
 """
 
@@ -10,6 +11,9 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt8
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
@@ -143,25 +147,54 @@ def segment_slide(
     check_outputs(paths, out, overwrite)
     clock = Clock()
     plan = lay_out(slide, card, settings, codebook)
+    clock.lap("tissue")
     source = encode_tiles(slide, plan, encoder, settings)
     with open_partial_folder(slide.name, out) as folder:
-        result = write_outputs(
+        labelled = write_labels(
             folder,
             plan,
             source,
             card,
             codebook,
             settings,
-            slide=slide,
             names=names,
             form=form,
             clock=clock,
             progress=progress,
         )
+        result = draw_labelled(
+            folder, labelled, settings, slide=slide, form=form, clock=clock, progress=progress
+        )
         return finish(folder, result.to_json(), paths)
 
 
-def write_outputs(
+class Labelled(NamedTuple):
+    """A slide whose labels are written, and all that is needed to draw it.
+
+    Attributes:
+        plan: The slide laid out.
+        provenance: All that affects the result, and what made it.
+        clusters: Names of the clusters.
+        colours: uint8 (k, 3), their colours.
+        image: The OME-Zarr, whose label images are written.
+        pixels: int64 (k + 1,), pixels of each label.
+        artefacts_mm2: Areas of the artefacts by their names; None: they are not known.
+        shortfall: What the labels lack.
+        typical: The most typical places of each cluster.
+    """
+
+    plan: Plan
+    provenance: Provenance
+    clusters: tuple[str, ...]
+    colours: UInt8[np.ndarray, "k 3"]
+    image: SlideImage
+    pixels: Int64[np.ndarray, " labels"]
+    artefacts_mm2: dict[str, float] | None
+    shortfall: Shortfall
+    typical: TypicalPlaces
+
+
+def write_labels(
     folder: Path,
     plan: Plan,
     source: FeatureSource,
@@ -169,15 +202,14 @@ def write_outputs(
     codebook: Codebook | None,
     settings: Settings,
     *,
-    slide: Slide | None,
     names: ClusterNames | None = None,
     form: OutputForm = DEFAULT_FORM,
     first_colour: int = 0,
     keep: Keep | None = None,
     clock: Clock,
     progress: Progress,
-) -> Segmentation:
-    """Segment a slide that is laid out, and write all outputs but the record to a folder.
+) -> Labelled:
+    """Label a slide that is laid out, and write its labels to a folder: what keeps the device at work.
 
     Args:
         folder: An empty folder.
@@ -186,16 +218,14 @@ def write_outputs(
         card: The encoder that they are of.
         codebook: The codebook; None fits one on the slide.
         settings: How to segment.
-        slide: The slide, of which the picture shows typical places; None: it is not at hand.
         names: Names and colours of clusters.
         form: How outputs are written.
         first_colour: Place in the palette of cluster 1's colour, where no names are given.
         keep: How to keep the features there too; None does not.
-        clock: Started before the slide was laid out.
+        clock: Started when the slide was laid out.
         progress: Called as the work goes on.
     """
     check_min_region(plan, settings)
-    clock.lap("tissue")
     if settings.artefacts == "drop" and not plan.tissue.drop_artefacts().mask.any():
         raise InputError(
             f"{plan.slide.path}: all of its tissue is ink, folded or out of focus; --artefacts keep labels it"
@@ -208,12 +238,11 @@ def write_outputs(
     if names is None:
         colours = make_palette(k, first_colour)
     provenance = _provenance(plan, card, codebook, settings)
-    slide_image = SlideImage(folder / f"{name}.ome.zarr", form)
-    labels_path = slide_image.clusters
+    image = SlideImage(folder / f"{name}.ome.zarr", form)
     shape = (plan.grid.height, plan.grid.width)
     shortfall = Shortfall()
     writer = LabelWriter(
-        labels_path,
+        image.clusters,
         shape,
         plan.mpp,
         k,
@@ -221,14 +250,14 @@ def write_outputs(
         colours=colours,
         provenance=provenance.to_json(),
         slide_mpp=plan.slide.mpp,
-        source=slide_image.source,
+        source=image.source,
         sharded=form.shards,
     )
     keeper = None
     if keep is not None:
         keeper = open_writer(folder, plan, card, keep.features_hash, keep.dtype)
         source = keep_features(source, keeper)
-    min_region = choose_min_region(settings, plan.mpp, card.stride)
+    min_region = provenance.parameters.min_region
     typical = TypicalPlaces(plan)
     labels = label_rows(plan, source, card, codebook, settings, progress, shortfall, typical)
     least = math.ceil(min_region / plan.mpp**2)
@@ -237,20 +266,47 @@ def write_outputs(
     if keeper is not None:
         keeper.close()
     artefacts_mm2 = write_artefact_labels(
-        slide_image.locate(ARTEFACTS),
+        image.locate(ARTEFACTS),
         plan,
         provenance.to_json(),
-        source=slide_image.source,
+        source=image.source,
         sharded=form.shards,
     )
     pixels = writer.close()
-    beside = () if artefacts_mm2 is None else (ARTEFACTS,)
-    slide_image.close(plan.image, plan.image_mpp, slide_mpp=plan.slide.mpp, beside=beside)
     clock.lap("segmentation")
+    return Labelled(plan, provenance, clusters, colours, image, pixels, artefacts_mm2, shortfall, typical)
+
+
+def draw_labelled(
+    folder: Path,
+    labelled: Labelled,
+    settings: Settings,
+    *,
+    slide: Slide | None,
+    form: OutputForm = DEFAULT_FORM,
+    clock: Clock,
+    progress: Progress,
+) -> Segmentation:
+    """Draw a slide whose labels are written: all outputs but the record, on the host alone.
+
+    Args:
+        folder: The folder that holds the labels.
+        labelled: The slide.
+        settings: How it was segmented.
+        slide: The slide, of which the picture shows typical places; None: it is not at hand.
+        form: How outputs are written.
+        clock: Started when the labels were written.
+        progress: Called as the work goes on.
+    """
+    plan, clusters, colours, pixels = labelled.plan, labelled.clusters, labelled.colours, labelled.pixels
+    parameters, card = labelled.provenance.parameters, labelled.provenance.encoder
+    name, labels_path = plan.name, labelled.image.clusters
     progress("outlines and pictures", 0, 0)
+    beside = () if labelled.artefacts_mm2 is None else (ARTEFACTS,)
+    labelled.image.close(plan.image, plan.image_mpp, slide_mpp=plan.slide.mpp, beside=beside)
     areas = pixels * plan.mpp**2 * 1e-6
-    uncovered = shortfall.pixels * plan.mpp**2 * 1e-6
-    _warn_of_shortfall(plan, shortfall.tokens, uncovered)
+    uncovered = labelled.shortfall.pixels * plan.mpp**2 * 1e-6
+    _warn_of_shortfall(plan, labelled.shortfall.tokens, uncovered)
     step_mm2 = (card.stride * plan.mpp) ** 2 * 1e-6
     border_shares = measure_border_shares(open_labels(labels_path), plan.tissue).round(4).tolist()
     write_areas(
@@ -262,8 +318,10 @@ def write_outputs(
         colours=colours,
         border_shares=border_shares,
     )
+    typical = labelled.typical
     places = select_largest(typical.finish(), pixels)
     tiles = {} if slide is None else read_places(slide, places, typical.field, settings.threads)
+    progress("outlines and pictures", 0, 0)
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-outlines") as pool:
         outlines = pool.submit(
             write_geojson,
@@ -273,11 +331,11 @@ def write_outputs(
             names=form.name_classes(clusters, name),
             colours=colours,
             outlines=form.outlines,
-            min_area_um2=min_region,
+            min_area_um2=parameters.min_region,
             frame=plan.slide.frame_to_json(),
         )
         picture = Picture(
-            title=f"{name} · {card.name} · k = {k}",
+            title=f"{name} · {card.name} · k = {len(clusters)}",
             image=plan.image,
             mpp=plan.image_mpp,
             labels=read_level_for(labels_path, plan.image.shape[0]),
@@ -293,7 +351,7 @@ def write_outputs(
     clock.lap("outputs")
     tile_count = int(plan.tissue_tiles.sum())
     return Segmentation(
-        provenance=provenance,
+        provenance=labelled.provenance,
         form=form,
         tissue_mm2=round_area(areas[1:].sum(), step_mm2),
         areas_mm2={name: round_area(area, step_mm2) for name, area in zip(clusters, areas[1:], strict=True)},
@@ -304,9 +362,9 @@ def write_outputs(
             clusters[cluster - 1]: [_locate_place(place, plan) for place in own]
             for cluster, own in places.items()
         },
-        artefacts_mm2=artefacts_mm2,
+        artefacts_mm2=labelled.artefacts_mm2,
         uncovered_mm2=round_area(uncovered, step_mm2),
-        tokens_not_converged=shortfall.tokens,
+        tokens_not_converged=labelled.shortfall.tokens,
         tiles=tile_count,
         outlines=outlines.result(),
         timing=Timing(clock.laps, round(tile_count / clock.laps["segmentation"], 2), now()),

@@ -37,7 +37,7 @@ def test_what_an_accelerator_does_is_measured_by_one_command() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("question", ["slide", "growth", "reading"])
+@pytest.mark.parametrize("question", ["slide", "growth", "reading", "cohort"])
 def test_a_benchmark_of_slides_runs(question: str, data: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{question}", "--tiny"], cwd=ROOT, capture_output=True, text=True

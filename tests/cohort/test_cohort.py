@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from fseg_jax.cohort.agreement import agree
 from fseg_jax.cohort.engines import Local
 from fseg_jax.cohort.manifest import load_manifest
 from fseg_jax.cohort.run import Outcome
+from fseg_jax.cohort.stages import Stages
 from fseg_jax.cohort.survey import Survey
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError, OutputError
@@ -84,6 +86,45 @@ def test_outputs_depend_on_neither_order_nor_run(manifest, codebook, finished_co
     run_in_process(manifest, tmp_path / "out", codebook, backwards)
     assert backwards.slide_ids[0] == "S-03"
     assert hash_files(tmp_path / "out") == hash_files(finished_cohort)
+
+
+class SideBySide(InProcessEngine):
+    """An engine that has as many slides under way as a worker's stages have places."""
+
+    def run(self, job, slides, wait_for_others):
+        stages = Stages()
+        with ThreadPoolExecutor(stages.places) as pool:
+            yield from pool.map(lambda slide: run.run_slide(job, slide, stages=stages), slides)
+
+
+def test_a_slide_is_labelled_while_another_is_drawn_and_outputs_are_the_same(
+    manifest, codebook, finished_cohort, tmp_path, monkeypatch
+):
+    """The first is drawn once the second is labelled, and that once the third is laid out."""
+    at_work, most, reached = Counter(), Counter(), defaultdict(threading.Event)
+
+    def watch(stage, name, awaited):
+        do = getattr(run, name)
+
+        def watched(*arguments, **options):
+            at_work[stage] += 1
+            most[stage] = max(most[stage], at_work[stage])
+            most["all"] = max(most["all"], sum(at_work.values()))
+            number = sum(event.is_set() for (of, _), event in reached.items() if of == stage)
+            reached[stage, number].set()
+            assert number or awaited is None or reached[awaited].wait(60)
+            result = do(*arguments, **options)
+            at_work[stage] -= 1
+            return result
+
+        monkeypatch.setattr(run, name, watched)
+
+    watch("lay out", "lay_out", None)
+    watch("label", "write_labels", ("lay out", 1))
+    watch("draw", "draw_labelled", ("label", 1))
+    summary, _ = run_in_process(manifest, tmp_path / "out", codebook, SideBySide())
+    assert summary.done == 4 and hash_files(tmp_path / "out") == hash_files(finished_cohort)
+    assert most == {"lay out": 1, "label": 1, "draw": 1, "all": most["all"]} and 2 <= most["all"] <= 3
 
 
 # ------------------------------------------------------------------------------------ resuming
@@ -306,20 +347,27 @@ def test_where_no_worker_starts_at_all_the_run_ends_in_one_line(manifest, codebo
         list(engine.run(make_job(tmp_path / "out", codebook), load_manifest(manifest), False))
 
 
+class PanicError(BaseException):
+    """As libraries written in Rust raise."""
+
+
 def test_an_error_of_the_program_is_one_slides_failure(manifest, codebook, tmp_path, monkeypatch):
-    write_outputs = run.write_outputs
+    write_labels = run.write_labels
 
     def broken(folder, plan, *rest, **options):
         if plan.name == "S-01":
             raise ZeroDivisionError("division by zero")
         if plan.name == "S-02":
             raise MemoryError
-        return write_outputs(folder, plan, *rest, **options)
+        if plan.name == "S-03":
+            raise PanicError("index out of bounds")
+        return write_labels(folder, plan, *rest, **options)
 
-    monkeypatch.setattr(run, "write_outputs", broken)
+    monkeypatch.setattr(run, "write_labels", broken)
     summary, _ = run_in_process(manifest, tmp_path / "out", codebook)
     assert summary.failed["S-01"].startswith("ZeroDivisionError: division by zero; this is a fault")
-    assert summary.failed["S-02"].startswith("out of memory") and summary.done == 2
+    assert summary.failed["S-02"].startswith("out of memory") and summary.done == 1
+    assert summary.failed["S-03"].startswith("PanicError: index out of bounds")
 
 
 def test_an_encoder_that_cannot_be_loaded_ends_the_run(manifest, tmp_path, capsys):
