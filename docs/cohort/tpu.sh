@@ -3,8 +3,9 @@
 #
 #   gcloud compute tpus tpu-vm ssh SLICE --worker=all --command "$(cat tpu.sh)"
 #
-# on a slice whose hosts have fseg-jax[tpu] and see the slides at the same path. Run it again after a
-# preemption: what is done is not done again. Hosts need not know of each other, and none waits for another.
+# on a slice whose hosts have the package (pip install '.[tpu]' in a checkout, or the wheel that python -m build makes of
+# one) and see the slides at the same path. Run it again after a preemption: what is done is not done again. Hosts need
+# not know of each other, and none waits for another.
 set -euo pipefail
 
 # Every TPU host is told its number, and the slice's hosts.

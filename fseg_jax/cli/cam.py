@@ -17,7 +17,7 @@ from fseg_jax.cli.options import (
 )
 from fseg_jax.cli.parameters import ListCommand, WholeNumber
 from fseg_jax.cli.progress import show_progress
-from fseg_jax.cli.terminal import CommandGroup
+from fseg_jax.cli.terminal import CommandGroup, say
 from fseg_jax.errors import InputError
 
 labels_options = combine(
@@ -146,8 +146,8 @@ def propagate(
             progress=display.begin(folder.name),
         ).record
     for name in record.classes:
-        click.echo(f"{name}: {record.given[name]} labelled, {record.labelled[name]} after spreading")
-    click.echo(f"{record.unlabelled} stay unlabelled; {record.rounds} rounds, {record.ended}")
+        say(f"{name}: {record.given[name]} labelled, {record.labelled[name]} after spreading")
+    say(f"{record.unlabelled} stay unlabelled; {record.rounds} rounds, {record.ended}")
     click.echo(output / "labels.csv")
 
 
@@ -195,7 +195,7 @@ def train(
     if record.held_out_accuracy is not None:
         count = sum(record.held_out.values())
         last = record.held_out_accuracy_of_the_last_epoch or 0.0
-        click.echo(
+        say(
             f"{round(record.held_out_accuracy * count)} of {count} images held out are right, "
             f"{record.held_out_balanced_accuracy:.0%} as the mean over the classes; they chose epoch "
             f"{record.epoch_kept}, so this is a little too good (the last epoch: {round(last * count)})"
@@ -293,7 +293,7 @@ def segment(
         mapper = HeatMapper(loaded, settings)
         band, dice = choose_thresholds(mapper, (pair.read() for pair in find_pairs(choose)))
         settings = replace(settings, lower=band.lower, upper=band.upper)
-        click.echo(
+        say(
             f"thresholds {settings.lower:g} and {settings.upper or 1:g}: Dice {dice:.3f}, the best there is "
             f"on {choose}; on other images expect less"
         )

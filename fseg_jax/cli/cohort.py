@@ -27,7 +27,7 @@ from fseg_jax.cli.options import (
     tiling_options,
 )
 from fseg_jax.cli.parameters import WholeNumber
-from fseg_jax.cli.terminal import encode_result
+from fseg_jax.cli.terminal import encode_result, say
 from fseg_jax.errors import InputError
 from fseg_jax.process import is_quiet
 
@@ -199,9 +199,7 @@ def cohort(
         job = adopt_kept_settings(job)
 
     def tell(line: str) -> None:
-        if not is_quiet():
-            click.echo(line, err=as_json)
-            sys.stdout.flush()
+        say(line, err=as_json)
 
     def tell_outcome(outcome: "Outcome") -> None:
         if as_json:
@@ -212,8 +210,15 @@ def cohort(
         tell(f"no --codebook: {_offer_fit(manifest, split, job)}")
     runner = Local(workers) if engine == "local" else Ray(ray_address, settings.threads)
     summary = run_cohort(slides, job, runner, shard=shard, redo=redo, tell=tell, tell_outcome=tell_outcome)
-    click.echo(f"fseg: {summary.to_line(output)}", err=as_json)
+    _conclude(summary.to_line(output), failed=bool(summary.failed), err=as_json)
     return 0 if summary.done == summary.slides else 1
+
+
+def _conclude(line: str, *, failed: bool, err: bool) -> None:
+    """Say how the run ended; that slides failed is an error, and said in any case."""
+    if failed and is_quiet():
+        click.echo(f"fseg: {line}", err=True)
+    say(f"fseg: {line}", err=err)
 
 
 def _encode_outcome(place: str, outcome: "Outcome") -> str:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-DEMO_K, DEMO_SLIDE_K = 3, 8  # its image shows glands and stroma, and little else
+DEMO_K, DEMO_SLIDE_K = 2, 8  # its image shows glands and stroma; a third cluster would be of their border
 DEMO_MPP = 0.5  # an estimate: nuclei of the colon are some 10 µm long, and some 20 pixels in this image
 
 
@@ -118,6 +118,9 @@ def _segment_slides(
     from fseg_jax.slides.dicom_series import merge_series
     from fseg_jax.slides.reader import name_outputs, open_slide
 
+    for path in slides:
+        if path.suffix.lower() == ".csv":
+            raise InputError(f"{path}: a manifest is for fseg cohort: fseg cohort {path} -o {output}")
     tissue, form = pop_tissue_setting(options), pop_form(options)
     slides = merge_series(slides)
     names = [name_outputs(slide) for slide in slides]

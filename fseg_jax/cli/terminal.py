@@ -13,9 +13,22 @@ import click
 
 from fseg_jax.errors import explain, note_work
 from fseg_jax.files.kinds import suggest_names
-from fseg_jax.process import QUIET, set_verbosity
+from fseg_jax.process import QUIET, is_quiet, set_verbosity
 
 _log = logging.getLogger(__name__)
+
+_OTHER_NAMES = {  # what other programs call options
+    **dict.fromkeys(("clusters", "n-clusters", "num-clusters", "nclusters", "num-classes"), "--k"),
+    **dict.fromkeys(("out", "outdir", "out-dir", "output-dir", "job-dir", "save-dir"), "--output"),
+    **dict.fromkeys(("model", "backbone", "patch-encoder", "feature-extractor"), "--encoder"),
+    **dict.fromkeys(("batch-size", "feat-batch-size"), "--batch"),
+    **dict.fromkeys(("num-workers", "num-threads", "max-workers"), "--threads"),
+    **dict.fromkeys(("resolution", "spacing", "target-mpp"), "--mpp"),
+    **dict.fromkeys(("patch-size", "tile-size"), "--tile"),
+    **dict.fromkeys(("precision",), "--dtype"),
+    **dict.fromkeys(("checkpoint", "ckpt"), "--weights"),
+    **dict.fromkeys(("force",), "--overwrite"),
+}
 
 
 def run_command(command: click.Command, arguments: list[str] | None, name: str) -> int:
@@ -42,7 +55,7 @@ def run_command(command: click.Command, arguments: list[str] | None, name: str) 
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
     except click.ClickException as error:
-        click.echo(f"{name}: error: {error.format_message()}", err=True)
+        click.echo(f"{name}: error: {_explain_usage(error)}", err=True)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"{name}: interrupted; nothing half-written is left", err=True)
         return 130
@@ -53,6 +66,22 @@ def run_command(command: click.Command, arguments: list[str] | None, name: str) 
         click.echo(f"{name}: error: {explain(error, options)}", err=True)
         _log.info("the traceback:", exc_info=error)
     return 2
+
+
+def say(line: object, *, err: bool = False) -> None:
+    """Print a line that is no result of its own, unless only results and errors are wanted."""
+    if not is_quiet():
+        click.echo(line, err=err)
+        (sys.stderr if err else sys.stdout).flush()
+
+
+def _explain_usage(error: click.ClickException) -> str:
+    """Explain a mistake in a command line; an option of other programs' is answered with ours."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        ours = _OTHER_NAMES.get(error.option_name.lstrip("-").replace("_", "-"))
+        if any(ours in parameter.opts for parameter in error.ctx.command.params):
+            return f"no option is called {error.option_name}: it is {ours} here"
+    return error.format_message()
 
 
 def accept_verbosity(command: click.Command) -> None:

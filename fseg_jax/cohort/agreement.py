@@ -10,7 +10,7 @@ from fseg_jax.cohort.survey import Survey
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError
 from fseg_jax.files.storage import Storage
-from fseg_jax.outputs.cluster_names import format_names, name_clusters, parse_names
+from fseg_jax.outputs.cluster_names import Clusters, format_names, name_clusters, parse_names
 from fseg_jax.outputs.colours import format_hex
 
 _NAMES_LISTED = 5  # slides that a message names
@@ -75,9 +75,12 @@ def agree_on_names(storage: Storage, job: Job, before: Survey) -> Job:
     if given is not None and present is None and not before.done and not storage.create(NAMES, given):
         present = storage.read(NAMES)  # another run was quicker
     names, file = job.names, "" if job.names is None else job.names.source
-    if names is None and present is not None:
-        file = f"{storage.url}/{NAMES}"
-        names = parse_names(present, file)
+    if present is not None:
+        theirs = parse_names(present, f"{storage.url}/{NAMES}")
+        of_place = name_clusters(theirs, job.codebook.k)
+        if names is None or _is_same(names.keep(of_place).apply(job.codebook.k), of_place):
+            file = file or theirs.source
+            names, given = theirs, present
     clusters = name_clusters(names, job.codebook.k)
     called = tuple(zip(clusters.names, map(format_hex, clusters.colours), strict=True))
     if before.clusters - {called} or (present is not None and given not in (None, present)):
@@ -88,6 +91,10 @@ def agree_on_names(storage: Storage, job: Job, before: Survey) -> Job:
     if given is not None and present is None:
         storage.write(NAMES, given)
     return replace(job, names=names)
+
+
+def _is_same(a: Clusters, b: Clusters) -> bool:
+    return a.names == b.names and bool((a.colours == b.colours).all())
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -7,6 +7,8 @@ killed leaves whole slides of either names, and the next run does the rest.
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from fseg_jax.cohort.records import AGREEMENT, NAMES, Agreement, record_key
 from fseg_jax.errors import InputError
 from fseg_jax.files.storage import Folder, Storage, open_storage
@@ -24,14 +26,17 @@ def rename_outputs(
     place: str,
     names: ClusterNames,
     slide: str | None = None,
+    *,
+    reset: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Rename the clusters of all slides of a place, or of one, and return how many slides these are.
 
     Args:
         place: A folder of ``fseg segment`` or ``fseg cohort``, or a bucket's of the latter.
-        names: The names; clusters without one are called ``cluster N``.
+        names: The names; clusters without one keep theirs.
         slide: The slide's name; None: all slides.
+        reset: Whether clusters without one are called ``cluster N`` again.
         progress: Called with the slides that are done and all of them.
 
     Raises:
@@ -57,8 +62,11 @@ def rename_outputs(
         raise InputError(
             f"{place}: its slides have clusters of their own, or of several codebooks: give --slide NAME"
         )
-    k = len(next(iter(records.values()))["areas_mm2"])
-    clusters = names.apply(k, place)
+    first = next(iter(records.values()))  # of a cohort, all have its names, or those that a stopped run gave
+    names.apply(len(first["areas_mm2"]), place)
+    if not reset:
+        names = names.keep(_read_clusters(first))
+    clusters = names.apply(len(first["areas_mm2"]), place)
     called = list(zip(clusters.names, map(format_hex, clusters.colours), strict=True))
     for done, (name, record) in enumerate(records.items()):
         progress(done, len(records))
@@ -67,6 +75,11 @@ def rename_outputs(
     if is_cohort:
         _rename_tables(storage, names, clusters)
     return len(records)
+
+
+def _read_clusters(record: Json) -> Clusters:
+    names, colours = zip(*list_clusters(record), strict=True)
+    return Clusters(names, np.array([[*bytes.fromhex(colour[1:])] for colour in colours], np.uint8))
 
 
 def _read_records(storage: Storage, agreement: Agreement | None, slide: str | None) -> dict[str, Json]:

@@ -227,7 +227,8 @@ def _run_slides(
         position = f"[{count}/{len(slides)}{f', {format_seconds(left)} left' if left else ''}] {name}"
         if status == "failed":
             failed[name] = reason
-            failure = Failure(name, str(by_id[name].path), reason, outdated=name in before.outdated)
+            path = str(by_id[name].path)  # has a column of its own
+            failure = Failure(name, path, reason.removeprefix(f"{path}: "), outdated=name in before.outdated)
             storage.write(failure_key(name), failure.to_json())
             tell(f"{position}: failed: {reason}")
         else:

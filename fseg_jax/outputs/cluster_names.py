@@ -88,6 +88,27 @@ class ClusterNames:
                 )
         return Clusters(tuple(names), colours)
 
+    def keep(self, before: Clusters) -> "ClusterNames":
+        """Add the names and colours that clusters have already, where none are given.
+
+        Args:
+            before: What the clusters are called.
+        """
+        usual = name_clusters(None, len(before.names))
+        given = {each.cluster: each for each in self.named}
+        named = []
+        for cluster, (name, colour, usual_name, usual_colour) in enumerate(
+            zip(*before, *usual, strict=True), 1
+        ):
+            red, green, blue = colour.tolist()
+            own = None if (colour == usual_colour).all() else (red, green, blue)
+            if cluster in given:
+                new = given.pop(cluster)
+                named.append(new if new.colour else new._replace(colour=own))
+            elif own or name != usual_name:
+                named.append(NamedCluster(cluster, name, own, 0))
+        return ClusterNames(self.source, (*named, *given.values()))
+
 
 def name_clusters(names: ClusterNames | None, k: int, what: str = "the codebook") -> Clusters:
     """Name clusters 1…k, by default ``cluster 1``, ``cluster 2`` and so on."""

@@ -6,7 +6,8 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-# Okabe and Ito's colours without their pink, and three that colour-blind readers tell from them. The ones
+# Okabe and Ito's colours without their pink and their second blue, and four that colour-blind readers tell
+# from them: nine hues that have names of their own, since over a slide lightness is its texture's. The ones
 # that come first stand out over eosin's pink and haematoxylin's purple.
 _FIRST = (
     (0, 158, 115),
@@ -14,8 +15,8 @@ _FIRST = (
     (0, 114, 178),
     (240, 228, 66),
     (213, 94, 0),
-    (86, 180, 233),
-    (20, 30, 70),
+    (255, 0, 255),
+    (68, 0, 221),
     (120, 40, 20),
     (0, 240, 220),
 )

@@ -141,6 +141,8 @@ def bad(tmp_path_factory, slide) -> Path:
         (["{slide}", "--min-region", "nan"], "--min-region"),
         (["{slide}", "--mode", "assign", "--concepts", "5000"], "5000 concepts"),
         (["{slide}", "--nonsense"], "--nonsense"),
+        (["{slide}", "--n_clusters", "8"], "no option is called --n_clusters: it is --k here"),
+        (["{bad}/slides.csv"], "a manifest is for fseg cohort: fseg cohort"),
         ([], "SLIDE"),
     ],
 )

@@ -100,7 +100,7 @@ def read_all(folder: Path) -> dict[str, object]:
 
 
 def test_renamed_outputs_are_those_of_a_run_with_names(slide, plain, names, tmp_path, capsys):
-    """Byte by byte, whatever they were called before; without names for them, all are as at first."""
+    """Byte by byte, whatever they were called before; reset, all are as at first."""
     assert fseg("segment", slide, "-o", tmp_path / "fresh", *OPTIONS, "--names", names) == 0
     out = shutil.copytree(plain, tmp_path / "out")
     before = read_all(out)
@@ -113,8 +113,15 @@ def test_renamed_outputs_are_those_of_a_run_with_names(slide, plain, names, tmp_
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == stamps
     defaults = tmp_path / "defaults.csv"
     defaults.write_text("cluster,name\n1,cluster 1\n")
-    assert fseg("names", out, defaults) == 0
+    assert fseg("names", out, defaults) == 0  # the others stay as they are, and so does a colour
+    assert json.loads((out / "small.json").read_text())["colours"] == {
+        "cluster 1": "#ff0010",
+        "cluster 2": "#e69f00",
+        "Stroma": "#0072b2",
+    }
+    assert fseg("names", out, defaults, "--reset", "--quiet") == 0
     assert read_all(out) == before
+    capsys.readouterr()
 
 
 def test_a_slides_own_table_is_a_file_of_names(plain, tmp_path):

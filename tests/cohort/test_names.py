@@ -81,6 +81,9 @@ def test_other_names_are_refused(manifest, codebook, tmp_path, finished_cohort):
     assert hash_files(tmp_path / "out", without=()) == before
     with pytest.raises(InputError, match="clusters have other names there; fseg names"):
         run_named(manifest, finished_cohort, codebook)
+    rename_outputs(str(tmp_path / "out"), other)  # what the error recommends, and then they agree
+    assert run_named(manifest, tmp_path / "out", codebook, other)[0].done == 4
+    assert read_report(tmp_path / "out")["clusters"] == ["Glands", *CALLED[1:]]
 
 
 def test_clusters_of_another_codebook_do_not_take_the_names(manifest, codebook, tmp_path):

@@ -37,5 +37,14 @@ def test_colours_are_apart_from_each_other_and_from_glass():
         assert apart.min() > 0.1
 
 
+def test_first_colours_are_told_apart_over_tissue_of_any_lightness():
+    """Two blues, one over dark tissue and one over light, were the same."""
+    greys = np.array([70, 110, 150, 190, 230])
+    tints = 0.55 * colours.make_palette(9)[:, None] + 0.45 * greys[:, None]
+    seen = colours._convert_to_oklab(tints.reshape(-1, 3).round().astype(np.uint8))[:, :3].reshape(9, 5, 3)
+    apart = np.linalg.norm(seen[:, :, None, None] - seen, axis=-1).min(axis=(1, 3))
+    assert apart[~np.eye(9, dtype=bool)].min() > 0.03
+
+
 def test_names_count_from_one():
     assert colours.make_default_names(2) == ("cluster 1", "cluster 2")
