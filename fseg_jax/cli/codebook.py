@@ -108,14 +108,20 @@ def _add_fingerprint(provenance: "Provenance", channels: int) -> "Provenance":
     type=PATH,
     metavar="FOLDER",
     show_default="CODEBOOK.features",
-    help="Folder of the features that the codebook was fitted on; the slides are read again.",
+    help="Folder of the features that the codebook was fitted on: tiles near each centre are looked at.",
+)
+@click.option(
+    "--results",
+    metavar="OUT",
+    help="Folder of fseg segment or fseg cohort, or a cohort's bucket, made with this codebook: its typical "
+    "places are looked at instead.",
 )
 @click.option(
     "--tiles",
-    type=WholeNumber(1, 1000),
+    type=WholeNumber(3, 1000),
     default=8,
     show_default=True,
-    help="Number of tiles of each cluster that are looked at, those nearest to its centre.",
+    help="Number of tiles of each cluster that are looked at; their slides are read again.",
 )
 @click.option(
     "--margin",
@@ -136,6 +142,7 @@ def codebook_name(
     tokenizer: Path | None,
     dtype: str,
     features: Path | None,
+    results: str | None,
     tiles: int,
     margin: float | None,
     batch: int,
@@ -150,13 +157,14 @@ def codebook_name(
     them always comes first.
 
     A cluster gets the name that its tiles are most alike to on average, if that is far enough ahead of the
-    runner-up (--margin), and first on at least two thirds of the tiles. Any other is called "cluster N", and
-    the table says what came first. A name that several clusters get is numbered. Look at the codebook's card,
-    and correct the file, before you use it.
+    runner-up (--margin), and first on at least two thirds of three tiles or more. Any other is called
+    "cluster N", and the table says what came first. A name that several clusters get is numbered. Look at the
+    codebook's card, and correct the file, before you use it.
     """
     from fseg_jax.codebook import Codebook
-    from fseg_jax.cohort.naming import NamingSettings, check_features, name_codebook, write_suggestions
+    from fseg_jax.cohort.naming import MPP, NamingSettings, name_clusters_by_words, write_suggestions
     from fseg_jax.cohort.prompts import load_prompts
+    from fseg_jax.cohort.typical_tiles import choose_from_features, choose_from_results
     from fseg_jax.encoders.image_text import find_text_row, load_image_text
     from fseg_jax.files.paths import is_folder, is_there
 
@@ -164,24 +172,29 @@ def codebook_name(
         raise InputError(f"{output} exists: choose another name, or --overwrite")
     if not is_folder(output.parent):
         raise InputError(f"{output.parent}: no such folder")
+    if features and results:
+        raise InputError("--features and --results contradict each other: give one of them")
     words = load_prompts(prompts)
     book = Codebook.load(path, k)
     name = encoder or book.provenance.encoder
     if not name:
         raise InputError(f"{path}: does not say its encoder: give a model of images and words with --encoder")
-    find_text_row(name)
-    folder = features or path.with_suffix(".features")
-    check_features(folder, book)
-    settings = NamingSettings(tiles, margin, batch, threads)
+    row, _ = find_text_row(name)
+    field = row.input_size * MPP
+    if results:
+        typical = choose_from_results(results, book, tiles, field)
+    else:
+        typical = choose_from_features(features or path.with_suffix(".features"), book, tiles, field)
+    settings = NamingSettings(margin, batch, threads)
     model = load_image_text(name, weights=weights, tokenizer=tokenizer, dtype=dtype)
     with show_progress() as display:
-        named = name_codebook(
-            book,
-            folder,
+        named = name_clusters_by_words(
+            typical,
+            book.k,
             words,
             model,
             settings,
-            lambda done, total, slide_id: display.update("looking", done, total, slide_id),
+            lambda done, total, slide: display.update("looking", done, total, slide),
         )
     write_suggestions(output, named)
     for number, each in enumerate(named, 1):

@@ -2,12 +2,12 @@
 
 A model of images and words embeds whole images. The tokens that centres are fitted on do not lie in its
 space: what is compared with the prompts are the tiles that are typical of a cluster. A name is given where it
-is ahead of every other, and so on most of the tiles; any other cluster keeps its number.
+is ahead of every other, and so on most of at least three tiles; any other cluster keeps its number.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fseg_jax.codebook import Codebook
 from fseg_jax.cohort.prompts import Prompts
-from fseg_jax.cohort.sample_folder import read_settings
-from fseg_jax.cohort.sample_rows import SampleRows
-from fseg_jax.cohort.typical_tiles import Progress, embed_tiles, find_typical_tiles, scale_to_length_one
+from fseg_jax.cohort.typical_tiles import Progress, TypicalTile, embed_tiles, scale_to_length_one
 from fseg_jax.encoders.image_text import ImageTextModel
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.name_scores import NameScores, score_names
 from fseg_jax.outputs.colours import make_default_names
 from fseg_jax.outputs.csv_table import write_csv
 
+MPP = 0.5  # µm per pixel of what a model sees, about: 20×, where such models are judged
+LEAST_TILES = 3  # that a cluster is judged by
 LEAST_AGREEMENT = 2 / 3  # of a cluster's tiles
 LIKELIER = (
     2.0  # times as likely as the runner-up, by the model's own temperature: the least margin, by default
@@ -50,14 +49,12 @@ class NamingSettings:
     """How to name clusters.
 
     Attributes:
-        tiles: Number of a cluster's tiles that are looked at, those nearest to its centre.
         margin: How far the cosine of a name must be ahead of the runner-up's; None: so far that it is
             ``LIKELIER`` by the model's own temperature.
         batch: Number of images that go through the model at once.
         threads: Number of threads that decode images.
     """
 
-    tiles: int = 8
     margin: float | None = None
     batch: int = 8
     threads: int = 2
@@ -81,7 +78,7 @@ class NamedByWords:
         agreement: The share of its tiles that are most alike to the best.
         tiles: Number of its tiles.
         slides: Number of slides that they are of.
-        is_sure: Whether the best is ahead far enough, on enough of the tiles.
+        is_sure: Whether the best is ahead far enough, on enough tiles.
     """
 
     name: str
@@ -101,46 +98,35 @@ class NamedByWords:
         return self.score - self.runner_up_score
 
 
-def name_codebook(
-    book: Codebook,
-    folder: Path,
+def name_clusters_by_words(
+    tiles: Sequence[TypicalTile],
+    k: int,
     prompts: Prompts,
     model: ImageTextModel,
     settings: NamingSettings | None = None,
-    progress: Progress = lambda done, total, slide_id: None,
+    progress: Progress = lambda done, total, path: None,
 ) -> list[NamedByWords]:
-    """Name the clusters of a codebook.
+    """Name clusters by the words that their typical tiles are most alike to.
 
     Args:
-        book: The codebook.
-        folder: The folder of features that it was fitted on; its slides are where they were.
+        tiles: The tiles.
+        k: Number of clusters.
         prompts: The names, and what stands for each.
-        model: A model of images and words, of any encoder.
+        model: A model of images and words, whatever encoder the clusters are of.
         settings: How to name.
         progress: Told before each slide.
 
     Raises:
-        InputError: The folder holds no such features, or is of another codebook; a slide is gone or another
-            one; or the model's weights are damaged.
+        InputError: A slide is gone or another one, a prompt is not for this model, or its weights are
+            damaged.
     """
     settings = settings or NamingSettings()
-    facts = check_features(folder, book)
-    rows = SampleRows(folder, _list_slides(folder))
-    if rows.shape[1] != book.channels:
-        raise InputError(
-            f"{folder}: its features are {rows.shape[1]} wide, the codebook's centres {book.channels}: "
-            "give the folder that it was fitted on with --features"
-        )
     names = _embed_names(prompts, model)
-    typical = find_typical_tiles(rows, book, settings.tiles)
-    tiles = embed_tiles(
-        rows, typical, facts, model, batch=settings.batch, threads=settings.threads, progress=progress
-    )
-    if not (np.isfinite(names).all() and np.isfinite(tiles).all()):
+    embedded = embed_tiles(tiles, model, batch=settings.batch, threads=settings.threads, progress=progress)
+    if not (np.isfinite(names).all() and np.isfinite(embedded).all()):
         raise InputError(f"{model.name}: embeddings hold a NaN or an infinity: its weights are damaged")
-    scores = score_names(tiles, typical.clusters, book.k, names, model.scale)
-    of_slides = rows.find_slides(typical.rows)
-    slides = [len(np.unique(of_slides[typical.clusters == j])) for j in range(book.k)]
+    scores = score_names(embedded, np.array([tile.cluster for tile in tiles]), k, names, model.scale)
+    slides = [len({tile.slide for tile in tiles if tile.cluster == j}) for j in range(k)]
     return choose_names(scores, slides, tuple(prompts.of_name), settings.choose_margin(model.scale))
 
 
@@ -156,7 +142,7 @@ def choose_names(
         margin: How far a name must be ahead.
     """
     ahead = scores.score - scores.runner_up_score
-    is_sure = (scores.tiles > 0) & (ahead >= margin) & (scores.agreement >= LEAST_AGREEMENT)
+    is_sure = (scores.tiles >= LEAST_TILES) & (ahead >= margin) & (scores.agreement >= LEAST_AGREEMENT)
     called = number_names(
         [names[best] if sure else None for best, sure in zip(scores.best, is_sure, strict=True)], names
     )
@@ -213,43 +199,6 @@ def write_suggestions(path: Path, named: Sequence[NamedByWords]) -> None:
             row |= {name: f"{getattr(each, name):.4f}" for name in numbers}
         rows.append(row)
     write_csv(path, COLUMNS, rows)
-
-
-def check_features(folder: Path, book: Codebook) -> Mapping[str, Any]:
-    """Check that a codebook may be fitted on a folder of features; return the settings of these.
-
-    Raises:
-        InputError: It was not, or the folder holds no features.
-    """
-    if not (folder / "settings.json").is_file():
-        raise InputError(
-            f"{folder}: no features of tiles: give the folder that fseg fit filled for this codebook with "
-            "--features"
-        )
-    facts = read_settings(folder)
-    origin = book.provenance
-    for name, made_with in (
-        ("encoder", origin.encoder),
-        ("weights_hash", origin.weights_hash),
-        ("layer", origin.layer),
-        ("mpp", origin.mpp),
-    ):
-        if made_with and facts.get(name) != made_with:
-            raise InputError(
-                f"{folder}: features of {name} {str(facts.get(name))[:60]}, and the codebook's is "
-                f"{str(made_with)[:60]}: give the folder that it was fitted on with --features"
-            )
-    sizes = (facts.get("mpp"), facts.get("tile"))
-    if not all(isinstance(size, int | float) and 0 < size < 1e6 for size in sizes):
-        raise InputError(f"{folder / 'settings.json'}: damaged; give another --features")
-    return facts
-
-
-def _list_slides(folder: Path) -> list[str]:
-    slides = sorted(path.parent.name for path in (folder / "slides").glob("[!.]*/slide.json"))
-    if not slides:
-        raise InputError(f"{folder}: holds the features of no slide; run fseg fit again")
-    return slides
 
 
 def _embed_names(prompts: Prompts, model: ImageTextModel) -> Float[np.ndarray, "n d"]:

@@ -56,7 +56,7 @@ def rename_outputs(
         )
     if is_cohort and slide is not None:
         raise InputError(f"--slide: {place} is a cohort, in which a cluster has one name on all slides")
-    records = _read_records(storage, agreement, slide)
+    records = read_records(storage, agreement, slide)
     books = {str(record["codebook"]["hash"]) for record in records.values()}
     if len(books) > 1:
         raise InputError(
@@ -82,8 +82,12 @@ def _read_clusters(record: Json) -> Clusters:
     return Clusters(names, np.array([[*bytes.fromhex(colour[1:])] for colour in colours], np.uint8))
 
 
-def _read_records(storage: Storage, agreement: Agreement | None, slide: str | None) -> dict[str, Json]:
-    """Read the records of the slides; in a cohort, those of its codebook."""
+def read_records(storage: Storage, agreement: Agreement | None, slide: str | None) -> dict[str, Json]:
+    """Read the records of the slides of a place, or of one; in a cohort, those of its codebook.
+
+    Raises:
+        InputError: The place holds none, or one of another version of the program.
+    """
     if agreement is not None:
         keys = [key.removeprefix("timings/") for key in storage.list_keys("timings")]
     elif isinstance(storage, Folder):

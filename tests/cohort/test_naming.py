@@ -1,6 +1,7 @@
 """Names from words: right ones where a model is sure, none where it is not, and a file that names take."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,19 @@ from PIL import Image
 from fseg_jax import cli
 from fseg_jax.codebook import Codebook, Provenance, save_all
 from fseg_jax.cohort.manifest import ManifestSlide
-from fseg_jax.cohort.naming import NamingSettings, check_features, choose_names, name_codebook, number_names
+from fseg_jax.cohort.naming import NamingSettings, choose_names, name_clusters_by_words, number_names
 from fseg_jax.cohort.prompts import TEMPLATES, parse_prompts
 from fseg_jax.cohort.sample_folder import SampleSettings
 from fseg_jax.cohort.sample_rows import SampleRows
 from fseg_jax.cohort.sampling import sample_cohort
+from fseg_jax.cohort.typical_tiles import choose_from_features, choose_from_results
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.name_scores import score_names
 from fseg_jax.outputs.cluster_names import load_names
+from fseg_jax.pipeline.segment import FORMAT
+from fseg_jax.pipeline.slide_facts import slide_facts
+from fseg_jax.slides.reader import open_slide
 
 COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "olive": (110, 110, 20), "blue": (20, 20, 200)}
 PROMPTS = parse_prompts(b'name,prompt\nred,red\nred,scarlet red\ngreen,green\nblue,"blue, navy"\n', "p.csv")
@@ -55,13 +60,17 @@ def fitted(tmp_path_factory) -> Path:
     """A codebook of four colours and of what is not there, and features of two slides in these colours."""
     folder = tmp_path_factory.mktemp("fitted")
     slides = [
-        ManifestSlide("a", write_slide(folder / "a.png", ["red", "green", "olive", "red"]), 1.0),
-        ManifestSlide("b", write_slide(folder / "b.png", ["red", "olive", "blue", "blue"]), 1.0),
+        ManifestSlide(
+            "a", write_slide(folder / "a.png", ["red", "green", "olive", "red", "green", "green"]), 1.0
+        ),
+        ManifestSlide(
+            "b", write_slide(folder / "b.png", ["red", "olive", "blue", "blue", "blue", "olive"]), 1.0
+        ),
     ]
     card = classical().card
     assert sample_cohort(slides, folder / "c.features", classical(), SETTINGS) == {}
-    rows = np.asarray(SampleRows(folder / "c.features", ["a", "b"])[0:8], np.float32)
-    centers = np.stack([rows[0], rows[1], rows[2], rows[6], rows.max(0) * 9])
+    rows = np.asarray(SampleRows(folder / "c.features", ["a", "b"])[0:12], np.float32)
+    centers = np.stack([rows[0], rows[1], rows[2], rows[8], rows.max(0) * 9])
     origin = Provenance(encoder="classical", weights_hash=card.weights_hash, layer=card.layer, mpp=1.0)
     save_all(folder / "c.safetensors", {5: Codebook(centers, origin)})
     return folder
@@ -70,17 +79,30 @@ def fitted(tmp_path_factory) -> Path:
 def test_clusters_get_the_names_of_what_they_look_like(fitted):
     """Those that are sure: olive lies between red and green, and the last cluster has no tiles."""
     book = Codebook.load(fitted / "c.safetensors")
-    named = name_codebook(book, fitted / "c.features", PROMPTS, Planted())
+    tiles = choose_from_features(fitted / "c.features", book, 8, 16)
+    named = name_clusters_by_words(tiles, 5, PROMPTS, Planted())
     assert [each.name for each in named] == ["red", "green", "cluster 3", "blue", "cluster 5"]
     assert [each.is_sure for each in named] == [True, True, False, True, False]
-    assert [(each.tiles, each.slides) for each in named] == [(3, 2), (1, 1), (2, 2), (2, 1), (0, 0)]
+    assert [(each.tiles, each.slides) for each in named] == [(3, 2), (3, 1), (3, 2), (3, 1), (0, 0)]
     red, _, olive, _, empty = named
     assert red.score == pytest.approx(1, abs=1e-6) and red.agreement == 1 and red.share > 0.999
     assert {olive.best, olive.runner_up} == {"red", "green"} and olive.margin < 0.01 < olive.score
     assert olive.share == pytest.approx(0.5, abs=0.01) and empty.best == "" and np.isnan(empty.score)
-    # Neither the batch nor the threads nor the number of tiles change what is said of the same tiles.
-    other = name_codebook(book, fitted / "c.features", PROMPTS, Planted(), NamingSettings(3, None, 5, 1))
-    assert other[:4] == named[:4]
+    # Neither the batch nor the threads nor the order of the tiles changes what is said of them.
+    assert (
+        name_clusters_by_words(tiles[::-1], 5, PROMPTS, Planted(), NamingSettings(None, 5, 1))[:4]
+        == named[:4]
+    )
+
+
+def test_tiles_come_from_many_slides_before_many_are_of_one(fitted):
+    book = Codebook.load(fitted / "c.safetensors")
+    first = choose_from_features(fitted / "c.features", book, 2, 16)
+    assert [tile.cluster for tile in first] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [Path(tile.slide.path).stem for tile in first if tile.cluster == 0] == ["a", "b"]
+    assert {len(tile.places) for tile in first} == {16} and first[0].field == 16  # of a tile of 64 µm
+    (whole, *_) = choose_from_features(fitted / "c.features", book, 1, 100)
+    assert len(whole.places) == 1 and whole.field == 64
 
 
 def test_the_field_of_a_token_is_centred_on_it(tmp_path):
@@ -98,7 +120,9 @@ def test_the_field_of_a_token_is_centred_on_it(tmp_path):
     colours = [tuple(pixels[y, x]) for y, x in at]
     expected = ["red", "green", "blue"]
     centers = np.stack([X[[c == COLOURS[name] for c in colours]].mean(0) for name in expected])
-    named = name_codebook(Codebook(centers), tmp_path / "f", PROMPTS, Planted())
+    tiles = choose_from_features(tmp_path / "f", Codebook(centers), 4, 16)
+    assert len({(tile.cluster, tile.places) for tile in tiles}) == len(tiles) == 12
+    named = name_clusters_by_words(tiles, 3, PROMPTS, Planted())
     assert [each.name for each in named] == expected
     assert min(each.score for each in named) > 0.9999
 
@@ -131,6 +155,12 @@ def test_a_name_that_leads_by_a_few_tiles_alone_is_not_given():
     (named,) = choose_names(scores, [1], ("red", "green"), 0.02)
     assert named.best == "red" and named.margin > 0.02
     assert named.agreement == pytest.approx(1 / 3) and not named.is_sure and named.name == "cluster 1"
+
+
+def test_two_tiles_are_too_few_to_be_sure():
+    for count, expected in ((2, "cluster 1"), (3, "red")):
+        scores = score_names(np.tile([[1.0, 0]], (count, 1)), np.zeros(count, int), 1, np.eye(2), 25.0)
+        assert choose_names(scores, [count], ("red", "green"), 0.02)[0].name == expected
 
 
 def test_names_stay_distinct():
@@ -210,7 +240,11 @@ def test_other_mistakes_are_one_line(run, fitted, tmp_path):
 
     says("the encoder classical has no text tower, so words say nothing of its images", encoder="")
     says("the encoder uni has no text tower", encoder="uni")
-    says("no features of tiles: give the folder that fseg fit filled", "--features", tmp_path)
+    says("no features of tiles: give with --features the folder", "--features", tmp_path)
+    says("contradict each other", "--features", tmp_path, "--results", tmp_path)
+    says("holds no segmented slides", "--results", tmp_path)
+    write_record(tmp_path / "out", fitted, "0" * 64)
+    says("holds no slide that was segmented with this codebook", "--results", tmp_path / "out")
     says("no codebook of k = 3 in it", "--k", 3)
     says("nowhere: no such folder", "-o", tmp_path / "nowhere" / "n.csv")
     says("--margin", "--margin", 3)
@@ -218,7 +252,7 @@ def test_other_mistakes_are_one_line(run, fitted, tmp_path):
     try:
         says("a.png")
         write_slide(fitted / "a.png", ["blue"])
-        says("a.png: is another slide than the one that was sampled as a")
+        says("a.png: is another slide than the one that was looked at")
     finally:
         (fitted / "c.png").replace(fitted / "a.png")
 
@@ -226,13 +260,46 @@ def test_other_mistakes_are_one_line(run, fitted, tmp_path):
 def test_features_of_another_codebook_are_refused(fitted):
     def says(expected, book):
         with pytest.raises(InputError, match=expected):
-            check_features(fitted / "c.features", book)
+            choose_from_features(fitted / "c.features", book, 8, 16)
 
     centers = Codebook.load(fitted / "c.safetensors").centers
     says("features of encoder classical, and the codebook's is uni", Codebook(centers, Provenance("uni")))
     says("features of mpp 1.0, and the codebook's is 2.0", Codebook(centers, Provenance(mpp=2.0)))
-    with pytest.raises(InputError, match="its features are 20 wide, the codebook's centres 7"):
-        name_codebook(Codebook(centers[:, :7]), fitted / "c.features", PROMPTS, Planted())
+    says("its features are 20 wide, the codebook's centres 7", Codebook(centers[:, :7]))
+
+
+def write_record(folder: Path, fitted: Path, codebook: str) -> None:
+    """Write a record as of a slide that was segmented, its typical places in the middles of its tiles."""
+    names = [f"cluster {j}" for j in range(1, 6)]
+    with open_slide(fitted / "a.png", 1.0) as slide:
+        facts = slide_facts(slide).to_json()
+    at = {"cluster 1": [32, 40, 224], "cluster 2": [96, 288, 352], "cluster 3": [160, 170]}
+    record = {
+        "format": FORMAT,
+        "encoder": {},
+        "codebook": {"hash": codebook},
+        "slide": facts,
+        **{key: dict.fromkeys(names, 0) for key in ("areas_mm2", "colours", "border_share")},
+        "typical": {name: [{"x": x, "y": 32.0, "share": 0.9} for x in xs] for name, xs in at.items()},
+        "outlines": {},
+    }
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(record))
+
+
+def test_places_of_segmented_slides_are_looked_at(run, fitted, tmp_path):
+    book = Codebook.load(fitted / "c.safetensors")
+    write_record(tmp_path / "out", fitted, book.hash)
+    tiles = choose_from_results(str(tmp_path / "out"), book, 1, 16)
+    assert [(tile.cluster, tile.places[0].x, tile.field) for tile in tiles] == [
+        (0, 32, 16),
+        (1, 96, 16),
+        (2, 160, 16),
+    ]
+    code, out, _ = run("name\nred\ngreen\nblue\n", "--results", tmp_path / "out")
+    assert code == 0 and "first on 2 of 2 tiles" in out and "first on 3 of 3" in out
+    names = load_names(tmp_path / "n.csv").apply(5).names
+    assert names == ("red", "green", *(f"cluster {j}" for j in (3, 4, 5)))
 
 
 def test_a_name_without_a_prompt_is_put_in_words():
