@@ -35,19 +35,17 @@ from fseg_jax.pipeline.segment import segment_slide
 from fseg_jax.slides.reader import open_slide, read_batches
 
 TILE, SIDE, MPP, PEER_TILES = 256, 12_000, 1.0, 4
+BATCH, THREADS = 8, 2
 TARGETS = {64: 3, 256: 20}  # times as fast as the peer, by k
 MAX_OVERHEAD = 1.10
 
 
-def time_parts(
-    slide: Any, plan: Plan, encoder: Encoder, H: jax.Array, settings: Settings
-) -> dict[str, float]:
+def time_parts(slide: Any, plan: Plan, encoder: Encoder, H: jax.Array) -> dict[str, float]:
     """Measure the seconds of decoding, encoding and solving all tiles, each alone."""
     boxes = [plan.grid.locate_tile(*tile) for tile in plan.tiles()]
-    batch, threads = settings.batch, settings.threads
 
     def decode() -> list[np.ndarray]:
-        return [images for _, images in read_batches(slide, boxes, plan.mpp, batch=batch, threads=threads)]
+        return [images for _, images in read_batches(slide, boxes, plan.mpp, batch=BATCH, threads=THREADS)]
 
     decoding, images = time_call(decode)
     device = [jnp.asarray(each) for each in images]
@@ -66,11 +64,11 @@ def run_ours(path: Path, out: Path, encoder: Encoder, k: int) -> dict[str, Any]:
     Keys: ``plan``, ``H`` (k, channels), ``first`` and ``whole`` (seconds of both runs), ``alone`` (seconds of
     each part) and ``peak_mb``.
     """
-    settings = Settings(tile=TILE, mpp=MPP)
+    settings = Settings(tile=TILE, mpp=MPP, batch=BATCH, threads=THREADS)
     with open_slide(path) as slide:
         plan = lay_out(slide, encoder.card, settings, None)
         boxes = [plan.grid.locate_tile(*tile) for tile in plan.tiles()]
-        _, images = next(iter(read_batches(slide, boxes, plan.mpp, batch=8, threads=2)))
+        _, images = next(iter(read_batches(slide, boxes, plan.mpp, batch=BATCH, threads=THREADS)))
         A = np.asarray(encoder(jnp.asarray(images))).reshape(-1, encoder.card.channels)
         # Tokens drawn at random serve as centres: others are mixtures of them.
         indices = np.random.default_rng(0).choice(len(A), k, replace=False)
@@ -78,7 +76,7 @@ def run_ours(path: Path, out: Path, encoder: Encoder, k: int) -> dict[str, Any]:
         codebook = Codebook(H)
         first, _ = time_call(lambda: segment_slide(slide, out / "first", encoder, codebook, settings))
         whole, _ = time_call(lambda: segment_slide(slide, out / "second", encoder, codebook, settings))
-        alone = time_parts(slide, plan, encoder, jnp.asarray(H), settings)
+        alone = time_parts(slide, plan, encoder, jnp.asarray(H))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return {"plan": plan, "H": H, "first": first, "whole": whole, "alone": alone, "peak_mb": round(peak)}
 

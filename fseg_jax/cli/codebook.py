@@ -145,8 +145,8 @@ def codebook_name(
     results: str | None,
     tiles: int,
     margin: float | None,
-    batch: int,
-    threads: int,
+    batch: int | None,
+    threads: int | None,
     overwrite: bool,
 ) -> None:
     """Name the clusters of CODEBOOK by words: by the prompts that their typical tiles are most alike to.

@@ -208,7 +208,7 @@ def cohort(
 
     if book is None:
         tell(f"no --codebook: {_offer_fit(manifest, split, job)}")
-    runner = Local(workers) if engine == "local" else Ray(ray_address, settings.threads)
+    runner = Local(workers) if engine == "local" else Ray(ray_address, settings.threads or 2)
     summary = run_cohort(slides, job, runner, shard=shard, redo=redo, tell=tell, tell_outcome=tell_outcome)
     _conclude(summary.to_line(output), failed=bool(summary.failed), err=as_json)
     return 0 if summary.done == summary.slides else 1

@@ -317,15 +317,13 @@ batching_options = combine(
     click.option(
         "--batch",
         type=WholeNumber(1),
-        default=8,
-        show_default=True,
+        show_default="by the device's memory; on a CPU 8, or 4 tiles of 512 pixels",
         help="Number of images that go through the encoder at once.",
     ),
     click.option(
         "--threads",
         type=WholeNumber(1, 1024),
-        default=2,
-        show_default=True,
+        show_default="2 on a CPU, or else one a core, 2 to 16",
         help="Number of threads that decode images.",
     ),
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_tasks
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -24,6 +24,7 @@ from fseg_jax.cohort.run import Outcome, run_slide
 from fseg_jax.cohort.stages import Stages
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.errors import InputError, explain, first_line
+from fseg_jax.pipeline.batching import choose_threads
 from fseg_jax.process import get_verbosity, raise_if_stopped
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class Local:
         except _NoStartError as error:
             raise InputError(str(error)) from None
         ready = first.ready
-        count = self._count or ready.devices
+        self._count = count = self._count or ready.devices
         if count > 1 and ready.devices > 1 and ready.platform != "cpu":  # it has them all; each gets one
             first.process.terminate()
             first.process.join(_STOP_SECONDS)
@@ -159,7 +160,9 @@ class Local:
     def _start(self, job: Job, environment: dict[str, str]) -> _Worker:
         connection, worker_end = _SPAWN.Pipe()
         process = _SPAWN.Process(
-            target=_serve, args=(worker_end, environment, job, get_verbosity()), name="fseg-worker"
+            target=_serve,
+            args=(worker_end, environment, job, get_verbosity(), self._count or 1),
+            name="fseg-worker",
         )
         process.environment = environment  # type: ignore[attr-defined]
         self._processes.append(process)
@@ -204,8 +207,10 @@ def _end_of(process: BaseProcess) -> str:
     return f"its worker process ended with exit code {code}"
 
 
-def _serve(connection: Connection, environment: dict[str, str], job: Job, verbose: int) -> None:
-    """Be a worker: describe the encoder, then run slides until the other end is closed."""
+def _serve(
+    connection: Connection, environment: dict[str, str], job: Job, verbose: int, processes: int
+) -> None:
+    """Be a worker, of so many: describe the encoder, then run slides until the other end is closed."""
     from fseg_jax.process import STOPPED, limit_heaps, set_verbosity, stop_once
 
     set_verbosity(verbose)
@@ -218,7 +223,11 @@ def _serve(connection: Connection, environment: dict[str, str], job: Job, verbos
 
     def run(slide: ManifestSlide, wait_for_others: bool) -> None:
         outcome = run_slide(
-            job, slide, wait=wait_for_others, stages=stages, progress=lambda *_: raise_if_stopped()
+            _set_threads(job, choose_threads(job.settings.threads, processes)),
+            slide,
+            wait=wait_for_others,
+            stages=stages,
+            progress=lambda *_: raise_if_stopped(),
         )
         with sending, suppress(OSError):  # nobody listens any more: this process ends
             connection.send(outcome)
@@ -240,6 +249,10 @@ def _serve(connection: Connection, environment: dict[str, str], job: Job, verbos
     os._exit(code)  # compiled code in threads would crash as the interpreter ends
 
 
+def _set_threads(job: Job, threads: int) -> Job:
+    return replace(job, settings=replace(job.settings, threads=threads))
+
+
 def _describe(job: Job, places: int = 1) -> _Ready | str:
     try:
         import jax
@@ -259,7 +272,7 @@ class Ray:
     any, and a CPU for each thread that decodes. A context manager.
     """
 
-    def __init__(self, address: str, threads: int) -> None:
+    def __init__(self, address: str, threads: int = 2) -> None:
         try:
             import ray
         except ImportError:
@@ -273,6 +286,7 @@ class Ray:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"--ray-address {address}: no Ray cluster answers there ({reason})") from None
         gpus = 1 if self._ray.cluster_resources().get("GPU") else 0
+        self._threads = threads
         limits = {"num_cpus": threads, "num_gpus": gpus, "max_retries": _RETRIES}
         self._describe = self._ray.remote(**limits)(_describe)
         self._run = self._ray.remote(**limits)(run_slide)
@@ -297,7 +311,7 @@ class Ray:
 
     def run(self, job: Job, slides: Sequence[ManifestSlide], wait_for_others: bool) -> Iterator[Outcome]:
         """Start a task for each slide, and yield the outcomes as they come."""
-        shared = self._ray.put(job)
+        shared = self._ray.put(_set_threads(job, self._threads))
         running: dict[Any, ManifestSlide] = {
             self._run.remote(shared, slide, wait=wait_for_others): slide for slide in slides
         }

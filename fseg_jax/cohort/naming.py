@@ -22,6 +22,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.numerics.name_scores import NameScores, score_names
 from fseg_jax.outputs.colours import make_default_names
 from fseg_jax.outputs.csv_table import write_csv
+from fseg_jax.pipeline.batching import choose_batch, choose_threads
 
 MPP = 0.5  # µm per pixel of what a model sees, about: 20×, where such models are judged
 LEAST_TILES = 3  # that a cluster is judged by
@@ -51,13 +52,13 @@ class NamingSettings:
     Attributes:
         margin: How far the cosine of a name must be ahead of the runner-up's; None: so far that it is
             ``LIKELIER`` by the model's own temperature.
-        batch: Number of images that go through the model at once.
-        threads: Number of threads that decode images.
+        batch: Number of images that go through the model at once; None: by the device (``batching``).
+        threads: Number of threads that decode images; None: by the device.
     """
 
     margin: float | None = None
-    batch: int = 8
-    threads: int = 2
+    batch: int | None = None
+    threads: int | None = None
 
     def choose_margin(self, scale: float) -> float:
         """Return the least margin, for a model that multiplies cosines by ``scale``."""
@@ -122,7 +123,8 @@ def name_clusters_by_words(
     """
     settings = settings or NamingSettings()
     names = _embed_names(prompts, model)
-    embedded = embed_tiles(tiles, model, batch=settings.batch, threads=settings.threads, progress=progress)
+    batch, threads = choose_batch(settings.batch, model.side), choose_threads(settings.threads)
+    embedded = embed_tiles(tiles, model, batch=batch, threads=threads, progress=progress)
     if not (np.isfinite(names).all() and np.isfinite(embedded).all()):
         raise InputError(f"{model.name}: embeddings hold a NaN or an infinity: its weights are damaged")
     scores = score_names(embedded, np.array([tile.cluster for tile in tiles]), k, names, model.scale)

@@ -75,8 +75,8 @@ class SampleSettings:
         frame: What coordinates count from, where a file is a scan on a larger canvas (``slides.bounds``).
         series: Which image of a file to read, for slides whose manifest does not say; None: the largest.
         dtype: Number type in which rows are stored.
-        batch: Number of images that go through the encoder at once.
-        threads: Number of threads that decode images.
+        batch: Number of images that go through the encoder at once; None: by the device (``batching``).
+        threads: Number of threads that decode images; None: by the device.
     """
 
     tiles: int = 200
@@ -90,8 +90,8 @@ class SampleSettings:
     frame: Frame = "bounds"
     series: int | None = None
     dtype: StoredDtype = "float16"
-    batch: int = 8
-    threads: int = 2
+    batch: int | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

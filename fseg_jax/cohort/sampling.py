@@ -43,6 +43,7 @@ from fseg_jax.cohort.tile_rows import (
 )
 from fseg_jax.encoders.encoder import Encoder, EncoderCard
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.pipeline.batching import choose_batch, choose_threads
 from fseg_jax.pipeline.embed import measure_tissue
 from fseg_jax.pipeline.pure_tokens import find_deep
 from fseg_jax.pipeline.record import made_with
@@ -185,7 +186,8 @@ def _sample_tiles(
     size = (THUMBNAILS_PER_LINE * THUMBNAIL_SIDE, lines * THUMBNAIL_SIDE)
     thumbnails = Image.new("RGB", size, "white")
     boxes = [(int(y), int(x), side, side) for y, x in corners]
-    batches = read_batches(slide, boxes, settings.mpp, batch=settings.batch, threads=settings.threads)
+    batch, threads = choose_batch(settings.batch, side), choose_threads(settings.threads)
+    batches = read_batches(slide, boxes, settings.mpp, batch=batch, threads=threads)
     for span, images in batches:
         features = np.asarray(encoder(jnp.asarray(images)).astype(jnp.float32))
         for tile, A, image in zip(range(span.start, span.stop), features, images, strict=False):

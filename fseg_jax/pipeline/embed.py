@@ -22,6 +22,7 @@ from fseg_jax.numerics.areas import summed_area_table
 from fseg_jax.outputs.anndata_export import import_anndata, try_write_anndata
 from fseg_jax.outputs.embeddings import EmbeddingsWriter, open_embeddings
 from fseg_jax.outputs.patch_h5 import import_h5py
+from fseg_jax.pipeline.batching import choose_batch, choose_threads
 from fseg_jax.pipeline.patch_export import write_embeddings_h5
 from fseg_jax.pipeline.patch_records import EmbedRecord, PatchEncoder, PatchParameters, PatchProvenance
 from fseg_jax.pipeline.plan import FIGURE_SIDE
@@ -51,8 +52,8 @@ class PatchSettings:
         mpp_override: µm per pixel of the slide's finest level, in place of what its file says.
         frame: What coordinates count from, where the file is a scan on a larger canvas (``slides.bounds``).
         series: Which image of the file to read, where it has several; None: the largest.
-        batch: Patches that go to the encoder at once.
-        threads: Threads that decode.
+        batch: Patches that go to the encoder at once; None: by the device (``batching``).
+        threads: Threads that decode; None: by the device.
     """
 
     patch: int = 256
@@ -64,8 +65,8 @@ class PatchSettings:
     mpp_override: float | None = None
     frame: Frame = "bounds"
     series: int | None = None
-    batch: int = 8
-    threads: int = 2
+    batch: int | None = None
+    threads: int | None = None
 
 
 def list_embedding_paths(name: str, out: Path) -> list[Path]:
@@ -246,9 +247,8 @@ def _embed_patches(
     side, n = settings.patch, len(corners)
     boxes = [(int(y), int(x), side, side) for y, x in corners]
     progress("embedding", 0, n)
-    for batch, images in read_batches(
-        slide, boxes, settings.mpp, batch=settings.batch, threads=settings.threads
-    ):
+    size, threads = choose_batch(settings.batch, side), choose_threads(settings.threads)
+    for batch, images in read_batches(slide, boxes, settings.mpp, batch=size, threads=threads):
         X = np.asarray(_pool(encoder(jnp.asarray(images))))[: batch.stop - batch.start]
         if not np.isfinite(X).all():
             y, x = corners[batch.start + int(np.argmin(np.isfinite(X).all(1)))]

@@ -55,8 +55,8 @@ class Settings:
         frame: What coordinates count from, where the file is a scan on a larger canvas (``slides.bounds``).
         series: Which image of the file to read, where it has several; None: the largest.
         features: Dtype that features are rounded to first.
-        batch: Tiles that go to the encoder at once.
-        threads: Threads that decode.
+        batch: Tiles that go to the encoder at once; None: by the device (``batching``).
+        threads: Threads that decode; None: by the device.
     """
 
     k: int = 8
@@ -76,8 +76,8 @@ class Settings:
     frame: Frame = "bounds"
     series: int | None = None
     features: Literal["float32", "bfloat16"] = "float32"
-    batch: int = 8
-    threads: int = 2
+    batch: int | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

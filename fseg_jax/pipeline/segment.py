@@ -32,6 +32,7 @@ from fseg_jax.outputs.picture import Picture
 from fseg_jax.outputs.slide_image import SlideImage
 from fseg_jax.pipeline.artefact_names import list_outlines
 from fseg_jax.pipeline.artefacts import ARTEFACTS, write_artefact_labels
+from fseg_jax.pipeline.batching import choose_threads
 from fseg_jax.pipeline.border import measure_border_shares
 from fseg_jax.pipeline.image import check_codebook
 from fseg_jax.pipeline.labels import Shortfall, label_rows
@@ -320,7 +321,9 @@ def draw_labelled(
     )
     typical = labelled.typical
     places = select_largest(typical.finish(), pixels)
-    tiles = {} if slide is None else read_places(slide, places, typical.field, settings.threads)
+    tiles = (
+        {} if slide is None else read_places(slide, places, typical.field, choose_threads(settings.threads))
+    )
     progress("outlines and pictures", 0, 0)
     with ThreadPoolExecutor(1, thread_name_prefix="fseg-outlines") as pool:
         outlines = pool.submit(

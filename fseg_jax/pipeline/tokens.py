@@ -24,6 +24,7 @@ from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.storage import Storage
 from fseg_jax.outputs.rows import RowsWriter, open_rows
+from fseg_jax.pipeline.batching import choose_batch, choose_threads
 from fseg_jax.pipeline.plan import Plan, Settings, Tile
 from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches
@@ -44,9 +45,8 @@ def encode_tiles(slide: Slide, plan: Plan, encoder: Encoder, settings: Settings)
 
     def encode(tiles: list[Tile]) -> Iterator[tuple[list[Tile], Float[jax.Array, "b t t c"]]]:
         boxes = [plan.grid.locate_tile(*tile) for tile in tiles]
-        for batch, images in read_batches(
-            slide, boxes, plan.mpp, batch=settings.batch, threads=settings.threads
-        ):
+        size, threads = choose_batch(settings.batch, plan.grid.tile), choose_threads(settings.threads)
+        for batch, images in read_batches(slide, boxes, plan.mpp, batch=size, threads=threads):
             features = encoder(jnp.asarray(images))
             yield tiles[batch], _round_and_clear(features, batch.stop - batch.start, settings.features)
 
@@ -204,12 +204,13 @@ def open_kept(
     index = {(int(row), int(column)): i for i, (row, column) in enumerate(kept.tiles)}
 
     def read(tiles: list[Tile]) -> Iterator[tuple[list[Tile], Float[jax.Array, "b t t c"]]]:
-        for start in range(0, len(tiles), settings.batch):
-            batch = tiles[start : start + settings.batch]
+        size = choose_batch(settings.batch, kept.plan.grid.tile)
+        for start in range(0, len(tiles), size):
+            batch = tiles[start : start + size]
             at = [index[tile] for tile in batch]
             is_run = at == list(range(at[0], at[0] + len(at)))
             values = read_rows(kept, slice(at[0], at[-1] + 1) if is_run else at)
-            padded = np.zeros((settings.batch, *values.shape[1:]), values.dtype)
+            padded = np.zeros((size, *values.shape[1:]), values.dtype)
             padded[: len(values)] = values
             yield batch, jnp.asarray(padded)
 

@@ -294,9 +294,9 @@ def crash(job, slide, **_):
     return Outcome(slide.slide_id, "done")
 
 
-def serve_crashing(connection, environment, job, verbose):
+def serve_crashing(*arguments):
     engines.run_slide = crash
-    engines._serve(connection, environment, job, verbose)
+    engines._serve(*arguments)
 
 
 def test_a_worker_that_dies_is_one_slides_failure(manifest, codebook, tmp_path, monkeypatch):
@@ -308,11 +308,11 @@ def test_a_worker_that_dies_is_one_slides_failure(manifest, codebook, tmp_path, 
     assert not multiprocessing.active_children()
 
 
-def serve_but_on_one_device(connection, environment, job, verbose):
+def serve_but_on_one_device(connection, environment, *rest):
     engines.run_slide = lambda job, slide, **_: Outcome(slide.slide_id, "done")
     if environment.get("CUDA_VISIBLE_DEVICES") == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-    engines._serve(connection, environment, job, verbose)
+    engines._serve(connection, environment, *rest)
 
 
 class WithADevice(Local):
