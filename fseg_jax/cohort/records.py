@@ -48,6 +48,11 @@ def typical_key(slide_id: str) -> str:
     return f"typical/{slide_id}.jpg"
 
 
+def neighbours_key(slide_id: str) -> str:
+    """Return where it is written how the clusters of a slide lie to each other."""
+    return f"neighbours/{slide_id}.npz"
+
+
 @dataclass(frozen=True)
 class Agreement:
     """What settings a place is for, so that two runs never mix theirs: ``cohort.json``.

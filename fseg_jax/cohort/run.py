@@ -33,6 +33,7 @@ from fseg_jax.cohort.records import (
     FAILURES,
     Failure,
     failure_key,
+    neighbours_key,
     record_key,
     thumbnail_key,
     timing_key,
@@ -47,6 +48,7 @@ from fseg_jax.files.partial_folders import BusyError
 from fseg_jax.files.storage import Storage, open_storage
 from fseg_jax.outputs import report
 from fseg_jax.outputs.labels import open_labels
+from fseg_jax.outputs.neighbours import encode_neighbours, measure_neighbours
 from fseg_jax.outputs.picture import arrange_tiles, encode_jpeg, read_picture
 from fseg_jax.pipeline.plan import Plan, Settings, choose_mpp, lay_out, warn_if_mpp_differs
 from fseg_jax.pipeline.publish import Clock, encode_json
@@ -327,7 +329,7 @@ def _run_slide(job: Job, slide: ManifestSlide, wait: bool, stages: Stages, progr
         if not is_agreed(storage, job, card):
             raise OutputError(f"{job.out}: another run has begun there with other settings; this one ends")
         suffixes = (*SUFFIXES, KEPT_SUFFIX) if keep else SUFFIXES
-        keys = [*(f"{name}{suffix}" for suffix in suffixes), *keys, typical_key(name)]
+        keys = [*(f"{name}{suffix}" for suffix in suffixes), *keys, typical_key(name), neighbours_key(name)]
         storage.publish(folder, list(dict.fromkeys(keys)))
     return Outcome(name, "done", seconds=sum(result.timing.seconds.values()))
 
@@ -342,13 +344,15 @@ def _write_books(
         "settings_hash": hash_settings(job, card, settings),
     }
     picture = read_picture((folder / f"{name}.png").read_bytes())
-    colours = open_labels(folder / f"{name}.ome.zarr").colours
+    labels = open_labels(folder / f"{name}.ome.zarr")
     books = {
         record_key(name): encode_json(record),
-        thumbnail_key(name): report.encode_thumbnail(picture.image, picture.labels, colours),
+        thumbnail_key(name): report.encode_thumbnail(picture.image, picture.labels, labels.colours),
         # When and how fast is kept apart: records of two runs are the same bytes.
         timing_key(name): encode_json(result.timing.to_json()),
     }
+    if job.codebook is not None:  # the report shows what slides have in common
+        books[neighbours_key(name)] = encode_neighbours(measure_neighbours(labels))
     if picture.tiles:
         books[typical_key(name)] = encode_jpeg(arrange_tiles(picture.tiles))
     for key, data in books.items():

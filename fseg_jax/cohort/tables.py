@@ -10,6 +10,7 @@ from fseg_jax.cohort.records import (
     FAILURES,
     Failure,
     SlideRecord,
+    neighbours_key,
     read_timing,
     record_key,
     thumbnail_key,
@@ -20,6 +21,7 @@ from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.files.storage import Storage
 from fseg_jax.outputs import report
 from fseg_jax.outputs.csv_table import format_csv
+from fseg_jax.outputs.neighbours import Neighbours, decode_neighbours
 from fseg_jax.outputs.report import SlideTotals, make_own_label
 
 _FAILURE_COLUMNS = ("slide_id", "path", "reason")
@@ -107,7 +109,14 @@ def _render_report(
         encoder=card.to_json(),
         codebook=asdict(job.codebook.provenance) if job.codebook else None,
         typical=read_typical(storage, totals) if job.codebook else {},
+        neighbours=_read_neighbours(storage, totals) if job.codebook else [],
     )
+
+
+def _read_neighbours(storage: Storage, totals: Mapping[str, SlideTotals]) -> list[Neighbours]:
+    """Read how clusters lie to each other on slides; slides of older versions do not say."""
+    files = storage.read_all([neighbours_key(slide_id) for slide_id in totals])
+    return [each for _, data in sorted(files.items()) if (each := decode_neighbours(data))]
 
 
 def _encode_areas(slides: Sequence[ManifestSlide], totals: Mapping[str, SlideTotals]) -> bytes:

@@ -10,6 +10,7 @@ from fseg_jax.outputs.picture import cut_tiles, decode_jpeg, encode_jpeg
 from fseg_jax.outputs.report import SlideTotals, TypicalPlace
 
 _PLACES = 3  # of a cluster
+_GOOD = 0.75  # of the share of its best place, that the others have at least
 _QUALITY = 80  # of JPEG
 
 
@@ -46,7 +47,7 @@ def read_typical(storage: Storage, totals: Mapping[str, SlideTotals]) -> dict[st
         pictures |= {(slide_id, *place): picture for place, picture in sheet.items()}
     shown = {
         name: [
-            TypicalPlace(each.slide_id, pictures[each.slide_id, name, each.place])
+            TypicalPlace(each.slide_id, pictures[each.slide_id, name, each.place], each.share)
             for each in places
             if (each.slide_id, name, each.place) in pictures
         ]
@@ -56,14 +57,19 @@ def read_typical(storage: Storage, totals: Mapping[str, SlideTotals]) -> dict[st
 
 
 def _choose(name: str, totals: Mapping[str, SlideTotals]) -> list[_Candidate]:
-    """Choose places of a cluster: the best ones of slides first, then their second ones."""
+    """Choose places of a cluster that are nearly as much its own as the best, on several slides if there are.
+
+    The best place of a slide that has little of the cluster would show something else.
+    """
     candidates = [
         _Candidate(share, slide_id, index)
         for slide_id, slide in totals.items()
         for index, share in enumerate(slide.typical.get(name, ()))
     ]
-    candidates.sort(key=lambda each: (each.place, -each.share, each.slide_id))
-    return candidates[:_PLACES]
+    least = _GOOD * max((each.share for each in candidates), default=0.0)
+    good = [each for each in candidates if each.share >= least]
+    good.sort(key=lambda each: (each.place, -each.share, each.slide_id))
+    return sorted(good[:_PLACES], key=lambda each: (-each.share, each.slide_id, each.place))
 
 
 def _read_sheet(

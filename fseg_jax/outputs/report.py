@@ -20,12 +20,14 @@ from fseg_jax.files.images import load_image
 from fseg_jax.outputs.cluster_names import Clusters
 from fseg_jax.outputs.colours import format_hex
 from fseg_jax.outputs.labels import resample_nearest
+from fseg_jax.outputs.neighbours import Neighbours, pool_neighbours
 
 OWN_LISTED = 12  # clusters of a slide's own that its line shows, the largest ones
 SIDE = 160  # pixels of the longer side of a slide in a thumbnail, which shows it twice
 _ALPHA = 0.55  # opacity of the clusters' colours
 _QUALITY = 75  # of JPEG
 _DATA = re.compile(r'(<script type="application/json" id="data">)(.*?)(?=</script>)', re.DOTALL)
+_RELATED = 32  # clusters whose neighbours the page shows, the largest ones
 _MAX_BYTES = 2_500_000  # of all pictures inside a page: where there are more, it shows the files beside it
 
 
@@ -60,10 +62,12 @@ class TypicalPlace(NamedTuple):
     Attributes:
         slide_id: The slide that it is on.
         picture: Its picture, as JPEG.
+        share: The cluster's share of the contributions there.
     """
 
     slide_id: str
     picture: bytes
+    share: float
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def render_report(
     encoder: dict[str, Any],
     codebook: dict[str, Any] | None,
     typical: Mapping[str, Sequence[TypicalPlace]],
+    neighbours: Sequence[Neighbours] = (),
 ) -> str:
     """Render the page, with everything that it shows inside it.
 
@@ -145,6 +150,7 @@ def render_report(
         codebook: What the codebook was made with; None where each slide has clusters of its own, which are
             shown in its own line, as no two of them are the same.
         typical: The most typical places of clusters, by name.
+        neighbours: How clusters lie to each other on slides.
     """
     from jinja2 import Environment, select_autoescape
 
@@ -190,11 +196,43 @@ def render_report(
             "listed": OWN_LISTED,
             "border": [_average_border_share(name, totals) for name in clusters],
             "typical": [
-                [[each.slide_id, base64.b64encode(each.picture).decode()] for each in typical.get(name, ())]
+                [
+                    [each.slide_id, base64.b64encode(each.picture).decode(), round(each.share, 3)]
+                    for each in typical.get(name, ())
+                ]
                 for name in clusters
             ],
+            "neighbours": _describe_neighbours(neighbours, clusters, totals),
         },
     )
+
+
+def _describe_neighbours(
+    neighbours: Sequence[Neighbours], clusters: Sequence[str], totals: Sequence[SlideTotals]
+) -> dict[str, Any] | None:
+    """Describe how the largest clusters lie to each other on all slides; None where that is not known."""
+    areas = [sum(slide.areas_mm2.get(name, 0) for slide in totals) for name in clusters]
+    largest = sorted(range(len(clusters)), key=lambda j: -areas[j])[:_RELATED]
+    shown = sorted(j for j in largest if areas[j])
+    if not neighbours or len(shown) < 2:
+        return None
+    pooled = pool_neighbours(neighbours, shown)
+    np.fill_diagonal(pooled.borders, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = pooled.counts / pooled.expected
+        border = pooled.borders / pooled.borders.sum(1, keepdims=True)
+    tables = {"ratio": ratio, "border": border, "distance": pooled.distances}
+    for table in tables.values():
+        np.fill_diagonal(table, np.nan)
+    return {
+        "slides": len(neighbours),
+        "clusters": shown,
+        **{name: [[_round(v) for v in row] for row in table.tolist()] for name, table in tables.items()},
+    }
+
+
+def _round(value: float) -> float | None:
+    return float(f"{value:.3g}") if np.isfinite(value) else None
 
 
 def _average_border_share(name: str, totals: Sequence[SlideTotals]) -> float:

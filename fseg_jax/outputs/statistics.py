@@ -252,16 +252,18 @@ def draw_neighbours(
     side = min(14.0, 2.2 + 0.32 * k)
     figure = Figure(figsize=(2 * side + 1.5, side + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    shown = np.arcsinh(np.nan_to_num(z))
-    most = float(np.abs(shown).max(initial=1e-9)) or 1.0
+    # A cluster has itself for a neighbour so often that beside it nothing else would show.
+    shown = np.where(np.eye(k, dtype=bool), np.nan, np.arcsinh(np.nan_to_num(z)))
+    most = float(np.abs(np.nan_to_num(shown)).max(initial=1e-9)) or 1.0
     left, right = figure.subplots(1, 2)
     pictures = (
         left.imshow(shown, cmap="RdBu_r", vmin=-most, vmax=most),
-        right.imshow(interfaces * 1e-3, cmap="viridis"),
+        right.imshow(np.where(np.eye(k, dtype=bool), np.nan, interfaces * 1e-3), cmap="viridis"),
     )
-    left.set_title("neighbours: arcsinh of z (red: more than by chance)", fontsize=9)
+    left.set_title("neighbours: arcsinh of z (red: more than by chance; grey: itself)", fontsize=9)
     right.set_title("interface, mm", fontsize=9)
     for axes, picture in zip((left, right), pictures, strict=True):
+        axes.set_facecolor("#dddddd")
         axes.set_xticks(range(k), names, rotation=90, fontsize=7)
         axes.set_yticks(range(k), names, fontsize=7)
         figure.colorbar(picture, ax=axes, shrink=0.8)

@@ -61,7 +61,8 @@ def fseg(*arguments: object) -> int:
 @pytest.mark.smoke
 def test_everything_is_there_and_nothing_else(finished_cohort):
     names = {f"S-{i:02d}{suffix}" for i in range(4) for suffix in SUFFIXES}
-    tables = {"areas.csv", "failures.csv", "report.html", "cohort.json", "timings", "thumbnails", "typical"}
+    tables = {"areas.csv", "failures.csv", "report.html", "cohort.json", "timings", "thumbnails"}
+    tables |= {"typical", "neighbours"}
     assert {path.name for path in finished_cohort.iterdir()} == names | tables
     assert (finished_cohort / "failures.csv").read_text() == "slide_id,path,reason\n"
     with (finished_cohort / "areas.csv").open() as file:
