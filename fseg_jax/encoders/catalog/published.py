@@ -595,7 +595,7 @@ _ROWS = (
             ),
             parameters=110_860_033,
             longest=256,
-            tokenizer=("tokenizer.json", "vocab.txt"),
+            tokenizer=("vocab.txt", "tokenizer.json"),
         ),
         licence="MIT",
         citation="Zhou et al., KEEP, Cancer Cell 2026, doi:10.1016/j.ccell.2026.01.019",

@@ -12,6 +12,7 @@ from fixtures import FOLDER, list_fixtures, relative_error
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from stand_in_hub import StandInHub, serve
 from tiny import get_error_line, list_cache_files, make_resnet_tensors, make_vit_tensors
 
 from fseg_jax.encoders.architectures import (
@@ -118,7 +119,7 @@ def model(monkeypatch: pytest.MonkeyPatch, no_hub: None) -> Texts:
         parameters=10_000,
         input_size=16,
         normalisation=IMAGENET,
-        text=TextRow(theirs.config, 10_000, 40, ("tokenizer.json",)),
+        text=TextRow(theirs.config, 10_000, 40, ("vocab.txt", "tokenizer.json")),
     )
     monkeypatch.setitem(catalog.CATALOG, row.name, row)
     return theirs
@@ -151,6 +152,21 @@ def test_one_checkpoint_gives_both_towers(model, checkpoint):
     expected = hidden @ w["visual_head.2.weight"].T + w["visual_head.2.bias"]
     np.testing.assert_allclose(embedded, expected / np.linalg.norm(expected, axis=1)[:, None], atol=1e-5)
     assert [name.partition("-")[0] == "text" for name in list_cache_files()] == [False, True]
+
+
+def test_checkpoint_and_tokenizer_are_fetched_once(model, checkpoint, monkeypatch):
+    """The file that the repository lacks is not missed, and without a network it is said what to bring."""
+    told = get_error_line(lambda: load_image_text("tiny-words"))
+    assert "its tokenizer is not here" in told and "give the file with --tokenizer FILE here" in told
+    told = get_error_line(lambda: load_image_text("tiny-words", tokenizer=model.tokenizer))
+    assert "its weights are not here" in told and "give the file with --weights FILE here" in told
+    published = {"model.safetensors": checkpoint.read_bytes(), "tokenizer.json": model.tokenizer.read_bytes()}
+    with serve(hub := StandInHub(files={"lab/tiny-words": published})):
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        first = load_image_text("tiny-words").embed_texts(model.prompts)
+        assert len(hub.list_downloads()) == 2
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    assert (load_image_text("tiny-words").embed_texts(model.prompts) == first).all()
 
 
 def test_what_is_no_model_of_words_is_one_line(model, checkpoint, tmp_path):
