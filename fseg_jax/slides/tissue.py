@@ -87,7 +87,10 @@ class Tissue(NamedTuple):
         rows, rows_inside = _interpolate_axis(y, height, mpp / self.mpp, self.mask.shape[0])
         columns, columns_inside = _interpolate_axis(x, width, mpp / self.mpp, self.mask.shape[1])
         top, left = rows.before[0], columns.before[0]
-        part = self.mask[top : rows.after[-1] + 1, left : columns.after[-1] + 1].astype(np.float32)
+        part = self.mask[top : rows.after[-1] + 1, left : columns.after[-1] + 1]
+        if part.all() or not part.any():  # as most boxes are
+            return np.asarray(rows_inside[:, None] & columns_inside & part[0, 0])
+        part = part.astype(np.float32)
         weight = rows.weight[:, None]
         part = part[rows.before - top] * (1 - weight) + part[rows.after - top] * weight
         weight = columns.weight

@@ -226,6 +226,8 @@ def test_crop_interpolates_between_the_masks_pixels() -> None:
     np.testing.assert_array_equal(past[5:35, 6:46], mask)
     assert past.sum() == mask.sum()
     assert not tissue.crop(300, 0, 5, 5, 8.0).any()
+    full = Tissue(np.ones_like(mask), tissue.mpp)
+    np.testing.assert_array_equal(full.crop(-5, -6, 40, 52, 8.0), np.pad(full.mask, ((5, 5), (6, 6))))
     assert tissue.fraction == mask.mean()
 
 
