@@ -19,10 +19,10 @@ from fseg_jax.cam.step_outputs import (
     split_record,
     take_provenance,
     write_json,
-    write_table,
 )
 from fseg_jax.errors import InputError
 from fseg_jax.methods import cam
+from fseg_jax.outputs.csv_table import write_csv
 from fseg_jax.pipeline.publish import together
 from fseg_jax.process import Progress
 
@@ -127,8 +127,8 @@ def propagate_folder(
     propagated = replace(images, labels=labels, held_out=held_out)
     with together(RECORD, Path(out)) as folder:
         rows = _label_rows(propagated, propagation)
-        write_table(folder / "labels.csv", rows, list(rows[0]))
-        write_table(folder / "rounds.csv", _round_rows(images, propagation), ("round", *cam.Round._fields))
+        write_csv(folder / "labels.csv", list(rows[0]), rows)
+        write_csv(folder / "rounds.csv", ("round", *cam.Round._fields), _round_rows(images, propagation))
         record = PropagationRecord(
             take_provenance(started),
             folder=str(images.folder),

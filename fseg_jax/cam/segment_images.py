@@ -22,9 +22,9 @@ from fseg_jax.cam.step_outputs import (
     make_folder,
     take_provenance,
     write_json,
-    write_table,
 )
 from fseg_jax.errors import InputError
+from fseg_jax.outputs.csv_table import write_csv
 from fseg_jax.outputs.masks import write_mask, write_picture
 from fseg_jax.pipeline.publish import together
 from fseg_jax.process import Progress
@@ -111,7 +111,7 @@ def segment_files(
                 progress("segment", number + 1, len(files))
         if not rows:
             raise InputError(f"none of the {len(files)} images can be read: give images")
-        write_table(folder / "masks.csv", rows, list(rows[0]))
+        write_csv(folder / "masks.csv", list(rows[0]), rows)
         record = MasksRecord(
             take_provenance(started),
             classifier=classifier.card,

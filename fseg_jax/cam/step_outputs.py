@@ -4,7 +4,6 @@ A folder that holds a step's record holds all of the step's outputs.
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from fseg_jax.errors import InputError, OutputError
 from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.partial_folders import recover_outputs
-from fseg_jax.outputs.csv_table import write_csv
 from fseg_jax.pipeline.provenance import Provenance
 
 METHOD = "CAM (Storås 2021, MediaEval Medico)"
@@ -65,11 +63,6 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{path}: cannot be made ({error.strerror}): give another folder") from error
     return path
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """Write rows as CSV that no spreadsheet takes for formulas; the file appears whole or not at all."""
-    write_csv(path, columns, rows)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

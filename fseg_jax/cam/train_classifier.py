@@ -34,10 +34,10 @@ from fseg_jax.cam.step_outputs import (
     split_record,
     take_provenance,
     write_json,
-    write_table,
 )
 from fseg_jax.errors import InputError
 from fseg_jax.methods import cam
+from fseg_jax.outputs.csv_table import write_csv
 from fseg_jax.pipeline.publish import together
 from fseg_jax.process import Progress
 
@@ -179,7 +179,7 @@ def _train(
             files.append(checkpoints / f"epoch-{epoch.number:03d}.safetensors")
         for path in files:
             write_classifier(path, trainer, epoch.state, classes, epoch.held_out)
-        write_table(folder / HISTORY, history, list(history[0]))
+        write_csv(folder / HISTORY, list(history[0]), history)
         write_state(folder / STATE, epoch.state, fingerprint)
         score = epoch.held_out
         _LOG.info(

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,6 +34,7 @@ from fseg_jax.process import is_quiet
 
 if TYPE_CHECKING:
     from fseg_jax.cohort.job import Job
+    from fseg_jax.cohort.patch_clusters import PatchClusterSummary
     from fseg_jax.cohort.run import Outcome
 
 _DEFAULT = click.core.ParameterSource.DEFAULT
@@ -44,7 +46,7 @@ _FIXED_BY_FEATURES = (
 
 _FOR_PATCHES = {  # options that go with --from-h5
     *("output", "from_h5", "slides_folder", "names", "redo", "codebook", "k", "seed", "mpp_override"),
-    *("image", "shards", "outlines", "class_prefix"),
+    *("image", "shards", "outlines", "class_prefix", "as_json"),
 }
 
 
@@ -157,7 +159,7 @@ def cohort(
         raise InputError("give a MANIFEST, or a folder of patch features with --from-h5")
     if from_h5 is not None:
         chosen = {n for n in context.params if context.get_parameter_source(n) is not _DEFAULT}
-        return _cluster_patches(from_h5, output, slides_folder, names, redo, chosen, options)
+        return _cluster_patches(from_h5, output, slides_folder, names, redo, chosen, as_json, options)
     assert manifest is not None
     if features is not None:
         fixed = [name for name in _FIXED_BY_FEATURES if context.get_parameter_source(name) is not _DEFAULT]
@@ -225,7 +227,6 @@ def _encode_outcome(place: str, outcome: "Outcome") -> str:
     """Encode what became of a slide as a line of JSON."""
     from fseg_jax.cohort.records import parse_json, record_key, timing_key
     from fseg_jax.files.storage import open_storage
-    from fseg_jax.pipeline.segment import SUFFIXES
 
     name = outcome.slide_id
     if outcome.status == "failed":
@@ -233,7 +234,7 @@ def _encode_outcome(place: str, outcome: "Outcome") -> str:
     files = open_storage(place).read_all([record_key(name), timing_key(name)])
     record = parse_json(files.get(record_key(name))) or {}
     timing = parse_json(files.get(timing_key(name))) or {}
-    return encode_result(name, {**record, **timing}, [f"{place}/{name}{suffix}" for suffix in SUFFIXES])
+    return encode_result(name, {**record, **timing}, _list_outputs(place, name))
 
 
 def _cluster_patches(
@@ -243,17 +244,21 @@ def _cluster_patches(
     names: Path | None,
     redo: bool,
     chosen: set[str],
+    as_json: bool,
     options: dict[str, Any],
 ) -> int:
     """Cluster the patches of a folder of HDF5 files, and return the exit code."""
-    from fseg_jax.cohort.patch_clusters import PatchClusterSettings, cluster_patch_files
+    from fseg_jax.cohort.patch_clusters import (
+        PatchClusterSettings,
+        check_bucket,
+        cluster_patch_files,
+        publish_patch_clusters,
+    )
     from fseg_jax.outputs.cluster_names import load_names
 
     if other := sorted(chosen - _FOR_PATCHES):
         option = other[0].replace("_", "-")
         raise InputError(f"--{option}: is not for patch features; leave it out with --from-h5")
-    if "://" in output:
-        raise InputError(f"-o {output}: give a folder; outputs of --from-h5 are not written to buckets")
     settings = PatchClusterSettings(
         k=options["k"] or PatchClusterSettings.k,
         centres=options["codebook"],
@@ -263,11 +268,43 @@ def _cluster_patches(
         form=pop_form(options),
         seed=options["seed"],
     )
-    summary = cluster_patch_files(folder, Path(output), settings, overwrite=redo, tell=click.echo)
+
+    def tell_outcome(name: str, record: dict[str, Any] | None, reason: str) -> None:
+        if as_json:
+            click.echo(encode_result(name, record, _list_outputs(output, name), reason))
+
+    def run(place: Path) -> "PatchClusterSummary":
+        return cluster_patch_files(
+            folder,
+            place,
+            settings,
+            overwrite=redo,
+            tell=lambda line: say(line, err=as_json),
+            tell_outcome=tell_outcome,
+        )
+
+    if "://" in output:
+        if not redo:
+            check_bucket(folder, output)
+        with TemporaryDirectory() as place:
+            summary = run(Path(place))
+            publish_patch_clusters(Path(place), summary.areas_mm2, output)
+    else:
+        summary = run(Path(output))
     done = len(summary.areas_mm2)
     failures = f", {len(summary.failed)} failed ({output}/failures.csv says why)" if summary.failed else ""
-    click.echo(f"fseg: {done} of {done + len(summary.failed)} slides done{failures}")
+    _conclude(
+        f"{done} of {done + len(summary.failed)} slides done{failures}",
+        failed=bool(summary.failed),
+        err=as_json,
+    )
     return 1 if summary.failed else 0
+
+
+def _list_outputs(place: str, name: str) -> list[str]:
+    from fseg_jax.pipeline.segment import SUFFIXES
+
+    return [f"{place}/{name}{suffix}" for suffix in SUFFIXES]
 
 
 def _offer_fit(manifest: str, split: str | None, job: "Job") -> str:

@@ -1,5 +1,6 @@
 """``fseg embed`` and ``fseg seed``."""
 
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fseg_jax.cli.options import (
     encoder_options,
     form_options,
     h5_options,
+    json_option,
     output_option,
     overwrite_option,
     patch_options,
@@ -25,7 +27,7 @@ from fseg_jax.cli.options import (
     tissue_options,
 )
 from fseg_jax.cli.progress import show_progress
-from fseg_jax.cli.terminal import tolerate_failure
+from fseg_jax.cli.terminal import encode_result, tolerate_failure
 
 
 @click.command()
@@ -44,15 +46,21 @@ from fseg_jax.cli.terminal import tolerate_failure
     is_flag=True,
     help="Also write HDF5 (NAME.embeddings.h5) as TRIDENT does, for MIL programs.",
 )
-@combine(batching_options, anndata_option, overwrite_option)
+@combine(batching_options, anndata_option, json_option, overwrite_option)
 def embed(
-    slides: tuple[Path, ...], output: Path, overwrite: bool, anndata: bool, h5: bool, **options: Any
+    slides: tuple[Path, ...],
+    output: Path,
+    overwrite: bool,
+    anndata: bool,
+    h5: bool,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Embed a slide's patches, once, so that clicks can cluster them in an instant (then: fseg seed)."""
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.pipeline.embed import PatchSettings, embed_slide
     from fseg_jax.slides.dicom_series import merge_series
-    from fseg_jax.slides.reader import open_slide
+    from fseg_jax.slides.reader import name_outputs, open_slide
 
     paths = merge_series(slides)
     done = 0
@@ -65,11 +73,16 @@ def embed(
             dtype=options.pop("stored_dtype"), tissue=pop_tissue_setting(options), **options
         )
         for path in paths:
-            with tolerate_failure(paths, f"embedding {path}"):
+
+            def report(reason: str, name: str = name_outputs(path)) -> None:
+                if as_json:
+                    display.print(encode_result(name, None, (), reason))
+
+            with tolerate_failure(paths, f"embedding {path}", report):
                 with open_slide(
                     path, settings.mpp_override, frame=settings.frame, series=settings.series
                 ) as slide:
-                    embed_slide(
+                    record = embed_slide(
                         slide,
                         output,
                         encoder,
@@ -80,8 +93,14 @@ def embed(
                         progress=display.begin(slide.name),
                     )
                 done += 1
-                display.print(output / f"{slide.name}.embeddings.zarr")
+                stem = output / f"{slide.name}.embeddings"
+                written = [f"{stem}{suffix}" for suffix in _suffix_embeddings(anndata=anndata, h5=h5)]
+                display.print(encode_result(slide.name, record, written) if as_json else written[1])
     return 0 if done == len(paths) else 2
+
+
+def _suffix_embeddings(*, anndata: bool, h5: bool) -> list[str]:
+    return [".json", ".zarr", *([".h5ad"] if anndata else []), *([".h5"] if h5 else [])]
 
 
 @click.command()
@@ -104,7 +123,7 @@ def embed(
     metavar="FILE",
     help="Patch features of TRIDENT or CLAM (NAME.h5), taken into FOLDER in place of those of fseg embed.",
 )
-@combine(h5_options, seed_option, form_options, anndata_option, overwrite_option)
+@combine(h5_options, seed_option, form_options, anndata_option, json_option, overwrite_option)
 def seed(
     folder: Path,
     seeds: Path,
@@ -116,6 +135,7 @@ def seed(
     mpp_override: float | None,
     anndata: bool,
     overwrite: bool,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Segment an embedded slide from a few clicks: SEEDS is GeoJSON points, as QuPath exports them."""
@@ -128,5 +148,7 @@ def seed(
     if from_h5 is not None:
         take_patches(from_h5, folder, slides_folder, mpp_override, overwrite=overwrite)
         slide = from_h5.stem
-    seed_slide(folder, seeds, settings, slide=slide, anndata=anndata, form=form, overwrite=overwrite)
-    click.echo(folder / f"{choose_slide(folder, slide)}.sic.png")
+    name = choose_slide(folder, slide)
+    record = seed_slide(folder, seeds, settings, slide=name, anndata=anndata, form=form, overwrite=overwrite)
+    paths = sorted(str(path) for path in folder.glob(f"{glob.escape(name)}.sic.*"))
+    click.echo(encode_result(name, record, paths) if as_json else folder / f"{name}.sic.png")

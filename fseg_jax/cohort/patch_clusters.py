@@ -4,9 +4,10 @@ Every slide gets its clusters' labels, outlines, areas and picture, as from ``fs
 same on all of them. Their patches stay in ``NAME.embeddings.zarr``, for ``fseg seed`` and the page.
 """
 
+import glob
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,21 +15,28 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from fseg_jax.cohort.records import record_key, thumbnail_key
 from fseg_jax.errors import InputError, OutputError
+from fseg_jax.files.atomic import replace_atomically
 from fseg_jax.files.partial_folders import open_partial_folder
+from fseg_jax.files.storage import open_storage
 from fseg_jax.files.tensor_reader import BrokenFileError, open_tensors
 from fseg_jax.files.tensor_writer import write_tensors
 from fseg_jax.numerics import kmeans
+from fseg_jax.outputs import report
 from fseg_jax.outputs.cluster_names import ClusterNames, Clusters, name_clusters
 from fseg_jax.outputs.colours import format_hex
 from fseg_jax.outputs.csv_table import write_csv
 from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.outputs.form import DEFAULT_FORM, OutputForm
+from fseg_jax.outputs.labels import open_labels
+from fseg_jax.outputs.neighbours import measure_neighbours
 from fseg_jax.outputs.patch_h5 import list_patch_files
+from fseg_jax.outputs.picture import read_picture
 from fseg_jax.pipeline.patch_import import take_patches
 from fseg_jax.pipeline.patch_map import write_patch_map
 from fseg_jax.pipeline.patch_records import PatchProvenance, read_provenance
-from fseg_jax.pipeline.publish import check_outputs, finish
+from fseg_jax.pipeline.publish import Json, check_outputs, finish
 from fseg_jax.pipeline.record import made_with
 from fseg_jax.pipeline.segment import FORMAT, output_paths
 
@@ -81,8 +89,9 @@ def cluster_patch_files(
     *,
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda line: None,
+    tell_outcome: Callable[[str, Json | None, str], None] = lambda name, record, reason: None,
 ) -> PatchClusterSummary:
-    """Cluster the patches of every HDF5 file of a folder; write each slide's outputs and a table of areas.
+    """Cluster the patches of every HDF5 file of a folder; write each slide's outputs, tables and a report.
 
     A file that is damaged is left out and named; nothing of its slide is written.
 
@@ -92,6 +101,7 @@ def cluster_patch_files(
         settings: How to cluster.
         overwrite: Whether results that exist are replaced; slides that have them fail otherwise.
         tell: Called with each line for the user.
+        tell_outcome: Called with each slide, its record, None where it failed, and then why.
 
     Raises:
         InputError: There are no files, none can be used, or settings do not fit them.
@@ -117,16 +127,20 @@ def cluster_patch_files(
         except InputError as error:
             failed[path.stem] = str(error)
             tell(f"{path.stem}: failed: {error}")
+            tell_outcome(path.stem, None, str(error))
     if not embedded:
         first_reason = next(iter(failed.values()))
         raise InputError(f"{folder}: none of its {len(files)} files can be used: {first_reason}")
     centres = _choose_centres(embedded, settings)
     clusters = name_clusters(settings.names, len(centres), "the codebook")
-    areas = {}
+    records = {}
     for number, (name, opened) in enumerate(embedded.items(), 1):
-        areas[name] = _write_slide(out, name, opened, centres, clusters, settings, overwrite)
+        records[name] = _write_slide(out, name, opened, centres, clusters, settings, overwrite)
         tell(f"[{number}/{len(embedded)}] {name}")
+        tell_outcome(name, records[name], "")
+    areas = {name: record["areas_mm2"] for name, record in records.items()}
     _write_tables(out, centres, clusters, areas, failed)
+    _write_report(out, records, embedded, failed)
     return PatchClusterSummary(areas, failed)
 
 
@@ -194,8 +208,8 @@ def _write_slide(
     clusters: Clusters,
     settings: PatchClusterSettings,
     overwrite: bool,
-) -> Mapping[str, float]:
-    """Write all outputs of a slide, and return its areas."""
+) -> Json:
+    """Write all outputs of a slide, and return its record."""
     facts: PatchProvenance = read_provenance(opened)
     labels = assign(opened, centres)
     paths = output_paths(name, out)
@@ -233,8 +247,78 @@ def _write_slide(
             "colours": dict(zip(clusters.names, map(format_hex, clusters.colours), strict=True)),
             "outlines": asdict(made.outlines),
         }
-        finish(folder, record, paths)
-    return made.areas_mm2
+        return finish(folder, record, paths)
+
+
+def _write_report(
+    out: Path, records: Mapping[str, Json], embedded: Mapping[str, Embeddings], failed: Mapping[str, str]
+) -> None:
+    """Write the report of a cohort, of patches in place of tiles, and the slides' thumbnails."""
+    slides, neighbours = [], []
+    for name, record in records.items():
+        picture = read_picture((out / f"{name}.png").read_bytes())
+        labels = open_labels(out / f"{name}.ome.zarr")
+        thumbnail = report.encode_thumbnail(picture.image, picture.labels, labels.colours)
+        path = out / thumbnail_key(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(thumbnail)
+        totals = report.SlideTotals(
+            record["tissue_mm2"],
+            record["areas_mm2"],
+            record["colours"],
+            {},
+            {},
+            len(embedded[name].centers),
+            record["versions"],
+            record["device"],
+        )
+        slides.append(report.Slide(name, "", "", totals, None, thumbnail))
+        neighbours.append(measure_neighbours(labels))
+    first = next(iter(records.values()))
+    page = report.render_report(
+        slides=[*slides, *(report.Slide(name, "", "", None, None, None) for name in failed)],
+        failures=[{"slide_id": name, "reason": reason} for name, reason in failed.items()],
+        settings={
+            "encoder": first["encoder"]["name"],
+            "k": first["centres"]["k"],
+            "mode": METHOD,
+            "mpp": first["embeddings"]["mpp"],
+            "seed": first["centres"]["seed"],
+        },
+        encoder=first["encoder"],
+        codebook={"centres": CENTRES, "hash": first["centres"]["hash"]},
+        typical={},
+        neighbours=neighbours,
+    )
+    with replace_atomically(out / "report.html") as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def check_bucket(folder: Path, place: str) -> None:
+    """Check that a bucket has no results of the slides whose patches are to be clustered.
+
+    Raises:
+        InputError: It has some.
+    """
+    keys = [record_key(path.stem) for path in list_patch_files(folder)]
+    if present := sorted(open_storage(place).find_present(keys)):
+        raise InputError(f"{place}/{present[0]} exists: choose another place, or --redo")
+
+
+def publish_patch_clusters(folder: Path, names: Iterable[str], place: str) -> None:
+    """Publish in a bucket what ``cluster_patch_files`` wrote to a folder.
+
+    Args:
+        folder: The folder.
+        names: The slides that are done.
+        place: The bucket's address, and a path in it.
+    """
+    storage = open_storage(place)
+    for name in names:
+        paths = [*output_paths(name, folder), *sorted(folder.glob(f"{glob.escape(name)}.embeddings.*"))]
+        storage.publish(folder, [*(path.name for path in paths), thumbnail_key(name)])
+    for table in (CENTRES, "areas.csv", "failures.csv", "report.html"):
+        storage.write(table, (folder / table).read_bytes())
 
 
 def hash_centres(centres: Float[np.ndarray, "k c"]) -> str:

@@ -194,7 +194,9 @@ def render_report(
             "clusters": clusters,
             "colours": [colours[name] for name in clusters],
             "listed": OWN_LISTED,
-            "border": [_average_border_share(name, totals) for name in clusters],
+            "border": [_average_border_share(name, totals) for name in clusters]
+            if any(each.border_share for each in totals)
+            else None,
             "typical": [
                 [
                     [each.slide_id, base64.b64encode(each.picture).decode(), round(each.share, 3)]

@@ -87,6 +87,14 @@ def test_a_slide_is_embedded_and_seeded(slide, tmp_path, capsys):
     ]
     assert fseg("seed", out, seeds, "--classes", "stroma,tumour", "--overwrite") == 2
     assert "gland" in capsys.readouterr().err
+    assert fseg("seed", out, seeds, "--json", "--overwrite") == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["slide"] == "small" and set(line["areas_mm2"]) == {"gland", "stroma"}
+    assert str(out / "small.sic.png") in line["outputs"]
+    missing = tmp_path / "none.svs"
+    assert fseg("embed", missing, "-o", out, "--json", "--encoder", "classical") == 2
+    line = json.loads(capsys.readouterr().out)
+    assert line == {"slide": "none", "status": "failed", "error": f"{missing}: no such file"}
     seeds.write_text("{")
     assert fseg("seed", out, seeds, "--overwrite") == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from fseg_jax import cli
 from fseg_jax.cohort.patch_clusters import read_centres
+from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.labels import open_labels
 
 CENTRES = np.eye(3, 5, dtype=np.float32) * 4 - 1
@@ -52,11 +55,24 @@ def test_a_cluster_is_the_same_on_all_slides(folder, tmp_path, capsys):
     assert [b[10, int(width * x)] for x in (0.1, 0.5, 0.9)] == [at[2], at[0], at[1]]
     assert len(set(at)) == 3 and json.loads((out / "a.json").read_text())["encoder"]["name"] == "uni"
     assert "c.h5" in (out / "failures.csv").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert [row[0] for row in data["rows"]] == ["a", "b"] and "c.h5" in page
+    assert data["border"] is None and data["neighbours"]["slides"] == 2
+    shares = np.array([[v or 0.0 for v in row] for row in data["neighbours"]["border"]])
+    assert (shares > 0).sum(1).max() == 2  # a band in the middle touches both others
     # Their centres are a codebook for others.
     assert read_centres(out / "centres.safetensors").shape == (3, 5)
     (folder / "c.h5").unlink()
     options = ("--codebook", out / "centres.safetensors", "--class-prefix", "{slide} ")
-    assert fseg("cohort", "--from-h5", folder / "b.h5", "-o", tmp_path / "again", *options) == 0
+    capsys.readouterr()
+    again = ("cohort", "--from-h5", folder / "b.h5", "-o", tmp_path / "again", *options)
+    assert fseg(*again, "--json", "--quiet") == 0
+    printed, err = capsys.readouterr()
+    line = json.loads(printed)
+    assert line["slide"] == "b" and line["status"] == "done" and err == ""
+    assert all(Path(path).exists() for path in line["outputs"])
+    assert line["areas_mm2"] == json.loads((tmp_path / "again" / "b.json").read_text())["areas_mm2"]
     np.testing.assert_array_equal(open_labels(tmp_path / "again" / "b.ome.zarr").read(0), b)
 
 
@@ -73,6 +89,20 @@ def test_a_mistake_is_one_line(folder, tmp_path, options, says, capsys):
     assert fseg("cohort", "--from-h5", folder, "-o", tmp_path / "out", *options) == 2
     assert says in capsys.readouterr().err
     assert not [*tmp_path.glob("out/*.json")] or not [*tmp_path.glob("out/?.json")]
+
+
+def test_a_bucket_holds_what_a_folder_does(folder, bucket, tmp_path, capsys):
+    arguments = ("cohort", "--from-h5", folder, "--k", 3, "--no-image", "-o")
+    assert fseg(*arguments, f"{bucket}/out", "--quiet") == 0 == fseg(*arguments, tmp_path / "out", "--quiet")
+    assert capsys.readouterr().out == ""
+    storage = open_storage(f"{bucket}/out")
+    for path in (p for p in (tmp_path / "out").rglob("*") if p.is_file()):
+        key = path.relative_to(tmp_path / "out").as_posix()
+        found = storage.read(key)
+        assert found is not None, key
+        assert found == path.read_bytes() or b'"finished"' in found, key
+    assert fseg(*arguments, f"{bucket}/out") == 2
+    assert "a.json exists: choose another place, or --redo" in capsys.readouterr().err
 
 
 def test_a_manifest_and_features_are_not_given_together(folder, tmp_path, capsys):
