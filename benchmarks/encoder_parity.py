@@ -94,6 +94,7 @@ ARCHITECTURES = (
     _timm("vit_small_patch16_224", "kaiko-s16", "lunit-s16", "sp22m", "hipt", **_VIT),
     _timm("vit_small_patch8_224", "kaiko-s8", "lunit-s8", **_VIT),
     _timm("vit_base_patch16_224", "kaiko-b16", **_VIT),
+    _timm("vit_base_patch16_224", "pathoduet", reg_tokens=1, **_VIT),
     _timm("vit_base_patch8_224", "kaiko-b8", **_VIT),
     _timm("vit_large_patch14_reg4_dinov2", "kaiko-l14", **_VIT),
     _timm("vit_large_patch16_224", "uni", "mstar", "pathorchestra", "keep", init_values=1e-5, **_VIT),
@@ -266,8 +267,8 @@ def measure(architecture: Architecture) -> dict[str, Any]:
     reference = _observe(module, x, row)
     autocast = _observe(module, x, row, autocast=True)
     state = references.get_published(module)
-    if row.name == "ctranspath":
-        state = references.rename_to_ctranspath(state)
+    if row.name in ("ctranspath", "pathoduet"):
+        state = getattr(references, f"rename_to_{row.name}")(state)
     result: dict[str, Any] = {
         "rows": architecture.rows,
         "reference": f"{architecture.source}: {architecture.name}",

@@ -41,6 +41,7 @@ from weights_convert.references import (
     rename_to_ctranspath,
     rename_to_dinov2,
     rename_to_lukemelas,
+    rename_to_pathoduet,
 )
 from weights_convert.text_references import build_text_tower, observe_text_tower
 
@@ -299,6 +300,21 @@ def _build_later_vits() -> dict[str, Fixture]:
             ViTConfig(patch=16, image_size=48, pool=AttentionPoolConfig(8, 2, bias=True), **_WIDTHS),
             (32, 64),
             rename_to_conch,
+        ),
+        "vit_pathoduet": Fixture(
+            timm.VisionTransformer(
+                patch_size=16,
+                img_size=48,
+                embed_dim=12,
+                depth=2,
+                num_heads=3,
+                num_classes=0,
+                reg_tokens=1,
+                dynamic_img_size=True,
+            ),
+            ViTConfig(patch=16, image_size=48, registers=1, **_WIDTHS),
+            (48, 48),
+            rename_to_pathoduet,
         ),
     }
 

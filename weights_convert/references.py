@@ -389,6 +389,15 @@ def rename_to_ctranspath(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     return renamed
 
 
+def rename_to_pathoduet(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename timm's tensors as in PathoDuet's checkpoint, whose pretext token stands first."""
+    renamed = dict(state)
+    renamed["pretext_token"] = renamed.pop("reg_token")
+    positions = renamed["pos_embed"]
+    renamed["pos_embed"] = np.concatenate([positions[:, 1:2], positions[:, :1], positions[:, 2:]], axis=1)
+    return {**renamed, "head.0.weight": np.zeros((4, positions.shape[-1]), np.float32)}
+
+
 def rename_to_dinov2(state: Mapping[str, np.ndarray], *, chunk: int, prefix: str) -> dict[str, np.ndarray]:
     """Rename timm's tensors as in DINOv2's checkpoints.
 

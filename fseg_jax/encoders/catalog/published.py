@@ -649,6 +649,23 @@ _ROWS = (
         normalisation=IMAGENET,
     ),
     vit_row(
+        "pathoduet",
+        "PathoDuet, of H&E",
+        replace(BASE, registers=1),  # its pretext token
+        "openmedlab/PathoDuet",
+        "checkpoint_HE.pth",
+        # A copy: the publishers' own file is on Google Drive, which gives it to browsers alone.
+        url="https://github.com/loic-lb/HistoSSLModels/releases/download/PathoDuet/",
+        page="https://github.com/openmedlab/PathoDuet",
+        licence="CC-BY-NC-4.0",
+        citation="Hua et al., PathoDuet: foundation models for pathological slide analysis of H&E and IHC "
+        "stains, Medical Image Analysis 2024, doi:10.1016/j.media.2024.103289",
+        resize=256,
+        parameters=85_800_192,
+        # The publishers normalise nothing.
+        normalisation=Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ),
+    vit_row(
         "sp22m",
         "SP22M",
         SMALL,

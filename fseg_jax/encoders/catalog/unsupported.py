@@ -55,7 +55,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "musk": Unsupported(
         "MUSK, a transformer of images and words (BEiT-3)", "its architecture is not made", "conch-v1.5"
     ),
-    "pathoduet": Unsupported("PathoDuet, a ViT-B/16", "only a browser gets its weights", "phikon"),
     "plip": Unsupported("PLIP, a CLIP ViT-B/32 of pathology", _COARSE, "conch-v1.5"),
     "pluto": Unsupported("PLUTO of PathAI", _CLOSED, "h0-mini"),
     "pluto-4": Unsupported("PLUTO-4 of PathAI", _CLOSED, "h-optimus-1"),

@@ -1,4 +1,4 @@
-"""The names of a ViT's tensors in checkpoints: timm's, DINOv2's, DINOv3's, CONCH's, KEEP's, transformers'."""
+"""The names of a ViT's tensors in checkpoints of timm, DINO, CONCH, KEEP, PathoDuet and transformers."""
 
 import numpy as np
 
@@ -38,6 +38,12 @@ def _take_first_third(bias: np.ndarray) -> np.ndarray:
 def _take_other_thirds(bias: np.ndarray) -> np.ndarray:
     """Take k's and v's part of the bias of q, k and v."""
     return bias[len(bias) // 3 :]
+
+
+def _swap_first_positions(positions: np.ndarray) -> np.ndarray:
+    """Put the class token's position before that of a token which is published before it."""
+    positions = _drop_batch(positions)
+    return np.concatenate([positions[1:2], positions[:1], positions[2:]])
 
 
 def _flatten(value: np.ndarray) -> np.ndarray:
@@ -221,6 +227,20 @@ _LAYOUTS = (
         {**_TIMM_BLOCK, **_TIMM_ENDS, **_TOKENS},
         (r"visual_head\..*", r"text\..*", r"logit_scale"),
         {r"^visual\.": "", r"\.(ls[12])\.weight$": r".\1.gamma"},
+    ),
+    Layout(
+        "PathoDuet",
+        r"pretext_token",
+        {
+            **_TIMM_BLOCK,
+            **_TIMM_ENDS,
+            "cls_token": (("cls_token",), _drop_batch),
+            "reg_token": (("pretext_token",), _drop_batch),
+            "pos_embed": (("pos_embed",), _swap_first_positions),
+        },
+        _HEADS,
+        # A network that averages its patches calls the last norm so.
+        {r"^(?:module\.)?(?:base_encoder\.)?": "", r"^fc_norm\.": "norm."},
     ),
     Layout(
         "CONCH's vision tower",
