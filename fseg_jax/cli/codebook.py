@@ -196,7 +196,7 @@ def codebook_name(
             settings,
             lambda done, total, slide: display.update("looking", done, total, slide),
         )
-    write_suggestions(output, named)
+    write_suggestions(output, named, model.name)
     for number, each in enumerate(named, 1):
         click.echo(_describe_naming(number, each))
     sure, least = sum(each.is_sure for each in named), settings.choose_margin(model.scale)

@@ -27,9 +27,7 @@ from fseg_jax.pipeline.batching import choose_batch, choose_threads
 MPP = 0.5  # µm per pixel of what a model sees, about: 20×, where such models are judged
 LEAST_TILES = 3  # that a cluster is judged by
 LEAST_AGREEMENT = 2 / 3  # of a cluster's tiles
-LIKELIER = (
-    2.0  # times as likely as the runner-up, by the model's own temperature: the least margin, by default
-)
+LIKELIER = 2.0  # times as likely as the runner-up, by the model's own temperature, unless told otherwise
 COLUMNS = (
     "cluster",
     "name",
@@ -42,6 +40,7 @@ COLUMNS = (
     "agreement",
     "tiles",
     "slides",
+    "model",
 )
 
 
@@ -185,8 +184,8 @@ def number_names(given: Sequence[str | None], names: Sequence[str]) -> list[str]
     return called
 
 
-def write_suggestions(path: Path, named: Sequence[NamedByWords]) -> None:
-    """Write what words say of clusters, as a file of names; it appears whole or not at all."""
+def write_suggestions(path: Path, named: Sequence[NamedByWords], model: str) -> None:
+    """Write what words say of clusters by a model, as a file of names; it appears whole or not at all."""
     rows = []
     for number, each in enumerate(named, 1):
         row: dict[str, Any] = {
@@ -194,6 +193,7 @@ def write_suggestions(path: Path, named: Sequence[NamedByWords]) -> None:
             "name": each.name,
             "tiles": each.tiles,
             "slides": each.slides,
+            "model": model,
         }
         if each.tiles:
             row |= {"best": each.best, "runner_up": each.runner_up}

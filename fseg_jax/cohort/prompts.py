@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.cluster_names import check_name
-from fseg_jax.outputs.csv_table import parse_table
+from fseg_jax.outputs.csv_table import parse_table, read_table
 
 # How a name without a prompt is put in words, as the models' authors do.
 TEMPLATES = (
@@ -44,13 +44,7 @@ def load_prompts(path: str | Path) -> Prompts:
         InputError: The file cannot be read, is no CSV in UTF-8 with the column ``name``, or has fewer than
             two names; or a name cannot be a cluster's, or two lines have the same prompt.
     """
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {_WANTED}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return parse_prompts(content, str(path))
+    return parse_prompts(read_table(path, _WANTED), str(path))
 
 
 def parse_prompts(content: bytes, source: str) -> Prompts:

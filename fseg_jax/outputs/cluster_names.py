@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.colours import format_hex, make_default_names, make_palette
-from fseg_jax.outputs.csv_table import format_csv, parse_table
+from fseg_jax.outputs.csv_table import format_csv, parse_table, read_table
 
 COLUMNS = ("cluster", "name", "colour")
 # A cluster's name is the heading of a column in a cohort's areas.csv, beside these.
@@ -122,14 +122,7 @@ def load_names(path: str | Path) -> ClusterNames:
         InputError: The file cannot be read, or is no CSV in UTF-8 with the columns ``cluster`` and ``name``;
             or a line of it has no cluster's number, no name that can be, or a colour that is none.
     """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {_WANTED}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return parse_names(content, str(path))
+    return parse_names(read_table(path, _WANTED), str(path))
 
 
 def parse_names(content: bytes, source: str) -> ClusterNames:

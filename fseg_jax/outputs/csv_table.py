@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from fseg_jax.errors import InputError
@@ -32,6 +33,20 @@ def write_csv(
     """Write rows as ``format_csv`` formats them; the file appears whole or not at all."""
     with replace_atomically(path) as part:
         part.write_text(format_csv(columns, rows), encoding="utf-8")
+
+
+def read_table(path: str | os.PathLike[str], wanted: str) -> bytes:
+    """Read the content of a table that a user wrote, for ``parse_table``; ``wanted`` is what is wanted.
+
+    Raises:
+        InputError: There is no such file, or it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {wanted}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def parse_table(

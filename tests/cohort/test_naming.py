@@ -204,6 +204,7 @@ def test_the_file_of_names_is_taken_as_it_is(run, tmp_path):
     with (tmp_path / "n.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert lines[0]["runner_up"] and float(lines[0]["margin"]) > 0.9 and lines[0]["agreement"] == "1.0000"
+    assert {line["model"] for line in lines} == {"planted"}
     assert lines[2]["best"] in ("red", "'=green, it is") and lines[4]["best"] == lines[4]["score"] == ""
     before = (tmp_path / "n.csv").read_bytes()
     code, _, err = run("name\nred\nblue\n")
