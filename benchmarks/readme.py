@@ -17,8 +17,10 @@ QUESTIONS = {
     "processors": "Encoders on an AVX2 machine: images a second of a core's time",
     "nmf": "Factorization: tiles a second",
     "kmeans": "k-means: 50,000 × 1024",
+    "race": "k-means: fits a second, all to one inertia",
     "reading": "Reading: megapixels of a level a second",
     "slide": "A slide, end to end",
+    "cohort": "A cohort, from files to outlines",
     "startup": "From the command to the first tile",
     "growth": "What grows with what",
 }
