@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from benchmarks import devices
 from benchmarks.readme import QUESTIONS, write_page
 
 ENCODERS_ON_DEVICE = ["ViT-L/16", "ResNet-50", "he-small"]
@@ -31,8 +32,10 @@ def main(questions: tuple[str, ...], tiny: bool, device: bool) -> None:
             arguments += ENCODERS_ON_DEVICE
         if subprocess.run(arguments, check=False, env=environment).returncode:
             failed.append(question)
-    if not (tiny or device):
-        write_page()
+    if not tiny:
+        devices.write_page()
+        if not device:
+            write_page()
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

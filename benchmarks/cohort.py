@@ -1,11 +1,11 @@
 """Measure a cohort end to end: slides an hour, CPU time and peak memory, and those of another checkout.
 
-    FSEG_DATA=... python -m benchmarks.cohort [--against CHECKOUT] [--tiny]
+    FSEG_DATA=... python -m benchmarks.cohort [--against CHECKOUT] [--side N] [--encoder NAME] [--tiny]
 
 Eight slides of 5,000² pixels, made by ``benchmarks.make_slide``, with the encoder he-small and its codebook
-of k = 16. ``fseg cohort`` runs in a process of its own, once to fill JAX's compilation cache and then in turn
-with that of the other checkout, say of ``git worktree add ../before v0.1``. All outputs are compared, byte by
-byte, but for the times, and what differs is named.
+of k = 16; another encoder clusters each slide by itself. ``fseg cohort`` runs in a process of its own, once
+to fill JAX's compilation cache and then in turn with that of the other checkout, say of ``git worktree add
+../before v0.1``. All outputs are compared, byte by byte, but for the times, and what differs is named.
 """
 
 import hashlib
@@ -38,11 +38,28 @@ def hash_outputs(place: Path) -> dict[str, str]:
 @click.command()
 @click.option("--against", type=click.Path(exists=True, path_type=Path), help="Another checkout.")
 @click.option("--rounds", default=ROUNDS, show_default=True, help="How often each of them runs.")
+@click.option("--slides", "count", default=SLIDES, show_default=True, help="How many slides.")
+@click.option("--side", default=SIDE, show_default=True, help="Pixels of a slide's side.")
+@click.option("--encoder", default="he-small", show_default=True)
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), help="Of the encoder.")
+@click.option("--k", default=16, show_default=True, help="Clusters.")
 @click.option("--tiny", is_flag=True, help="Sizes that only show that it runs.")
-def main(against: Path | None, rounds: int, tiny: bool) -> None:
+def main(
+    against: Path | None,
+    rounds: int,
+    count: int,
+    side: int,
+    encoder: str,
+    weights: Path | None,
+    k: int,
+    tiny: bool,
+) -> None:
     """Run the cohort with each checkout in turn."""
-    count, side = (2, 600) if tiny else (SLIDES, SIDE)
-    options = ["--encoder", "classical", "--k", "2"] if tiny else ["--codebook", "he-small", "--k", "16"]
+    if tiny:
+        count, side, encoder, k = 2, 600, "classical", 2
+    options = ["--encoder", encoder, "--k", str(k)]
+    options += ["--codebook", encoder] if encoder == "he-small" else []
+    options += [] if weights is None else ["--weights", str(weights.absolute())]
     sides = {OURS: Path(__file__).parents[1]} | ({} if against is None else {"before": against.absolute()})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -74,7 +91,7 @@ def main(against: Path | None, rounds: int, tiny: bool) -> None:
         for name, each in costs.items()
     }
     row = report_row(
-        f"{count} slides of {side}² pixels",
+        f"{count} slides of {side}² pixels, {encoder}, k = {k}",
         "slides/h",
         3600.0 * count,
         timings,

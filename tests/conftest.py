@@ -41,6 +41,16 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+ON_DEVICES = ("numerics", "methods", "encoders")  # folders of tests of what runs on an accelerator
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that say something new on an accelerator."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in ON_DEVICES:
+            item.add_marker(pytest.mark.device)
+
+
 MAX_MAPS = 30_000  # memory maps; Linux allows a process 65,530, and a compiled program takes a few
 
 

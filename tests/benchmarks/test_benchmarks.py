@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.devices import format_page
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -62,6 +64,22 @@ def test_missing_example_data_is_one_line_on_stderr(name: str, variables: dict[s
     )
     assert run.returncode == 2
     assert run.stderr.startswith("FSEG_DATA=") and len(run.stderr.splitlines()) == 1
+
+
+def test_devices_stand_side_by_side_and_what_was_not_measured_is_said() -> None:
+    row = {"what": "H fixed", "unit": "tiles/s", "ours": "fseg_jax", "peer": None, "ratio": None}
+    cpu = {
+        "device": "cpu",
+        "processor": "A processor",
+        "cores": 2,
+        "rows": [{**row, "rates": {"fseg_jax": 5.0}}],
+    }
+    gpu_row = {**row, "rates": {"fseg_jax": 50.0, "torch": 25.0}, "peer": "torch", "ratio": 2.0}
+    gpu = {"device": "A card", "rows": [gpu_row]}
+    page = format_page({"Both": ([cpu], gpu, "a"), "One": ([cpu], None, "measure it")})
+    assert "| what | A processor, 2 cores | A card |" in page
+    assert "| H fixed | 5 tiles/s | 50 tiles/s (2 × torch) |" in page
+    assert "not measured: `measure it` does" in page and "| H fixed | 5 tiles/s | not measured |" in page
 
 
 def test_the_page_is_of_the_results() -> None:
