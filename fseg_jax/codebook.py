@@ -19,7 +19,7 @@ from fseg_jax.files.tensor_reader import BrokenFileError, Tensors, open_tensors
 from fseg_jax.files.tensor_writer import write_tensors
 
 FORMAT = CODEBOOK
-VERSIONS = ("1", "2")  # of the file: 2 if there are mixtures, which earlier readers refuse
+VERSIONS = ("1", "2", "3")  # of the file: 2 with mixtures, 3 of normalized stains; what is older refuses it
 MIXTURES = "mixtures"  # the entry of the file that holds them
 SHIPPED = "he-small"  # the codebook that comes with the encoder of that name
 
@@ -37,6 +37,7 @@ class Provenance:
         seed: Random seed.
         source: Where the tiles came from, in words.
         fingerprint: The encoder's fingerprint (``encoders/fingerprint.py``), where its weights have no hash.
+        stain_normalization: Whether the tiles had the colours of a standard stain.
     """
 
     encoder: str = ""
@@ -47,10 +48,13 @@ class Provenance:
     seed: int | None = None
     source: str = ""
     fingerprint: str = ""
+    stain_normalization: bool = False
 
     def __post_init__(self) -> None:
         if self.fingerprint and not re.fullmatch("[0-9a-f]{64}", self.fingerprint):
             raise ValueError("a fingerprint is 64 hexadecimal digits")
+        if not isinstance(self.stain_normalization, bool):
+            raise ValueError("stain_normalization is true or false")
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,10 +228,14 @@ def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:
     mixtures = next(iter(books.values())).mixtures
     if not all(_are_same(mixtures, book.mixtures) for book in books.values()):
         raise InputError(f"{path}: the codebooks of one file must have the same mixtures")
-    origin = vars(origins.pop())
+    origin = dict(vars(origins.pop()))
     if not origin["fingerprint"]:  # as earlier versions, which know no fingerprints, wrote it
         origin = {name: value for name, value in origin.items() if name != "fingerprint"}
     version = VERSIONS[0] if mixtures is None else VERSIONS[1]
+    if origin["stain_normalization"]:
+        version = VERSIONS[2]
+    else:  # as earlier versions, which know none, wrote it
+        del origin["stain_normalization"]
     metadata = {"format": FORMAT, "version": version, "provenance": json.dumps(origin)}
     tensors = {str(k): book.centers for k, book in sorted(books.items())}
     write_tensors(path, tensors if mixtures is None else {**tensors, MIXTURES: mixtures}, metadata)

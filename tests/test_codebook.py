@@ -79,7 +79,7 @@ def test_codebooks_of_one_file_have_the_same_mixtures(tmp_path):
     [
         (np.ones((2, 6), np.int32), "2", "no floats"),
         (np.ones((2, 7), np.float32), "2", "the mixtures are 7 wide"),
-        (np.ones((2, 6), np.float32), "3", "of a later version: update fseg-jax"),
+        (np.ones((2, 6), np.float32), "4", "of a later version: update fseg-jax"),
     ],
 )
 def test_files_of_mixtures_that_cannot_be_are_one_line(tmp_path, mixtures, version, message):

@@ -25,6 +25,7 @@ from fseg_jax.cli.options import (
     seed_option,
     shard_option,
     slides_folder_option,
+    stain_normalization_option,
     tiling_options,
 )
 from fseg_jax.cli.parameters import WholeNumber
@@ -75,6 +76,7 @@ _FOR_PATCHES = {  # options that go with --from-h5
 @combine(
     no_tissue_option("Take whole slides, glass too, where the manifest says nothing of tissue."),
     artefacts_option,
+    stain_normalization_option,
     manifest_options,
 )
 @click.option(

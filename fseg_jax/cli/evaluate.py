@@ -22,6 +22,7 @@ from fseg_jax.cli.options import (
     patch_options,
     seed_option,
     series_option,
+    stain_normalization_option,
     tile_option,
     weights_option,
 )
@@ -148,6 +149,7 @@ def load_encoders(
 @combine(
     mpp_override_option("Resolution of the images in µm per pixel, instead of what the dataset says."),
     tile_option,
+    stain_normalization_option,
 )
 @click.option(
     "--panels", type=WholeNumber(0), default=6, show_default=True, help="Number of test images to draw."

@@ -19,6 +19,7 @@ from fseg_jax.cli.options import (
     overwrite_option,
     seed_option,
     shard_option,
+    stain_normalization_option,
 )
 from fseg_jax.cli.parameters import ListCommand, WholeNumber
 from fseg_jax.cli.progress import show_progress
@@ -110,6 +111,7 @@ from fseg_jax.process import is_quiet
     help="Number type in which features are stored.",
 )
 @combine(
+    stain_normalization_option,
     no_tissue_option(),
     manifest_options,
     shard_option("Only sample every n-th slide from the i-th on, counted from 0; fit nothing."),
@@ -162,6 +164,7 @@ def fit(
         min_tissue=options["min_tissue"],
         pure=options["mixtures"] > 0,
         tissue="all" if options["no_tissue"] else "find",
+        stain_normalization=options["stain_normalization"],
         mpp_override=options["mpp_override"],
         frame=options["frame"],
         series=options["series"],

@@ -177,6 +177,13 @@ method_options = combine(
         "the slide; a codebook has its own. 0 (the paper): none.",
     ),
 )
+stain_normalization_option = click.option(
+    "--stain-normalization/--no-stain-normalization",
+    default=None,
+    show_default="as the codebook was fitted; to fit one, as suits the encoder; a slide alone: no",
+    help="Give each slide's tissue the colours of a standard stain before it is encoded, so that clusters "
+    "follow tissue and not the laboratory.",
+)
 names_option = click.option(
     "--names",
     type=PATH,

@@ -23,6 +23,7 @@ from fseg_jax.cli.options import (
     pop_form,
     pop_tissue_setting,
     seed_option,
+    stain_normalization_option,
     tiling_options,
     tissue_options,
 )
@@ -53,6 +54,7 @@ DEMO_MPP = 0.5  # an estimate: nuclei of the colon are some 10 µm long, and som
     tiling_options,
     tissue_options,
     artefacts_option,
+    stain_normalization_option,
     seed_option,
     batching_options,
     json_option,

@@ -17,6 +17,7 @@ from fseg_jax.cohort.manifest import ManifestSlide
 from fseg_jax.cohort.sample_folder import (
     SampleSettings,
     has_sample,
+    is_normalized,
     read_settings,
     tile_side,
     write_failures,
@@ -38,7 +39,17 @@ _log = logging.getLogger(__name__)
 
 BYTES_IN_MEMORY = 1 << 30  # rows up to this size are read once; larger ones at every step of k-means
 FEW_TILES = 10  # for a cluster, on average
-SETTINGS_ON_CARD = ("encoder", "layer", "mpp", "tile", "tiles", "on", "min_tissue", "dtype")
+SETTINGS_ON_CARD = (
+    "encoder",
+    "layer",
+    "mpp",
+    "tile",
+    "tiles",
+    "on",
+    "min_tissue",
+    "stain_normalization",
+    "dtype",
+)
 TILES_ON_CARD = 8  # of each cluster
 
 
@@ -192,6 +203,7 @@ def fit_cohort(
         + (f", mixtures of {border} tokens" if mixtures is not None else "")
         + (", spherical" if settings.spherical else ""),
         fingerprint="" if card.weights_hash else take_fingerprint(encoder),
+        stain_normalization=is_normalized(settings.sampling, card),
     )
     books = {k: Codebook(result.centers, provenance, mixtures) for k, result in results.items()}
     if is_first:

@@ -15,12 +15,18 @@ from fseg_jax.files.storage import open_storage
 from fseg_jax.outputs.cluster_names import ClusterNames
 from fseg_jax.outputs.form import DEFAULT_FORM, OutputForm
 from fseg_jax.pipeline.image import check_codebook
-from fseg_jax.pipeline.plan import Settings, choose_min_region, choose_mpp, choose_smoothing
+from fseg_jax.pipeline.plan import (
+    Settings,
+    choose_min_region,
+    choose_mpp,
+    choose_smoothing,
+    choose_stain_normalization,
+)
 from fseg_jax.pipeline.segment import FORMAT
 from fseg_jax.pipeline.tokens import KEPT_DTYPE, KEPT_FORMAT
 
 # Settings that are fixed once features are kept; the hash of features covers them.
-_KEPT_SETTINGS = ("mpp", "tile", "halo", "tissue", "mpp_override", "frame", "series")
+_KEPT_SETTINGS = ("mpp", "tile", "halo", "tissue", "stain_normalization", "mpp_override", "frame", "series")
 _FEATURE_DEPENDENCIES = ("encoder", "weights", "layer", "dtype", *_KEPT_SETTINGS)
 
 
@@ -72,6 +78,7 @@ class SharedDependencies:
         mpp: Resolution in µm per pixel.
         tile: Side of a tile in pixels.
         halo: Overlap of tiles, as a fraction of the tile.
+        stain_normalization: Whether the encoder sees slides in the colours of a standard stain.
         artefacts: "keep", or "drop" where artefacts have no labels.
         smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged.
         min_region: Area, in µm², below which regions are given to their neighbours.
@@ -95,6 +102,7 @@ class SharedDependencies:
     mpp: float
     tile: int
     halo: float
+    stain_normalization: bool
     artefacts: str
     smoothing: float
     min_region: float
@@ -226,6 +234,7 @@ def list_shared_dependencies(job: Job, card: EncoderCard) -> SharedDependencies:
         mpp=choose_mpp(card, settings, book),
         tile=settings.tile or card.tile,
         halo=settings.halo,
+        stain_normalization=choose_stain_normalization(settings.stain_normalization, book),
         artefacts=settings.artefacts,
         smoothing=choose_smoothing(settings, choose_mpp(card, settings, book), card.stride),
         min_region=choose_min_region(settings, choose_mpp(card, settings, book), card.stride),

@@ -71,6 +71,7 @@ class SampleSettings:
         pure: Whether rows are of tokens deep in tissue (``tile_rows``), with others at its border besides;
             otherwise, as in the paper, of any.
         tissue: Where the tissue is, for slides whose manifest does not say: "find", "all" or a file.
+        stain_normalization: Whether the encoder sees the colours of a standard stain; None: as suits it.
         mpp_override: µm per pixel of slides whose manifest does not say.
         frame: What coordinates count from, where a file is a scan on a larger canvas (``slides.bounds``).
         series: Which image of a file to read, for slides whose manifest does not say; None: the largest.
@@ -86,6 +87,7 @@ class SampleSettings:
     min_tissue: float = 0.5
     pure: bool = True
     tissue: str = "find"
+    stain_normalization: bool | None = None
     mpp_override: float | None = None
     frame: Frame = "bounds"
     series: int | None = None
@@ -225,6 +227,12 @@ def thumbnail_corner(tile: int) -> tuple[int, int]:
     return line * THUMBNAIL_SIDE, column * THUMBNAIL_SIDE
 
 
+def is_normalized(settings: SampleSettings, card: EncoderCard) -> bool:
+    """Tell whether stains are normalized: as set, or as suits the encoder."""
+    wanted = settings.stain_normalization
+    return card.stain_normalization if wanted is None else wanted
+
+
 def estimate_bytes(slides: int, card: EncoderCard, settings: SampleSettings) -> int:
     """Return how many bytes the samples of that many slides take at most, pictures included."""
     tokens = max(TOKENS_PER_SLIDE, settings.tiles * TOKENS_PER_TILE)
@@ -297,6 +305,7 @@ def _settings_to_json(card: EncoderCard, settings: SampleSettings) -> dict[str, 
         "channels": card.channels,
         **{name: value for name, value in asdict(settings).items() if name not in _NO_EFFECT},
         "tile": tile_side(settings, card),
+        "stain_normalization": is_normalized(settings, card),
     }
     return {**facts, "hash": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
 

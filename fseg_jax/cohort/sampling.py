@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from fseg_jax.cohort.sample_folder import (
     SlideSample,
     StoredDtype,
     has_sample,
+    is_normalized,
     is_whole,
     prepare_folder,
     read_sample,
@@ -50,6 +52,7 @@ from fseg_jax.pipeline.record import made_with
 from fseg_jax.pipeline.slide_facts import slide_facts
 from fseg_jax.slides.identity import is_same_slide
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches
+from fseg_jax.slides.stain_normalization import measure_slide, recolour
 from fseg_jax.slides.tissue import Tissue, choose_tissue
 
 _log = logging.getLogger(__name__)
@@ -186,8 +189,15 @@ def _sample_tiles(
     size = (THUMBNAILS_PER_LINE * THUMBNAIL_SIDE, lines * THUMBNAIL_SIDE)
     thumbnails = Image.new("RGB", size, "white")
     boxes = [(int(y), int(x), side, side) for y, x in corners]
-    batch, threads = choose_batch(settings.batch, side), choose_threads(settings.threads)
-    batches = read_batches(slide, boxes, settings.mpp, batch=batch, threads=threads)
+    gains = measure_slide(slide, tissue, settings.mpp) if is_normalized(settings, encoder.card) else None
+    batches = read_batches(
+        slide,
+        boxes,
+        settings.mpp,
+        batch=choose_batch(settings.batch, side),
+        threads=choose_threads(settings.threads),
+        recolour=None if gains is None else partial(recolour, gains=gains),
+    )
     for span, images in batches:
         features = np.asarray(encoder(jnp.asarray(images)).astype(jnp.float32))
         for tile, A, image in zip(range(span.start, span.stop), features, images, strict=False):

@@ -36,6 +36,8 @@ class EncoderCard:
         licence: licence of the weights.
         citation: the publication to cite.
         weights_hash: SHA-256 of the weights, or of the definition of an encoder without weights.
+        stain_normalization: whether the slides of a cohort get the colours of a standard stain first, unless
+            told otherwise.
     """
 
     name: str
@@ -49,6 +51,7 @@ class EncoderCard:
     licence: str
     citation: str
     weights_hash: str
+    stain_normalization: bool = False
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "EncoderCard":

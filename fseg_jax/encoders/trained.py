@@ -121,7 +121,7 @@ def load_parts(name: str | Path, *, dtype: str = "float32") -> Parts:
             "name, and its file as --weights"
         )
     try:
-        fields = json.loads(loaded.metadata["card"])
+        fields = {"stain_normalization": True, **json.loads(loaded.metadata["card"])}
         gains = Gains(**json.loads(loaded.metadata["gains"]))
         fault = _find_fault(fields, gains, network)
         if fault:

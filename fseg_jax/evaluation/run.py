@@ -59,6 +59,7 @@ def evaluate_fseg(
                     Path(features),
                     scale=fseg_experiment.choose_scale(dataset, encoder, settings),
                     tile=settings.tile,
+                    stain_normalization=settings.stain_normalization,
                     progress=progress,
                 )
                 rows += fseg_experiment.score_encoder(dataset, encoded, settings, progress)

@@ -27,6 +27,7 @@ class EvaluationSettings:
     same_split: bool = False  # whether matching is also learnt on the test split, the paper's variant
     mpp: float | None = None  # µm per pixel to work at; None: the encoder's own
     mpp_override: float | None = None  # µm per pixel of the images, whatever the dataset says
+    stain_normalization: bool | None = None  # of each case; None: as suits the encoder
     tile: int | None = None  # side of a tile, pixels; None: the encoder's own
     seed: int = 0
     panels: int = 6  # test images that are drawn

@@ -19,6 +19,7 @@ from fseg_jax.methods.fseg import (
 )
 from fseg_jax.numerics.arrays import Centers, Key
 from fseg_jax.numerics.resample import split_axis
+from fseg_jax.slides.stain_normalization import measure_gains, recolour
 
 FRAME_SIDES = (256, 512)  # pixels: the sides of most images that are no slides
 
@@ -40,6 +41,8 @@ def segment(
     programs are compiled at most: each image is padded to the smallest of a few frames that holds it
     (``frame_sides``). A frame changes neither features nor factorization, but for rounding. (With an encoder
     of your own it may change features near the right and lower edges.)
+
+    The image's stain is normalized, by its own pixels of tissue, where the codebook's slides were.
 
     For slides, use ``segment_slide``.
 
@@ -67,6 +70,8 @@ def segment(
         raise InputError(f"an image of {image.dtype} {image.shape}: uint8 (height, width, 3) is needed")
     card = encoder.card
     check_codebook(codebook, encoder)
+    if codebook.provenance.stain_normalization:
+        image = recolour(image, measure_gains(image.reshape(-1, 3)))
     stride, (height, width) = card.stride, image.shape[:2]
     image = np.pad(image, [(0, -height % stride), (0, -width % stride), (0, 0)], mode="edge")
     h, w = image.shape[0] // stride, image.shape[1] // stride

@@ -16,6 +16,7 @@ from fseg_jax.methods import fseg
 from fseg_jax.pipeline.slide_facts import SlideFacts, slide_facts
 from fseg_jax.slides.bounds import Frame
 from fseg_jax.slides.reader import Slide, compute_shape, make_picture
+from fseg_jax.slides.stain_normalization import Gains, measure_slide
 from fseg_jax.slides.tiles import TileGrid, find_tissue_tiles, make_grid
 from fseg_jax.slides.tissue import Tissue, choose_tissue, describe_absence, read_overview
 
@@ -42,6 +43,8 @@ class Settings:
         tile: Side of a tile in pixels; None: the encoder's.
         halo: Overlap with the next tile, as a fraction of the tile.
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
+        stain_normalization: Whether the encoder sees slides in the colours of a standard stain; None: as the
+            codebook's tiles were seen, and without a codebook as scanned.
         artefacts: Whether ink, folds and what is out of focus ``"keep"`` their labels, where they are tissue,
             or are left out (``"drop"``). No centre is fitted on them in either case.
         smoothing: Standard deviation, in µm, of the Gaussian by which W is averaged, within tissue and over
@@ -67,6 +70,7 @@ class Settings:
     tile: int | None = None
     halo: float = 1 / 16
     tissue: str = "find"
+    stain_normalization: bool | None = None
     artefacts: Literal["keep", "drop"] = "keep"
     smoothing: float | None = None
     min_region: float | None = None
@@ -93,6 +97,8 @@ class Plan:
         tissue_tiles: Which tiles of the grid hold tissue.
         image: A picture of the whole slide.
         image_mpp: µm per pixel of that picture.
+        gains: What the encoder sees the optical densities of red, green and blue multiplied by; None: stains
+            are not normalized.
     """
 
     name: str
@@ -103,6 +109,7 @@ class Plan:
     tissue_tiles: Bool[np.ndarray, "rows columns"]
     image: UInt8[np.ndarray, "h w 3"]
     image_mpp: float
+    gains: Gains | None = None
 
     def tiles(self) -> list[Tile]:
         """List the tiles that hold tissue, row by row."""
@@ -129,6 +136,7 @@ def lay_out(slide: Slide, card: EncoderCard, settings: Settings, codebook: Codeb
         InputError: The slide has no tissue, or the settings do not fit the slide or the encoder.
     """
     mpp = choose_mpp(card, settings, codebook)
+    is_normalized = choose_stain_normalization(settings.stain_normalization, codebook)
     warn_if_mpp_differs(slide.path.name, mpp, codebook)
     height, width = compute_shape(slide, mpp)
     if mpp < slide.mpp / _MAX_ENLARGEMENT:
@@ -150,13 +158,31 @@ def lay_out(slide: Slide, card: EncoderCard, settings: Settings, codebook: Codeb
             f"{slide.path}: {describe_absence(tissue)}; --no-tissue segments everything, "
             "--tissue FILE says where it is"
         )
-    return Plan(slide.name, slide_facts(slide), mpp, grid, tissue, tissue_tiles, *picture.result())
+    gains = measure_slide(slide, tissue.drop_artefacts(), mpp) if is_normalized else None
+    return Plan(slide.name, slide_facts(slide), mpp, grid, tissue, tissue_tiles, *picture.result(), gains)
 
 
 def choose_mpp(card: EncoderCard, settings: Settings, codebook: Codebook | None) -> float:
     """Choose the working resolution: as set, or the codebook's, or the encoder's."""
     codebook_mpp = codebook.provenance.mpp if codebook else None
     return settings.mpp if settings.mpp is not None else codebook_mpp or card.mpp
+
+
+def choose_stain_normalization(wanted: bool | None, codebook: Codebook | None) -> bool:
+    """Choose whether stains are normalized: as the codebook's were; a slide fitted alone, only where set.
+
+    Raises:
+        InputError: The codebook's tiles were seen otherwise than is wanted.
+    """
+    if codebook is None or not codebook.provenance.encoder:
+        return bool(wanted)
+    fitted = codebook.provenance.stain_normalization
+    if wanted not in (None, fitted):
+        raise InputError(
+            f"--{'no-' if fitted else ''}stain-normalization: the codebook was fitted with"
+            f"{'' if fitted else 'out'} it; leave the option out, or fit another codebook"
+        )
+    return fitted
 
 
 def choose_smoothing(settings: Settings, mpp: float, stride: int) -> float:

@@ -64,6 +64,7 @@ class CodebookFacts:
         seed: Random seed.
         source: Where the tiles came from, in words.
         fingerprint: The encoder's fingerprint, where its weights have no hash.
+        stain_normalization: Whether the tiles had the colours of a standard stain.
     """
 
     k: int
@@ -76,6 +77,7 @@ class CodebookFacts:
     seed: int | None
     source: str
     fingerprint: str
+    stain_normalization: bool
 
 
 def codebook_facts(codebook: Codebook) -> CodebookFacts:
@@ -95,6 +97,8 @@ class Parameters:
         tile: Side of a tile in pixels.
         halo: Overlap with the next tile in pixels.
         tissue: ``"find"``, ``"all"``, or the path of a mask or outline.
+        stain_gains: What the encoder saw the optical densities of red, green and blue multiplied by; None:
+            stains were not normalized.
         artefacts: ``"keep"``, or ``"drop"`` where artefacts have no labels.
         smoothing: Standard deviation, in µm, of the Gaussian by which W was averaged; 0: none.
         min_region: Area, in µm², below which regions were given to their neighbours; 0: none.
@@ -111,6 +115,7 @@ class Parameters:
     tile: int
     halo: int
     tissue: str
+    stain_gains: tuple[float, float, float] | None
     artefacts: str
     smoothing: float
     min_region: float

@@ -411,6 +411,7 @@ def _provenance(plan: Plan, card: EncoderCard, codebook: Codebook, settings: Set
             tile=plan.grid.tile,
             halo=plan.grid.halo,
             tissue=settings.tissue,
+            stain_gains=plan.gains,
             artefacts=settings.artefacts,
             smoothing=choose_smoothing(settings, plan.mpp, card.stride),
             min_region=choose_min_region(settings, plan.mpp, card.stride),

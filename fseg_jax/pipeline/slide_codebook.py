@@ -99,6 +99,7 @@ def fit_codebook(
             tiles=len(tiles),
             seed=settings.seed,
             source=f"{file} itself, {len(X)} tokens",
+            stain_normalization=plan.gains is not None,
         ),
         mixtures,
     )

@@ -28,10 +28,11 @@ from fseg_jax.pipeline.batching import choose_batch, choose_threads
 from fseg_jax.pipeline.plan import Plan, Settings, Tile
 from fseg_jax.pipeline.slide_facts import SlideFacts
 from fseg_jax.slides.reader import Slide, compute_shape, open_slide, read_batches
+from fseg_jax.slides.stain_normalization import recolour
 from fseg_jax.slides.tiles import TileGrid, make_grid
 from fseg_jax.slides.tissue import Tissue
 
-KEPT_FORMAT = 2  # of kept features: raised when what they hold changes
+KEPT_FORMAT = 3  # of kept features: raised when what they hold changes
 KEPT_SUFFIX = ".features.zarr"
 KEPT_DTYPE = "bfloat16"
 _HEADERS_AT_ONCE = 8  # slides opened in parallel to read their sizes
@@ -45,8 +46,14 @@ def encode_tiles(slide: Slide, plan: Plan, encoder: Encoder, settings: Settings)
 
     def encode(tiles: list[Tile]) -> Iterator[tuple[list[Tile], Float[jax.Array, "b t t c"]]]:
         boxes = [plan.grid.locate_tile(*tile) for tile in tiles]
-        size, threads = choose_batch(settings.batch, plan.grid.tile), choose_threads(settings.threads)
-        for batch, images in read_batches(slide, boxes, plan.mpp, batch=size, threads=threads):
+        for batch, images in read_batches(
+            slide,
+            boxes,
+            plan.mpp,
+            batch=choose_batch(settings.batch, plan.grid.tile),
+            threads=choose_threads(settings.threads),
+            recolour=None if plan.gains is None else partial(recolour, gains=plan.gains),
+        ):
             features = encoder(jnp.asarray(images))
             yield tiles[batch], _round_and_clear(features, batch.stop - batch.start, settings.features)
 
@@ -91,6 +98,7 @@ def open_writer(folder: Path, plan: Plan, card: EncoderCard, features_hash: str,
         "tissue_mpp": plan.tissue.mpp,
         "artefacts_known": plan.tissue.artefacts is not None,
         "image_mpp": plan.image_mpp,
+        "gains": plan.gains,
     }
     artefacts = plan.tissue.artefacts
     small_arrays: dict[str, np.ndarray] = {
@@ -165,6 +173,7 @@ def read_kept(storage: Storage, name: str) -> KeptFeatures:
             tissue_tiles,
             arrays["image"],
             provenance["image_mpp"],
+            None if provenance["gains"] is None else (*provenance["gains"],),
         )
         if len(rows.shape) != 4 or rows.shape[0] != len(arrays["tiles"]) or "features_hash" not in provenance:
             raise ValueError("its arrays contradict each other")

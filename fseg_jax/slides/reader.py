@@ -379,11 +379,19 @@ def _start_threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def read_batches(
-    slide: Slide, boxes: Sequence[Box], mpp: float, *, batch: int, threads: int
+    slide: Slide,
+    boxes: Sequence[Box],
+    mpp: float,
+    *,
+    batch: int,
+    threads: int,
+    recolour: Callable[[UInt8[np.ndarray, "height width 3"]], UInt8[np.ndarray, "height width 3"]]
+    | None = None,
 ) -> Iterator[tuple[slice, UInt8[np.ndarray, "batch height width 3"]]]:
     """Yield boxes of one size, decoded ahead, as batches of one shape, so that nothing recompiles.
 
-    Each batch comes with the slice of ``boxes`` that it holds. The last one is padded with white boxes.
+    Each batch comes with the slice of ``boxes`` that it holds. The last one is padded with white boxes. Each
+    box passes through ``recolour``, in the thread that read it.
     """
     batches: dict[int, np.ndarray] = {}
     lock = threading.Lock()
@@ -392,7 +400,7 @@ def read_batches(
         with lock:
             if number // batch not in batches:
                 batches[number // batch] = np.empty((batch, *pixels.shape), np.uint8)
-        batches[number // batch][number % batch] = pixels
+        batches[number // batch][number % batch] = pixels if recolour is None else recolour(pixels)
 
     boxes_read = _read_ahead(slide, boxes, mpp, threads, put)
     try:

@@ -48,7 +48,7 @@ def test_demo_needs_no_slide(tmp_path, capsys):
     picture = Path(capsys.readouterr().out.strip())
     assert picture.parent == tmp_path and Image.open(picture).size[0] > 900
     assert {p.suffix for p in tmp_path.iterdir()} == {".zarr", ".geojson", ".png", ".csv", ".json"}
-    assert json.loads((tmp_path / "ihc.json").read_text())["codebook"]["k"] == 3
+    assert json.loads((tmp_path / "ihc.json").read_text())["codebook"]["k"] == 2
 
 
 def test_a_codebook_is_imported_shown_and_used(slide, tmp_path, capsys):

@@ -9,6 +9,7 @@ Where tiles have more than three shapes, all but the largest are worked on in on
 that not every shape compiles anew; ``encode_framed`` makes sure that this changes no features.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,11 @@ from fseg_jax.errors import InputError
 from fseg_jax.evaluation.data.datasets import Dataset, Item
 from fseg_jax.evaluation.data.mask_codes import IGNORED
 from fseg_jax.process import Progress
+from fseg_jax.slides.stain_normalization import NO_GAINS, Gains, measure_gains, recolour
 
 Shape = tuple[int, int]  # (rows, columns), tokens
 _BATCH_PIXELS = 2**19  # pixels of the images that are encoded or labelled at once
+_PIXELS_MEASURED = 2**16  # of an image, about, of which its stain is measured
 _PLAIN_SHAPES = 3  # shapes of tiles up to which each is worked on as it is
 
 
@@ -127,6 +130,7 @@ def encode_dataset(
     *,
     scale: float = 1.0,
     tile: int | None = None,
+    stain_normalization: bool | None = None,
     progress: Progress | None = None,
 ) -> EncodedDataset:
     """Encode every image of a dataset, once, into files in ``folder``.
@@ -137,6 +141,8 @@ def encode_dataset(
         folder: Where the files ``features`` and ``truth`` are written.
         scale: What the images' sides are multiplied by.
         tile: Side of a tile in pixels, made a multiple of the stride; the encoder's own if it is left out.
+        stain_normalization: Whether images get the colours of a standard stain, by the tissue in all images
+            of their case; as suits the encoder if it is left out.
         progress: Is told of each image.
 
     Raises:
@@ -156,10 +162,15 @@ def encode_dataset(
     truth = np.memmap(folder / "truth", np.uint8, "w+", shape=count * stride**2)
     means = np.zeros((len(shapes), card.channels), np.float32)
     queue = _EncodingQueue(dataset, encoder, assign_frames(shapes), features, means)
+    if card.stain_normalization if stain_normalization is None else stain_normalization:
+        gains = measure_cases(dataset)
+    else:
+        gains = dict.fromkeys((item.case for item in dataset.items), NO_GAINS)
     tiles: list[Tile] = []
     offset = 0
     for n, (item, size, plan) in enumerate(zip(dataset.items, sizes, plans, strict=True)):
         image, categories = read_resized(dataset, item, size)
+        image = recolour(image, gains[item.case])
         for y, x in plan:
             at = Tile(n, y.start, x.start, y.tokens, x.tokens, offset)
             tile_truth = _cut_truth(categories, y, x, stride).reshape(-1)
@@ -174,6 +185,16 @@ def encode_dataset(
     item_of = np.array([at.item for at in tiles])
     is_train = np.array([dataset.items[n].split == "train" for n in item_of])
     return EncodedDataset(card, tiles, features, truth, means, item_of, is_train, sizes)
+
+
+def measure_cases(dataset: Dataset) -> dict[str, Gains]:
+    """Measure the gains that give each case the colours of a standard stain, on all its images."""
+    pixels: dict[str, list[UInt8[np.ndarray, "n 3"]]] = {}
+    for item in dataset.items:
+        image = dataset.read_image(item)
+        step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _PIXELS_MEASURED))
+        pixels.setdefault(item.case, []).append(image[::step, ::step].reshape(-1, 3))
+    return {case: measure_gains(np.concatenate(parts)) for case, parts in pixels.items()}
 
 
 class _Waiting(NamedTuple):
