@@ -48,7 +48,9 @@ def main(*trained: str) -> None:
             folder = Path(temporary) / organ
             encoders = [load_trained(Path(file)), *(load_encoder(name) for name in BESIDE)]
             title, datasets = prepare_datasets(JUDGED_ON[organ], data, folder)
-            found = evaluate_pooled(datasets, encoders, folder / "out")
+            found = evaluate_pooled(
+                datasets, encoders, folder / "out", stain_normalization=JUDGED_ON[organ] != "bcss"
+            )
             lines += [{"organ": organ, "judged on": title, **line} for line in found]
             steps[organ] = json.loads(Path(file).with_suffix(".json").read_text())["settings"]["steps"]
     page = format_page(lines, steps)
