@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _DEFAULT = click.core.ParameterSource.DEFAULT
 # Options that cannot be chosen again once features are kept.
 _FIXED_BY_FEATURES = (
-    *("encoder", "weights", "dtype", "mpp", "tile", "halo", "tissue", "no_tissue"),
+    *("encoder", "weights", "dtype", "mpp", "tile", "halo", "tissue", "no_tissue", "stain_normalization"),
     *("mpp_override", "frame", "series", "keep_features", "sample_check"),
 )
 

@@ -131,7 +131,7 @@ class Dependencies(SharedDependencies):
 def adopt_kept_settings(job: Job) -> Job:
     """Return the job with the encoder and the settings that its kept features were made with.
 
-    Raises ``InputError`` where no run has kept features in their place.
+    Raises ``InputError`` where no run has kept features in their place, or the codebook is of other stains.
     """
     agreement = _read_kept_agreement(str(job.features))
     try:
@@ -140,6 +140,13 @@ def adopt_kept_settings(job: Job) -> Job:
     except LookupError:
         raise _make_damage_error(str(job.features)) from None
     card = _require_card(str(job.features), agreement)
+    is_normalized = bool(kept["stain_normalization"])
+    if job.codebook is not None and choose_stain_normalization(None, job.codebook) != is_normalized:
+        kept_with, fitted_with = ("with", "without") if is_normalized else ("without", "with")
+        raise InputError(
+            f"{job.features}: kept {kept_with} stain normalization, and the codebook was fitted {fitted_with}"
+            " it; run with --keep-features and this --codebook again"
+        )
     return replace(job, encoder=card.name, dtype=dtype, settings=replace(job.settings, **kept))
 
 

@@ -12,6 +12,7 @@ from cohorts import InProcessEngine, hash_files, make_job, run_in_process, write
 from stores import upload
 
 from fseg_jax import cli
+from fseg_jax.codebook import Codebook, Provenance, save_all
 from fseg_jax.cohort import job, run
 from fseg_jax.cohort.manifest import ManifestSlide, load_manifest
 from fseg_jax.cohort.tables import write_tables
@@ -260,6 +261,11 @@ def test_features_from_the_command_line(kept, manifest, finished_cohort, codeboo
     assert "--tile: the features have that already" in capsys.readouterr().err
     assert fseg(*arguments[:-1], tmp_path / "nowhere") == 2
     assert "no cohort is there" in capsys.readouterr().err
+    book = Codebook.load(codebook)
+    other = Provenance(encoder="classical", stain_normalization=True)
+    save_all(tmp_path / "normalized.safetensors", {book.k: Codebook(book.centers, other)})
+    assert fseg(*arguments, "--codebook", tmp_path / "normalized.safetensors") == 2
+    assert "kept without stain normalization, and the codebook was fitted with it" in capsys.readouterr().err
 
 
 def test_features_that_are_not_there_or_of_other_settings_fail_their_slide(
