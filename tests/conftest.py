@@ -1,5 +1,6 @@
 """The setting of every test: shapes and dtypes are checked, rank promotion is an error, caches are empty."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compila
 # not to optimize; `XLA_FLAGS= python -m pytest` tests what users run.
 _FLAGS = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):  # later ones no longer know it, and end the process over it
-    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", _FLAGS)
 # Tests run in several processes, which share an accelerator's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -51,6 +52,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.device)
 
 
+def pytest_collection_finish() -> None:
+    """Collect garbage seldom: looking through all that is imported takes a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 MAX_MAPS = 30_000  # memory maps; Linux allows a process 65,530, and a compiled program takes a few
 
 
@@ -61,6 +69,21 @@ def clear_programs() -> Iterator[None]:
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_text().splitlines()) > MAX_MAPS:
         jax.clear_caches()
+        gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_pictures() -> Iterator[int]:
+    """Do not enlarge small slides in their pictures, whose drawing would take most of such a slide's time.
+
+    Yields how much they are enlarged outside of the tests, and in processes that the tests start.
+    """
+    from fseg_jax.outputs import figures
+
+    usual = figures._MAX_ENLARGEMENT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "_MAX_ENLARGEMENT", 1)
+        yield usual
 
 
 @pytest.fixture(scope="session")
