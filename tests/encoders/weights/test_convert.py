@@ -35,8 +35,13 @@ def test_a_checkpoint_becomes_a_file_that_loads_as_the_network(tmp_path, name, d
     loaded = weights_file.load(out, dtype=dtype)
     assert loaded.metadata["name"] == "some"
     assert json.loads(loaded.metadata["architecture"])["family"] == name.partition("_")[0]
-    x = jnp.asarray(theirs.x)
-    np.testing.assert_array_equal(loaded.network(x), theirs.network(dtype)(x))
+    expected = theirs.network(dtype)
+    assert loaded.network.config == expected.config
+    ours, wanted = (nnx.to_flat_state(nnx.state(network)) for network in (loaded.network, expected))
+    assert [path for path, _ in ours] == [path for path, _ in wanted]
+    for (path, value), (_, other) in zip(ours, wanted, strict=True):
+        assert value.get_value().dtype == other.get_value().dtype, path
+        np.testing.assert_array_equal(value.get_value(), other.get_value(), err_msg=str(path))
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
