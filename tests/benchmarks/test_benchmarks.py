@@ -17,9 +17,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 @pytest.mark.parametrize(
     "question",
     [
-        "nmf",
         "kmeans",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("startup", "processors", "race")),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("nmf", "startup", "processors", "race")),
     ],
 )
 def test_a_benchmark_runs(question: str) -> None:
@@ -51,8 +50,11 @@ def test_a_benchmark_of_slides_runs(question: str, data: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("variables", [{}, {"FSEG_DATA": "/no/such/folder"}], ids=["not set", "not there"])
-@pytest.mark.parametrize("name", ["growth", "evaluate_ebhi"])
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [("growth", {}), ("evaluate_ebhi", {"FSEG_DATA": "/no/such/folder"})],
+    ids=["not set", "not there"],
+)
 def test_missing_example_data_is_one_line_on_stderr(name: str, variables: dict[str, str]) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "FSEG_DATA"} | variables
     run = subprocess.run(

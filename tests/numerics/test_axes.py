@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.extra.numpy import arrays
 
 from fseg_jax.numerics.axes import find_first, find_smallest, normalize
 
+SHAPES = st.sampled_from([(1, 1), (1, 6), (5, 1), (4, 7)])  # a program each
+
 
 @settings(max_examples=50, deadline=None)
-@given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2)), st.sampled_from((0, 1)))
+@given(arrays(np.bool_, SHAPES), st.sampled_from((0, 1)))
 def test_first_is_argmax_and_the_length_where_none_is_true(mask, axis):
     index = np.asarray(find_first(jnp.asarray(mask), axis))
     expected = np.where(mask.any(axis), mask.argmax(axis), mask.shape[axis])
@@ -20,7 +22,7 @@ def test_first_is_argmax_and_the_length_where_none_is_true(mask, axis):
 
 
 @settings(max_examples=50, deadline=None)
-@given(arrays(np.int8, array_shapes(min_dims=2, max_dims=2)), st.sampled_from((0, 1)))
+@given(arrays(np.int8, SHAPES), st.sampled_from((0, 1)))
 def test_smallest_is_argmin_and_the_first_of_several(x, axis):
     x = x.astype(np.float32)
     at, least = find_smallest(jnp.asarray(x), axis)

@@ -89,7 +89,7 @@ def test_real_codebook_agrees_with_exact_argmax(data):
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
-    k=st.sampled_from([1, 2, 5, 12]),  # a program each
+    k=st.sampled_from([1, 2, 12]),  # a program each
     zero_rows=st.booleans(),
     zero_concept=st.booleans(),
     duplicate=st.booleans(),
@@ -189,7 +189,7 @@ def planted(k: int, n: int = 256, c: int = 256) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", ["hals", "accelerated"])
-@pytest.mark.parametrize("k", [8, 16, 32])
+@pytest.mark.parametrize("k", [8, 32])
 def test_factorize_reaches_scikit_learns_objective(k, method):
     A = planted(k)
     with warnings.catch_warnings():

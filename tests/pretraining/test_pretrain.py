@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -28,6 +29,19 @@ from fseg_jax.pretraining.views import Field, Geometry
 
 TINY = ResNetConfig("basic", (1, 1, 1), (8, 8, 16), stem_channels=8, norms=True, patches=True)
 GEOMETRY = Geometry(side=32, regions=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_trainers():
+    """A training of the same settings is compiled once."""
+    share = cache(make_trainer)
+
+    def make(settings, config, *, trunk=None):
+        return share(settings, config) if trunk is None else make_trainer(settings, config, trunk=trunk)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "make_trainer", make)
+        yield
 
 
 def fields(n: int = 3) -> list[Field]:
@@ -90,7 +104,7 @@ def test_what_it_writes_is_an_encoder(tmp_path: Path):
 
 def test_an_encoder_is_trained_further(tmp_path: Path):
     first = tmp_path / "first.safetensors"
-    run(first, steps=4)
+    anew = run(first, steps=2)
     record = run(tmp_path / "further.safetensors", start=load_parts(first), learning_rate=1e-9, steps=40)
     assert record["start"] == {"name": "ours", "weights_hash": load_encoder(str(first)).card.weights_hash}
     images = jnp.asarray(np.stack([field.pixels[:64, :64] for field in fields()]))
@@ -99,8 +113,7 @@ def test_an_encoder_is_trained_further(tmp_path: Path):
     )
     # Without learning it stays what it was, but for its norms' statistics, which are of other views.
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.9
-    begun_anew = run(tmp_path / "anew.safetensors", steps=40, learning_rate=1e-9)
-    assert begun_anew["losses"] != record["losses"]
+    assert anew["losses"][0] != record["losses"][0]  # of the same views
 
 
 def test_stains_beside(tmp_path: Path):

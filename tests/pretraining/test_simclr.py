@@ -125,7 +125,7 @@ def test_chunks_differentiate_the_same_loss():
         v, r = (jnp.concatenate([part[i] for part in z]) for i in (0, 1))
         return 0.5 * nt_xent(v.reshape(2, 6, 1, -1), 0.2) + 0.5 * nt_xent(r.reshape(2, 6, 2, -1), 0.2)
 
-    value, gradient = jax.value_and_grad(loss)(parameters)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(parameters)
     state, measured = made.step(made.begin, drawn)
     np.testing.assert_allclose(float(measured.loss), float(value), rtol=1e-5)
     first = jax.tree.leaves(state.optimiser[0].mu)  # a tenth of the gradient

@@ -85,7 +85,7 @@ def test_it_is_said_whether_the_centres_came_to_rest(fitted, monkeypatch):
 
 
 def test_spherical_ignores_lengths_and_keeps_to_the_sphere():
-    X = nested(2000).astype(np.float32)
+    X = nested(600).astype(np.float32)
     scaled = X * np.random.default_rng(1).uniform(0.5, 2, (len(X), 1)).astype(np.float32)
     one, other = (
         streaming.fit(points, (4,), key=KEY, spherical=True, restarts=1)[4] for points in (X, scaled)
