@@ -99,8 +99,11 @@ def data() -> Path:
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give every test an empty cache in place of the user's, and restore the root logger's handlers."""
+    """Give every test an empty cache in place of the user's, and restore the loggers."""
     monkeypatch.setenv("FSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
     handlers = logging.getLogger().handlers[:]
+    levels = {name: logging.getLogger(name).level for name in ("", "fseg_jax")}
     yield
     logging.getLogger().handlers[:] = handlers  # those of the command line write to a closed stream
+    for name, level in levels.items():  # --quiet of one test is not the next one's
+        logging.getLogger(name).setLevel(level)
