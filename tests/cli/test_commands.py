@@ -15,6 +15,12 @@ from skimage import data as pictures
 from fseg_jax import cli
 
 
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch):
+    """However slow the machine is, errors are all that is told."""
+    monkeypatch.setattr("fseg_jax.cli.progress.LOG_EVERY", float("inf"))
+
+
 def fseg(*arguments: object) -> int:
     with pytest.raises(SystemExit) as exit_:
         cli.main([str(a) for a in arguments])
