@@ -17,13 +17,18 @@ _LEVEL = 3  # of Zstandard
 _CRC32C = {"name": "crc32c"}
 
 
+def make_store_path(path: Path) -> str:
+    """Make a path absolute and free of ``..``, which tensorstore refuses; links before one are followed."""
+    return str(path.resolve() if ".." in path.parts else path.absolute())
+
+
 def make_folder_spec(path: Path) -> dict[str, Any]:
     """Describe a folder on disk as tensorstore wants it: a ``kvstore`` of the driver ``file``.
 
     tensorstore locks no file: a folder that is written is one program's alone (``partial_folders``), and on a
     file system without locks, a cluster's often, nothing else could be written.
     """
-    return {"driver": "file", "path": f"{path.absolute()}/", "file_io_locking": {"mode": "none"}}
+    return {"driver": "file", "path": f"{make_store_path(path)}/", "file_io_locking": {"mode": "none"}}
 
 
 def open_array(kvstore: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from fseg_jax.files.addresses import RemotePath
 from fseg_jax.files.bucket import RETRIES, make_bucket_spec
 from fseg_jax.files.futures import wait_for_store
 from fseg_jax.files.paths import is_folder
+from fseg_jax.files.zarr import make_store_path
 from fseg_jax.slides.bounds import Origin
 from fseg_jax.slides.channels import Channel, choose_rgb
 from fseg_jax.slides.ome_header import parse_header
@@ -148,12 +149,12 @@ class ZarrPixels(TilePyramid):
         key = f"{key}/" if key else ""
         is_remote = isinstance(self._path, RemotePath)
         if self._is_zip:
-            file = str(self._path if is_remote else self._path.absolute())
+            file = str(self._path) if is_remote else make_store_path(self._path)
             base = make_bucket_spec(file) if is_remote else {"driver": "file", "path": file}
             return {"driver": "zip", "base": base, "path": key}
         if is_remote:
             return make_bucket_spec(f"{self._path}/{key}")
-        return {"driver": "file", "path": f"{self._path.absolute()}/{key}"}
+        return {"driver": "file", "path": f"{make_store_path(self._path)}/{key}"}
 
     def _read_file(self, key: str) -> bytes | None:
         answer = self._wait(self._store.read(key))
