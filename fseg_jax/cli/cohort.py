@@ -12,8 +12,9 @@ from fseg_jax.cli.options import (
     PATH,
     artefacts_option,
     batching_options,
+    choose_encoder,
     combine,
-    encoder_options,
+    encoder_or_codebook_options,
     form_options,
     json_option,
     manifest_options,
@@ -62,7 +63,7 @@ _FOR_PATCHES = {  # options that go with --from-h5
         metavar="PLACE",
         help="Place for the results: a folder, s3://… or gs://….",
     ),
-    encoder_options,
+    encoder_or_codebook_options,
     method_options,
     names_option,
     form_options,
@@ -189,7 +190,7 @@ def cohort(
     fseg.check_options(settings.mode, settings.resize)
     job = Job(
         out=output if "://" in output else str(Path(output)),
-        encoder=encoder,
+        encoder=choose_encoder(encoder, book),
         settings=settings,
         weights=str(weights) if weights else None,
         dtype=dtype,

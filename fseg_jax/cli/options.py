@@ -11,6 +11,7 @@ from fseg_jax.cli.parameters import Number, Shard, SlidePath, WholeNumber
 from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from fseg_jax.codebook import Codebook
     from fseg_jax.outputs.form import OutputForm
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -21,6 +22,7 @@ RATE = Number(0, 1, above=True, below=True)
 SHARE = Number(0, 1)
 PATH = click.Path(path_type=Path)
 SLIDE = SlidePath()
+_ENCODER = "he-small"  # unless another is given
 
 
 def combine(*decorators: Decorator) -> Callable[[Function], Function]:
@@ -80,24 +82,46 @@ dtype_option = click.option(
     show_default=True,
     help="Precision of the encoder's matrix products; sums are float32. tf32 is for a GPU or a TPU.",
 )
-encoder_options = combine(
-    click.option(
-        "--encoder",
-        default="he-small",
-        show_default=True,
-        metavar="NAME",
-        help="Encoder to use; `fseg encoders` lists them.",
-    ),
-    click.option(
-        "--weights", type=PATH, metavar="FILE", help="File with the encoder's weights, instead of the hub's."
-    ),
-    dtype_option,
-)
+
+
+def _make_encoder_options(default: str | None, shown: str | bool) -> Decorator:
+    return combine(
+        click.option(
+            "--encoder",
+            default=default,
+            show_default=shown,
+            metavar="NAME",
+            help="Encoder to use; `fseg encoders` lists them. NAME+NAME: their features side by side.",
+        ),
+        click.option(
+            "--weights",
+            type=PATH,
+            metavar="FILE",
+            help="File with the encoder's weights, instead of the hub's.",
+        ),
+        dtype_option,
+    )
+
+
+encoder_options = _make_encoder_options(_ENCODER, True)
+encoder_or_codebook_options = _make_encoder_options(None, f"the codebook's, or {_ENCODER}")
+
+
+def choose_encoder(given: str | None, codebook: "Codebook | None") -> str:
+    """Choose the encoder: that given, the codebook's where its name says which it is, or the default."""
+    from fseg_jax.encoders.load import is_known
+
+    if given is not None:
+        return given
+    named = codebook.provenance.encoder if codebook else ""
+    return named if is_known(named) else _ENCODER
+
+
 encoders_option = click.option(
     "--encoder",
     "encoders",
     multiple=True,
-    default=["he-small"],
+    default=[_ENCODER],
     show_default=True,
     metavar="NAME,...",
     help="Encoders to compare; `fseg encoders` lists them.",

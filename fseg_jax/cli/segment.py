@@ -12,8 +12,10 @@ from fseg_jax.cli.options import (
     SLIDE,
     artefacts_option,
     batching_options,
+    choose_encoder,
     combine,
     encoder_options,
+    encoder_or_codebook_options,
     form_options,
     json_option,
     method_options,
@@ -33,8 +35,6 @@ from fseg_jax.cli.terminal import encode_result, tolerate_failure
 from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from fseg_jax.codebook import Codebook
-    from fseg_jax.encoders.encoder import Encoder
     from fseg_jax.slides.bounds import Frame
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ DEMO_MPP = 0.5  # an estimate: nuclei of the colon are some 10 µm long, and som
 @click.argument("slides", nargs=-1, required=True, type=SLIDE, metavar="SLIDE...")
 @combine(
     output_option(),
-    encoder_options,
+    encoder_or_codebook_options,
     method_options,
     names_option,
     form_options,
@@ -112,8 +112,10 @@ def _segment_slides(
     as_json: bool,
 ) -> tuple[int, int]:
     """Check all slides and options, then segment slide after slide: how many were, and how many there are."""
+    from fseg_jax.codebook import Codebook
     from fseg_jax.encoders.load import load_encoder
     from fseg_jax.outputs.cluster_names import load_names, name_clusters
+    from fseg_jax.pipeline.image import check_codebook
     from fseg_jax.pipeline.plan import Settings
     from fseg_jax.pipeline.publish import check_outputs
     from fseg_jax.pipeline.segment import output_paths, segment_slide
@@ -167,8 +169,15 @@ def _segment_slides(
             len(slides),
         )
     display.note("loading the encoder")
-    encoder = load_encoder(options.pop("encoder"), weights=options.pop("weights"), dtype=options.pop("dtype"))
-    book = _load_codebook(options.pop("codebook", None), options, encoder)
+    path = options.pop("codebook", None)
+    book = None if path is None else Codebook.load(path, options["k"])
+    encoder = load_encoder(
+        choose_encoder(options.pop("encoder"), book),
+        weights=options.pop("weights"),
+        dtype=options.pop("dtype"),
+    )
+    if book is not None:
+        check_codebook(book, encoder)
     chosen = {name: value for name, value in options.items() if value is not None}
     settings = Settings(**chosen, tissue=tissue)
     if book is not None:
@@ -198,14 +207,3 @@ def _segment_slides(
             display.print(encode_result(slide.name, record, paths) if as_json else png)
             _LOG.info("%s: %s tiles, seconds: %s", slide.name, record["tiles"], record["seconds"])
     return done, len(slides)
-
-
-def _load_codebook(path: Path | None, options: dict[str, Any], encoder: "Encoder") -> "Codebook | None":
-    from fseg_jax.codebook import Codebook
-    from fseg_jax.pipeline.image import check_codebook
-
-    if path is None:
-        return None
-    book = Codebook.load(path, options["k"])
-    check_codebook(book, encoder)
-    return book

@@ -22,6 +22,7 @@ from fseg_jax.encoders.catalog.row import Row, TextRow
 from fseg_jax.encoders.kernels.products import trace_products
 from fseg_jax.encoders.load import load_network
 from fseg_jax.encoders.precision import parse_dtype
+from fseg_jax.encoders.side_by_side import SIGN
 from fseg_jax.encoders.text.tokenizer import Tokenizer
 from fseg_jax.encoders.trained import SHIPPED
 from fseg_jax.encoders.weights import cache, hub
@@ -160,7 +161,7 @@ def find_text_row(name: str) -> tuple[Row, TextRow]:
         InputError: there is no such encoder, or it has none.
     """
     known = " or ".join(row.name for row in CATALOG.values() if row.text is not None)
-    is_own = name.lower() in ("classical", *SHIPPED) or name.endswith(".safetensors")
+    is_own = name.lower() in ("classical", *SHIPPED) or name.endswith(".safetensors") or SIGN in name
     row = None if is_own else find_row(name)
     if row is None or row.text is None:
         raise InputError(

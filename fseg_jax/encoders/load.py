@@ -3,7 +3,8 @@
 - a name of the program's own: ``classical`` has no weights, ``he-small`` is read by ``trained``;
 - a file that ``fseg pretrain`` wrote: ``trained``;
 - a name of the catalog: ``catalog.names`` finds its row, ``weights.cache`` loads the network of that row, and
-  ``encoder`` reads the network at the layer of the row.
+  ``encoder`` reads the network at the layer of the row;
+- several of them with a ``+`` between: ``side_by_side`` joins what each name gives.
 """
 
 from dataclasses import replace
@@ -16,10 +17,11 @@ from fseg_jax.encoders.catalog.names import find_row
 from fseg_jax.encoders.catalog.row import Row
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.efficientnet.network import EfficientNet
-from fseg_jax.encoders.encoder import Encoder, EncoderCard, build_encoder
+from fseg_jax.encoders.encoder import Encoder, EncoderCard, JaxEncoder, build_encoder
 from fseg_jax.encoders.layers import Network
 from fseg_jax.encoders.precision import parse_dtype
 from fseg_jax.encoders.resnet.network import ResNet
+from fseg_jax.encoders.side_by_side import SIGN, join_encoders
 from fseg_jax.encoders.swin.network import SwinConfig
 from fseg_jax.encoders.trained import SHIPPED, load_trained
 from fseg_jax.encoders.vit.network import ViTConfig
@@ -42,7 +44,8 @@ def load_encoder(
 
     Args:
         name: ``he-small`` or ``classical``, which come with the program; a name of the catalog;
-            ``timm:NAME``; or the file that ``fseg pretrain`` wrote.
+            ``timm:NAME``; the file that ``fseg pretrain`` wrote; or several with a ``+`` between, whose
+            features are then side by side (``side_by_side.py``).
         weights: a published checkpoint or a converted file, to use instead of the cache and the hub.
         dtype: ``float32``, ``tf32`` or ``bfloat16``, the precision of the operands of products
             (``precision.py``). Sums, norms and features are float32. A warning says where bfloat16 is the
@@ -58,6 +61,16 @@ def load_encoder(
     16
     """
     name = str(name)
+    if len(parts := split_name(name)) > 1:
+        if weights is not None:
+            raise InputError(
+                f"the encoder {name} is several: leave --weights out; each takes its own from the cache"
+            )
+        return join_encoders([_load_one(part, None, dtype, last) for part in parts])
+    return _load_one(name, weights, dtype, last)
+
+
+def _load_one(name: str, weights: str | Path | None, dtype: str, last: bool) -> JaxEncoder:
     if name.lower() == "classical":
         if weights is not None:
             raise InputError(
@@ -89,8 +102,34 @@ def load_network(name: str, *, weights: str | Path | None = None, dtype: str = "
     return cache.load_given(row, Path(weights), precision)
 
 
+def split_name(name: str) -> list[str]:
+    """Split the name of encoders side by side into theirs; any other name, or a file's, is returned alone.
+
+    >>> split_name("he-small+efficientnet-lite0"), split_name("uni")
+    (['he-small', 'efficientnet-lite0'], ['uni'])
+    """
+    return [name] if Path(name).is_file() else name.split(SIGN)
+
+
+def is_known(name: str) -> bool:
+    """Whether a name, by itself, says which encoder it is: that of no file."""
+
+    def is_known_alone(part: str) -> bool:
+        if part.lower() == "classical" or part.lower() in SHIPPED:
+            return True
+        try:
+            find_row(part)
+        except InputError:
+            return False
+        return True
+
+    return bool(name) and all(map(is_known_alone, split_name(name)))
+
+
 def is_local(name: str) -> bool:
     """Whether ``load_encoder(name)`` has all that it needs on this machine, and fetches nothing."""
+    if len(parts := split_name(name)) > 1:
+        return all(map(is_local, parts))
     if name.lower() == "classical" or name.lower() in SHIPPED:
         return True
     if name.endswith(".safetensors"):

@@ -67,7 +67,7 @@ def test_a_codebook_is_imported_shown_and_used(slide, tmp_path, capsys):
     assert fseg("codebook", "show", target) == 0
     assert "20 channels" in capsys.readouterr().out
     out = tmp_path / "out"
-    own = ("--codebook", target, "--encoder", "classical", "--mode", "assign", "--concepts", 5)
+    own = ("--codebook", target, "--mode", "assign", "--concepts", 5)  # its encoder is taken
     assert fseg("segment", slide, "-o", out, *own) == 0
     assert json.loads((out / "small.json").read_text())["codebook"]["encoder"] == "classical"
 
