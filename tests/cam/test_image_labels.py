@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fseg_jax.cam.image_labels import read_labels
-from fseg_jax.cam.step_outputs import write_table
 from fseg_jax.errors import InputError
+from fseg_jax.outputs.csv_table import write_csv
 
 pytestmark = pytest.mark.smoke
 
@@ -80,7 +80,7 @@ def test_names_that_a_spreadsheet_would_run_come_back_from_the_table_that_is_wri
     for row in rows:
         (tmp_path / "images").mkdir(exist_ok=True)
         (tmp_path / "images" / str(row["image"])).touch()
-    write_table(tmp_path / "labels.csv", rows, ("image", "label"))
+    write_csv(tmp_path / "labels.csv", ("image", "label"), rows)
     assert "'=a.png,'-polyp\n''=b.png,'+normal\n" in (tmp_path / "labels.csv").read_text()
     found = read_labels(tmp_path / "images", tmp_path / "labels.csv")
     assert by_name(found) == {str(row["image"]): row["label"] or None for row in rows}
