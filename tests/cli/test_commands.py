@@ -133,7 +133,10 @@ def bad(tmp_path_factory, slide) -> Path:
             ["{slide}", "--codebook", "{bad}/narrow.safetensors"],
             "7 wide, the features of the encoder 'he-small' 276",
         ),
-        (["{slide}", "--codebook", "{bad}/other.safetensors"], "'uni', not with 'he-small'"),
+        (
+            ["{slide}", "--codebook", "{bad}/other.safetensors", "--encoder", "he-small"],
+            "'uni', not with 'he-small'",
+        ),
         (["{slide}", "--codebook", "{bad}/other.safetensors", "--k", "4"], "it holds k = 3"),
         (["{slide}", "--codebook", "{bad}/none.safetensors"], "no such codebook"),
         (["{slide}", "--tissue", "{bad}/none.png"], "no such file"),

@@ -10,12 +10,13 @@ import fseg_jax.encoders
 ROOM = Path(fseg_jax.encoders.__path__[0])
 # A module or folder may import those of the lines below its own, and within itself.
 LINES = (
+    ("image_text",),
     ("load",),
     ("trained", "listing"),
     ("weights",),
-    ("catalog", "classical", "fingerprint"),
+    ("catalog", "classical", "fingerprint", "side_by_side"),
     ("architectures", "encoder"),
-    ("vit", "swin", "resnet", "efficientnet"),
+    ("vit", "swin", "resnet", "efficientnet", "text"),
     ("layers", "weight_rules", "precision"),
     ("frames", "kernels"),
 )
