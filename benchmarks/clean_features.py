@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from benchmarks.evaluate_he_small import thin_training
 from benchmarks.examples import find_examples
 from benchmarks.measure import RESULTS, describe_machine
-from benchmarks.steps import SQUARE, WHOLE, open_whole_regions
+from benchmarks.steps import SQUARE, WHOLE, match_and_count, open_whole_regions
 from fseg_jax.encoders.encoder import Encoder, EncoderCard, build_encoder
 from fseg_jax.encoders.load import load_encoder, load_network
 from fseg_jax.encoders.trained import load_parts
@@ -36,10 +36,9 @@ from fseg_jax.encoders.vit.network import VITS, ViT
 from fseg_jax.evaluation.data.datasets import Dataset
 from fseg_jax.evaluation.data.encoded_dataset import EncodedDataset, encode_dataset
 from fseg_jax.evaluation.data.layouts import open_dataset
-from fseg_jax.evaluation.data.mask_codes import IGNORED
 from fseg_jax.evaluation.protocols.counts import Score, label_pixels, score_fixed, score_nearest
 from fseg_jax.evaluation.protocols.fseg_experiment import fit_centers
-from fseg_jax.evaluation.protocols.matching import confuse, match
+from fseg_jax.evaluation.protocols.matching import confuse
 from fseg_jax.evaluation.report.tables import format_markdown_table, format_with_interval
 from fseg_jax.numerics import kmeans, metrics
 from fseg_jax.numerics.axes import normalize
@@ -293,22 +292,7 @@ def judge_start(
     dataset: Dataset, encoded: EncodedDataset, mu: Float[Array, "k c"], score: Score, square: int | None
 ) -> tuple[Int[np.ndarray, "cases n n"], float]:
     """Match clusters on the training images; return the others' confusion by case, and clusters' purity."""
-    shape = len(mu), len(dataset.categories)
-    learnt_from = np.zeros(shape, np.int64)
-    tested: dict[Any, Int[np.ndarray, "k n"]] = {}
-    for index, labels in _label(encoded, mu, score):
-        truth = encoded.categories(index)
-        if encoded.is_train[index]:
-            learnt_from += _count(labels, truth, *shape)
-            continue
-        item = dataset.items[encoded.item_of[index]]
-        side = square or max(labels.shape)
-        for y in range(0, labels.shape[0], side):
-            for x in range(0, labels.shape[1], side):
-                part = np.s_[y : y + side, x : x + side]
-                case = (item.name, y, x) if square else item.case
-                tested[case] = tested.get(case, 0) + _count(labels[part], truth[part], *shape)
-    categories = match(learnt_from).categories
+    categories, tested = match_and_count(dataset, encoded, _label(encoded, mu, score), len(mu), square)
     total = np.sum([*tested.values()], axis=0)
     return (
         np.stack([confuse(categories, tested[case]) for case in sorted(tested)]),
@@ -322,12 +306,6 @@ def _label(
     for batch in encoded.batches():
         scores = score(jnp.asarray(batch.tokens), mu, batch.sizes.prod(1))
         yield from zip(batch.tiles, label_pixels(scores, batch, encoded.card.stride), strict=True)
-
-
-def _count(labels: np.ndarray, truth: np.ndarray, k: int, n: int) -> Int[np.ndarray, "k n"]:
-    known = truth != IGNORED
-    joint = (labels[known].astype(np.int64) - 1) * n + truth[known]
-    return np.bincount(joint, minlength=k * n).reshape(k, n)
 
 
 def compare(matrices: Matrices, baseline: Matrices) -> tuple[float, Interval]:

@@ -13,7 +13,7 @@ images have no border of tissue, so no mixtures. The result goes to ``benchmarks
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +156,24 @@ def judge_start(
     square: int | None,
 ) -> Int[np.ndarray, "cases n n"]:
     """Match clusters with categories on the training images, and compare the other images' pixels."""
-    shape = len(centers), len(dataset.categories)
+    categories, tested = match_and_count(
+        dataset, encoded, label_tiles(encoded, centers, settings), len(centers), square
+    )
+    return np.stack([confuse(categories, tested[case]) for case in sorted(tested)])
+
+
+def match_and_count(
+    dataset: Dataset,
+    encoded: EncodedDataset,
+    labelled: Iterable[tuple[int, UInt[np.ndarray, "height width"]]],
+    k: int,
+    square: int | None,
+) -> tuple[Int[np.ndarray, " k"], dict[Any, Int[np.ndarray, "k n"]]]:
+    """Match k clusters with categories on the training images; count the others' pixels, case by case."""
+    shape = k, len(dataset.categories)
     learnt_from = np.zeros(shape, np.int64)
     tested: dict[Any, Int[np.ndarray, "k n"]] = {}
-    for index, labels in label_tiles(encoded, centers, settings):
+    for index, labels in labelled:
         truth = encoded.categories(index)
         if encoded.is_train[index]:
             learnt_from += _count(labels, truth, *shape)
@@ -171,8 +185,7 @@ def judge_start(
                 part = np.s_[y : y + side, x : x + side]
                 case = (item.name, y, x) if square else item.case
                 tested[case] = tested.get(case, 0) + _count(labels[part], truth[part], *shape)
-    categories = match(learnt_from).categories
-    return np.stack([confuse(categories, tested[case]) for case in sorted(tested)])
+    return match(learnt_from).categories, tested
 
 
 def _count(

@@ -6,6 +6,8 @@ the standard's value: I becomes 255·(I / 255)^gain. Glass, of density 0, stays 
 in blue than in green, is no haematoxylin and eosin, and stays too.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image
@@ -67,9 +69,15 @@ def recolour(image: UInt8[np.ndarray, "h w 3"], gains: Gains) -> UInt8[np.ndarra
     """Multiply the optical densities of an image by the gains of its channels."""
     if gains == NO_GAINS:
         return image
+    return np.asarray(Image.fromarray(image).point(_make_table(gains)))
+
+
+@lru_cache(maxsize=8)
+def _make_table(gains: Gains) -> list[int]:
+    """Make the table of all levels of red, of green and of blue: one for all tiles of a slide."""
     levels = np.arange(256) / 255
-    table = np.concatenate([255 * levels**gain for gain in gains]).round().astype(int)
-    return np.asarray(Image.fromarray(image).point(table.tolist()))
+    table: list[int] = np.concatenate([255 * levels**gain for gain in gains]).round().astype(int).tolist()
+    return table
 
 
 def _density(pixels: UInt8[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
