@@ -15,7 +15,7 @@ from fseg_jax.encoders.encoder import build_encoder
 from fseg_jax.encoders.precision import DTYPES
 from fseg_jax.evaluation.protocols import counts, linear_probe
 from fseg_jax.methods import cam, fseg
-from fseg_jax.numerics import nmf
+from fseg_jax.numerics import blending, nmf
 from fseg_jax.numerics.kmeans import lloyd, plus_plus, seeded, seeding, shards
 from fseg_jax.pretraining.augment import augment
 from fseg_jax.pretraining.simclr import nt_xent, pool_regions
@@ -106,6 +106,14 @@ def test_labels_are_made_without_a_gather():
     program = lower(partial(fseg.label_pixels, stride=16), np.zeros((1, 4, 4, 300), np.float32))
     assert "stablehlo.while" in program
     assert not re.search(r"stablehlo\.(gather|dynamic_gather|scatter|sort)", program)
+
+
+def test_tiles_are_stored_and_blended_without_a_scatter():
+    ring, near, tokens = blending.make_ring(6, 8, 3), np.zeros((2, 9), np.int32), np.zeros((2, 12), np.int32)
+    program = lower(partial(blending.blend_tiles, halo=1, frame=3), ring, near, tokens, tokens)
+    program += lower(partial(blending.store_tiles, halo=1), ring, ring[:2], 0)
+    assert "stablehlo.dynamic_update_slice" in program
+    assert not re.search(r"stablehlo\.(scatter|sort|while)", program)
 
 
 def test_points_of_a_cohort_are_multiplied_in_bfloat16_while_centres_move():

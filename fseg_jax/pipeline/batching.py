@@ -24,11 +24,21 @@ _PIXELS_ON_CPU = 1 << 20
 _PIXELS = ((12, 1 << 21), (30, 1 << 22), (60, 1 << 23))  # below so many GiB
 _PIXELS_OF_MORE = 1 << 24
 _THREADS_ON_CPU, _MOST_THREADS = 2, 16
+# Tiles that are labelled at once, and contributions of all clusters in them.
+_BLOCKS_ON_CPU, _WEIGHTS_ON_CPU = 4, 1 << 22
+_BLOCKS, _WEIGHTS = 32, 1 << 25
 
 
 def choose_batch(batch: int | None, side: int) -> int:
     """Choose how many tiles of ``side`` pixels are encoded at once: as many as are asked for, if any."""
     return batch or _fit_batch(_read_device_memory(), side)
+
+
+def choose_blocks(weights: int) -> int:
+    """Choose how many tiles are labelled at once; each has so many ``weights``, those of all clusters."""
+    on_cpu = _read_device_memory() is None
+    blocks, limit = (_BLOCKS_ON_CPU, _WEIGHTS_ON_CPU) if on_cpu else (_BLOCKS, _WEIGHTS)
+    return max(1, min(blocks, limit // weights))
 
 
 def choose_threads(threads: int | None, processes: int = 1) -> int:

@@ -18,7 +18,7 @@ from fseg_jax.methods.fseg import (
     solve_tiles,
 )
 from fseg_jax.numerics.arrays import Centers, Key
-from fseg_jax.numerics.resample import split_axis
+from fseg_jax.numerics.blending import split_axis
 from fseg_jax.slides.stain_normalization import measure_gains, recolour
 
 FRAME_SIDES = (256, 512)  # pixels: the sides of most images that are no slides

@@ -1,6 +1,7 @@
 """A slide's labels from its tiles' features: factorize each tile, blend neighbours, label pixels, row by row.
 
-Of the slide, a few rows of tiles are in memory.
+Of the slide, a few rows of tiles are in memory, on the device (``tile_ring``): what is copied from there is
+labels, and of each token the cluster that leads.
 """
 
 from collections.abc import Iterator
@@ -10,24 +11,22 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Int, UInt
 
 from fseg_jax.codebook import Codebook
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.methods import fseg
 from fseg_jax.numerics.prefetch import prefetch
-from fseg_jax.numerics.resample import blend
 from fseg_jax.numerics.smoothing import PASSES, Likeness, choose_radius, measure_likeness, smooth
 from fseg_jax.numerics.typical import find_leaders
 from fseg_jax.outputs.labels import choose_label_dtype
+from fseg_jax.pipeline.batching import choose_blocks
 from fseg_jax.pipeline.plan import Plan, Settings, Tile, choose_mixtures, choose_smoothing
+from fseg_jax.pipeline.tile_ring import TileRing
 from fseg_jax.pipeline.tokens import FeatureSource, not_finite_error
 from fseg_jax.pipeline.typical import TypicalPlaces
 from fseg_jax.process import Progress
 from fseg_jax.slides.tissue import Tissue
-
-_BATCH = 4  # tiles upsampled at once: a slide's rows are seldom a multiple of a larger number
-_BATCH_WEIGHTS = 2**22  # of all clusters, upsampled at once
 
 
 @dataclass
@@ -68,7 +67,7 @@ def label_rows(
     tiles = plan.tiles()
     tissue = plan.tissue.drop_artefacts() if settings.artefacts == "drop" else plan.tissue
     likeness = measure_likeness(codebook.centers)
-    weights: dict[Tile, Float[np.ndarray, "t t k"]] = {}
+    ring = TileRing(plan, codebook.k)
     done, next_row = 0, 0
 
     def factorize() -> Iterator[tuple[list[Tile], fseg.TileWeights]]:
@@ -91,22 +90,22 @@ def label_rows(
         pending = tiles[done][0] if done < len(tiles) else grid.rows + 1
         while next_row < grid.rows and next_row + 1 < pending:
             yield pool.submit(
-                _label_row, plan, dict(weights), next_row, tissue, likeness, settings, shortfall, typical
+                _label_row, plan, ring, next_row, tissue, likeness, settings, shortfall, typical
             )
-            for column in range(grid.columns):
-                weights.pop((next_row - 1, column), None)
             next_row += 1
 
     def start_rows() -> Iterator[Future[UInt[np.ndarray, "n width"]]]:
         nonlocal done
         progress("segmentation", 0, len(tiles))
         for batch, result in prefetch(factorize()):
-            for tile, W, finite, converged in zip(batch, *map(np.asarray, result), strict=False):
+            ring.store(result.W, done)
+            for tile, finite, converged in zip(
+                batch, np.asarray(result.finite), np.asarray(result.converged), strict=False
+            ):
                 if not finite:
                     raise not_finite_error(plan, card, tile)
                 if not converged.all():
                     shortfall.tokens += int((~converged & plan.core_mask(*tile)).sum())
-                weights[tile] = W
             done += len(batch)
             progress("segmentation", done, len(tiles))
             yield from start_finished_rows()
@@ -119,7 +118,7 @@ def label_rows(
 
 def _label_row(
     plan: Plan,
-    weights: dict[Tile, Float[np.ndarray, "t t k"]],
+    ring: TileRing,
     row: int,
     labelled: Tissue,
     likeness: Likeness,
@@ -133,22 +132,19 @@ def _label_row(
     top, _, height, _ = grid.locate_core(row, 0)
     labels = np.zeros((height, grid.width), choose_label_dtype(k))
     columns = np.flatnonzero(plan.tissue_tiles[row])
-    shape = (-(-grid.height // stride), -(-grid.width // stride))
-    leaders, shares = (np.zeros((-(-height // stride), shape[1]), dtype) for dtype in (np.uint16, np.uint8))
+    tokens = (-(-height // stride), -(-grid.width // stride))
+    leaders, shares = np.zeros(tokens, np.uint16), np.zeros(tokens, np.uint8)
     # Blocks go to the device in batches of one size, bounded so that k × pixels stays small.
     sigma = choose_smoothing(settings, plan.mpp, stride) / (plan.mpp * stride)  # in tokens
     radius = choose_radius(sigma, grid.pitch // stride // PASSES)
     frame = 1 + PASSES * radius
     side = grid.pitch // stride + 2 * frame
-    batch = max(1, min(_BATCH, _BATCH_WEIGHTS // (side * side * k)))
+    batch = choose_blocks(side * side * k)
 
     def label_blocks() -> Iterator[tuple[Int[np.ndarray, " b"], tuple[UInt[jax.Array, "b _ _"], ...]]]:
         for start in range(0, len(columns), batch):
             part = columns[start : start + batch]
-            blocks = np.zeros((batch, side, side, k), np.float32)
-            for i, column in enumerate(part):
-                blocks[i] = blend(weights, row, int(column), grid.halo // stride, shape, frame)
-            W = jnp.asarray(blocks)
+            W = ring.blend(row, part, batch, frame)
             if radius:
                 tissue = np.zeros((batch, side, side), np.float32)
                 for i, column in enumerate(part):

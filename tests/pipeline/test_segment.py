@@ -23,12 +23,11 @@ from fseg_jax.codebook import Codebook, Provenance
 from fseg_jax.encoders.classical import classical
 from fseg_jax.errors import InputError
 from fseg_jax.methods import fseg
-from fseg_jax.numerics import kmeans, nmf
+from fseg_jax.numerics import blending, kmeans, nmf
 from fseg_jax.numerics.kmeans import lloyd
 from fseg_jax.numerics.regions import merge_small_regions, weigh_borders
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.outputs.picture import decode_picture, find_chunk
-from fseg_jax.pipeline import labels as pipeline_labels
 from fseg_jax.pipeline.image import segment
 from fseg_jax.pipeline.plan import Plan, Settings
 from fseg_jax.pipeline.segment import output_paths, segment_slide
@@ -342,22 +341,9 @@ def test_two_runs_give_the_same_bytes(picture, tmp_path):
             assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
 
 
-def test_only_a_few_rows_of_tiles_are_held(picture, tmp_path, book, monkeypatch):
-    held: list[int] = []
-    original = pipeline_labels._label_row
-
-    def spy(plan, tiles, row, *rest):
-        held.append(len({r for r, _ in tiles}))
-        return original(plan, tiles, row, *rest)
-
-    monkeypatch.setattr(pipeline_labels, "_label_row", spy)
-    run(picture, tmp_path, Settings(tile=64, batch=1, tissue="all"), book)
-    assert len(held) > 8 and max(held) <= 4
-
-
 @pytest.mark.parametrize("fitted", [False, True])
 def test_nothing_recompiles_for_a_slide_of_another_size(picture, tmp_path, book, fitted):
-    compiled = (fseg._solve_tiles, fseg.label_pixels, lloyd._fit)
+    compiled = (fseg._solve_tiles, fseg.label_pixels, lloyd._fit, blending.store_tiles, blending.blend_tiles)
     settings = Settings(k=5, tile=128, batch=4, mpp=0.5)
     run(picture, tmp_path / "a", settings, None if fitted else book)
     sizes = [f._cache_size() for f in compiled]
