@@ -1,4 +1,4 @@
-"""Compile numerics and a transformer for TPUs on a machine without one, and read what the compiler says.
+"""Compile numerics and encoders for TPUs on a machine without one, and read what the compiler says.
 
     JAX_PLATFORMS=cpu python -m benchmarks.ahead_of_time [--chip CHIP]… [CASE]…
 
@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,13 +25,17 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.measure import RESULTS
 from fseg_jax.encoders.architectures import build_abstract
+from fseg_jax.encoders.catalog.published import CATALOG
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import build_encoder
 from fseg_jax.encoders.vit.network import ViTConfig
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import nmf
+from fseg_jax.numerics.blending import blend_tiles
 from fseg_jax.numerics.kmeans import lloyd
+from fseg_jax.numerics.kmeans.slabs import DEVICE_SLAB, find_nearest, multiply_members, sum_clusters
 from fseg_jax.numerics.nnls import DEVICE_STEPS
+from fseg_jax.numerics.smoothing import PASSES, Likeness, choose_radius, smooth
 
 HERTZ = {"v5e": 1.5e9, "v6e": 1.75e9}  # clocks, inferred from the published peaks
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -56,12 +61,17 @@ def floats(*shape: int) -> Shape:
     return Shape(shape, jnp.float32)
 
 
-def make_vit(blocks: int) -> Case:
-    config = ViTConfig(patch=16, dim=1024, depth=blocks, heads=16, mlp_width=4096, layer_scale=True)
-    card = classical().card.__class__(**{**classical().card.to_json(), "layer": f"blocks.{blocks - 1}"})
+def make_encoder(row: str, name: str, images: int, side: int, blocks: int | None = None) -> Case:
+    """Make the case of an encoder of the catalog, of the first blocks alone where their number is given."""
+    entry = CATALOG[row]
+    config, layer = entry.config, entry.layer
+    if blocks is not None:
+        assert isinstance(config, ViTConfig)
+        config, layer = replace(config, depth=blocks), f"blocks.{blocks - 1}"
+    card = replace(classical().card, layer=layer)
     encoder = build_encoder(build_abstract(config, dtype=jnp.bfloat16), card, "bfloat16")
-    what = f"ViT-L/16, {blocks} blocks, bfloat16, 32 images of 224 px"
-    return Case(what, encoder.apply, (encoder.weights, floats(32, 224, 224, 3)))
+    what = f"{name}, bfloat16, {images} images of {side} px"
+    return Case(what, encoder.apply, (encoder.weights, floats(images, side, side, 3)))
 
 
 def make_factorization(method: str) -> Case:
@@ -87,13 +97,56 @@ def make_kmeans(k: int, dtype: str) -> Case:
     return Case(what, f, (Shape((262_144, 1024), jnp.dtype(dtype)), KEY), {300: 20})
 
 
+def make_pass(k: int, dtype: str) -> Case:
+    rounded = dtype == "bfloat16"
+
+    def sum_points(X: jax.Array, mean: jax.Array, centers: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return sum_clusters(
+            X,
+            mean,
+            k,
+            lambda x, rows: find_nearest(x, centers, rounded=rounded)[0],
+            partial(multiply_members, rounded=rounded),
+            DEVICE_SLAB,
+        )
+
+    what = f"k-means, one pass over 1,000,000 × 1024 of {dtype}, k = {k}"
+    return Case(
+        what, sum_points, (Shape((1_000_000, 1024), jnp.dtype(dtype)), floats(1, 1024), floats(k, 1024))
+    )
+
+
+def make_blend(k: int, tokens: int) -> Case:
+    """Make the case of what comes before labels: tiles are blended and smoothed by one token."""
+    frame = 1 + PASSES * choose_radius(1.0, tokens)
+
+    def blend_and_smooth(
+        ring: jax.Array, near: jax.Array, at: jax.Array, tissue: jax.Array, *likeness: jax.Array
+    ) -> jax.Array:
+        W = blend_tiles(ring, near, at, at, halo=tokens // 16, frame=frame)
+        smoothed: jax.Array = smooth(W, tissue, Likeness(*likeness), 1.0, (frame - 1) // PASSES)
+        return smoothed
+
+    side = tokens - 2 * (tokens // 16) + 2 * frame
+    integers = [Shape((32, n), jnp.int32) for n in (9, side)]
+    arguments = (floats(1025, tokens, tokens * k), *integers, floats(32, side, side))
+    what = f"32 tiles of {tokens}² tokens, blended and smoothed, k = {k}"
+    return Case(what, blend_and_smooth, (*arguments, floats(k, 32), floats()))
+
+
 CASES: dict[str, Callable[[], Case]] = {
-    "vit": partial(make_vit, 2),
+    "vit": partial(make_encoder, "uni", "ViT-L/16, 2 blocks", 32, 224, 2),
+    "vit-l": partial(make_encoder, "uni", "ViT-L/16, all 24 blocks", 32, 224),
+    "vit-g": partial(make_encoder, "h-optimus-0", "ViT-g/14 SwiGLU, all 40 blocks", 32, 224),
+    "resnet": partial(make_encoder, "resnet50", "ResNet-50 to stride 16", 64, 256),
     "hals": partial(make_factorization, "hals"),
     "accelerated": partial(make_factorization, "accelerated"),
     "weights": partial(make_weights, 64),
+    "blend": partial(make_blend, 64, 32),
     "labels": partial(make_labels, 64),
     "kmeans": partial(make_kmeans, 256, "bfloat16"),
+    "pass": partial(make_pass, 256, "bfloat16"),
+    "pass-float32": partial(make_pass, 256, "float32"),
 }
 
 

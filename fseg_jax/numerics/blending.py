@@ -4,6 +4,9 @@ The W of a slide's tiles stays on the device, in a ring: an array of tiles, of w
 for tiles that there are none of, and the others are replaced, the oldest first. Each tile is multiplied by
 what its tokens count when it is stored, and blending only adds. So no compiler can fuse a product with a sum,
 and the result is the same to the bit on every device.
+
+The last axis is a row of tokens with all their clusters, and whole tiles are taken: a TPU pads that axis to
+128, and lays a ring out anew from which less is taken.
 """
 
 from functools import partial
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Ring = Float[Array, "slots t t k"]
+Ring = Float[Array, "slots t tk"]
 
 
 class Span(NamedTuple):
@@ -42,15 +45,14 @@ def split_axis(n: int, tile: int) -> list[Span]:
 
 def make_ring(tiles: int, tokens: int, k: int) -> Ring:
     """Make a ring for so many tiles of ``tokens`` × ``tokens``."""
-    return jnp.zeros((tiles + 1, tokens, tokens, k), jnp.float32)
+    return jnp.zeros((tiles + 1, tokens, tokens * k), jnp.float32)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="halo")
 def store_tiles(ring: Ring, W: Float[Array, "b t t k"], first: Int[Array, ""] | int, *, halo: int) -> Ring:
     """Store tiles from slot ``first`` on; the ring that was given is used up."""
-    return jax.lax.dynamic_update_slice(
-        ring, W * _weigh_tokens(W.shape[1], halo)[None, ..., None], (first, 0, 0, 0)
-    )
+    tiles = W * _weigh_tokens(W.shape[1], halo)[None, ..., None]
+    return jax.lax.dynamic_update_slice(ring, tiles.reshape(-1, *ring.shape[1:]), (first, 0, 0))
 
 
 @partial(jax.jit, static_argnames=("halo", "frame"))
@@ -77,8 +79,8 @@ def blend_tiles(
         halo: how many tokens on each side overlap the neighbours.
         frame: tokens of the frame on each side. Those that no tile holds are 0.
     """
-    slots, t, _, k = ring.shape
-    pitch = t - 2 * halo
+    slots, t, channels = ring.shape
+    k, pitch = channels // t, t - 2 * halo
     side, shares = pitch + 2 * frame, _weigh_tokens(t, halo)
     total = jnp.zeros((len(near), side, side, k), ring.dtype)
     weight = jnp.zeros((len(near), side, side), ring.dtype)
@@ -87,11 +89,8 @@ def blend_tiles(
         (down, across) for down in overlaps for across in overlaps
     ):
         slot = near[:, neighbour]
-        part = jax.vmap(
-            lambda at, y=top, x=left, h=height, w=width: jax.lax.dynamic_slice(
-                ring, (at, y, x, 0), (1, h, w, k)
-            )[0]
-        )(slot)
+        tile = ring[slot].reshape(-1, t, t, k)
+        part = tile[:, top : top + height, left : left + width]
         core = np.s_[:, y : y + height, x : x + width]
         total = jax.lax.dynamic_update_slice(total, total[core] + part, (0, y, x, 0))
         share = jnp.where(
