@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 
 from fseg_jax.encoders.kernels import onednn, onednn_gradients, onednn_library
-from fseg_jax.encoders.kernels.convolution import Plan, convolve
+from fseg_jax.encoders.kernels.convolution import PIECE, Plan, convolve
 from fseg_jax.encoders.kernels.foreign_call import register
 from fseg_jax.encoders.kernels.processor import detect_processor
 from fseg_jax.encoders.layers import Conv
@@ -89,6 +89,32 @@ def test_each_channel_by_itself(kernel, stride, padding, side):
 
     for ours, wanted in zip(*differentiate(x), strict=True):
         np.testing.assert_allclose(ours, wanted, atol=1e-5, strict=True)
+
+
+@pytest.mark.parametrize("kernel, stride, padding", [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, "SAME")])
+def test_gradients_of_layers_that_are_trained(monkeypatch, kernel, stride, padding):
+    monkeypatch.setattr(onednn_library, "load_library", lambda: None)
+    conv = Conv(3, 5, kernel, stride=stride, padding=padding, bias=False, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (PIECE + 3, 6, 7, 3))
+    pads = padding if padding == "SAME" else [(padding, padding)] * 2
+    graphdef, state = nnx.split(conv)
+
+    def ours(x, state):
+        return nnx.merge(graphdef, state)(x)
+
+    def whole(x, state):
+        given = ((stride, stride), pads)
+        return lax.conv_general_dilated(
+            x, state.kernel[...], *given, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    @jax.jit
+    def differentiate(x):
+        (y, pull), (z, pull_whole) = (jax.vjp(function, x, state) for function in (ours, whole))
+        return (y, *jax.tree.leaves(pull(jnp.cos(z)))), (z, *jax.tree.leaves(pull_whole(jnp.cos(z))))
+
+    for found, wanted in zip(*differentiate(x), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-5, strict=True)
 
 
 CASES = [(1, 1, 0, 64, 32), (1, 2, 0, 64, 128), (3, 1, 1, 48, 64), (3, 2, 1, 64, 128), (7, 2, 3, 3, 64)]
