@@ -126,11 +126,14 @@ def _write_levels(root: Path, image: UInt8[np.ndarray, "h w 3"], count: int) -> 
 
 
 def _halve(image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h2 w2 3"]:
-    """Average each 2 × 2 block; blocks at odd edges have fewer pixels."""
-    h, w, _ = image.shape
-    image = np.pad(image, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
-    sums: np.ndarray = image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]
-    return sums / 4
+    """Average each 2 × 2 block; an odd last row or column is left out.
+
+    Viv draws the coarsest level under the others, scaled by powers of two: it may not reach over them.
+    """
+    height, width = (max(1, side // 2) for side in image.shape[:2])
+    image = np.pad(image, ((0, image.shape[0] == 1), (0, image.shape[1] == 1), (0, 0)), mode="edge")
+    blocks = image[: 2 * height, : 2 * width].reshape(height, 2, width, 2, 3)
+    return np.asarray(blocks.mean((1, 3)))
 
 
 def _remove(folders: list[Path]) -> int:

@@ -1,5 +1,6 @@
 """The image of a slide round its labels, by readers that are not ours, against the picture it is made of."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import zarr
 from label_images import draw_smooth_labels
 from skimage import data as pictures
+from skimage.transform import downscale_local_mean
 
 from fseg_jax.errors import InputError
 from fseg_jax.outputs.colours import make_palette
@@ -63,9 +65,9 @@ def test_the_image_lies_where_the_labels_lie_and_is_the_picture(root):
         assert np.array(move["translation"][1:]) - mpp / 2 == pytest.approx(-SLIDE_MPP / 2)
         stored = group[str(level)][:]
         assert stored.shape[0] == 3 and stored.dtype == np.uint8
-        assert stored.shape[1:] == (-(-600 // mpp), -(-700 // mpp))
     stored = group["0"][:].transpose(1, 2, 0)
     mpp = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"][1]
+    assert stored.shape[:2] == (-(-600 // mpp), -(-700 // mpp))
     y, x = (
         np.minimum((np.arange(n) + 0.5) * mpp / 1.25, size - 1)  # the last may reach past the picture
         for n, size in zip(stored.shape[:2], picture.shape[:2], strict=True)
@@ -82,6 +84,19 @@ def test_the_image_takes_at_most_three_times_the_bytes_of_the_labels(tmp_path):
     assert 1.5 * count_bytes(root / "labels/fseg") < image <= 3 * count_bytes(root / "labels/fseg")
     root = write(tmp_path / "flat.ome.zarr", picture, 1.25, labels=np.ones((600, 700), np.uint8))
     assert sum(count_bytes(root / str(level)) for level in range(3)) <= 1 << 16
+
+
+def test_no_level_reaches_over_the_finest(tmp_path):
+    ramp = np.linspace(0, 255, 303)[:, None] * np.linspace(0, 1, 205)
+    picture = np.repeat(ramp[..., None], 3, axis=2).astype(np.uint8)
+    root = write(tmp_path / "s.ome.zarr", picture, 1.0, labels=draw_smooth_labels((303, 205), 4))
+    group = zarr.open_group(root, mode="r")
+    levels = [group[name][:].transpose(1, 2, 0) for name in sorted(group.array_keys())]
+    for finer, coarser in itertools.pairwise(levels):
+        height, width = (side // 2 for side in finer.shape[:2])
+        expected = downscale_local_mean(finer[: 2 * height, : 2 * width], (2, 2, 1))
+        np.testing.assert_allclose(coarser, expected, atol=255 / 31)
+    assert [level.shape[:2] for level in levels] == [(303, 205), (151, 102)]
 
 
 def test_white_and_black_stay_so(tmp_path):
