@@ -1,28 +1,30 @@
 """Several encoders side by side, as one: ``he-small+efficientnet-lite0``.
 
 Features are non-negative, so those of several encoders of one image, laid beside each other, are features
-again. Each encoder's part of a token are the roots of its features, scaled to length one: an encoder of many
-channels, or of large numbers, would else decide alone, and in it a few large channels. Differences between
-parts are then Hellinger's distances. Where tokens differ in size, the smaller ones are averaged over the
-largest. ``benchmarks/clean_features.py`` has measured this and what else was tried.
+again. An encoder of large numbers would decide alone: each is scaled so that its features have a total
+deviation of one on an image of tissue that comes with scikit-image. Where tokens differ in size, the smaller
+ones are averaged over the largest. ``benchmarks/clean_features.py`` has measured this and what else was
+tried.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
+from importlib import resources
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
 from fseg_jax.encoders.encoder import Apply, EncoderCard, JaxEncoder
 from fseg_jax.errors import InputError
-from fseg_jax.numerics.axes import normalize
 
 SIGN = "+"  # between the encoders' names
-VERSION = 1  # raised whenever the features of an image change
+VERSION = 2  # raised whenever the features of an image change
 
 
 class _Part(NamedTuple):
@@ -59,7 +61,12 @@ def join_encoders(encoders: Sequence[JaxEncoder]) -> JaxEncoder:
                 f"the encoder {name}: {card.name!r} is used at {card.mpp:g} µm per pixel, "
                 f"{cards[0].name!r} at {cards[0].mpp:g}; join encoders of one resolution"
             )
-    identity = [VERSION, *((card.name, card.layer, card.weights_hash) for card in cards)]
+    tissue = _read_tissue()
+    identity = [
+        VERSION,
+        hashlib.sha256(tissue.tobytes()).hexdigest(),
+        *((card.name, card.layer, card.weights_hash) for card in cards),
+    ]
     known = all(card.weights_hash for card in cards)
     card = EncoderCard(
         name=name,
@@ -79,7 +86,24 @@ def join_encoders(encoders: Sequence[JaxEncoder]) -> JaxEncoder:
         _Part(encoder.apply, encoder.card.mean, encoder.card.std, stride // encoder.card.stride)
         for encoder in encoders
     )
-    return JaxEncoder(card, _join_parts(parts), tuple(encoder.weights for encoder in encoders))
+    scaled = tuple((encoder.weights, _compute_gain(encoder, tissue)) for encoder in encoders)
+    return JaxEncoder(card, _join_parts(parts), scaled)
+
+
+def _read_tissue() -> UInt8[np.ndarray, "512 512 3"]:
+    """Read the image of colon that comes with scikit-image."""
+    with (resources.files("skimage.data") / "ihc.png").open("rb") as file:
+        return np.asarray(Image.open(file).convert("RGB"))
+
+
+def _compute_gain(encoder: JaxEncoder, tissue: UInt8[np.ndarray, "h w 3"]) -> np.float32:
+    """Compute the factor that gives an encoder's features a total deviation of one on the tissue."""
+    side = min(encoder.card.tile, *tissue.shape[:2]) // encoder.card.stride * encoder.card.stride
+    rows, columns = (length // side for length in tissue.shape[:2])
+    cut = tissue[: rows * side, : columns * side].reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    features = encoder(jnp.asarray(cut.reshape(-1, side, side, 3)))
+    deviation = float(jnp.sqrt(features.astype(jnp.float32).var((0, 1, 2)).sum()))
+    return np.float32(1 / max(deviation, 1e-6))
 
 
 # jit knows a function that it has compiled by its identity: one function for each choice of encoders.
@@ -94,9 +118,10 @@ def _join_parts(parts: tuple[_Part, ...]) -> Apply:
 
 def _encode_part(part: _Part, weights: Any, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
     mean, std = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, 3) for values in (part.mean, part.std))
-    grid = jax.nn.relu(part.apply(weights, (x - mean) / std))
+    own, gain = weights
+    grid = jax.nn.relu(part.apply(own, (x - mean) / std))
     b, h, w, c = grid.shape
     side = part.pooled
-    pooled = grid.reshape(b, h // side, side, w // side, side, c).mean((2, 4))
-    unit: Array = normalize(jnp.sqrt(pooled))
-    return unit
+    pooled: Array = grid.reshape(b, h // side, side, w // side, side, c).mean((2, 4))
+    scaled: Array = pooled * gain
+    return scaled
