@@ -7,6 +7,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -279,20 +280,35 @@ def yield_features(
         slide_mpp: µm per level-0 pixel.
         outlines: Which objects they become (``form``).
     """
-    for cluster, polygon, area in zip(clusters, polygons, shapely.area(polygons), strict=True):
-        shape = shapely.geometry.mapping(polygon)
-        geometry = encode_compact({"type": shape["type"], "coordinates": shape["coordinates"]})
-        classification = classes[cluster - 1]
-        properties = {
-            "objectType": "detection" if outlines == "detections" else "annotation",
-            "name": classification["name"],
-            "classification": classification,
-            "isLocked": False,
-            "measurements": {AREA: round(area * slide_mpp**2)},
-        }
-        identity = identify_feature(classification["name"], geometry)
-        encoded = encode_compact(properties)
-        yield f'{{"type":"Feature","id":"{identity}","geometry":{geometry},"properties":{encoded}}}'
+    areas = (shapely.area(polygons) * slide_mpp**2).tolist()
+    begun: dict[int, str] = {}  # of each cluster, the properties that all of its objects have
+    for cluster, geometry, area in zip(clusters.tolist(), _encode_geometries(polygons), areas, strict=True):
+        name = classes[cluster - 1]["name"]
+        if cluster not in begun:
+            properties = {
+                "objectType": "detection" if outlines == "detections" else "annotation",
+                "name": name,
+                "classification": classes[cluster - 1],
+                "isLocked": False,
+            }
+            begun[cluster] = encode_compact(properties).removesuffix("}")
+        measured = encode_compact({AREA: round(area)})
+        yield (
+            f'{{"type":"Feature","id":"{identify_feature(name, geometry)}","geometry":{geometry},'
+            f'"properties":{begun[cluster]},"measurements":{measured}}}}}'
+        )
+
+
+def _encode_geometries(polygons: np.ndarray) -> list[str]:
+    """Encode geometries of one kind as GeoJSON, all at once: one by one they take twice the time."""
+    if not len(polygons):
+        return []
+    kind, coordinates, offsets = shapely.to_ragged_array(polygons)
+    parts = [f"[{x!r},{y!r}]" for x, y in coordinates.tolist()]
+    for starts in offsets:  # points of rings, rings of polygons, and polygons of collections
+        parts = [f"[{','.join(parts[begin:end])}]" for begin, end in pairwise(starts.tolist())]
+    name = "Polygon" if kind == shapely.GeometryType.POLYGON else "MultiPolygon"
+    return [f'{{"type":"{name}","coordinates":{part}}}' for part in parts]
 
 
 def describe_classes(names: Sequence[str], colours: np.ndarray) -> list[dict[str, Any]]:

@@ -304,28 +304,13 @@ def draw_labelled(
     name, labels_path = plan.name, labelled.image.clusters
     progress("outlines and pictures", 0, 0)
     beside = () if labelled.artefacts_mm2 is None else (ARTEFACTS,)
-    labelled.image.close(plan.image, plan.image_mpp, slide_mpp=plan.slide.mpp, beside=beside)
     areas = pixels * plan.mpp**2 * 1e-6
     uncovered = labelled.shortfall.pixels * plan.mpp**2 * 1e-6
     _warn_of_shortfall(plan, labelled.shortfall.tokens, uncovered)
     step_mm2 = (card.stride * plan.mpp) ** 2 * 1e-6
-    border_shares = measure_border_shares(open_labels(labels_path), plan.tissue).round(4).tolist()
-    write_areas(
-        folder / f"{name}.csv",
-        clusters,
-        pixels,
-        plan.mpp,
-        step_mm2=step_mm2,
-        colours=colours,
-        border_shares=border_shares,
-    )
     typical = labelled.typical
     places = select_largest(typical.finish(), pixels)
-    tiles = (
-        {} if slide is None else read_places(slide, places, typical.field, choose_threads(settings.threads))
-    )
-    progress("outlines and pictures", 0, 0)
-    with ThreadPoolExecutor(1, thread_name_prefix="fseg-outlines") as pool:
+    with ThreadPoolExecutor(2, thread_name_prefix="fseg-outputs") as pool:
         outlines = pool.submit(
             write_geojson,
             folder / f"{name}.geojson",
@@ -337,6 +322,25 @@ def draw_labelled(
             min_area_um2=parameters.min_region,
             frame=plan.slide.frame_to_json(),
         )
+        image = pool.submit(
+            labelled.image.close, plan.image, plan.image_mpp, slide_mpp=plan.slide.mpp, beside=beside
+        )
+        border_shares = measure_border_shares(open_labels(labels_path), plan.tissue).round(4).tolist()
+        write_areas(
+            folder / f"{name}.csv",
+            clusters,
+            pixels,
+            plan.mpp,
+            step_mm2=step_mm2,
+            colours=colours,
+            border_shares=border_shares,
+        )
+        tiles = (
+            {}
+            if slide is None
+            else read_places(slide, places, typical.field, choose_threads(settings.threads))
+        )
+        progress("outlines and pictures", 0, 0)
         picture = Picture(
             title=f"{name} · {card.name} · k = {len(clusters)}",
             image=plan.image,
@@ -351,6 +355,7 @@ def draw_labelled(
         )
         write_overlay(folder / f"{name}.png", picture, names=clusters, colours=colours)
         outlines.result()
+        image.result()
     clock.lap("outputs")
     tile_count = int(plan.tissue_tiles.sum())
     return Segmentation(

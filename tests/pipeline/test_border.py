@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from fseg_jax.outputs.colours import make_palette
 from fseg_jax.outputs.labels import LabelWriter, open_labels
-from fseg_jax.pipeline.border import measure_border_shares
+from fseg_jax.pipeline.border import find_near_border, measure_border_shares
 from fseg_jax.slides.tissue import Tissue
 
 
@@ -38,3 +38,12 @@ def test_all_tissue_has_no_border(tmp_path):
     np.testing.assert_array_equal(
         measure_border_shares(pyramid, Tissue(np.ones((75, 50), bool), 8.0)), [0, 0]
     )
+
+
+@pytest.mark.parametrize("depth", [0.3, 8.0, 21.3])
+def test_distances_by_blocks_are_those_of_the_whole_mask(depth):
+    mask = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((700, 530)), 40) > 0
+    mask[:300, 300:] = True
+    mask[150, 450] = False
+    near = ndimage.distance_transform_edt(mask) - 0.5 <= depth
+    np.testing.assert_array_equal(find_near_border(mask, depth), near)
