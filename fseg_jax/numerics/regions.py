@@ -15,6 +15,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Float, Int, UInt
@@ -57,13 +58,15 @@ class _Strip:
         labels: As given.
         start: First pixels of the runs of small regions.
         length: Pixels of these runs.
-        region: Regions of these runs.
+        regions: Regions of these runs, each once.
+        region: Which of these each run is of.
         waiting: Regions that may still take another label.
     """
 
     labels: UInt[np.ndarray, "n width"]
     start: Int[np.ndarray, " runs"]
     length: Int[np.ndarray, " runs"]
+    regions: list[int]
     region: Int[np.ndarray, " runs"]
     waiting: list[int]
 
@@ -120,9 +123,7 @@ def merge_small_regions(
         graph.settle()
         while strips and graph.is_settled(strips[0]):
             yield graph.paint(strips.popleft())
-        graph.forget_all_but(
-            i for numbers in (owners, *(strip.region for strip in strips)) for i in numbers.tolist()
-        )
+        graph.forget_all_but(chain(np.unique(owners).tolist(), *(strip.regions for strip in strips)))
     graph.close()
     graph.settle()
     for strip in strips:
@@ -191,9 +192,10 @@ class _RegionGraph:
         for i in self._open:
             self._regions[self._find(i)].is_open = True
         chosen = inside & ~is_large[runs.part]
-        region = number[runs.part[chosen]]
+        found, region = np.unique(number[runs.part[chosen]], return_inverse=True)
+        regions = found.tolist()
         return _Strip(
-            block[1:], runs.start[chosen] - width, runs.length[chosen], region, np.unique(region).tolist()
+            block[1:], runs.start[chosen] - width, runs.length[chosen], regions, region, regions
         ), last
 
     def _add_borders(
@@ -201,12 +203,14 @@ class _RegionGraph:
     ) -> None:
         for a, b in ((borders.a, borders.b), (borders.b, borders.a)):
             of_small = number[a] != _LARGE
-            columns = (number[a], number[b], label[b], borders.length)
-            for i, j, label_j, length in zip(*(c[of_small].tolist() for c in columns), strict=True):
-                if j == _LARGE:
-                    _add(self._regions[i].large_borders, label_j, length)
+            a, b, length = a[of_small], b[of_small], borders.length[of_small]
+            # A large neighbour stands for all large ones of its label: −2 − label.
+            other = np.where(number[b] == _LARGE, -2 - label[b], number[b])
+            for i, j, edges in zip(*_sum_pairs(number[a], other, length), strict=True):
+                if j < _LARGE:
+                    _add(self._regions[i].large_borders, -2 - j, edges)
                 else:
-                    _add(self._regions[i].borders, j, length)
+                    _add(self._regions[i].borders, j, edges)
 
     def _continue_region(self, i: int, j: int) -> None:
         """Take a region of the rows above and a part of the rows below for one; ``j`` may be large."""
@@ -327,8 +331,7 @@ class _RegionGraph:
 
     def paint(self, strip: _Strip) -> UInt[np.ndarray, "n width"]:
         """Give rows their final labels."""
-        regions, which = np.unique(strip.region, return_inverse=True)
-        labels = np.array([self._regions[self._find(i)].label for i in regions.tolist()], int)[which]
+        labels = np.array([self._regions[self._find(i)].label for i in strip.regions], int)[strip.region]
         painted = np.array(strip.labels)
         flat = painted.reshape(-1)
         changed = labels != flat[strip.start]
@@ -340,3 +343,15 @@ class _RegionGraph:
 
 def _add(totals: dict[int, int], key: int, value: int) -> None:
     totals[key] = totals.get(key, 0) + value
+
+
+def _sum_pairs(
+    a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"], values: Int[np.ndarray, " n"]
+) -> tuple[list[int], list[int], list[int]]:
+    """Sum the values of each pair that occurs; return the pairs and their sums."""
+    if not len(a):
+        return [], [], []
+    order = np.lexsort((b, a))
+    a, b = a[order], b[order]
+    first = np.flatnonzero(np.concatenate([[True], (a[1:] != a[:-1]) | (b[1:] != b[:-1])]))
+    return a[first].tolist(), b[first].tolist(), np.add.reduceat(values[order], first).tolist()
