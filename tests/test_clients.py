@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from label_images import draw_smooth_labels
 
 from fseg_jax.outputs.areas import write_areas
@@ -50,6 +51,16 @@ def folder(labels, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def exported(folder) -> Path:
+    """The slide as SpatialData, in ``slide.zarr``."""
+    pytest.importorskip("spatialdata", reason="pip install 'fseg-jax[clients]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export_spatialdata(folder / "out", "slide", folder / "slide.zarr")
+    return folder
+
+
 def run(title: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """Run a snippet; skip where a package that it imports is not installed."""
     code = SNIPPETS[title]
@@ -67,7 +78,7 @@ def run(title: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 def test_each_program_has_a_snippet():
-    assert len(SNIPPETS) == TEXT.count("```python") == 9
+    assert len(SNIPPETS) == TEXT.count("```python") == 10
 
 
 def test_napari(folder, labels, monkeypatch):
@@ -88,13 +99,20 @@ def test_neuroglancer(folder, labels, monkeypatch):
     assert tuple(volume.shape) == labels.shape[::-1]
 
 
-def test_spatialdata_and_squidpy(folder, monkeypatch):
-    if importlib.util.find_spec("spatialdata"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            export_spatialdata(folder / "out", "slide", folder / "slide.zarr")
-    given = run("SpatialData and squidpy", folder, monkeypatch)
+def test_spatialdata_and_squidpy(exported, monkeypatch):
+    given = run("SpatialData and squidpy", exported, monkeypatch)
     assert given["regions"].uns["cluster_nhood_enrichment"]["zscore"].shape == (K, K)
+
+
+def test_lazyslide(exported, labels, monkeypatch):
+    options = {"tile": (256, 256), "resolution": (1e4 / SLIDE_MPP,) * 2, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(exported / "slide.svs", np.full((1200, 800, 3), 255, np.uint8), bigtiff=True, **options)
+    slide = run("LazySlide", exported, monkeypatch)["slide"]
+    assert tuple(slide.properties.shape) == (1200, 800)
+    regions, scale = slide["regions"], SLIDE_MPP / MPP
+    places = regions.geometry.representative_point()
+    found = [f"cluster {labels[int(place.y * scale), int(place.x * scale)]}" for place in places]
+    assert np.average(regions["cluster"] == found, weights=regions.area) > 0.95  # outlines are simplified
 
 
 def test_tissuumaps(folder, monkeypatch):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import shapely
+from jaxtyping import Float
 
 from fseg_jax.errors import InputError, OutputError, first_line
 from fseg_jax.outputs.anndata_export import list_category_colours, make_anndata_keys
@@ -40,12 +41,16 @@ def write_spatialdata(
     regions: RegionTable,
     image: ReadImage | None,
     embedded: Embeddings | None,
+    *,
+    slide_mpp: float,
+    origin: tuple[int, int],
 ) -> None:
     """Write a slide's results as SpatialData.
 
     Elements: ``images["slide"]``, ``labels["clusters"]``, ``shapes["regions"]`` and, where the slide is
     embedded, ``shapes["patches"]``; ``tables["regions_table"]`` and ``tables["patches_table"]`` annotate the
-    shapes. All lie in the coordinate system ``um``.
+    shapes. All lie in the coordinate system ``um``. Shapes are stored in pixels of the file, as LazySlide
+    takes those of any SpatialData.
 
     Args:
         path: The folder, ``….zarr``, which must not be there.
@@ -53,6 +58,8 @@ def write_spatialdata(
         regions: Their regions.
         image: The slide; None: there is no picture of it.
         embedded: Its patches; None: there are none.
+        slide_mpp: µm per pixel of the slide.
+        origin: Where the slide's coordinates count from, (y, x) on the file's canvas, in its pixels.
 
     Raises:
         InputError: A package is missing.
@@ -84,10 +91,12 @@ def write_spatialdata(
         transformations=place(pyramid.mpp[0]),
         scale_factors=[2] * (len(pyramid.levels) - 1) or None,
     )
-    elements |= _make_shapes("regions", regions.polygons)
+    y, x = origin
+    frame = np.array([[slide_mpp, 0, -x * slide_mpp], [0, slide_mpp, -y * slide_mpp], [0, 0, 1]])
+    elements |= _make_shapes("regions", regions.polygons, frame)
     elements["regions_table"] = _tabulate_regions(pyramid, regions)
     if embedded is not None:
-        elements |= _make_patches(embedded)
+        elements |= _make_patches(embedded, frame)
     content = spatialdata.SpatialData.init_from_elements(elements)
     content.attrs["fseg"] = json.dumps(pyramid.provenance, ensure_ascii=False)
     try:
@@ -109,13 +118,16 @@ class _Readable:
         return np.asarray(self._store[at].read().result())
 
 
-def _make_shapes(name: str, polygons: np.ndarray) -> dict[str, Any]:
+def _make_shapes(name: str, polygons: np.ndarray, frame: Float[np.ndarray, "3 3"]) -> dict[str, Any]:
+    """Make shapes of polygons in µm; ``frame`` takes the file's pixels to µm."""
     import geopandas
     from spatialdata.models import ShapesModel
-    from spatialdata.transformations import Identity
+    from spatialdata.transformations import Affine
 
-    frame = geopandas.GeoDataFrame(geometry=list(polygons))
-    return {name: ShapesModel.parse(frame, transformations={SYSTEM: Identity()})} if len(polygons) else {}
+    pixels = shapely.transform(polygons, lambda xy: (xy - frame[:2, 2]) / np.diag(frame)[:2])
+    table = geopandas.GeoDataFrame(geometry=list(pixels))
+    place = {SYSTEM: Affine(frame, input_axes=("x", "y"), output_axes=("x", "y"))}
+    return {name: ShapesModel.parse(table, transformations=place)} if len(polygons) else {}
 
 
 def _tabulate_regions(pyramid: LabelPyramid, regions: RegionTable) -> Any:
@@ -148,7 +160,7 @@ def _tabulate_regions(pyramid: LabelPyramid, regions: RegionTable) -> Any:
     return TableModel.parse(table, region="regions", region_key="element", instance_key="region")
 
 
-def _make_patches(embedded: Embeddings) -> dict[str, Any]:
+def _make_patches(embedded: Embeddings, frame: Float[np.ndarray, "3 3"]) -> dict[str, Any]:
     """Make the squares of a slide's patches, and the table of their embeddings."""
     import anndata
     import pandas as pd
@@ -175,4 +187,4 @@ def _make_patches(embedded: Embeddings) -> dict[str, Any]:
     )
     squares = shapely.box(x - side / 2, y - side / 2, x + side / 2, y + side / 2)
     parsed = TableModel.parse(table, region="patches", region_key="element", instance_key="patch")
-    return {**_make_shapes("patches", squares), "patches_table": parsed}
+    return {**_make_shapes("patches", squares, frame), "patches_table": parsed}

@@ -102,9 +102,26 @@ def export_spatialdata(folder: Path, slide: str | None, path: Path, *, overwrite
     """Export a slide as SpatialData (``outputs.spatialdata_export``)."""
     import_spatialdata()
     opened = open_segmented(folder, choose_segmented(folder, slide))
+    facts = _read_facts(folder, opened)
     with _replace(path, [path.name], overwrite) as part:
-        regions = measure_regions(opened)
-        write_spatialdata(part / path.name, opened.labels, regions, opened.image, opened.embedded)
+        write_spatialdata(
+            part / path.name,
+            opened.labels,
+            measure_regions(opened),
+            opened.image,
+            opened.embedded,
+            slide_mpp=facts.mpp,
+            origin=facts.origin,
+        )
+
+
+def _read_facts(folder: Path, opened: SegmentedSlide) -> SlideFacts:
+    try:
+        return SlideFacts.from_json(opened.labels.provenance["slide"])
+    except (LookupError, TypeError, ValueError):
+        raise InputError(
+            f"{folder}: the labels of {opened.name} do not say which slide they are of"
+        ) from None
 
 
 def measure_regions(opened: SegmentedSlide) -> statistics.RegionTable:
@@ -185,12 +202,7 @@ def export_tissuumaps(folder: Path, slide: str | None, path: Path, *, overwrite:
     if path.suffix != ".tmap":
         raise InputError(f"{path}: give a name that ends in .tmap")
     opened = open_segmented(folder, choose_segmented(folder, slide))
-    try:
-        facts = SlideFacts.from_json(opened.labels.provenance["slide"])
-    except (LookupError, TypeError, ValueError):
-        raise InputError(
-            f"{folder}: the labels of {opened.name} do not say which slide they are of"
-        ) from None
+    facts = _read_facts(folder, opened)
     stem = path.stem
     names = [path.name, f"{stem}.regions.geojson", f"{stem}.points.csv", f"{stem}.image.png"]
     has_slide = "://" not in facts.path and Path(facts.path).exists()

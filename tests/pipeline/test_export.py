@@ -96,9 +96,12 @@ def test_spatialdata_is_read_by_spatialdata(results, tmp_path):
     spatialdata = pytest.importorskip("spatialdata", reason="the extra clients brings it")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export_spatialdata(results, "s", tmp_path / "s.zarr")
+        moved = SLIDE | {"frame": "bounds", "frame_x": 300, "frame_y": 100}
+        write(tmp_path, "s", open_labels(results / "s.ome.zarr").read(0), moved)
+        export_spatialdata(tmp_path, "s", tmp_path / "s.zarr")
         content = spatialdata.read_zarr(tmp_path / "s.zarr")
         assert content.coordinate_systems == ["um"]
+        regions = spatialdata.transform(content["regions"], to_coordinate_system="um")
         extent = spatialdata.get_extent(content["clusters"], coordinate_system="um")
         pixels = np.asarray(content["clusters"]["scale0"].image)
         table = content["regions_table"]
@@ -108,14 +111,16 @@ def test_spatialdata_is_read_by_spatialdata(results, tmp_path):
     colours = dict(zip(table.obs["cluster"].cat.categories, table.uns["cluster_colors"], strict=True))
     assert colours == {name: COLOURS[name] for name in colours} and len(colours) == 4
     # A place in a region has its label, and the table its area.
-    inside = shapely.point_on_surface(content["regions"].geometry.values)
+    inside = shapely.point_on_surface(regions.geometry.values)
     right = [
         ("", *NAMES)[pixels[int(p.y), int(p.x)]] == c
         for p, c in zip(inside, table.obs["cluster"], strict=True)
     ]
     assert np.mean(right) > 0.9  # outlines are simplified
     area = np.asarray(table[:, "area_um2"].X).ravel()
-    assert content["regions"].area.sum() == pytest.approx(area.sum(), rel=0.01)
+    assert regions.area.sum() == pytest.approx(area.sum(), rel=0.01)
+    # Stored are pixels of the file, as programs that open the slide itself take them.
+    np.testing.assert_allclose(content["regions"].total_bounds, regions.total_bounds * 2 + [300, 100] * 2)
 
 
 def test_squidpy_takes_the_tables(results, tmp_path):
