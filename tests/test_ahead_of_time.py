@@ -1,4 +1,4 @@
-"""Numerics and a transformer compiled for TPUs, without one: nothing in them that is slow, and ceilings."""
+"""Numerics and encoders compiled for TPUs, without one: nothing in them that is slow, and ceilings."""
 
 import json
 import os
@@ -28,15 +28,23 @@ def compile_for(chip: str, *cases: str) -> list[dict]:
 CEILINGS = {
     ("v5e", "vit"): (4.73, 79.8, 7.7),
     ("v6e", "vit"): (1.88, 111.9, 8.2),
+    ("v5e", "vit-l"): (46.98, 243.8, 75.6),
+    ("v5e", "vit-g"): (223.93, 641.4, 142),
+    ("v5e", "resnet"): (12.69, 285.5, 13.1),
     ("v5e", "hals"): (19.79, 1, 3.1),
     ("v6e", "hals"): (9.59, 1, 6.1),
     ("v5e", "accelerated"): (6, 1, 3.2),
     ("v6e", "accelerated"): (2.9, 1, 6.1),
     ("v5e", "weights"): (2.98, 1, 2.6),
     ("v6e", "weights"): (1.56, 1, 2.6),
+    ("v5e", "blend"): (10.95, 24.5, 7.3),
+    ("v6e", "blend"): (3.75, 53.9, 8.4),
     ("v5e", "labels"): (4.08, 29.6, 2.6),
     ("v6e", "labels"): (2.45, 46.5, 3.1),
     ("v5e", "kmeans"): (190.52, 145.5, 7.6),
+    ("v5e", "pass"): (13.8, 1, 1.3),
+    ("v6e", "pass"): (5.8, 1, 1.4),
+    ("v5e", "pass-float32"): (46.58, 1, 2.2),
 }
 
 
