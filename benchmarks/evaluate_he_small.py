@@ -40,8 +40,9 @@ from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.files.images import load_image
 from fseg_jax.numerics import metrics
 from fseg_jax.pipeline.record import made_with
+from fseg_jax.pretraining.fields import Geometry, draw_fields
 from fseg_jax.pretraining.simclr import TRUNK, TrainingSettings, make_trainer
-from fseg_jax.pretraining.views import Geometry, compute_probabilities, draw_fields, draw_views
+from fseg_jax.pretraining.supply import Supply
 from fseg_jax.slides.masks import read_bright
 from fseg_jax.slides.reader import open_slide
 from fseg_jax.slides.stain_normalization import measure_gains, recolour
@@ -64,15 +65,13 @@ def build_untrained(like: Encoder, folder: Path) -> Encoder:
     for row in load_manifest(folder / "manifest.csv")[::10]:
         with open_slide(row.path, row.mpp) as slide:
             fields += draw_fields(slide, row.site, geometry, 10, 0)
-    trainer, probabilities = make_trainer(settings), compute_probabilities(fields)
+    trainer = make_trainer(settings)
     state = trainer.begin
-    for step in range(CALIBRATION):
-        state, _ = trainer.step(
-            state, draw_views(fields, probabilities, geometry, settings.pairs, seed=0, step=step)
-        )
+    for views in Supply(fields, geometry, settings.pairs, seed=0).stream_views(0, CALIBRATION):
+        state, _ = trainer.step(state, views)
     path = folder / "untrained.safetensors"
     trunk, card = trainer.build_trunk(state), replace(like.card, name="untrained")
-    images = draw_views(fields, probabilities, geometry, 128, seed=0, step=CALIBRATION).images[0]
+    images = Supply(fields, geometry, 128, seed=0).draw(CALIBRATION).images[0]
     stains = STAINS if like.card.channels > TRUNK.channels[-1] else 0
     save_trained(path, trunk, card, calibrate_gains(trunk, card, jnp.asarray(images), stains))
     return load_trained(path)

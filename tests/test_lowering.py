@@ -13,18 +13,27 @@ from fseg_jax.cam.global_features import global_features
 from fseg_jax.encoders.classical import classical
 from fseg_jax.encoders.encoder import build_encoder
 from fseg_jax.encoders.precision import DTYPES
+from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.evaluation.protocols import counts, linear_probe
 from fseg_jax.methods import cam, fseg
 from fseg_jax.numerics import blending, nmf
 from fseg_jax.numerics.kmeans import lloyd, plus_plus, seeded, seeding, shards
 from fseg_jax.pretraining.augment import augment
-from fseg_jax.pretraining.simclr import nt_xent, pool_regions
+from fseg_jax.pretraining.fields import Geometry
+from fseg_jax.pretraining.pages import Cutter, Pages
+from fseg_jax.pretraining.simclr import TrainingSettings, make_trainer, nt_xent, pool_regions
+from fseg_jax.pretraining.views import FieldTable
 
 KEY = jax.random.key(0)
 X = np.zeros((40, 8), np.float32)
 CENTERS = X[:5]
 TILES = np.zeros((2, 4, 4, 8), np.float32)
 IMAGES = np.zeros((1, 64, 64, 3), np.uint8)
+PAGES = Pages(
+    np.zeros((1, 3, 64, 64), np.uint8),
+    np.zeros((5, 3), np.int32),
+    FieldTable(np.full((5, 2), 60, np.float32), np.ones(5, np.float32), np.ones(5, np.float32)),
+)
 ONES, INTEGERS = np.ones(40, np.float32), np.zeros(40, np.int32)
 
 PRODUCT = re.compile(r"stablehlo\.(dot_general|convolution|dot)\b")
@@ -55,6 +64,14 @@ def lower_encoder(name: str, dtype: str) -> str:
     network = fixture.network(DTYPES[dtype])
     encoder = build_encoder(network, replace(classical().card, layer=network.layers()[-1]), dtype)
     return lower(encoder.apply, encoder.weights, fixture.x)
+
+
+def lower_pretraining() -> str:
+    trunk = ResNetConfig("basic", (1, 1, 1), (8, 8, 16), stem_channels=8, norms=True, patches=True)
+    trainer = make_trainer(TrainingSettings(pairs=2), trunk, cut=Cutter(Geometry(32), 2, 51))
+    program = lower(trainer.step, trainer.begin, PAGES)
+    assert "callback" not in program and "f64" not in program
+    return program
 
 
 def add_batch(*, exact: bool) -> str:
@@ -88,7 +105,9 @@ NUMERICS = {
         linear_probe._minimise, X, INTEGERS, ONES, ONES[:3] > 0, np.float32(1), np.float32(40)
     ),
     "classical": lambda: lower(classical().apply, None, np.zeros((1, 32, 32, 3), np.float32)),
-    "augmented views": lambda: lower(lambda x: augment(x, KEY), IMAGES),
+    "views": lambda: lower(Cutter(Geometry(32), 2, 51), PAGES, KEY),
+    "augmented views": lambda: lower(lambda x: augment(x, KEY), np.zeros((1, 3, 64, 64), np.float32)),
+    "step of pretraining": lower_pretraining,
     "contrast": lambda: lower(lambda z: nt_xent(z, 0.2), np.zeros((2, 3, 1, 8), np.float32)),
     "regions": lambda: lower(pool_regions, TILES, np.zeros((2, 1, 4), np.float32)),
     "global features": lambda: lower(global_features, IMAGES),

@@ -25,8 +25,8 @@ from fseg_jax.errors import InputError
 
 if TYPE_CHECKING:
     from fseg_jax.encoders.encoder import Encoder
+    from fseg_jax.pretraining.fields import Field, Geometry
     from fseg_jax.pretraining.pretrain import StepReport
-    from fseg_jax.pretraining.views import Field, Geometry
 
 
 @click.command()
@@ -161,9 +161,9 @@ def pretrain(
     --overwrite another run's checkpoint is replaced too. Then: fseg segment --encoder FILE.
     """
     from fseg_jax.encoders.trained import load_parts
+    from fseg_jax.pretraining.fields import Geometry
     from fseg_jax.pretraining.pretrain import check_output, pretrain
     from fseg_jax.pretraining.simclr import TrainingSettings
-    from fseg_jax.pretraining.views import Geometry
 
     check_output(output, overwrite)
     parts = None if start is None else load_parts(start)
@@ -214,7 +214,7 @@ def _list_fields(
     seed: int,
 ) -> "list[Field]":
     from fseg_jax.cohort.manifest import load_manifest
-    from fseg_jax.pretraining.views import draw_fields
+    from fseg_jax.pretraining.fields import draw_fields
     from fseg_jax.slides.reader import open_slide
 
     fields: list[Field] = []

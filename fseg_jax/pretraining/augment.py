@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Key
 
 from fseg_jax.encoders import classical
-from fseg_jax.numerics.arrays import Array, Images
+from fseg_jax.numerics.arrays import Array
 
 
 class Strength(NamedTuple):
@@ -40,11 +40,17 @@ BASIS = classical.BASIS.astype(np.float32)
 _UNMIX = np.linalg.inv(BASIS).astype(np.float32)
 
 
-def augment(images: Images, key: Key[Array, ""], strength: Strength = Strength()) -> Float[Array, "b H W 3"]:  # noqa: B008
-    """Vary each image independently; returns float32 in 0…1."""
-    b = images.shape[0]
+def augment(
+    planes: Float[Array, "b 3 H W"],
+    key: Key[Array, ""],
+    strength: Strength = Strength(),  # noqa: B008
+) -> Float[Array, "b 3 H W"]:
+    """Vary each image independently: from its channels R, G and B, 0…255, to theirs in 0…1.
+
+    Channels are planes of their own, and mixed as sums: products of three are slow on every device.
+    """
+    b = planes.shape[0]
     amount, shift, colour, balance, softness, blur, grey = jax.random.split(key, 7)
-    density = -jnp.log((images.astype(jnp.float32) + 1) / 256)
     factors = jnp.exp(strength.amount * jax.random.normal(amount, (b, 1, 3)))
     basis = BASIS[None] + strength.colour * jax.random.normal(colour, (b, 3, 3))
     basis = basis / jnp.linalg.norm(basis, axis=-1, keepdims=True)
@@ -52,18 +58,26 @@ def augment(images: Images, key: Key[Array, ""], strength: Strength = Strength()
     mix = jnp.matmul(_UNMIX[None] * factors, basis, precision="highest")
     offset = jnp.matmul(strength.shift * jax.random.normal(shift, (b, 1, 3)), basis, precision="highest")
     offset = offset + strength.balance * jax.random.normal(balance, (b, 1, 3))
-    density = jnp.einsum("bhwc,bcd->bhwd", density, mix, precision="highest") + offset[:, None]
-    is_grey = (jax.random.uniform(grey, (b, 1, 1, 1)) < strength.grey).astype(jnp.float32)
-    density = density + is_grey * (density.mean(-1, keepdims=True) - density)
-    x = jnp.clip(jnp.exp(-density), 0, 1)
+    # Grey is the mean of the three, and so is its map.
+    is_grey = jax.random.uniform(grey, (b, 1, 1)) < strength.grey
+    mix, offset = (jnp.where(is_grey, part.mean(-1, keepdims=True), part) for part in (mix, offset))
+    density = -jnp.log((planes + 1) / 256)
+    mixed = [
+        sum(
+            (density[:, c] * mix[:, c, d].reshape(b, 1, 1) for c in range(3)),
+            start=offset[:, 0, d].reshape(b, 1, 1),
+        )
+        for d in range(3)
+    ]
+    x = jnp.clip(jnp.exp(-jnp.stack(mixed, 1)), 0, 1)
     is_blurred = jax.random.uniform(blur, (b, 1, 1, 1)) < strength.blur
     weight = is_blurred * jax.random.uniform(softness, (b, 1, 1, 1))
     return x + weight * (_blur(x) - x)
 
 
-def _blur(x: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+def _blur(x: Float[Array, "b 3 H W"]) -> Float[Array, "b 3 H W"]:
     """Blur by the binomial window (1 4 6 4 1) / 16 along both sides (σ = 1 pixel), edges replicated."""
-    for axis in (1, 2):
+    for axis in (2, 3):
         padding = [(0, 0)] * 4
         padding[axis] = (2, 2)
         padded, n = jnp.pad(x, padding, mode="edge"), x.shape[axis]

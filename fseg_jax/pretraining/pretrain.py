@@ -11,11 +11,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,20 +31,26 @@ from fseg_jax.outputs.style import OKABE_ITO, save_figure, use_style
 from fseg_jax.pipeline.publish import Json, now
 from fseg_jax.pipeline.record import made_with
 from fseg_jax.pretraining.checkpoint import History, load_checkpoint, save_checkpoint
+from fseg_jax.pretraining.fields import Field, Geometry
+from fseg_jax.pretraining.pages import make_cutter
 from fseg_jax.pretraining.simclr import (
     LAYER,
     MEAN,
     STD,
     STRIDE,
     TRUNK,
+    Losses,
+    State,
     TrainingSettings,
     make_schedule,
     make_trainer,
     normalise,
+    separate_planes,
 )
-from fseg_jax.pretraining.views import Field, Geometry, Views, compute_probabilities, draw_views, stream_views
+from fseg_jax.pretraining.supply import Supply
 
 _LOG = logging.getLogger(__name__)
+VIEWS_VERSION = 2  # raised whenever a seed draws other views: a checkpoint of the former does not go on
 TILE, MPP = 512, 1.0  # pixels and µm per pixel that the encoder is used at by default: F-SEG's
 
 
@@ -82,6 +89,7 @@ def pretrain(
     every: int = 100,
     overwrite: bool = False,
     report: Callable[[StepReport], None] = lambda progress: None,
+    cut_on_device: bool | None = None,
 ) -> Json:
     """Train an encoder on views of fields, and write it; an interrupted run goes on when called again.
 
@@ -101,6 +109,8 @@ def pretrain(
         every: Steps between two scores and between two checkpoints.
         overwrite: Whether to begin anew where a checkpoint does not fit this run.
         report: Called after each step.
+        cut_on_device: Whether views are cut within the compiled step, of fields that the device holds, or on
+            the host; None: unless the device is a CPU. Both cut the same views, but for rounding to 8 bits.
 
     Returns:
         The content of ``NAME.json``.
@@ -113,21 +123,22 @@ def pretrain(
         raise InputError("no field of tissue to train on: give slides or images that hold some")
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: an encoder's file must end in .safetensors")
-    probabilities = compute_probabilities(fields)
+    supply = Supply(fields, geometry, settings.pairs, settings.seed)
     trunk = None
     if start is not None:
-        images = draw_views(
-            fields, probabilities, geometry, settings.pairs, seed=settings.seed, step=0
-        ).images
-        trunk = unfold_norms(start.network, normalise(jnp.asarray(images[0], jnp.float32) / 255))
+        images = supply.draw(0).images[0]
+        trunk = unfold_norms(start.network, normalise(jnp.asarray(images, jnp.float32) / 255))
         config = trunk.config
-    trainer = make_trainer(settings, config, trunk=trunk)
+    on_device = jax.default_backend() != "cpu" if cut_on_device is None else cut_on_device
+    cut = make_cutter(fields, geometry, settings.pairs) if on_device else separate_planes
+    trainer = make_trainer(settings, config, trunk=trunk, cut=cut)
     checkpoint = out.with_suffix(".checkpoint.safetensors")
     run = {
         "settings": asdict(settings),
         "geometry": asdict(geometry),
         "network": asdict(config),
         "fields": _hash_fields(fields),
+        "views": VIEWS_VERSION,
     }
     if start is not None:
         run["start"] = {"name": start.card.name, "weights_hash": start.card.weights_hash}
@@ -159,39 +170,49 @@ def pretrain(
         weights_hash="",
     )
 
-    def draw(step: int) -> Views:
-        return draw_views(fields, probabilities, geometry, settings.pairs, seed=settings.seed, step=step)
-
     def calibrate(trunk: ResNet) -> Gains:
-        unseen = draw(settings.steps).images[0]  # of the step after the last
+        unseen = supply.draw(settings.steps).images[0]  # of the step after the last
         return calibrate_gains(trunk, card, jnp.asarray(unseen), stains)
 
     def save() -> None:
         save_checkpoint(checkpoint, state, History(np.array(losses), np.array(scores)), run)
 
-    steps = range(resumed_at, settings.steps)
+    def finish(reached: State, step_losses: Losses) -> None:
+        """Take the result of a step: its losses, and a score and a checkpoint where it is time."""
+        nonlocal state, lap
+        step, values = len(losses) + 1, [float(value) for value in step_losses]
+        if not math.isfinite(values[0]):
+            kept = f"{checkpoint} holds the last good state" if checkpoint.exists() else "nothing is kept"
+            raise InputError(
+                f"the loss is {values[0]} at step {step}: lower --learning-rate and begin anew with "
+                f"--overwrite; {kept}"
+            )
+        state = reached
+        losses.append(np.array(values, np.float32))
+        if step % every == 0 or step == settings.steps:
+            if score is not None:
+                trunk = trainer.build_trunk(state)
+                measure = score(assemble(trunk, card, calibrate(trunk)))
+                scores.append(np.array([step, measure], np.float32))
+            save()
+        previous, lap = lap, time.perf_counter()
+        rate = 2 * settings.pairs / (lap - previous)
+        latest = float(scores[-1][1]) if scores else None
+        report(StepReport(step, settings.steps, values[0], float(schedule(step - 1)), rate, latest))
+
+    if on_device:
+        stream: Iterable[Any] = supply.stream_pages(resumed_at, settings.steps, trainer.shared)
+    else:
+        stream = supply.stream_views(resumed_at, settings.steps)
     try:
-        for step, views in zip(steps, stream_views(draw, resumed_at, settings.steps), strict=True):
-            next_state, step_losses = trainer.step(state, views)
-            values = [float(value) for value in step_losses]
-            if not math.isfinite(values[0]):
-                kept = f"{checkpoint} holds the last good state" if checkpoint.exists() else "nothing is kept"
-                raise InputError(
-                    f"the loss is {values[0]} at step {step + 1}: lower --learning-rate and begin anew with "
-                    f"--overwrite; {kept}"
-                )
-            state = next_state
-            losses.append(np.array(values, np.float32))
-            if (step + 1) % every == 0 or step + 1 == settings.steps:
-                if score is not None:
-                    trunk = trainer.build_trunk(state)
-                    measure = score(assemble(trunk, card, calibrate(trunk)))
-                    scores.append(np.array([step + 1, measure], np.float32))
-                save()
-            previous, lap = lap, time.perf_counter()
-            rate = 2 * settings.pairs / (lap - previous)
-            latest = float(scores[-1][1]) if scores else None
-            report(StepReport(step + 1, settings.steps, values[0], float(schedule(step)), rate, latest))
+        running, begun = state, None
+        for given in stream:
+            running, step_losses = trainer.step(running, given)
+            if begun is not None:
+                finish(*begun)  # while the device is at the next step
+            begun = running, step_losses
+        if begun is not None:
+            finish(*begun)
     except KeyboardInterrupt:
         save()
         raise

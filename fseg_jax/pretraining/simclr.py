@@ -29,8 +29,10 @@ from fseg_jax.encoders.layers import Linear, global_average
 from fseg_jax.encoders.precision import parse_dtype
 from fseg_jax.encoders.resnet.network import ResNet, ResNetConfig, fold_norms
 from fseg_jax.errors import InputError
-from fseg_jax.numerics.arrays import Array
+from fseg_jax.numerics.arrays import Array, Key
 from fseg_jax.pretraining.augment import augment
+from fseg_jax.pretraining.pages import PagedViews
+from fseg_jax.pretraining.supply import make_view_key
 from fseg_jax.pretraining.views import Views
 
 # ResNet-18's trunk to stride 16, 256 non-negative channels, with a cheaper stem and a block less at stride 4.
@@ -182,13 +184,16 @@ class Trainer(NamedTuple):
     """A training that is set up for settings.
 
     Attributes:
-        step: The compiled step, from a state and views to the next state and the losses.
+        step: The compiled step, from a state and views, or what they are cut from, to the next state and the
+            losses.
         begin: The state to begin with.
+        shared: Where arrays lie that all devices hold whole.
         graphdef: The network's definition.
     """
 
-    step: Callable[[State, Views], tuple[State, Losses]]
+    step: Callable[[State, Any], tuple[State, Losses]]
     begin: State
+    shared: NamedSharding
     graphdef: nnx.GraphDef[SimCLR]
 
     def build_trunk(self, state: State) -> ResNet:
@@ -209,12 +214,29 @@ def make_schedule(settings: TrainingSettings) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0, settings.learning_rate, warm, max(settings.steps, warm + 1))
 
 
+def separate_planes(views: Views, key: Key) -> PagedViews:
+    """Take views that the host cut as a device cuts them."""
+    images = views.images.reshape(-1, *views.images.shape[2:])
+    planes = jnp.moveaxis(jnp.asarray(images, jnp.float32), -1, 1)
+    return PagedViews(planes, jnp.asarray(views.regions))
+
+
 def make_trainer(
-    settings: TrainingSettings, config: ResNetConfig = TRUNK, *, trunk: ResNet | None = None
+    settings: TrainingSettings,
+    config: ResNetConfig = TRUNK,
+    *,
+    trunk: ResNet | None = None,
+    cut: Callable[[Any, Key], PagedViews] = separate_planes,
 ) -> Trainer:
     """Set up the network, the optimiser and the step, over all local devices.
 
     The trunk, of ``config``, begins with random weights, or with those of ``trunk``, which has norms.
+
+    Args:
+        settings: How to train.
+        config: The trunk's configuration.
+        trunk: The weights to begin with.
+        cut: Cuts a step's views from what the step is given, by a key, within the step's program.
 
     Raises:
         InputError: The chunk does not divide a step's views.
@@ -243,8 +265,11 @@ def make_trainer(
     )
     key = jax.random.key(settings.seed)
 
-    def prepare(step: Array, images: Array) -> Array:
-        return normalise(augment(images, jax.random.fold_in(key, step)))
+    def prepare(step: Array, given: Any) -> tuple[Array, Array]:
+        views = cut(given, make_view_key(settings.seed, step))
+        planes = jax.lax.with_sharding_constraint(views.planes, split)
+        x = jnp.moveaxis(augment(planes, jax.random.fold_in(key, step)), 1, -1)
+        return normalise(x), views.regions.reshape(images, *views.regions.shape[2:])
 
     def embed(parameters: Any, statistics: Any, x: Array, boxes: Array) -> tuple[Projections, Any]:
         model = nnx.merge(graphdef, parameters, statistics, copy=True)
@@ -262,9 +287,11 @@ def make_trainer(
         return State(state.step + 1, optax.apply_updates(state.parameters, updates), statistics, moments)
 
     @jax.jit
-    def step_whole(state: State, images: Array, boxes: Array) -> tuple[State, Losses]:
+    def step_whole(state: State, given: Any) -> tuple[State, Losses]:
+        x, boxes = prepare(state.step, given)
+
         def compute_loss(parameters: Any) -> tuple[Array, tuple[Losses, Any]]:
-            z, statistics = embed(parameters, state.statistics, prepare(state.step, images), boxes)
+            z, statistics = embed(parameters, state.statistics, x, boxes)
             loss, losses = contrast(z)
             return loss, (losses, statistics)
 
@@ -284,9 +311,9 @@ def make_trainer(
         _, pull_back = jax.vjp(lambda p: embed(p, statistics, x, boxes)[0], parameters)
         return jax.tree.map(jnp.add, gradient, pull_back(dz)[0])
 
-    def step_in_chunks(state: State, images: Array, boxes: Array) -> tuple[State, Losses]:
-        x = compiled_prepare(state.step, images)
-        parts = [slice(begin, begin + chunk) for begin in range(0, len(images), chunk)]
+    def step_in_chunks(state: State, given: Any) -> tuple[State, Losses]:
+        x, boxes = compiled_prepare(state.step, given)
+        parts = [slice(begin, begin + chunk) for begin in range(0, images, chunk)]
         results = [compiled_embed(state.parameters, state.statistics, x[part], boxes[part]) for part in parts]
         z = jax.tree.map(lambda *chunks: jnp.concatenate(chunks), *(z for z, _ in results))
         dz, losses = differentiate(z)
@@ -303,10 +330,9 @@ def make_trainer(
 
     run = step_whole if chunk == images else step_in_chunks
 
-    def step(state: State, views: Views) -> tuple[State, Losses]:
-        images, boxes = (jax.device_put(a.reshape(-1, *a.shape[2:]), split) for a in views)
+    def step(state: State, given: Any) -> tuple[State, Losses]:
         with trace_products(settings.dtype):
-            return run(state, images, boxes)
+            return run(state, given)
 
     begin = State(jnp.zeros((), jnp.int32), parameters, statistics, optimiser.init(parameters))
-    return Trainer(step, jax.device_put(begin, shared), graphdef)
+    return Trainer(step, jax.device_put(begin, shared), shared, graphdef)

@@ -1,61 +1,58 @@
-"""Draw pairs of overlapping views of tissue, and the regions that both views show, for self-supervision.
+"""Draw pairs of overlapping views of tissue, and the regions that both views show.
 
-This is the geometry alone, on the host: crops, turns and flips. ``augment`` varies stain and focus. A step's
-views depend only on the seed and the step's number, so that an interrupted run goes on as if it had not been.
+This is the geometry alone: places, resolutions, turns and flips. ``augment`` varies stain and focus. Where
+the views of a step lie depends on its key alone, so that they are cut by a device (``pages``) or on the host
+as ``cut_views`` does here, and an interrupted run goes on as if it had not been.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from PIL import Image
 
-from fseg_jax.errors import InputError
-from fseg_jax.slides.reader import Slide, compute_shape
-from fseg_jax.slides.tiles import find_tissue_tiles, make_grid
-from fseg_jax.slides.tissue import find_tissue
+from fseg_jax.numerics.arrays import Array, Key
+from fseg_jax.pretraining.fields import MAX_ENLARGEMENT, Field, Geometry
 
-FIELD_SIDE = 512  # pixels of the fields that larger images are cut into
-MAX_ENLARGEMENT = 1.5  # of a field's pixels in a view
 MAX_SHIFT = 0.4  # between two views' centres along each axis, as a fraction of the larger view's side
 REGION_SIDES = (0.35, 0.7)  # shortest and longest, as fractions of the overlap's shorter side
+WAYS = 8  # to turn and mirror a view: bits 1 and 2 reverse its rows and columns, and bit 4 swaps them after
 
 
-@dataclass(frozen=True)
-class Field:
-    """A piece of tissue that views are cut from.
+class FieldTable(NamedTuple):
+    """What it takes of fields to draw where views lie in them.
 
     Attributes:
-        pixels: The image, RGB.
+        sizes: Height and width in pixels.
         mpp: µm per pixel.
-        site: Name of the site that the slide is from.
+        limits: The cumulated chances of being drawn.
     """
 
-    pixels: UInt8[np.ndarray, "h w 3"]
-    mpp: float
-    site: str
+    sizes: Float32[Array, "n 2"]
+    mpp: Float32[Array, " n"]
+    limits: Float32[Array, " n"]
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """How views are cut.
+class Cuts(NamedTuple):
+    """Where pairs of views of the same tissue lie.
 
     Attributes:
-        side: Side of a view in pixels.
-        finest: Finest resolution of a view in µm per pixel.
-        coarsest: Coarsest resolution of a view in µm per pixel.
-        regions: Number of regions of the overlap that are compared.
+        fields: The field of each pair, in its table.
+        corners: Top and left of each view, in the field's pixels.
+        sides: Side of each view, in the field's pixels.
+        ways: How each view is turned and mirrored, of ``WAYS``.
+        regions: Boxes of the same regions in each view: (top, left, bottom, right), as fractions 0…1 of it.
     """
 
-    side: int = 112
-    finest: float = 0.5
-    coarsest: float = 1.5
-    regions: int = 4
+    fields: Int[Array, " n"]
+    corners: Float[Array, "2 n 2"]
+    sides: Float[Array, "2 n"]
+    ways: Int[Array, "2 n"]
+    regions: Float[Array, "2 n r 4"]
 
 
 class Views(NamedTuple):
@@ -70,124 +67,83 @@ class Views(NamedTuple):
     regions: Float[np.ndarray, "2 n r 4"]
 
 
-def draw_fields(slide: Slide, site: str, geometry: Geometry, most: int, seed: int) -> list[Field]:
-    """Draw at most ``most`` fields of a slide's tissue; they depend only on the seed and the slide's name.
-
-    A slide of at most 1024 pixels a side, at the finest resolution that views need, is one field.
-
-    Raises:
-        InputError: The slide is too small to cut a view from.
-    """
-    mpp = max(slide.mpp, geometry.finest)
-    height, width = compute_shape(slide, mpp)
-    if min(height, width) * MAX_ENLARGEMENT < geometry.side:
-        raise InputError(
-            f"{slide.path}: {height} × {width} pixels at {mpp:.3g} µm are too few for views of "
-            f"{geometry.side}: leave it out, or lower --crop"
-        )
-    if max(height, width) <= 2 * FIELD_SIDE:
-        return [Field(slide.read(0, 0, height, width, mpp), mpp, site)]
-    side = min(FIELD_SIDE, height, width)
-    grid = make_grid(height, width, 1, side, 0)
-    tissue = find_tissue(slide)
-    tiles = np.argwhere(find_tissue_tiles(grid, tissue.mask, tissue.mpp, mpp))
-    name_hash = int.from_bytes(hashlib.sha256(slide.name.encode()).digest()[:8], "little")
-    order = np.random.default_rng([seed, name_hash]).permutation(len(tiles))[:most]
-    fields = []
-    for row, column in tiles[np.sort(order)]:
-        y, x = (min(int(i) * side, size - side) for i, size in ((row, height), (column, width)))
-        fields.append(Field(slide.read(y, x, side, side, mpp), mpp, site))
-    return fields
+def tabulate_fields(fields: Sequence[Field], chances: Float[np.ndarray, " n"]) -> FieldTable:
+    """Make the table of fields that are drawn with these chances."""
+    sizes = np.array([field.pixels.shape[:2] for field in fields], np.float32)
+    mpp = np.array([field.mpp for field in fields], np.float32)
+    return FieldTable(*map(jnp.asarray, (sizes, mpp, (chances.cumsum() / chances.sum()).astype(np.float32))))
 
 
-def compute_probabilities(fields: Sequence[Field]) -> Float[np.ndarray, " n"]:
-    """Compute how likely each field is drawn.
+@jax.jit(static_argnums=(1, 2))
+def draw_cuts(table: FieldTable, geometry: Geometry, pairs: int, key: Key) -> Cuts:
+    """Draw where the views of so many pairs lie."""
+    of_field, of_mpp, of_corner, of_shift, of_side, of_begin, of_way = jax.random.split(key, 7)
+    uniform = jax.random.uniform
+    fields = (uniform(of_field, (pairs, 1)) >= table.limits[None, :-1]).sum(1, dtype=jnp.int32)
+    size, mpp = table.sizes[fields], table.mpp[fields][None]
+    shortest = size.min(1)[None]
+    low = jnp.maximum(geometry.finest, mpp / MAX_ENLARGEMENT)
+    high = jnp.maximum(low, jnp.minimum(geometry.coarsest, shortest * mpp / geometry.side))
+    resolutions = low * (high / low) ** uniform(of_mpp, (2, pairs))
+    sides = jnp.minimum(geometry.side * resolutions / mpp, shortest)
 
-    A site counts by the square root of its area, and a field of it by the field's area.
-    """
-    areas = np.array([field.pixels[..., 0].size * field.mpp**2 for field in fields])
-    numbers = {site: i for i, site in enumerate(sorted({field.site for field in fields}))}
-    sites = np.array([numbers[field.site] for field in fields])
-    weights = areas / np.sqrt(np.bincount(sites, areas))[sites]
-    return np.asarray(weights / weights.sum())
-
-
-def draw_views(
-    fields: Sequence[Field],
-    probabilities: Float[np.ndarray, " n"],
-    geometry: Geometry,
-    pairs: int,
-    *,
-    seed: int,
-    step: int,
-) -> Views:
-    """Draw a step's views."""
-    rng = np.random.default_rng([seed, step])
-    chosen = rng.choice(len(fields), pairs, p=probabilities)
-    drawn = [_draw_pair(fields[i], geometry, rng) for i in chosen]
-    return Views(
-        np.stack([images for images, _ in drawn], axis=1), np.stack([regions for _, regions in drawn], axis=1)
+    larger, smaller = sides.max(0)[:, None], sides.min(0)[:, None]
+    of_larger = uniform(of_corner, (pairs, 2)) * (size - larger)
+    shift = larger * uniform(of_shift, (pairs, 2), minval=-MAX_SHIFT, maxval=MAX_SHIFT)
+    of_smaller = jnp.clip(of_larger + shift + (larger - smaller) / 2, 0, size - smaller)
+    is_first = (sides[0] >= sides[1])[:, None]
+    corners = jnp.stack(
+        [jnp.where(is_first, of_larger, of_smaller), jnp.where(is_first, of_smaller, of_larger)]
     )
 
+    top, bottom = corners.max(0)[:, None], (corners + sides[..., None]).min(0)[:, None]
+    shortest_side, longest_side = REGION_SIDES
+    share = uniform(of_side, (pairs, geometry.regions, 1), minval=shortest_side, maxval=longest_side)
+    side = share * (bottom - top).min(-1, keepdims=True)
+    begin = top + uniform(of_begin, (pairs, geometry.regions, 2)) * (bottom - top - side)
+    ways = jax.random.randint(of_way, (2, pairs), 0, WAYS)
+    begins, ends = (
+        (edge[None] - corners[:, :, None]) / sides[..., None, None] for edge in (begin, begin + side)
+    )
+    return Cuts(fields, corners, sides, ways, _turn_boxes(begins, ends, ways[..., None, None]))
 
-def stream_views(draw: Callable[[int], Views], start: int, stop: int) -> Iterator[Views]:
-    """Yield the views of each step; a thread draws the next two steps' meanwhile."""
-    with ThreadPoolExecutor(1, thread_name_prefix="fseg-views") as pool:
-        pending = [pool.submit(draw, step) for step in range(start, min(start + 2, stop))]
-        for step in range(start, stop):
-            views = pending.pop(0).result()
-            if step + 2 < stop:
-                pending.append(pool.submit(draw, step + 2))
-            yield views
+
+def _turn_boxes(
+    begin: Float[Array, "2 n r 2"], end: Float[Array, "2 n r 2"], ways: Int[Array, "2 n 1 1"]
+) -> Float[Array, "2 n r 4"]:
+    """Turn boxes (0…1) as their images are turned."""
+    reversed_ = (ways >> jnp.arange(2).reshape(1, 1, 1, 2)) & 1 > 0
+    begin, end = jnp.where(reversed_, 1 - end, begin), jnp.where(reversed_, 1 - begin, end)
+    swapped = ways & 4 > 0
+    begin, end = (jnp.where(swapped, edge[..., ::-1], edge) for edge in (begin, end))
+    return jnp.concatenate([begin, end], -1)
 
 
-def _draw_pair(
-    field: Field, geometry: Geometry, rng: np.random.Generator
-) -> tuple[UInt8[np.ndarray, "2 side side 3"], Float[np.ndarray, "2 r 4"]]:
-    """Draw two overlapping views of a field, and regions of the overlap as boxes in each view."""
-    height, width = field.pixels.shape[:2]
-    low = max(geometry.finest, field.mpp / MAX_ENLARGEMENT)
-    high = max(low, min(geometry.coarsest, min(height, width) * field.mpp / geometry.side))
-    mpp = np.exp(rng.uniform(math.log(low), math.log(high), 2))
-    sides = np.minimum(geometry.side * mpp / field.mpp, min(height, width))  # in the field's pixels
-    larger = int(np.argmax(sides))
-    size = np.array([height, width], float)
-    corners = np.empty((2, 2))
-    corners[larger] = rng.uniform(0, size - sides[larger])
-    center = corners[larger] + sides[larger] / 2 + rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * sides[larger]
-    corners[1 - larger] = np.clip(center - sides[1 - larger] / 2, 0, size - sides[1 - larger])
-
-    top, bottom = corners.max(0), (corners + sides[:, None]).min(0)
-    side = rng.uniform(*REGION_SIDES, (geometry.regions, 1)) * (bottom - top).min()
-    begin = top + rng.uniform(0, 1, (geometry.regions, 2)) * (bottom - top - side)
-    boxes = np.concatenate([begin, begin + side], axis=1)  # top, left, bottom, right
-
-    images, regions = [], []
-    for corner, extent in zip(corners, sides, strict=True):
-        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-        image = np.rot90(_cut_view(field.pixels, corner, extent, geometry.side), turns)
-        images.append(image[:, ::-1] if flip else image)
-        regions.append(_turn_boxes((boxes - np.tile(corner, 2)) / extent, turns, flip))
-    return np.stack(images), np.stack(regions).astype(np.float32)
+def cut_views(fields: Sequence[Field], cuts: Cuts, geometry: Geometry) -> Views:
+    """Cut views on the host, averaged down to their resolution or interpolated up to it."""
+    numbers, corners, sides, ways, regions = (np.asarray(part) for part in cuts)
+    images = [
+        [
+            _turn(_cut_view(fields[number].pixels, corner, float(side), geometry.side), int(way))
+            for number, corner, side, way in zip(numbers, *of_view, strict=True)
+        ]
+        for of_view in zip(corners, sides, ways, strict=True)
+    ]
+    return Views(np.array(images), regions)
 
 
 def _cut_view(
     pixels: UInt8[np.ndarray, "h w 3"], corner: Float[np.ndarray, " 2"], extent: float, side: int
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """Cut a square of a field, and resample it to a view: averaged down, or interpolated up."""
     y, x = (int(c) for c in corner)
     part = pixels[y : math.ceil(corner[0] + extent) + 1, x : math.ceil(corner[1] + extent) + 1]
-    top, left = corner[0] - y, corner[1] - x
+    top, left = float(corner[0]) - y, float(corner[1]) - x
     box = (left, top, min(left + extent, part.shape[1]), min(top + extent, part.shape[0]))
     image = Image.fromarray(np.ascontiguousarray(part))
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
 
 
-def _turn_boxes(boxes: Float[np.ndarray, "r 4"], turns: int, flip: bool) -> Float[np.ndarray, "r 4"]:
-    """Turn boxes (0…1) as ``np.rot90`` turns their image ``turns`` times, then flip left and right."""
-    top, left, bottom, right = boxes.T
-    for _ in range(turns):  # a quarter turn brings the right side to the top
-        top, left, bottom, right = 1 - right, top, 1 - left, bottom
-    if flip:
-        left, right = 1 - right, 1 - left
-    return np.stack([top, left, bottom, right], axis=1)
+def _turn(image: UInt8[np.ndarray, "side side 3"], way: int) -> UInt8[np.ndarray, "side side 3"]:
+    image = image[::-1] if way & 1 else image
+    image = image[:, ::-1] if way & 2 else image
+    return image.swapaxes(0, 1) if way & 4 else image

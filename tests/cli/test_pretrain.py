@@ -6,7 +6,7 @@ import numpy as np
 import tifffile
 
 from fseg_jax.cli.pretrain import _list_fields
-from fseg_jax.pretraining.views import Geometry
+from fseg_jax.pretraining.fields import Geometry
 
 
 def test_another_image_of_the_file_than_the_largest(tmp_path: Path) -> None:

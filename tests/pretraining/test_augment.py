@@ -4,10 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fseg_jax.pretraining.augment import BASIS, Strength, augment
+from fseg_jax.pretraining.augment import BASIS, Strength
+from fseg_jax.pretraining.augment import augment as augment_planes
 
-KEY = jax.random.key(0)
+KEY, DEFAULT = jax.random.key(0), Strength()
 NONE = Strength(0, 0, 0, 0, 0, 0)
+
+
+def augment(images, key, strength=DEFAULT):
+    planes = jnp.moveaxis(jnp.asarray(images, jnp.float32), -1, 1)
+    return jnp.moveaxis(augment_planes(planes, key, strength), 1, -1)
 
 
 def images(n: int = 3) -> jax.Array:

@@ -23,9 +23,9 @@ from fseg_jax.encoders.trained import assemble, calibrate_gains, load_parts
 from fseg_jax.errors import InputError
 from fseg_jax.files.partial_folders import recover_folder
 from fseg_jax.pretraining import pretrain as pretraining
+from fseg_jax.pretraining.fields import Field, Geometry
 from fseg_jax.pretraining.pretrain import pretrain
 from fseg_jax.pretraining.simclr import Trainer, TrainingSettings, make_trainer
-from fseg_jax.pretraining.views import Field, Geometry
 
 TINY = ResNetConfig("basic", (1, 1, 1), (8, 8, 16), stem_channels=8, norms=True, patches=True)
 GEOMETRY = Geometry(side=32, regions=2)
@@ -36,8 +36,9 @@ def shared_trainers():
     """A training of the same settings is compiled once."""
     share = cache(make_trainer)
 
-    def make(settings, config, *, trunk=None):
-        return share(settings, config) if trunk is None else make_trainer(settings, config, trunk=trunk)
+    def make(settings, config, *, trunk=None, cut):
+        given = {"cut": cut} if trunk is None else {"cut": cut, "trunk": trunk}
+        return (make_trainer if "trunk" in given else share)(settings, config, **given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretraining, "make_trainer", make)
@@ -81,6 +82,23 @@ def test_twice_is_the_same_and_so_is_interrupted(tmp_path: Path):
     assert tensors(tmp_path / "a.safetensors") == tensors(tmp_path / "b.safetensors")
     assert tensors(tmp_path / "a.safetensors") == tensors(tmp_path / "c.safetensors")
     assert not list(tmp_path.glob("*checkpoint*"))
+
+
+def test_on_a_device_views_are_cut_in_the_step(tmp_path: Path):
+    """It learns what it would learn of the host's views, and an interrupted run the same."""
+    host = run(tmp_path / "host.safetensors", steps=4)
+    whole = run(tmp_path / "whole.safetensors", steps=4, cut_on_device=True)
+    np.testing.assert_allclose(whole["losses"], host["losses"], rtol=0.05)
+    assert whole["losses"] != host["losses"]  # views are not rounded
+
+    def stop(at):
+        if at.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "halted.safetensors", steps=4, cut_on_device=True, report=stop)
+    assert run(tmp_path / "halted.safetensors", steps=4, cut_on_device=True)["resumed_at"] == 3
+    assert tensors(tmp_path / "whole.safetensors") == tensors(tmp_path / "halted.safetensors")
 
 
 def test_what_it_writes_is_an_encoder(tmp_path: Path):

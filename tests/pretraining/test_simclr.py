@@ -116,7 +116,9 @@ def test_chunks_differentiate_the_same_loss():
     model.train()
     graphdef, parameters, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
     images, boxes = (jnp.asarray(a.reshape(-1, *a.shape[2:])) for a in drawn)
-    x = augment(images, jax.random.fold_in(jax.random.key(settings.seed), 0))
+    planes = jnp.moveaxis(images.astype(jnp.float32), -1, 1)
+    x = augment(planes, jax.random.fold_in(jax.random.key(settings.seed), 0))
+    x = jnp.moveaxis(x, 1, -1)
     x = (x - jnp.asarray(MEAN).reshape(1, 1, 1, 3)) / jnp.asarray(STD).reshape(1, 1, 1, 3)
 
     def loss(p):

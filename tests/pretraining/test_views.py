@@ -1,30 +1,41 @@
-"""Views: both see the regions that they should, and a step's views depend on nothing but its number."""
+"""Views: both see the regions that they should, a device cuts what the host does, and a step's views depend
+on nothing but its number."""
 
-from pathlib import Path
-
+import jax
 import numpy as np
 import pytest
-from PIL import Image
+from jax.sharding import SingleDeviceSharding
+from jaxtyping import UInt8
 
-from fseg_jax.errors import InputError
-from fseg_jax.pretraining.views import (
-    FIELD_SIDE,
-    Field,
-    Geometry,
-    compute_probabilities,
-    draw_fields,
-    draw_views,
-    stream_views,
-)
-from fseg_jax.slides.reader import open_slide
+from fseg_jax.pretraining import pages, supply
+from fseg_jax.pretraining.fields import Field, Geometry
+from fseg_jax.pretraining.pages import make_cutter
+from fseg_jax.pretraining.supply import Supply, make_view_key
+from fseg_jax.pretraining.views import Views
 
 GEOMETRY = Geometry(side=64, finest=0.5, coarsest=1.5, regions=3)
 
 
-def ramp(height: int, width: int) -> np.ndarray:
+def ramp(height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """Red says where a pixel lies along y, green along x."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y * 255 / height, x * 255 / width, np.full((height, width), 128)], -1).astype(np.uint8)
+
+
+def noise(height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def on_host(fields, pairs, *, seed=0, step=0, geometry=GEOMETRY) -> Views:
+    return Supply(fields, geometry, pairs, seed).draw(step)
+
+
+def on_device(fields, pairs, *, seed=0, step=0, geometry=GEOMETRY) -> Views:
+    """As it cuts them, unrounded."""
+    paper = Supply(fields, geometry, pairs, seed).lay_out(step, SingleDeviceSharding(jax.devices()[0]))
+    planes, regions = jax.jit(make_cutter(fields, geometry, pairs))(paper, make_view_key(seed, step))
+    images = np.moveaxis(np.asarray(planes), 1, -1).reshape(2, pairs, *([geometry.side] * 2), 3)
+    return Views(images, np.asarray(regions))
 
 
 def mean_over(view: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -32,11 +43,11 @@ def mean_over(view: np.ndarray, box: np.ndarray) -> np.ndarray:
     return view[top : bottom + 1, left : right + 1].mean((0, 1))
 
 
-def test_a_region_is_the_same_tissue_in_both_views():
-    fields = [Field(ramp(200, 260), 1.0, "a")]
-    views = draw_views(fields, compute_probabilities(fields), GEOMETRY, 40, seed=3, step=5)
+@pytest.mark.parametrize("draw", [on_host, on_device])
+def test_a_region_is_the_same_tissue_in_both_views(draw):
+    views = draw([Field(ramp(200, 260), 1.0, "a")], 40, seed=3, step=5)
     assert views.images.shape == (2, 40, 64, 64, 3) and views.regions.shape == (2, 40, 3, 4)
-    assert views.regions.min() > -1e-6 and views.regions.max() < 1 + 1e-6
+    assert views.regions.min() > -1e-5 and views.regions.max() < 1 + 1e-5
     sizes = views.regions[..., 2:] - views.regions[..., :2]
     assert (sizes > 0.05).all()
     for pair in range(40):
@@ -47,66 +58,88 @@ def test_a_region_is_the_same_tissue_in_both_views():
             np.testing.assert_allclose(one, other, atol=4)
 
 
+def test_a_device_cuts_what_the_host_cuts():
+    """Of fields finer and coarser than views, as small as a view, and side by side on a page."""
+    fields = [
+        Field(noise(*size), mpp, "a")
+        for size, mpp in (((97, 64), 1.0), ((230, 301), 0.5), ((80, 120), 2.5), ((64, 64), 0.3))
+    ]
+    host, device = on_host(fields, 60), on_device(fields, 60)
+    np.testing.assert_array_equal(host.regions, device.regions)
+    # Pillow rounds after each of its two passes.
+    np.testing.assert_allclose(device.images, host.images.astype(np.float32), atol=1.01)
+    assert np.abs(device.images - host.images).mean() < 0.35
+
+
 def test_views_differ_in_resolution_and_turn():
-    fields = [Field(ramp(256, 256), 1.0, "a")]
-    views = draw_views(fields, compute_probabilities(fields), GEOMETRY, 60, seed=0, step=0)
+    views = on_host([Field(ramp(256, 256), 1.0, "a")], 60)
     slope = np.diff(views.images[..., 0].astype(float), axis=-2).mean((2, 3))  # of red, downwards
     steepness = np.abs(slope[np.abs(slope) > 0.3])  # views not turned on their side
     assert len(steepness) > 30 and steepness.max() > 1.7 * steepness.min()
     assert (slope > 0.3).any() and (slope < -0.3).any()
 
 
+def test_views_lie_anywhere_at_any_resolution():
+    """As documented: resolutions evenly in their logarithm, places evenly, turned in each of eight ways."""
+    geometry = Geometry(side=32, finest=0.5, coarsest=1.5)
+    table = Supply([Field(ramp(400, 400), 1.0, "a")], geometry, 4000, 0)._get_pool(0).table
+    cuts = jax.jit(lambda key: supply.draw_cuts(table, geometry, 4000, key))(jax.random.key(5))
+    place = np.log(np.asarray(cuts.sides) / 32 * 1.5) / np.log(1.5**2)  # from 1 / 1.5 to 1.5 µm
+    np.testing.assert_allclose(np.histogram(place, 4, (0, 1))[0] / 8000, 0.25, atol=0.02)
+    larger = np.asarray(cuts.corners)[np.asarray(cuts.sides).argmax(0), np.arange(4000)]
+    place = larger / (400 - np.asarray(cuts.sides).max(0)[:, None])
+    np.testing.assert_allclose(np.histogram(place, 4, (0, 1))[0] / 8000, 0.25, atol=0.02)
+    np.testing.assert_allclose(np.bincount(np.ravel(cuts.ways), minlength=8) / 8000, 1 / 8, atol=0.02)
+    side = np.asarray(cuts.regions[..., 2] - cuts.regions[..., 0]) * np.asarray(cuts.sides)[..., None]
+    np.testing.assert_allclose(side[0], side[1], rtol=1e-3)  # the same in both views
+
+
+def test_fields_are_drawn_as_often_as_is_said():
+    sizes = [(100, 100), (100, 300), (200, 200)]
+    fields = [Field(ramp(*size), 1.0, site) for size, site in zip(sizes, "aab", strict=True)]
+    table = Supply(fields, GEOMETRY, 4000, 0)._get_pool(0).table
+    cuts = jax.jit(lambda key: supply.draw_cuts(table, GEOMETRY, 4000, key))(jax.random.key(0))
+    np.testing.assert_allclose(np.bincount(cuts.fields) / 4000, [1 / 8, 3 / 8, 1 / 2], atol=0.03)
+
+
 def test_a_steps_views_depend_on_the_seed_and_its_number_only():
     fields = [Field(ramp(100, 120), 1.0, "a"), Field(ramp(150, 90), 0.5, "b")]
-    chance = compute_probabilities(fields)
-
-    def at(step: int, seed: int = 1):
-        return draw_views(fields, chance, GEOMETRY, 4, seed=seed, step=step)
-
-    later = list(stream_views(at, 2, 6))
+    later = list(Supply(fields, GEOMETRY, 4, 1).stream_views(2, 6))
     assert len(later) == 4
-    np.testing.assert_array_equal(later[1].images, at(3).images)
-    np.testing.assert_array_equal(later[3].regions, at(5).regions)
-    assert (at(3).images != at(4).images).any() and (at(3).images != at(3, seed=2).images).any()
+    np.testing.assert_array_equal(later[1].images, on_host(fields, 4, seed=1, step=3).images)
+    np.testing.assert_array_equal(later[3].regions, on_host(fields, 4, seed=1, step=5).regions)
+    assert (later[1].images != later[2].images).any()
+    assert (later[1].images != on_host(fields, 4, seed=2, step=3).images).any()
 
 
-def test_sites_count_by_the_root_of_their_area():
-    small, large = ramp(100, 100), ramp(200, 200)
-    fields = [Field(large, 1.0, "a"), Field(large, 1.0, "a"), Field(small, 2.0, "b"), Field(small, 1.0, "b")]
-    chance = compute_probabilities(fields)
-    # Areas 40,000 + 40,000 and 40,000 + 10,000; roots 282.8 and 223.6.
-    np.testing.assert_allclose(chance[:2].sum(), 282.84 / (282.84 + 223.61), rtol=1e-4)
-    np.testing.assert_allclose(chance[2] / chance[3], 4)
-
-
-def test_fields_of_a_slide(tmp_path: Path):
-    rng = np.random.default_rng(0)
-    pixels = np.full((1500, 2100, 3), 245, np.uint8)
-    cells = rng.integers(90, 180, (150, 160, 1)).repeat(10, axis=0).repeat(10, axis=1)
-    pixels[:, :1600] = cells * np.array([1.0, 0.6, 0.9])
-    Image.fromarray(pixels).save(tmp_path / "large.png")
-    Image.fromarray(pixels[:300, :400]).save(tmp_path / "tile.png")
-    Image.fromarray(pixels[:40, :400]).save(tmp_path / "thin.png")
-
-    with open_slide(tmp_path / "tile.png", 1.0) as slide:
-        (only,) = draw_fields(slide, "s", GEOMETRY, 5, 0)
-    assert only.pixels.shape == (300, 400, 3) and only.mpp == 1.0
-    with open_slide(tmp_path / "large.png", 0.5) as slide:
-        five = draw_fields(slide, "s", GEOMETRY, 5, 0)
-        again = draw_fields(slide, "s", GEOMETRY, 5, 0)
-    assert [f.pixels.shape for f in five] == [(FIELD_SIDE, FIELD_SIDE, 3)] * 5
-    assert all((a.pixels == b.pixels).all() for a, b in zip(five, again, strict=True))
-    assert np.mean([f.pixels.mean() for f in five]) < 200  # of the tissue, not of the glass
-    with (
-        open_slide(tmp_path / "thin.png", 1.0) as slide,
-        pytest.raises(InputError, match="too few for views of 64"),
-    ):
-        draw_fields(slide, "s", GEOMETRY, 5, 0)
+def test_fields_that_do_not_fit_at_once_follow_each_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supply, "MOST_PAGES", 2)
+    for module in (supply, pages):
+        monkeypatch.setattr(module, "PAGE", 128)
+    fields = [Field(np.full((70, 80, 3), 20 * number, np.uint8), 1.0, "a") for number in range(9)]
+    geometry = Geometry(side=32, finest=1.0, coarsest=1.0)
+    made = Supply(fields, geometry, 4, 0)
+    assert (made.pages, made.period) == (2, 2)  # two fields, of each of which four pairs are drawn
+    place, cutter = SingleDeviceSharding(jax.devices()[0]), jax.jit(make_cutter(fields, geometry, 4))
+    shades = []
+    for step, paper in enumerate(made.stream_pages(0, 40, place)):
+        assert paper.pixels.shape == (2, 3, 128, 128)
+        planes = np.asarray(cutter(paper, make_view_key(0, step)).planes)
+        wanted = np.moveaxis(made.draw(step).images.reshape(8, 32, 32, 3), -1, 1)
+        np.testing.assert_allclose(planes, wanted, atol=0.01)
+        shades.append(set(np.unique(np.rint(planes))))
+    assert len(shades) == 40 and all(
+        len(one | two) <= 2 for one, two in zip(*[iter(shades)] * 2, strict=True)
+    )
+    assert len(set().union(*shades)) == 9
+    for step, paper in zip(range(5, 8), made.stream_pages(5, 8, place), strict=True):  # resumed
+        planes = np.asarray(cutter(paper, make_view_key(0, step)).planes)
+        assert set(np.unique(np.rint(planes))) == shades[step]
 
 
 def test_a_field_is_never_enlarged_beyond_what_is_said():
-    fields = [Field(np.arange(256 * 256 * 3).astype(np.uint8).reshape(256, 256, 3), 3.0, "a")]
-    views = draw_views(
-        fields, compute_probabilities(fields), GEOMETRY, 3, seed=0, step=0
-    )  # coarser than the range allows
+    views = on_host([Field(noise(256, 256), 3.0, "a")], 3)  # coarser than the range allows
+    table = Supply([Field(noise(256, 256), 3.0, "a")], GEOMETRY, 3, 0)._get_pool(0).table
+    cuts = supply.draw_cuts(table, GEOMETRY, 3, jax.random.key(0))
     assert views.images.shape[1] == 3
+    np.testing.assert_allclose(cuts.sides, 64 / 1.5, rtol=1e-5)
