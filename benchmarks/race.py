@@ -6,6 +6,9 @@ The inertia to reach is 1 % above the least that ours and scikit-learn's end wit
 Every side gets 1, 2, 4, … passes over the points, its own seeding included, until it is there; the seconds
 are of the run that is. Sides that are not there after 128 passes are shown, and left out of the ratio.
 
+Points are of 100 groups that overlap, where any start will do and costs decide, or of as many groups as
+clusters, apart from each other and of 1 to 20 parts of the points, where a start at random misses some.
+
 What seeding costs: ours draws first centres by k-means++ of 32,768 points, or 128 a centre where that is
 more: a pass over those for each centre, and none over the rest; for points on disk (``kmeans.streaming``) it
 is k-means‖, eight passes over a sample. scikit-learn's k-means++ passes over all points for every centre,
@@ -28,7 +31,7 @@ from benchmarks.kmeans import compute_inertia, draw_tokens
 from benchmarks.measure import OURS, Timing, count_cores, is_missing, report_row, save_result
 from fseg_jax.numerics import kmeans
 
-ROWS, CHANNELS, CLUSTERS = 100_000, 256, (16, 64, 256)
+ROWS, CHANNELS, CLUSTERS, CLUSTERS_APART = 100_000, 256, (16, 64, 256), (16, 64)
 MARGIN, MOST_PASSES, BATCH = 1.01, 128, 8192
 
 Run = Callable[[int], np.ndarray]  # passes → centres
@@ -80,7 +83,16 @@ def prepare_sides(X: np.ndarray, k: int) -> dict[str, Run]:
     return sides
 
 
-def race(X: np.ndarray, k: int, most: int) -> dict[str, Any]:
+def draw_apart(n: int, c: int, k: int) -> np.ndarray:
+    """Draw points, float32 (n, c), of k groups that lie apart and differ in size."""
+    r = np.random.default_rng(0)
+    shares = r.uniform(1, 20, k)
+    centers = r.normal(size=(k, c)).astype(np.float32)
+    group = r.choice(k, n, p=shares / shares.sum())
+    return r.standard_normal((n, c), np.float32) + centers[group]
+
+
+def race(X: np.ndarray, k: int, most: int, groups: str = "overlapping groups") -> dict[str, Any]:
     """Give every side more passes until it is there, and report when it was."""
     sides = prepare_sides(X, k)
     aim = MARGIN * min(compute_inertia(X, sides[name](300)) for name in (OURS, "scikit-learn"))
@@ -102,7 +114,7 @@ def race(X: np.ndarray, k: int, most: int) -> dict[str, Any]:
                 break
             count *= 2
     return report_row(
-        f"to one inertia, {len(X):,} × {X.shape[1]}, k = {k}",
+        f"to one inertia, {len(X):,} × {X.shape[1]} of {groups}, k = {k}",
         "fits/s",
         1,
         timings,
@@ -118,8 +130,12 @@ def race(X: np.ndarray, k: int, most: int) -> dict[str, Any]:
 def main(tiny: bool) -> None:
     """Race to one inertia with each k."""
     warnings.simplefilter("ignore", ConvergenceWarning)
-    X = draw_tokens(*((2000, 16) if tiny else (ROWS, CHANNELS)))
-    rows = [race(X, k, 4 if tiny else MOST_PASSES) for k in ((4,) if tiny else CLUSTERS)]
+    n, c, most = (2000, 16, 4) if tiny else (ROWS, CHANNELS, MOST_PASSES)
+    X, rows = draw_tokens(n, c), []
+    for k in (4,) if tiny else CLUSTERS:
+        rows.append(race(X, k, most))
+    for k in (4,) if tiny else CLUSTERS_APART:
+        rows.append(race(draw_apart(n, c, k), k, most, "groups apart"))
     save_result("race", rows, tiny=tiny)
 
 
