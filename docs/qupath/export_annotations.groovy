@@ -5,7 +5,8 @@
  * FOLDER/NAME.tissue.geojson its areas (fseg segment --tissue, or the column tissue of a manifest). Objects that
  * fseg has made are left out.
  *
- * QuPath 0.5 or later; written from its sources, and not run in QuPath. Automate > Script editor > Run.
+ * QuPath 0.5 or later; run by Groovy 4.0.26 with projects, objects and slides of QuPath 0.5.1 (its core, compiled from its
+ * sources), and not in its window. Automate > Script editor > Run.
  */
 import qupath.fx.dialogs.Dialogs
 import qupath.fx.dialogs.FileChoosers

@@ -4,7 +4,8 @@
  * For each image NAME.svs (.ndpi, .ome.tif, …) of the project, FOLDER/NAME.geojson is read, as fseg segment
  * and fseg cohort write it. Objects of an earlier import go; those that you have drawn stay.
  *
- * QuPath 0.5 or later; written from its sources, and not run in QuPath. Automate > Script editor > Run (not "Run for project": the script goes over the project itself).
+ * QuPath 0.5 or later; run by Groovy 4.0.26 with projects, objects and slides of QuPath 0.5.1 (its core, compiled from its
+ * sources), and not in its window. Automate > Script editor > Run (not "Run for project": the script goes over the project itself).
  */
 import qupath.fx.dialogs.Dialogs
 import qupath.fx.dialogs.FileChoosers

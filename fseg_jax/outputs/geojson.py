@@ -300,15 +300,24 @@ def yield_features(
 
 
 def _encode_geometries(polygons: np.ndarray) -> list[str]:
-    """Encode geometries of one kind as GeoJSON, all at once: one by one they take twice the time."""
+    """Encode geometries as GeoJSON, all at once: one by one they take twice the time.
+
+    A collection of one polygon becomes that polygon: QuPath 0.5 reads nothing of a file that has one.
+    """
     if not len(polygons):
         return []
-    kind, coordinates, offsets = shapely.to_ragged_array(polygons)
+    _, coordinates, (ring_starts, polygon_starts, *collection_starts) = shapely.to_ragged_array(polygons)
     parts = [f"[{x!r},{y!r}]" for x, y in coordinates.tolist()]
-    for starts in offsets:  # points of rings, rings of polygons, and polygons of collections
+    for starts in (ring_starts, polygon_starts):
         parts = [f"[{','.join(parts[begin:end])}]" for begin, end in pairwise(starts.tolist())]
-    name = "Polygon" if kind == shapely.GeometryType.POLYGON else "MultiPolygon"
-    return [f'{{"type":"{name}","coordinates":{part}}}' for part in parts]
+    if not collection_starts:
+        return [f'{{"type":"Polygon","coordinates":{part}}}' for part in parts]
+    return [
+        f'{{"type":"MultiPolygon","coordinates":[{",".join(parts[begin:end])}]}}'
+        if end > begin + 1
+        else f'{{"type":"Polygon","coordinates":{parts[begin]}}}'
+        for begin, end in pairwise(collection_starts[0].tolist())
+    ]
 
 
 def describe_classes(names: Sequence[str], colours: np.ndarray) -> list[dict[str, Any]]:

@@ -94,6 +94,16 @@ def test_nextflow_gives_fseg_what_it_takes():
     assert found | {"as_json": True, "threads": 2, "k": 4, "output": Path("out")} == found
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("reftrace"), reason="pip install reftrace")
+def test_nextflow_is_nextflow():
+    from reftrace import Module
+
+    module = Module.from_file(str(EXAMPLES / "main.nf"))
+    (process,) = module.processes
+    assert process.name == "SEGMENT" and process.cpus[0].num == 2 and process.publish_dirs[0].mode == "copy"
+    assert {parameter.name for parameter in module.params} == {"slides", "codebook", "options", "out"}
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not shutil.which("nextflow"), reason="nextflow is not installed")
 def test_nextflow_takes_the_script():
