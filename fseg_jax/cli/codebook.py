@@ -157,9 +157,9 @@ def codebook_name(
     them always comes first.
 
     A cluster gets the name that its tiles are most alike to on average, if that is far enough ahead of the
-    runner-up (--margin), and first on at least two thirds of three tiles or more. Any other is called
-    "cluster N", and the table says what came first. A name that several clusters get is numbered. Look at the
-    codebook's card, and correct the file, before you use it.
+    runner-up (--margin), and first on at least two thirds of three tiles or more. Any other keeps
+    the name that it has, and the table says what came first. A name that several clusters get is numbered.
+    Look at the codebook's card, and correct the file, before you use it.
     """
     from fseg_jax.codebook import Codebook
     from fseg_jax.cohort.naming import MPP, NamingSettings, name_clusters_by_words, write_suggestions

@@ -185,12 +185,15 @@ def number_names(given: Sequence[str | None], names: Sequence[str]) -> list[str]
 
 
 def write_suggestions(path: Path, named: Sequence[NamedByWords], model: str) -> None:
-    """Write what words say of clusters by a model, as a file of names; it appears whole or not at all."""
+    """Write what words say of clusters by a model, as a file of names; it appears whole or not at all.
+
+    Clusters that nobody is sure of have no name there, which leaves them the one that they have.
+    """
     rows = []
     for number, each in enumerate(named, 1):
         row: dict[str, Any] = {
             "cluster": number,
-            "name": each.name,
+            "name": each.name if each.is_sure else "",
             "tiles": each.tiles,
             "slides": each.slides,
             "model": model,

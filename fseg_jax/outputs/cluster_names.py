@@ -1,4 +1,7 @@
-"""Names and colours that somebody gives to clusters, in a CSV file: ``cluster,name,colour``."""
+"""Names and colours that somebody gives to clusters, in a CSV file: ``cluster,name,colour``.
+
+A line with neither leaves its cluster as it is.
+"""
 
 import re
 from collections import Counter
@@ -134,6 +137,8 @@ def parse_names(content: bytes, source: str) -> ClusterNames:
         cluster = _parse_number(row["cluster"], where)
         if cluster in named:
             raise InputError(f"{where}: cluster {cluster} is also on line {named[cluster].line}; keep one")
+        if not row["name"] and not row.get("colour"):
+            continue
         name = check_name(row["name"], where)
         if (before := lines_of.setdefault(name, line)) != line:
             raise InputError(
@@ -141,7 +146,7 @@ def parse_names(content: bytes, source: str) -> ClusterNames:
             )
         named[cluster] = NamedCluster(cluster, name, _parse_colour(row.get("colour", ""), where), line)
     if not named:
-        raise InputError(f"{source}: no names, only a header")
+        raise InputError(f"{source}: no names, only a header or lines without one")
     return ClusterNames(source, tuple(named.values()))
 
 

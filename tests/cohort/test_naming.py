@@ -201,6 +201,9 @@ def test_the_file_of_names_is_taken_as_it_is(run, tmp_path):
     assert "3 of 5 clusters named, ahead by 0.0277 at least" in out
     clusters = load_names(tmp_path / "n.csv").apply(5)
     assert clusters.names == ("red", "=green, it is", "cluster 3", "blue", "cluster 5")
+    before = clusters._replace(names=("a", "b", "mine", "d", "cluster 5"))
+    kept = load_names(tmp_path / "n.csv").keep(before).apply(5)
+    assert kept.names == ("red", "=green, it is", "mine", "blue", "cluster 5")
     with (tmp_path / "n.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert lines[0]["runner_up"] and float(lines[0]["margin"]) > 0.9 and lines[0]["agreement"] == "1.0000"
