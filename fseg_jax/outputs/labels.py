@@ -413,7 +413,9 @@ def open_labels(path: str | os.PathLike[str]) -> LabelPyramid:
             and max(level.chunk_layout.read_chunk.shape) <= CHUNK
             for level, shape in zip(levels, shapes, strict=True)
         )
-        has_counts = len(attributes["fseg"]["pixels"]) == k + 1
+        counts = attributes["fseg"]["pixels"]
+        are_counts = len(counts) == k + 1 and all(type(n) is int and n >= 0 for n in counts)
+        has_counts = are_counts and sum(counts) == height * width
         if not (fits and has_counts and colours.shape == (k, 3) and all(0 < m < math.inf for m in mpp)):
             raise ValueError("its metadata contradict each other")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):

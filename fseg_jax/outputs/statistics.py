@@ -35,7 +35,6 @@ PAIR_COLUMNS = (
 )
 _NODES = 16.0  # µm between the points that are neighbours
 _MOST_PIXELS = 4_000_000  # of labels that distances are measured on
-_BAND = 2048  # rows of labels that are read at once
 _TOLERANCE = 4.0  # µm, of simplified borders
 
 
@@ -150,18 +149,8 @@ def measure_slide(pyramid: LabelPyramid, image: UInt8[np.ndarray, "h w 3"] | Non
         interfaces + interfaces.T,
         *enrichment,
         *distances,
-        _measure_areas(pyramid),
+        np.array(pyramid.provenance["pixels"][1:], float) * pyramid.mpp[0] ** 2,
     )
-
-
-def _measure_areas(pyramid: LabelPyramid) -> Float[np.ndarray, " k"]:
-    """Measure each cluster's area, µm², by the finest labels, as ``areas.csv`` has it."""
-    counts = np.zeros(len(pyramid.names) + 1, np.int64)
-    height = pyramid.levels[0].shape[0]
-    for top in range(0, height, _BAND):
-        rows = pyramid.read(0, slice(top, min(top + _BAND, height)))
-        counts += np.bincount(rows.ravel(), minlength=len(counts))
-    return counts[1:] * pyramid.mpp[0] ** 2
 
 
 def _space_out(labels: UInt[np.ndarray, "h w"], mpp: float, spacing: float) -> UInt[np.ndarray, "h2 w2"]:

@@ -247,6 +247,9 @@ def test_a_label_that_no_cluster_has_is_damage(tmp_path):
     [
         lambda a: a.pop("fseg"),
         lambda a: a["fseg"].update(pixels=[1]),
+        lambda a: a["fseg"].update(pixels=[90_000.0, 0, 0, 0, 0, 0]),
+        lambda a: a["fseg"].update(pixels=[90_001, 0, 0, 0, 0, 0]),
+        lambda a: a["fseg"].update(pixels=[90_001, 0, 0, 0, 0, -1]),
         lambda a: a["ome"].pop("image-label"),
         lambda a: a["ome"]["image-label"].update(colors=["red"]),
         lambda a: a["ome"]["image-label"]["colors"][2].update(rgba=[300, 0, 0, 255]),
