@@ -40,7 +40,8 @@ from fseg_jax.evaluation.data.layouts import open_dataset
 from fseg_jax.evaluation.protocols.counts import Score, label_pixels, score_fixed, score_nearest
 from fseg_jax.evaluation.protocols.fseg_experiment import fit_centers
 from fseg_jax.evaluation.protocols.matching import confuse
-from fseg_jax.evaluation.report.tables import format_markdown_table, format_with_interval
+from fseg_jax.evaluation.report.markdown import format_markdown_table
+from fseg_jax.evaluation.report.tables import format_with_interval
 from fseg_jax.numerics import kmeans, metrics
 from fseg_jax.numerics.axes import normalize
 from fseg_jax.numerics.metrics import Interval

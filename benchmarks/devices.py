@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from benchmarks.measure import RESULTS
-from fseg_jax.evaluation.report.tables import format_markdown_table
+from fseg_jax.evaluation.report.markdown import format_markdown_table
 
 # Each with the results of a CPU and of an accelerator, and the command that measures the latter.
 SECTIONS = {

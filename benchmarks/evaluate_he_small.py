@@ -33,7 +33,8 @@ from fseg_jax.encoders.trained import calibrate_gains, load_trained, save_traine
 from fseg_jax.evaluation.data.datasets import Dataset
 from fseg_jax.evaluation.data.layouts import open_dataset
 from fseg_jax.evaluation.protocols.judging import compare_f1
-from fseg_jax.evaluation.report.tables import MODE_NAMES, format_markdown_table, format_with_interval
+from fseg_jax.evaluation.report.markdown import format_markdown_table
+from fseg_jax.evaluation.report.tables import MODE_NAMES, format_with_interval
 from fseg_jax.evaluation.results import EvaluationRow
 from fseg_jax.evaluation.run import evaluate_fseg
 from fseg_jax.evaluation.settings import EvaluationSettings

@@ -25,7 +25,7 @@ from fseg_jax.cli.options import weights_option
 from fseg_jax.cli.parameters import ListCommand
 from fseg_jax.cli.progress import show_progress
 from fseg_jax.evaluation.data.layouts import open_dataset
-from fseg_jax.evaluation.report.tables import format_markdown_table
+from fseg_jax.evaluation.report.markdown import format_markdown_table
 from fseg_jax.evaluation.run import evaluate_sic
 
 RESULTS = Path(__file__).parent / "results"

@@ -21,7 +21,8 @@ from benchmarks.evaluate_he_small import RESULTS, STARTS, evaluate_pooled, prepa
 from benchmarks.examples import find_examples
 from fseg_jax.encoders.load import load_encoder
 from fseg_jax.encoders.trained import load_trained
-from fseg_jax.evaluation.report.tables import format_markdown_table, format_with_interval
+from fseg_jax.evaluation.report.markdown import format_markdown_table
+from fseg_jax.evaluation.report.tables import format_with_interval
 from fseg_jax.numerics.metrics import Interval
 from fseg_jax.pipeline.record import made_with
 

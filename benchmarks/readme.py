@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import OURS, RESULTS
-from fseg_jax.evaluation.report.tables import format_markdown_table
+from fseg_jax.evaluation.report.markdown import format_markdown_table
 from fseg_jax.outputs.style import OKABE_ITO, save_figure, use_style
 
 HERE = Path(__file__).parent
@@ -69,11 +69,22 @@ def format_page(results: dict[str, dict[str, Any]]) -> str:
     text += ["", *_format_click(), "", *_format_cohort()]
     text += [
         "",
+        "## On an accelerator",
+        "",
+        "[Beside a CPU](results/devices.md), and [compiled for TPUs](results/ahead_of_time.md) without one. "
+        "`benchmarks/check_device.sh RESULTS` runs the benchmarks, and tests that say something new there, "
+        "in under ten minutes. Where there is no network, `benchmarks/pack_wheels.sh` packs what is missing: "
+        "beside JAX for CUDA and the usual packages of science 2 MB without those that read slides, which "
+        "numerics and encoders do without, and 75 MB with them; unpacked, `strip --strip-unneeded` on what "
+        "is compiled, and packed by `tar -cJ`, 42 MB, which `check_device.sh` takes too.",
+        "",
         "## Elsewhere",
         "",
-        "[Encoders' parity](results/encoder_parity.md) · [evaluations](../docs/he-small.md) ·",
-        "[tissue](results/tissue.md) · [what segmentations look like](results/looks.md), and",
-        "[what each step brings](results/steps.md)",
+        "[Encoders' parity](results/encoder_parity.md) · [text towers'](results/text_parity.md) · "
+        "[evaluations](../docs/he-small.md) ·",
+        "[tissue](results/tissue.md) · [what segmentations look like](results/looks.md),",
+        "[what each step brings](results/steps.md), and",
+        "[what makes features cleaner](results/clean_features.md)",
         "",
     ]
     return "\n".join(text)

@@ -34,7 +34,8 @@ from fseg_jax.evaluation.data.mask_codes import IGNORED
 from fseg_jax.evaluation.protocols.fseg_experiment import SAMPLED_TOKENS, choose_scale, fit_centers
 from fseg_jax.evaluation.protocols.judging import Matrices, compare_f1
 from fseg_jax.evaluation.protocols.matching import confuse, match
-from fseg_jax.evaluation.report.tables import format_markdown_table, format_with_interval
+from fseg_jax.evaluation.report.markdown import format_markdown_table
+from fseg_jax.evaluation.report.tables import format_with_interval
 from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.methods import fseg
 from fseg_jax.numerics import kmeans, metrics

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fseg_jax.encoders.encoder import EncoderCard
-from fseg_jax.evaluation.report.tables import format_markdown_table
+from fseg_jax.evaluation.report.markdown import format_markdown_table
 from fseg_jax.evaluation.results import Moments, SicResult, SicRow, SicTrial
 from fseg_jax.evaluation.settings import SicSettings
 from fseg_jax.files.atomic import replace_atomically

@@ -9,6 +9,7 @@ from typing import Any
 
 from fseg_jax.encoders.encoder import EncoderCard
 from fseg_jax.evaluation.data.datasets import Dataset, Split
+from fseg_jax.evaluation.report.markdown import format_markdown_table
 from fseg_jax.evaluation.results import EvaluationRow, RowMode
 from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.files.atomic import replace_atomically
@@ -275,15 +276,6 @@ def _difference(value: float | None, interval: Interval | None) -> str:
 
 def _each_f1(row: EvaluationRow) -> list[str]:
     return [ABSENT if scores is None else f"{scores.f1:.3f}" for scores in row.scores.categories]
-
-
-def format_markdown_table(head: list[str], lines: list[list[str]]) -> list[str]:
-    """Format a table in Markdown, a line of text a row.
-
-    >>> format_markdown_table(["k", "F1"], [["16", "0.71"]])
-    ['| k | F1 |', '| --- | --- |', '| 16 | 0.71 |']
-    """
-    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines)]
 
 
 def format_with_interval(value: float, interval: Interval | None, form: str = ".3f") -> str:
