@@ -1,14 +1,15 @@
 """Evaluate ``he-small`` beside its parts: macro F1 by matching, on images that it was not trained on.
 
-    FSEG_DATA=... python -m benchmarks.evaluate_he_small [ENCODER [bcss] [ebhi]]
+    FSEG_DATA=... python -m benchmarks.evaluate_he_small [ENCODER [MPP] [bcss] [ebhi]]
 
 The others are an untrained network of the same shape (the statistics of its norms are of the training
 images), the classical encoder, and, in every table, tokens without factorization. Data: the held-out cases of
 EBHI-Seg (gland or not), where every third image of the other cases fits the matching; and BCSS (tumour or
 not), on which nothing was trained: three regions of three patients, cut into squares of 128 µm. Two regions
 fit centres and matching, the third is tested, and the three tests are pooled. All encoders see the colours of
-a standard stain, by the tissue of a case of EBHI-Seg and of a whole region of BCSS. Results go to
-``benchmarks/results/he_small_*``.
+a standard stain, by the tissue of a case of EBHI-Seg and of a whole region of BCSS. With MPP, images are read
+at so many µm per pixel in place of the encoder's own, those of EBHI-Seg taken for 1.0, and the untrained
+network is left out. Results go to ``benchmarks/results/he_small_*``.
 """
 
 import json
@@ -49,6 +50,7 @@ from fseg_jax.slides.reader import open_slide
 from fseg_jax.slides.stain_normalization import measure_gains, recolour
 
 RESULTS = Path(__file__).parent / "results"
+DATASETS = ("bcss", "ebhi")
 K, STARTS = (32, 64), 3
 STAINS = 0.85  # weight of the stain features, as in he-small
 SQUARE = 512  # pixels of BCSS, at 0.25 µm
@@ -173,7 +175,12 @@ def prepare_datasets(short: str, data: Path, folder: Path) -> tuple[str, list[Da
 
 
 def evaluate_pooled(
-    datasets: list[Dataset], encoders: list[Encoder], out: Path, *, stain_normalization: bool
+    datasets: list[Dataset],
+    encoders: list[Encoder],
+    out: Path,
+    *,
+    stain_normalization: bool,
+    mpp: float | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate encoders on each fold, and pool the tests."""
     settings = EvaluationSettings(
@@ -183,6 +190,8 @@ def evaluate_pooled(
         starts=STARTS,
         panels=0,
         stain_normalization=stain_normalization,
+        mpp=mpp,
+        mpp_override=None if mpp is None else datasets[0].mpp or 1.0,
     )
 
     def report(phase: str, done: int, total: int) -> None:
@@ -196,23 +205,26 @@ def evaluate_pooled(
     return pool_folds(folds, [encoder.card.name for encoder in encoders])
 
 
-def main(name: str = "he-small", *short_names: str) -> None:
+def main(name: str = "he-small", *others: str) -> None:
     """Evaluate an encoder on the datasets, ``bcss`` and ``ebhi`` by default, and write the results."""
     data = find_examples()
+    mpp = next((float(other) for other in others if other not in DATASETS), None)
+    at = "" if mpp is None else f" {mpp:g}"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         encoder = load_encoder(name)
-        encoders = [encoder, build_untrained(encoder, folder), classical()]
+        untrained = [build_untrained(encoder, folder)] if mpp is None else []
+        encoders = [encoder, *untrained, classical()]
         names = [encoder.card.name for encoder in encoders]
-        for short in short_names or ("bcss", "ebhi"):
+        for short in [other for other in others if other in DATASETS] or DATASETS:
             title, datasets = prepare_datasets(short, data, folder)
             # The squares of BCSS are cut of regions whose stain is normalized.
             lines = evaluate_pooled(
-                datasets, encoders, folder / f"out-{short}", stain_normalization=short != "bcss"
+                datasets, encoders, folder / f"out-{short}", stain_normalization=short != "bcss", mpp=mpp
             )
             tests = [item for dataset in datasets for item in dataset.items if item.split == "test"]
             text = (
-                f"`python -m benchmarks.evaluate_he_small {name} {short}`: {len(tests)} test images of "
+                f"`python -m benchmarks.evaluate_he_small {name}{at} {short}`: {len(tests)} test images of "
                 f"{len({item.case for item in tests})} cases, {STARTS} starts of k-means. Brackets: 95 % "
                 "bootstrap intervals over the cases, those of differences of the same resampled cases; ±: "
                 "standard deviation over the starts. Stains are normalized."
@@ -220,10 +232,11 @@ def main(name: str = "he-small", *short_names: str) -> None:
             if short == "bcss":
                 text += " A case is a square: three patients say little about others."
             page = format_page(title, text, lines, names)
-            (RESULTS / f"he_small_{short}.md").write_text(page)
+            path = RESULTS / f"he_small_{short}{at.replace(' ', '_at_')}"
+            Path(f"{path}.md").write_text(page)
             record = {**made_with().to_json(), "device": jax.devices()[0].device_kind, "rows": lines}
             record |= {"encoders": {e.card.name: e.card.weights_hash for e in encoders}}
-            (RESULTS / f"he_small_{short}.json").write_text(json.dumps(record, indent=1) + "\n")
+            Path(f"{path}.json").write_text(json.dumps(record, indent=1) + "\n")
             print(page)
 
 

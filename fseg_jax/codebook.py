@@ -22,6 +22,11 @@ FORMAT = CODEBOOK
 VERSIONS = ("1", "2", "3")  # of the file: 2 with mixtures, 3 of normalized stains; what is older refuses it
 MIXTURES = "mixtures"  # the entry of the file that holds them
 SHIPPED = "he-small"  # the codebook that comes with the encoder of that name
+# The codebooks that come with the program; the second is of finer tokens, at 0.67 µm per pixel.
+SHIPPED_FILES = {
+    SHIPPED: "he_small_codebook.safetensors",
+    "he-small-fine": "he_small_fine_codebook.safetensors",
+}
 
 
 @dataclass(frozen=True)
@@ -166,14 +171,14 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
     """Read all codebooks of a file, by k.
 
     The file is safetensors as ``save_all`` writes it, or joblib as the authors publish it (``{k: (k, c)}``).
-    ``he-small`` stands for the codebook that comes with that encoder.
+    ``he-small`` and ``he-small-fine`` stand for the codebooks that come with that encoder.
 
     Raises:
         InputError: The file cannot be read, is damaged, or holds no codebook.
     """
-    path = find_shipped_codebook() if str(path) == SHIPPED else Path(path)
+    path = find_shipped_codebook(str(path)) if str(path) in SHIPPED_FILES else Path(path)
     if not is_file(path):
-        near = suggest_names(str(path), [SHIPPED])
+        near = suggest_names(str(path), list(SHIPPED_FILES))
         raise InputError(
             f"{path}: no such codebook file; {near.strip() or 'give one from fseg fit, or he-small'}"
         )
@@ -208,9 +213,9 @@ def load_all(path: str | Path) -> dict[int, Codebook]:
     return books
 
 
-def find_shipped_codebook() -> Path:
-    """Find the file of the codebook ``he-small``, which comes with the program."""
-    return Path(str(resources.files("fseg_jax.encoders") / "he_small_codebook.safetensors"))
+def find_shipped_codebook(name: str) -> Path:
+    """Find the file of a codebook that comes with the program."""
+    return Path(str(resources.files("fseg_jax.encoders") / SHIPPED_FILES[name]))
 
 
 def save_all(path: str | Path, books: Mapping[int, Codebook]) -> None:

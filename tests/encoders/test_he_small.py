@@ -40,15 +40,17 @@ def test_features_of_tissue():
     np.testing.assert_allclose(features[..., 256:], gain * own, rtol=1e-3, atol=1e-4)
 
 
-def test_its_codebooks_are_its_own():
-    books = load_all("he-small")
+@pytest.mark.parametrize(("name", "mpp"), [("he-small", 1.0), ("he-small-fine", 0.67)])
+def test_its_codebooks_are_its_own(name: str, mpp: float):
+    books = load_all(name)
     assert sorted(books) == [8, 16, 32, 64, 128]
     card = load_encoder("he-small").card
     for book in books.values():
         book.check(card.name, card.channels, card.weights_hash)
+        assert book.provenance.mpp == mpp and book.provenance.stain_normalization
         assert book.mixtures is not None and book.mixtures.shape == (4, card.channels)
     with pytest.raises(InputError, match="holds k = 8, 16, 32, 64, 128"):
-        Codebook.load("he-small", k=7)
+        Codebook.load(name, k=7)
 
 
 def test_a_published_encoders_file_is_not_taken_for_one(tmp_path: Path):
