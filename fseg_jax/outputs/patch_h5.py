@@ -21,6 +21,7 @@ _MAX_PATCH = 1 << 16  # level-0 pixels of a patch's side
 _SMALL_BYTES = 64 << 20
 _MAX_COMPRESSION = 4096  # how many times larger than its file an array may be
 _ROWS = 4096  # read at once
+_MOST_TWICE = 0.1  # of patches that lie where another does; a few do where outlines of tissue overlap
 
 
 class PatchFile(NamedTuple):
@@ -116,6 +117,12 @@ def read_patch_file(path: Path) -> PatchFile:
             f"{path}: features of {sorted(names)[0]!r} and coordinates of {sorted(names)[1]!r}: two slides"
         )
     corners = np.rint(corners).astype(np.int64)
+    twice = len(corners) - len(np.unique(corners, axis=0))
+    if twice > _MOST_TWICE * len(corners):
+        raise InputError(
+            f"{path}: {twice} of {len(corners)} patches lie where another does: of two slides; "
+            "give a file a slide"
+        )
     side = _find_side(path, facts, corners)
     height, width = (_get_number(facts, f"level0_{key}") for key in ("height", "width"))
     size = None if height is None or width is None else (int(height), int(width))

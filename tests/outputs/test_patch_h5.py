@@ -75,6 +75,7 @@ def test_what_is_written_is_read_as_trident_has_it(tmp_path):
         ({"attributes": {}}, "does not say how large a patch is on level 0"),
         ({"attributes": {"patch_size": 256, "patch_level": 2}}, "does not say how large a patch is"),
         ({"of_features": {"name": "t"}}, "features of 's' and coordinates of 't': two slides"),
+        ({"coords": COORDS[[0, 1, 1]]}, "1 of 3 patches lie where another does: of two slides"),
         ({"attributes": TRIDENT | {"level0_width": 512}}, "a patch lies outside the slide of 512 × 3000"),
         ({"coords": np.array([[0, 0], [1, np.nan], [3, 3]])}, "are no corners in level-0 pixels"),
         ({"features": np.zeros((3, 4), int)}, "are no numbers"),

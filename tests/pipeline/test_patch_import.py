@@ -75,6 +75,14 @@ def test_seeds_segment_what_another_program_has_embedded(tmp_path, offset):
     assert covered == pytest.approx(48 * 256**2, rel=0.03)  # µm²
 
 
+def test_patches_may_reach_over_the_edge_of_the_slide(tmp_path):
+    corners = lay(512, 512, (37, 111))  # CLAM's, which pads the slide; the last begin at 2671
+    import_patches(write(tmp_path / "s.h5", corners, 512, level0_width=4200, level0_height=2700), tmp_path)
+    embedded = open_embeddings(tmp_path / "s.embeddings.zarr")
+    np.testing.assert_allclose(embedded.centers[:, ::-1] - 256, corners, atol=8)
+    assert embedded.tissue.shape == (169, 262) and embedded.tissue[-1].any()
+
+
 def test_our_own_patches_come_back(picture, tmp_path):
     embed(picture, tmp_path, h5=True)
     before = open_embeddings(tmp_path / "tissue.embeddings.zarr")
