@@ -116,9 +116,9 @@ def make_trainer(settings: ClassifierSettings, classes: int) -> Trainer:
     if classes < 2:
         raise InputError("all images are of one class: a classifier needs images of two at least")
     config = configure_network(settings.network, classes)
-    built = EfficientNet(config, rngs=nnx.Rngs(settings.seed))
-    if settings.start == "imagenet":
-        built = _load_imagenet_trunk(settings.network, built)
+    built = (
+        _draw_network(settings.seed, config) if settings.start == "random" else _load_trunk(settings, config)
+    )
     built.train()  # type: ignore[no-untyped-call]
     graphdef, *(parameters, statistics) = nnx.split(built, nnx.Param, nnx.BatchStat)
     key = jax.random.key(settings.seed)
@@ -260,11 +260,17 @@ def _turn_images(images: Images, key: Key) -> Images:
     return jax.vmap(turn)(images, ways)
 
 
-def _load_imagenet_trunk(name: str, built: EfficientNet) -> EfficientNet:
-    """Load the published trunk, and put the new classifier's last layer on it."""
+def _draw_network(seed: int, config: EfficientNetConfig) -> EfficientNet:
+    return EfficientNet(config, rngs=nnx.Rngs(seed))
+
+
+def _load_trunk(settings: ClassifierSettings, config: EfficientNetConfig) -> EfficientNet:
+    """Load the published trunk, and put the classifier's last layer on it, as it would be drawn."""
     from fseg_jax.encoders.load import load_network
 
-    published = load_network(f"efficientnet-{name}").network
+    published = load_network(f"efficientnet-{settings.network}").network
     assert isinstance(published, EfficientNet)
-    published.classifier, published.config = built.classifier, built.config
+    # Nothing but the last layer is computed.
+    published.classifier = nnx.jit(lambda: _draw_network(settings.seed, config).classifier)()
+    published.config = config
     return published

@@ -3,6 +3,7 @@
 This module decides between XLA and oneDNN; no other imports ``onednn`` or its gradients.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from fseg_jax.encoders.kernels.products import choose_precision
 Pads = tuple[tuple[int, int], ...]  # zeros before and after the rows, and the columns
 FAST_PRODUCT_CHANNELS = 256  # input channels that make a convolution's products fast by themselves
 PIECE = 32  # images whose gradient by the kernel XLA's CPU sums at once: it takes twice as long for 256
+
+CACHED = 2**18  # numbers that stay in a processor's cache while they are read again and again
 
 
 class Plan(NamedTuple):
@@ -155,7 +158,9 @@ def _call_onednn(
 
 def _convolve_by_xla(plan: Plan, x: Array, kernel: Array, bias: Array | None, add: Array | None) -> Array:
     whole = partial(_convolve_whole, plan=plan)
-    if _has_fast_products(kernel, plan) or _is_depthwise(x, kernel, plan):
+    if _is_depthwise(x, kernel, plan):
+        y = _convolve_depthwise(plan, x, kernel)
+    elif _has_fast_products(kernel, plan):
         y = lax.platform_dependent(x, kernel, cpu=partial(_sum_shifted_products, plan=plan), default=whole)
     elif bias is None and add is None and plan.groups == 1 and kernel.dtype == jnp.float32:
         y = _convolve_in_pieces(plan, x, kernel)
@@ -214,6 +219,80 @@ def _is_depthwise(x: Array, kernel: Array, plan: Plan) -> bool:
     return plan.groups == x.shape[-1] == kernel.shape[-1] > 1
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve_depthwise(plan: Plan, x: Array, kernel: Array) -> Array:
+    """Convolve each channel by itself; on a CPU as a sum of shifted images, and the gradients likewise."""
+    by_shifts, whole = partial(_sum_shifted_products, plan=plan), partial(_convolve_whole, plan=plan)
+    y: Array = lax.platform_dependent(x, kernel, cpu=by_shifts, default=whole)
+    return y
+
+
+def _begin_depthwise(plan: Plan, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve_depthwise(plan, x, kernel), (x, kernel)
+
+
+def _finish_depthwise(plan: Plan, operands: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    def by_xla(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        _, pull_back = jax.vjp(partial(_convolve_whole, plan=plan), x, kernel)
+        dx, dk = pull_back(dy)
+        return dx, dk
+
+    dx, dk = lax.platform_dependent(
+        *operands, dy, cpu=partial(_differentiate_depthwise, plan=plan), default=by_xla
+    )
+    return dx, dk
+
+
+_convolve_depthwise.defvjp(_begin_depthwise, _finish_depthwise)
+
+
+def _differentiate_depthwise(x: Array, kernel: Array, dy: Array, plan: Plan) -> tuple[Array, Array]:
+    """Compute the gradients of a convolution of each channel, by the image and by the kernel.
+
+    That by the image is a sum of shifted images too, one for each phase of the stride, and that by the kernel
+    a loop over its places: of the sum's own derivative, XLA makes several programs for each place.
+    """
+    stride, (height, width) = plan.stride, kernel.shape[:2]
+    (top, bottom), (left, right) = plan.pads
+    p, q = dy.shape[1:3]
+    # Rows and columns of each phase.
+    rows = -(-(x.shape[1] + top + bottom) // stride)
+    columns = -(-(x.shape[2] + left + right) // stride)
+    bottom, right = rows * stride - x.shape[1] - top, columns * stride - x.shape[2] - left
+    padded = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    seen = padded.reshape(x.shape[0], rows, stride, columns, stride, x.shape[3])
+    # So many images at once as stay in the processor's cache.
+    most = max(1, CACHED // (seen.size // x.shape[0]))
+    images = next(n for n in range(min(most, x.shape[0]), 0, -1) if x.shape[0] % n == 0)
+
+    def add_images(dk: Array, some: tuple[Array, Array]) -> tuple[Array, None]:
+        seen, dy = some
+
+        def differentiate_by_place(place: Array) -> Array:
+            i, j = place // width, place % width
+            start = (0, i // stride, i % stride, j // stride, j % stride, 0)
+            shifted = lax.dynamic_slice(seen, start, (images, p, 1, q, 1, x.shape[3]))
+            return (shifted.reshape(dy.shape) * dy).sum((0, 1, 2))
+
+        return dk + lax.map(differentiate_by_place, jnp.arange(height * width)), None
+
+    begin = jnp.zeros((height * width, x.shape[3]), jnp.float32)
+    seen, dy_pieces = (array.reshape(-1, images, *array.shape[1:]) for array in (seen, dy))
+    dk, _ = lax.scan(add_images, begin, (seen, dy_pieces))
+    phases = []
+    for a in range(stride):
+        for b in range(stride):
+            part = kernel[a::stride, b::stride][::-1, ::-1]
+            before = [max(side - 1, 0) for side in part.shape[:2]]
+            after = (rows - p, columns - q)
+            around = jnp.pad(dy, ((0, 0), (before[0], after[0]), (before[1], after[1]), (0, 0)))
+            phases.append(_add_up(around, part, (rows, columns), 1))
+    dx = jnp.stack(phases).reshape(stride, stride, *phases[0].shape)
+    dx = jnp.moveaxis(dx, (0, 1), (2, 4)).reshape(x.shape[0], rows * stride, columns * stride, x.shape[3])
+    dx = dx[:, top : top + x.shape[1], left : left + x.shape[2]]
+    return dx.astype(x.dtype), dk.reshape(kernel.shape).astype(kernel.dtype)
+
+
 def _convolve_whole(x: Array, kernel: Array, plan: Plan) -> Float[Array, "b p q o"]:
     return lax.conv_general_dilated(
         x,
@@ -236,17 +315,32 @@ def _sum_shifted_products(x: Array, kernel: Array, plan: Plan) -> Float[Array, "
     sides, stride = kernel.shape[:2], plan.stride
     x = jnp.pad(x, ((0, 0), *plan.pads, (0, 0)))
     p, q = ((x.shape[1 + axis] - sides[axis]) // stride + 1 for axis in (0, 1))
+    if plan.groups > 1:
+        return _add_up(x, kernel, (p, q), stride)
     y = jnp.zeros((x.shape[0], p, q, kernel.shape[3]), jnp.float32)
+    for i, j, shifted in _shift(x, sides, (p, q), stride):
+        precision = choose_precision(kernel.dtype)
+        y += jnp.matmul(shifted, kernel[i, j], precision=precision, preferred_element_type=jnp.float32)
+    return y
+
+
+def _add_up(x: Array, kernel: Array, size: tuple[int, int], stride: int) -> Float[Array, "b p q c"]:
+    """Add up shifted images, each times the kernel's number for its channel."""
+    y = jnp.zeros((x.shape[0], *size, x.shape[3]), jnp.float32)
+    for i, j, shifted in _shift(x, kernel.shape[:2], size, stride):
+        y += shifted * kernel[i, j].reshape(1, 1, 1, -1)
+    return y
+
+
+def _shift(
+    x: Array, sides: tuple[int, ...], size: tuple[int, int], stride: int
+) -> Iterator[tuple[int, int, Array]]:
+    """Yield each place in a kernel, and what it sees of a padded image."""
+    p, q = size
     for i in range(sides[0]):
         for j in range(sides[1]):
-            shifted = x[:, i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride]
-            if plan.groups == 1:
-                y += jnp.matmul(
-                    shifted,
-                    kernel[i, j],
-                    precision=choose_precision(kernel.dtype),
-                    preferred_element_type=jnp.float32,
-                )
-            else:
-                y += shifted * kernel[i, j].reshape(1, 1, 1, -1)
-    return y
+            yield (
+                i,
+                j,
+                x[:, i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride],
+            )
