@@ -65,6 +65,9 @@ def segment(slides: tuple[Path, ...], output: Path, overwrite: bool, as_json: bo
 
     Without --codebook, K clusters are fitted on each slide itself, so that clusters of one slide are not
     those of another; with one, a cluster is the same tissue everywhere.
+
+    Slides are segmented one after another. fseg cohort has several in hand, so that no device waits for
+    outlines and pictures, and goes on where it ended.
     """
     return _segment(list(slides), output, overwrite, options, as_json)
 
