@@ -31,7 +31,7 @@ from fseg_jax.outputs.embeddings import Embeddings, open_embeddings
 from fseg_jax.outputs.form import DEFAULT_FORM, OutputForm
 from fseg_jax.outputs.labels import open_labels
 from fseg_jax.outputs.neighbours import measure_neighbours
-from fseg_jax.outputs.patch_h5 import list_patch_files
+from fseg_jax.outputs.patch_h5 import import_h5py, list_patch_files
 from fseg_jax.outputs.picture import read_picture
 from fseg_jax.pipeline.patch_import import take_patches
 from fseg_jax.pipeline.patch_map import write_patch_map
@@ -104,10 +104,11 @@ def cluster_patch_files(
         tell_outcome: Called with each slide, its record, None where it failed, and then why.
 
     Raises:
-        InputError: There are no files, none can be used, or settings do not fit them.
+        InputError: h5py is not installed, there are no files, none can be used, or settings do not fit them.
         OutputError: Nothing can be written.
     """
     files = list_patch_files(folder)
+    import_h5py()
     failed: dict[str, str] = {}
     embedded: dict[str, Embeddings] = {}
     for path in files:

@@ -100,6 +100,8 @@ def open_segmented(folder: Path, name: str) -> SegmentedSlide:
 
 def export_spatialdata(folder: Path, slide: str | None, path: Path, *, overwrite: bool = False) -> None:
     """Export a slide as SpatialData (``outputs.spatialdata_export``)."""
+    if path.suffix != ".zarr":
+        raise InputError(f"{path}: give a name that ends in .zarr")
     import_spatialdata()
     opened = open_segmented(folder, choose_segmented(folder, slide))
     facts = _read_facts(folder, opened)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 import h5py
@@ -103,6 +104,14 @@ def test_a_bucket_holds_what_a_folder_does(folder, bucket, tmp_path, capsys):
         assert found == path.read_bytes() or b'"finished"' in found, key
     assert fseg(*arguments, f"{bucket}/out") == 2
     assert "a.json exists: choose another place, or --redo" in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_named_once(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert fseg("cohort", "--from-h5", folder, "-o", tmp_path / "out") == 2
+    out, error = capsys.readouterr()
+    assert error == "fseg: error: HDF5 needs the package h5py: pip install 'fseg-jax[h5]'\n" and not out
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_manifest_and_features_are_not_given_together(folder, tmp_path, capsys):

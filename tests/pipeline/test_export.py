@@ -204,6 +204,7 @@ def test_patches_are_parquet_and_hdf5(folder, tmp_path):
         ((), "say what: --spatialdata"),
         (("--patches", "{out}/there.h5"), "there.h5 exists"),
         (("--tissuumaps", "{out}/p.json", "--slide", "s"), "give a name that ends in .tmap"),
+        (("--spatialdata", "{out}/p.h5", "--slide", "s"), "give a name that ends in .zarr"),
         (("--tissuumaps", "{out}/p.tmap"), "holds s, t; choose with --slide"),
         (("--tissuumaps", "{out}/p.tmap", "--slide", "u"), "holds no labels of 'u'"),
         (("--tokens", "{out}/p.h5", "--slide", "s"), "holds no dense tokens of 's'"),
