@@ -6,11 +6,16 @@ from functools import partial
 
 import jax
 import numpy as np
+import optax
 import pytest
 from fixtures import list_fixtures, read_fixture
+from flax import nnx
+from planted_squares import configure_tiny
 
+from fseg_jax.cam import classifier_training
 from fseg_jax.cam.global_features import global_features
 from fseg_jax.encoders.classical import classical
+from fseg_jax.encoders.efficientnet.network import EfficientNet
 from fseg_jax.encoders.encoder import build_encoder
 from fseg_jax.encoders.precision import DTYPES
 from fseg_jax.encoders.resnet.network import ResNetConfig
@@ -74,6 +79,18 @@ def lower_pretraining() -> str:
     return program
 
 
+def lower_classifier() -> str:
+    built = EfficientNet(configure_tiny("tiny", 2), rngs=nnx.Rngs(0))
+    graphdef, *variables = nnx.split(built, nnx.Param, nnx.BatchStat)
+    carry = (*variables, optax.adam(1e-3).init(variables[0]))
+    images = np.zeros((6, 32, 32, 3), np.uint8)
+    block = classifier_training._Block(images, np.zeros((6, 1), np.float32), np.zeros((3, 2), int), 3)
+    run = partial(classifier_training._loop_steps, graphdef, 1e-3, True)
+    program = lower(lambda carry, block, key: run(carry, block, 0, key), carry, block, KEY)
+    assert "callback" not in program and "f64" not in program
+    return program
+
+
 def add_batch(*, exact: bool) -> str:
     points = shards.Points(X, jax.devices()[:1], X[0], False)
     zeros, against = points._zeros([5]), points._join({5: CENTERS}, [5])
@@ -108,6 +125,7 @@ NUMERICS = {
     "views": lambda: lower(Cutter(Geometry(32), 2, 51), PAGES, KEY),
     "augmented views": lambda: lower(lambda x: augment(x, KEY), np.zeros((1, 3, 64, 64), np.float32)),
     "step of pretraining": lower_pretraining,
+    "epoch of a classifier": lower_classifier,
     "contrast": lambda: lower(lambda z: nt_xent(z, 0.2), np.zeros((2, 3, 1, 8), np.float32)),
     "regions": lambda: lower(pool_regions, TILES, np.zeros((2, 1, 4), np.float32)),
     "global features": lambda: lower(global_features, IMAGES),

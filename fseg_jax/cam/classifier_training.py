@@ -19,7 +19,7 @@ Where this differs:
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,9 @@ from fseg_jax.errors import InputError
 from fseg_jax.numerics.arrays import Array, Images, Key
 
 STATISTICS_BATCHES = 32  # batches that the batch norms' statistics are measured on
+HELD_BYTES = (
+    2**30
+)  # of images that an accelerator holds; of more it has so many, and as many that follow them
 
 
 class TrainingState(NamedTuple):
@@ -110,8 +113,36 @@ class Trainer(NamedTuple):
         return built
 
 
-def make_trainer(settings: ClassifierSettings, classes: int) -> Trainer:
-    """Set up network, optimiser and step. Raises ``InputError`` for settings or classes that cannot be."""
+class _Block(NamedTuple):
+    """Steps whose images a device holds.
+
+    Attributes:
+        images: The images.
+        targets: The targets of their logits.
+        rows: The images of each step; of the last block's steps, some are not to be made.
+        steps: Number of steps.
+    """
+
+    images: UInt8[Array, "m size size 3"]
+    targets: Float[Array, "m k"]
+    rows: Int[Array, "most batch"]
+    steps: int
+
+
+def make_trainer(
+    settings: ClassifierSettings, classes: int, *, loop_on_device: bool | None = None
+) -> Trainer:
+    """Set up network, optimiser and step.
+
+    Args:
+        settings: How to train.
+        classes: Number of classes.
+        loop_on_device: Whether an epoch's steps are a loop on the device, which holds the images; None:
+            unless it is a CPU. In a loop, XLA's gradients of convolutions take a CPU a hundred times as long.
+
+    Raises:
+        InputError: For settings or classes that cannot be.
+    """
     settings.check()
     if classes < 2:
         raise InputError("all images are of one class: a classifier needs images of two at least")
@@ -129,6 +160,8 @@ def make_trainer(settings: ClassifierSettings, classes: int) -> Trainer:
         order = np.asarray(jax.random.permutation(epoch_key, n))
         order = np.resize(order, -(-n // batch) * batch)  # repeats from its beginning
         targets = make_targets(data.labels, classes)
+        if jax.default_backend() != "cpu" if loop_on_device is None else loop_on_device:
+            return loop(state, data.images, targets, order.reshape(-1, batch), epoch_key)
         parameters, statistics, moments = state.parameters, state.statistics, state.moments
         losses, accuracies = [], []
         for begin in range(0, len(order), batch):
@@ -149,6 +182,31 @@ def make_trainer(settings: ClassifierSettings, classes: int) -> Trainer:
         statistics = _measure_statistics(graphdef, parameters, statistics, data.images, order, batch)
         trained = TrainingState(state.epoch + 1, state.best, parameters, statistics, moments)
         return trained, float(np.mean(jax.device_get(losses))), float(np.mean(jax.device_get(accuracies)))
+
+    def loop(
+        state: TrainingState,
+        images: UInt8[np.ndarray, "n size size 3"],
+        targets: Float[np.ndarray, "n k"],
+        rows: Int[np.ndarray, "steps batch"],
+        epoch_key: Key,
+    ) -> tuple[TrainingState, float, float]:
+        carry = state.parameters, state.statistics, state.moments
+        measures, begin = [], 0
+        for block in _send_blocks(images, targets, rows):
+            carry, measured = _loop_steps(
+                graphdef, settings.learning_rate, settings.augment, carry, block, begin, epoch_key
+            )
+            measures.append(measured[: block.steps])
+            begin += block.steps
+        parameters, statistics, moments = carry
+        measured_rows = rows[:STATISTICS_BATCHES]
+        total = jax.tree.map(jnp.zeros_like, statistics)
+        for block in _send_blocks(images, targets, measured_rows):
+            total = _add_statistics(graphdef, parameters, statistics, total, block)
+        statistics = jax.tree.map(lambda summed: summed / len(measured_rows), total)
+        loss, accuracy = np.concatenate(jax.device_get(measures)).mean(0)
+        trained = TrainingState(state.epoch + 1, state.best, parameters, statistics, moments)
+        return trained, float(loss), float(accuracy)
 
     moments = optax.adam(settings.learning_rate).init(parameters)
     return Trainer(
@@ -216,6 +274,80 @@ def _step(
     updates, moments = optax.adam(learning_rate).update(gradient, moments, parameters)
     accuracy = (decide(logits) == decide(2 * targets - 1)).mean()
     return optax.apply_updates(parameters, updates), statistics, moments, loss, accuracy
+
+
+def _send_blocks(
+    images: UInt8[np.ndarray, "n size size 3"],
+    targets: Float[np.ndarray, "n k"],
+    rows: Int[np.ndarray, "steps batch"],
+) -> Iterator[_Block]:
+    """Send images to the device for steps on so many rows of them: all at once, or block after block."""
+    steps, batch = rows.shape
+    if images.nbytes <= HELD_BYTES:
+        yield _Block(_hold(images), jnp.asarray(targets), jnp.asarray(rows), steps)
+        return
+    most = max(1, HELD_BYTES // (batch * images[0].nbytes))
+    for begin in range(0, steps, most):
+        part = rows[begin : begin + most]
+        flat = np.resize(part, most * batch)  # of one size, for one program
+        own = jnp.arange(most * batch).reshape(most, batch)
+        yield _Block(jnp.asarray(images[flat]), jnp.asarray(targets[flat]), own, len(part))
+
+
+_held: list[tuple[np.ndarray, Array]] = []  # the images that were sent last, and where they are
+
+
+def _hold(images: UInt8[np.ndarray, "n size size 3"]) -> UInt8[Array, "n size size 3"]:
+    """Send images to the device, unless they were sent last."""
+    if not (_held and _held[0][0] is images):
+        _held[:] = [(images, jnp.asarray(images))]
+    return _held[0][1]
+
+
+@jax.jit(static_argnums=(0, 1, 2))
+def _loop_steps(
+    graphdef: nnx.GraphDef[EfficientNet],
+    learning_rate: float,
+    augment: bool,
+    carry: tuple[NetworkState, NetworkState, PyTree[Array]],
+    block: _Block,
+    begin: int,
+    key: Key,
+) -> tuple[tuple[NetworkState, NetworkState, PyTree[Array]], Float[Array, "most 2"]]:
+    """Take a block's steps; return what they change, and the loss and the accuracy of each."""
+    batch = block.rows.shape[1]
+
+    def take_step(number: Array, state: Any) -> Any:
+        *carry, measures = state
+        part = block.rows[number]
+        step_key = jax.random.fold_in(key, (begin + number) * batch + 1)
+        inputs = block.images[part], block.targets[part], step_key
+        *carry, loss, accuracy = _step(graphdef, learning_rate, augment, *carry, *inputs)
+        return (*carry, measures.at[number].set(jnp.stack([loss, accuracy])))
+
+    measures = jnp.zeros((len(block.rows), 2), jnp.float32)
+    *carry_out, measures = jax.lax.fori_loop(0, block.steps, take_step, (*carry, measures))
+    return tuple(carry_out), measures
+
+
+@jax.jit(static_argnums=0)
+def _add_statistics(
+    graphdef: nnx.GraphDef[EfficientNet],
+    parameters: NetworkState,
+    statistics: NetworkState,
+    total: NetworkState,
+    block: _Block,
+) -> NetworkState:
+    """Add up the batch norms' statistics with these weights over a block's batches."""
+
+    def add(number: Array, total: NetworkState) -> NetworkState:
+        images = block.images[block.rows[number]]
+        measured = _measure_batch_statistics(graphdef, parameters, statistics, images)
+        added: NetworkState = jax.tree.map(jnp.add, total, measured)
+        return added
+
+    summed: NetworkState = jax.lax.fori_loop(0, block.steps, add, total)
+    return summed
 
 
 def _measure_statistics(

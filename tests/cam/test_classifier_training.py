@@ -61,6 +61,23 @@ def test_the_same_again_and_interrupted_or_not(tmp_path):
     assert [epoch.keep for epoch in whole[2:]] == [epoch.keep for epoch in rest]
 
 
+@pytest.mark.parametrize("held", [2**30, 2 * 10 * 32 * 32 * 3])
+def test_a_loop_on_the_device_trains_the_same(monkeypatch, held):
+    """All images at once, and two steps' at once: five steps on ten images each."""
+    monkeypatch.setattr(classifier_training, "HELD_BYTES", held)
+    data = make_squares(48)
+    settings = replace(SETTINGS, epochs=2)
+    trained = []
+    for loop_on_device in (False, True):
+        trainer = classifier_training.make_trainer(settings, 2, loop_on_device=loop_on_device)
+        trained.append(list(classifier_training.train_epochs(trainer, data, None)))
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_allclose((one.loss, one.accuracy), (other.loss, other.accuracy), rtol=1e-4)
+        leaves = (jax.tree.leaves(epoch.state) for epoch in (one, other))
+        for a, b in zip(*leaves, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
 def test_nothing_compiles_twice():
     before = classifier_training._step._cache_size(), classifier._predict._cache_size()
     run(
