@@ -90,12 +90,11 @@ class Tissue(NamedTuple):
         part = self.mask[top : rows.after[-1] + 1, left : columns.after[-1] + 1]
         if part.all() or not part.any():  # as most boxes are
             return np.asarray(rows_inside[:, None] & columns_inside & part[0, 0])
-        part = part.astype(np.float32)
-        weight = rows.weight[:, None]
-        part = part[rows.before - top] * (1 - weight) + part[rows.after - top] * weight
-        weight = columns.weight
-        part = part[:, columns.before - left] * (1 - weight) + part[:, columns.after - left] * weight
-        return np.asarray((part >= 0.5) & rows_inside[:, None] & columns_inside)
+        part = _interpolate(part.astype(np.float32), rows, top, 0)
+        inside = _interpolate(part, columns, left, 1) >= 0.5
+        inside &= rows_inside[:, None]
+        inside &= columns_inside
+        return inside
 
     def crop_artefacts(
         self, y: int, x: int, height: int, width: int, mpp: float
@@ -144,6 +143,18 @@ def _interpolate_axis(
     position = np.clip(position - 0.5, 0, size - 1).astype(np.float32)
     before = np.floor(position).astype(np.int64)
     return _Neighbours(before, np.minimum(before + 1, size - 1), position - before), inside
+
+
+def _interpolate(
+    part: Float32[np.ndarray, "h w"], at: _Neighbours, first: int, axis: int
+) -> Float32[np.ndarray, "h2 w2"]:
+    """Interpolate along an axis of a part of the mask that begins at the mask's pixel ``first`` there."""
+    weight = at.weight[:, None] if axis == 0 else at.weight
+    before, after = (np.take(part, index - first, axis, mode="clip") for index in (at.before, at.after))
+    before *= 1 - weight
+    after *= weight
+    before += after
+    return before
 
 
 def choose_tissue(slide: Slide, how: str, overview: Thumbnail | None = None) -> Tissue:
