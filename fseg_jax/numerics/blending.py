@@ -2,8 +2,8 @@
 
 The W of a slide's tiles stays on the device, in a ring: an array of tiles, of which the last is 0 and stands
 for tiles that there are none of, and the others are replaced, the oldest first. Each tile is multiplied by
-what its tokens count when it is stored, and blending only adds. So no compiler can fuse a product with a sum,
-and the result is the same to the bit on every device.
+what its tokens count when it is stored, and blending only adds and divides. So no compiler can fuse a product
+with a sum, which would round otherwise than plain arithmetic.
 
 The last axis is a row of tokens with all their clusters, and whole tiles are taken: a TPU pads that axis to
 128, and lays a ring out anew from which less is taken.
