@@ -1,4 +1,4 @@
-"""Measure the numerics on an accelerator: weights, factorization, labels and k-means, torch beside the last.
+"""Measure the numerics on an accelerator: weights, factorization, labels, k-means with torch, and training.
 
     python -m benchmarks.device [--tiny]
 
@@ -100,13 +100,39 @@ def prepare_lloyd(X: np.ndarray, start: np.ndarray, chunk: int = 65_536) -> Call
     return run
 
 
+def measure_training(tiny: bool, repeats: int) -> list[dict[str, Any]]:
+    """Time steps of ``fseg pretrain``: views cut on the device, and on the host before it is asked."""
+    from fseg_jax.pretraining.fields import Field, Geometry
+    from fseg_jax.pretraining.pages import make_cutter
+    from fseg_jax.pretraining.simclr import TrainingSettings, make_trainer
+    from fseg_jax.pretraining.supply import Supply
+
+    pairs, side = (2, 32) if tiny else (128, 96)
+    rng = np.random.default_rng(0)
+    fields = [
+        Field(rng.integers(0, 256, (512, 512, 3), dtype=np.uint8), 0.5, "drawn")
+        for _ in range(2 if tiny else 64)
+    ]
+    geometry, sides = Geometry(side), {}
+    supply = Supply(fields, geometry, pairs, 0)
+    for dtype in ("float32",) if tiny else ("float32", "tf32"):
+        settings = TrainingSettings(pairs=pairs, dtype=dtype)
+        cutting = make_trainer(settings, cut=make_cutter(fields, geometry, pairs))
+        pages = supply.lay_out(0, cutting.shared)
+        sides[f"{OURS} {dtype}"] = partial(cutting.step, cutting.begin, pages)
+    given = make_trainer(TrainingSettings(pairs=pairs))
+    sides[f"{OURS} float32, views of the host"] = partial(given.step, given.begin, supply.draw(0))
+    what = f"pretraining, {pairs} pairs of {side} px"
+    return [report_row(what, "steps/s", 1, time_interleaved(sides, repeats))]
+
+
 @click.command()
 @click.option("--tiny", is_flag=True, help="Sizes that only show that it runs.")
 def main(tiny: bool) -> None:
     """Measure all of it on the device that JAX takes."""
     repeats = 1 if tiny else REPEATS
     rows: list[dict[str, Any]] = []
-    for measure in (measure_factorization, measure_labels, measure_kmeans):
+    for measure in (measure_factorization, measure_labels, measure_kmeans, measure_training):
         rows += measure(tiny, repeats)
         save_result("numerics", rows, tiny=tiny)
 

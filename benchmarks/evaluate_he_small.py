@@ -42,8 +42,9 @@ from fseg_jax.evaluation.settings import EvaluationSettings
 from fseg_jax.files.images import load_image
 from fseg_jax.numerics import metrics
 from fseg_jax.pipeline.record import made_with
-from fseg_jax.pretraining.fields import Geometry, draw_fields
+from fseg_jax.pretraining.fields import Geometry
 from fseg_jax.pretraining.simclr import TRUNK, TrainingSettings, make_trainer
+from fseg_jax.pretraining.slide_fields import draw_fields
 from fseg_jax.pretraining.supply import Supply
 from fseg_jax.slides.masks import read_bright
 from fseg_jax.slides.reader import open_slide

@@ -214,7 +214,7 @@ def _list_fields(
     seed: int,
 ) -> "list[Field]":
     from fseg_jax.cohort.manifest import load_manifest
-    from fseg_jax.pretraining.fields import draw_fields
+    from fseg_jax.pretraining.slide_fields import draw_fields
     from fseg_jax.slides.reader import open_slide
 
     fields: list[Field] = []

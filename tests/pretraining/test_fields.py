@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from fseg_jax.errors import InputError
-from fseg_jax.pretraining.fields import FIELD_SIDE, Field, Geometry, compute_probabilities, draw_fields
+from fseg_jax.pretraining.fields import Field, Geometry, compute_probabilities
+from fseg_jax.pretraining.slide_fields import FIELD_SIDE, draw_fields
 from fseg_jax.slides.reader import open_slide
 
 GEOMETRY = Geometry(side=64, finest=0.5, coarsest=1.5, regions=3)
