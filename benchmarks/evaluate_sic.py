@@ -2,9 +2,9 @@
 
     FSEG_DATA=/path/to/data python -m benchmarks.evaluate_sic [--encoder NAME,...]
 
-``make_mosaics.py`` describes the slides. The encoder ``classical`` needs no download; others take their
-weights from the cache, the hub, or ``--weights NAME=FILE``. Embeddings stay in the folder ``--work`` if it is
-given, and are not computed again when another encoder is added.
+``make_mosaics.py`` describes the slides. The encoders ``classical`` and ``he-small`` need no download; others
+take their weights from the cache, the hub, or ``--weights NAME=FILE``. Embeddings stay in the folder
+``--work`` if it is given, and are not computed again when another encoder is added.
 
 ``he-small`` was trained, without labels, on two thirds of EBHI-Seg's cases. A mosaic is of one case: a second
 table is of the held-out cases alone.
@@ -67,7 +67,7 @@ def format_held_out(ebhi: Path, slides: Path) -> str:
 
 
 @click.command(cls=ListCommand)
-@click.option("--encoder", "encoders", multiple=True, default=["classical"], metavar="NAME,...")
+@click.option("--encoder", "encoders", multiple=True, default=["classical", "he-small"], metavar="NAME,...")
 @weights_option
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where mosaics are kept.")
 def main(encoders: tuple[str, ...], weights: tuple[str, ...], work: Path | None) -> None:
