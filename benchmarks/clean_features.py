@@ -473,7 +473,7 @@ encoder's features; both parts have a total deviation of 1 on the data set's ima
 number given; *as joined* is `--encoder {HE}{SIGN}{LITE}`, whose parts have it on one image that comes with
 scikit-image. Made by `python -m benchmarks.clean_features`; *confirmed*, on all test images, by `python -m
 benchmarks.clean_features confirm`. Many rows were looked at, so that an interval just above 0 means
-little; the confirmed one was chosen by these images too, and its lead is a little flattered.
+little; those confirmed were chosen by these images too, and their lead is a little flattered.
 
 Not here: high-norm outlier tokens (test-time registers, arXiv 2506.08010). They are learnt, and no learnt
 ViT is at hand: drawn weights have none, so nothing can be shown, and nothing is offered."""

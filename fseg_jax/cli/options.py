@@ -154,7 +154,7 @@ method_options = combine(
         "--codebook",
         type=PATH,
         metavar="FILE",
-        help="Cluster centres: a file of fseg fit or fseg codebook import, or he-small.",
+        help="Cluster centres: a file of fseg fit or fseg codebook import, he-small or he-small-fine.",
     ),
     click.option(
         "--k",

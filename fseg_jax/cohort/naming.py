@@ -2,7 +2,7 @@
 
 A model of images and words embeds whole images. The tokens that centres are fitted on do not lie in its
 space: what is compared with the prompts are the tiles that are typical of a cluster. A name is given where it
-is ahead of every other, and so on most of at least three tiles; any other cluster keeps its number.
+is ahead of every other, and so on most of at least three tiles; any other cluster keeps the name that it has.
 """
 
 import math
@@ -20,7 +20,6 @@ from fseg_jax.cohort.typical_tiles import Progress, TypicalTile, embed_tiles, sc
 from fseg_jax.encoders.image_text import ImageTextModel
 from fseg_jax.errors import InputError
 from fseg_jax.numerics.name_scores import NameScores, score_names
-from fseg_jax.outputs.colours import make_default_names
 from fseg_jax.outputs.csv_table import write_csv
 from fseg_jax.pipeline.batching import choose_batch, choose_threads
 
@@ -69,7 +68,8 @@ class NamedByWords:
     """What words say of a cluster.
 
     Attributes:
-        name: What it is called: the best name, numbered where several clusters have it, or ``cluster N``.
+        name: What it is called: the best name, numbered where several clusters have it; empty: nobody is
+            sure, and it keeps the name that it has.
         best: The name that its tiles are most alike to; empty: it has no tiles.
         score: Their mean cosine with that.
         runner_up: The name that comes next.
@@ -168,19 +168,19 @@ def number_names(given: Sequence[str | None], names: Sequence[str]) -> list[str]
     """Make names distinct: where several clusters have one, all of them get numbers.
 
     >>> number_names(["stroma", None, "stroma", "glass"], ["stroma", "glass"])
-    ['stroma 1', 'cluster 2', 'stroma 2', 'glass']
+    ['stroma 1', '', 'stroma 2', 'glass']
     """
-    defaults, counts = make_default_names(len(given)), Counter(given)
+    counts = Counter(given)
     taken = set(names)
     called = []
-    for name, default in zip(given, defaults, strict=True):
+    for name in given:
         if name is not None and counts[name] > 1:
             number = 1
             while f"{name} {number}" in taken:
                 number += 1
             name = f"{name} {number}"
             taken.add(name)
-        called.append(name or default)
+        called.append(name or "")
     return called
 
 
@@ -193,7 +193,7 @@ def write_suggestions(path: Path, named: Sequence[NamedByWords], model: str) -> 
     for number, each in enumerate(named, 1):
         row: dict[str, Any] = {
             "cluster": number,
-            "name": each.name if each.is_sure else "",
+            "name": each.name,
             "tiles": each.tiles,
             "slides": each.slides,
             "model": model,

@@ -81,7 +81,7 @@ def test_clusters_get_the_names_of_what_they_look_like(fitted):
     book = Codebook.load(fitted / "c.safetensors")
     tiles = choose_from_features(fitted / "c.features", book, 8, 16)
     named = name_clusters_by_words(tiles, 5, PROMPTS, Planted())
-    assert [each.name for each in named] == ["red", "green", "cluster 3", "blue", "cluster 5"]
+    assert [each.name for each in named] == ["red", "green", "", "blue", ""]
     assert [each.is_sure for each in named] == [True, True, False, True, False]
     assert [(each.tiles, each.slides) for each in named] == [(3, 2), (3, 1), (3, 2), (3, 1), (0, 0)]
     red, _, olive, _, empty = named
@@ -154,17 +154,17 @@ def test_a_name_that_leads_by_a_few_tiles_alone_is_not_given():
     scores = score_names(tiles, np.zeros(3, int), 1, np.eye(2), 25.0)
     (named,) = choose_names(scores, [1], ("red", "green"), 0.02)
     assert named.best == "red" and named.margin > 0.02
-    assert named.agreement == pytest.approx(1 / 3) and not named.is_sure and named.name == "cluster 1"
+    assert named.agreement == pytest.approx(1 / 3) and not named.is_sure and named.name == ""
 
 
 def test_two_tiles_are_too_few_to_be_sure():
-    for count, expected in ((2, "cluster 1"), (3, "red")):
+    for count, expected in ((2, ""), (3, "red")):
         scores = score_names(np.tile([[1.0, 0]], (count, 1)), np.zeros(count, int), 1, np.eye(2), 25.0)
         assert choose_names(scores, [count], ("red", "green"), 0.02)[0].name == expected
 
 
 def test_names_stay_distinct():
-    assert number_names(["a", "a", None, "a 1"], ["a", "a 1"]) == ["a 2", "a 3", "cluster 3", "a 1"]
+    assert number_names(["a", "a", None, "a 1"], ["a", "a 1"]) == ["a 2", "a 3", "", "a 1"]
 
 
 # ---------------------------------------------------------------------------------------- fseg codebook name
