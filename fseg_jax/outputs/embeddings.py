@@ -191,7 +191,7 @@ def _check_provenance(embeddings: Embeddings) -> None:
             raise ValueError(f"{key} is {value}, and {expected:g} by the slide's size and mpp")
     sides = np.array([provenance["height"], provenance["width"]])
     # CLAM's patches reach over the slide's edge, by nearly a patch.
-    if (grid < 0).any() or (grid > sides // parameters["step"]).any():
+    if (grid < 0).any() or (grid > (sides - 1) // parameters["step"]).any():
         raise ValueError("the grid has patches outside the slide")
     expected_centers = (grid * parameters["step"] + parameters["patch"] / 2) * scale
     if not (np.abs(embeddings.centers - expected_centers) <= 1).all():
