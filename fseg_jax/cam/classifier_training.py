@@ -46,9 +46,7 @@ from fseg_jax.errors import InputError
 from fseg_jax.numerics.arrays import Array, Images, Key
 
 STATISTICS_BATCHES = 32  # batches that the batch norms' statistics are measured on
-HELD_BYTES = (
-    2**30
-)  # of images that an accelerator holds; of more it has so many, and as many that follow them
+HELD_BYTES = 2**30  # of images on an accelerator; of more, so many at once and as many that follow
 
 
 class TrainingState(NamedTuple):
@@ -153,6 +151,8 @@ def make_trainer(
     built.train()  # type: ignore[no-untyped-call]
     graphdef, *(parameters, statistics) = nnx.split(built, nnx.Param, nnx.BatchStat)
     key = jax.random.key(settings.seed)
+    if loop_on_device is None:
+        loop_on_device = jax.default_backend() != "cpu"
 
     def run_epoch(state: TrainingState, data: LabelledImages) -> tuple[TrainingState, float, float]:
         n, batch = len(data.images), min(settings.batch, len(data.images))
@@ -160,7 +160,7 @@ def make_trainer(
         order = np.asarray(jax.random.permutation(epoch_key, n))
         order = np.resize(order, -(-n // batch) * batch)  # repeats from its beginning
         targets = make_targets(data.labels, classes)
-        if jax.default_backend() != "cpu" if loop_on_device is None else loop_on_device:
+        if loop_on_device:
             return loop(state, data.images, targets, order.reshape(-1, batch), epoch_key)
         parameters, statistics, moments = state.parameters, state.statistics, state.moments
         losses, accuracies = [], []
@@ -192,7 +192,8 @@ def make_trainer(
     ) -> tuple[TrainingState, float, float]:
         carry = state.parameters, state.statistics, state.moments
         measures, begin = [], 0
-        for block in _send_blocks(images, targets, rows):
+        sent = jnp.asarray(images) if images.nbytes <= HELD_BYTES else images
+        for block in _send_blocks(sent, targets, rows):
             carry, measured = _loop_steps(
                 graphdef, settings.learning_rate, settings.augment, carry, block, begin, epoch_key
             )
@@ -201,7 +202,7 @@ def make_trainer(
         parameters, statistics, moments = carry
         measured_rows = rows[:STATISTICS_BATCHES]
         total = jax.tree.map(jnp.zeros_like, statistics)
-        for block in _send_blocks(images, targets, measured_rows):
+        for block in _send_blocks(sent, targets, measured_rows):
             total = _add_statistics(graphdef, parameters, statistics, total, block)
         statistics = jax.tree.map(lambda summed: summed / len(measured_rows), total)
         loss, accuracy = np.concatenate(jax.device_get(measures)).mean(0)
@@ -277,31 +278,21 @@ def _step(
 
 
 def _send_blocks(
-    images: UInt8[np.ndarray, "n size size 3"],
+    images: UInt8[np.ndarray | Array, "n size size 3"],
     targets: Float[np.ndarray, "n k"],
     rows: Int[np.ndarray, "steps batch"],
 ) -> Iterator[_Block]:
-    """Send images to the device for steps on so many rows of them: all at once, or block after block."""
+    """Send to the device what some steps need, block after block; nothing of images that are there."""
     steps, batch = rows.shape
-    if images.nbytes <= HELD_BYTES:
-        yield _Block(_hold(images), jnp.asarray(targets), jnp.asarray(rows), steps)
+    if isinstance(images, jax.Array):
+        yield _Block(images, jnp.asarray(targets), jnp.asarray(rows), steps)
         return
-    most = max(1, HELD_BYTES // (batch * images[0].nbytes))
+    most = min(steps, max(1, HELD_BYTES // (batch * images[0].nbytes)))
     for begin in range(0, steps, most):
         part = rows[begin : begin + most]
         flat = np.resize(part, most * batch)  # of one size, for one program
         own = jnp.arange(most * batch).reshape(most, batch)
         yield _Block(jnp.asarray(images[flat]), jnp.asarray(targets[flat]), own, len(part))
-
-
-_held: list[tuple[np.ndarray, Array]] = []  # the images that were sent last, and where they are
-
-
-def _hold(images: UInt8[np.ndarray, "n size size 3"]) -> UInt8[Array, "n size size 3"]:
-    """Send images to the device, unless they were sent last."""
-    if not (_held and _held[0][0] is images):
-        _held[:] = [(images, jnp.asarray(images))]
-    return _held[0][1]
 
 
 @jax.jit(static_argnums=(0, 1, 2))

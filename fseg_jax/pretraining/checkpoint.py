@@ -61,6 +61,8 @@ def load_checkpoint(path: Path, like: State, run: dict[str, Any]) -> tuple[State
     if not (isinstance(stored_run, dict) and all(has_columns)):
         raise InputError(f"{path}: damaged or cut short: remove it, or --overwrite")
     if differing := [key for key in run if json.loads(json.dumps(run[key])) != stored_run.get(key)]:
+        if "views" in differing:
+            raise InputError(f"{path}: is of a version that drew other views: --overwrite begins anew")
         raise InputError(
             f"{path}: is of a run with other {' and '.join(differing)}: give the same, or --overwrite to "
             "begin anew"

@@ -175,20 +175,22 @@ def pretrain(
         return calibrate_gains(trunk, card, jnp.asarray(unseen), stains)
 
     def save() -> None:
-        save_checkpoint(checkpoint, state, History(np.array(losses), np.array(scores)), run)
+        # An interrupt may come between a step's losses and its state.
+        kept = History(np.array(losses[: int(state.step)]), np.array(scores))
+        save_checkpoint(checkpoint, state, kept, run)
 
     def finish(reached: State, step_losses: Losses) -> None:
         """Take the result of a step: its losses, and a score and a checkpoint where it is time."""
         nonlocal state, lap
-        step, values = len(losses) + 1, [float(value) for value in step_losses]
+        step, values = int(reached.step), [float(value) for value in step_losses]
         if not math.isfinite(values[0]):
             kept = f"{checkpoint} holds the last good state" if checkpoint.exists() else "nothing is kept"
             raise InputError(
                 f"the loss is {values[0]} at step {step}: lower --learning-rate and begin anew with "
                 f"--overwrite; {kept}"
             )
-        state = reached
         losses.append(np.array(values, np.float32))
+        state = reached
         if step % every == 0 or step == settings.steps:
             if score is not None:
                 trunk = trainer.build_trunk(state)

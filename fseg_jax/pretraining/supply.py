@@ -5,6 +5,7 @@ a pool of fields, which were drawn by their chances, and the next steps from ano
 often, and few are needed at once. Which they are depends only on the seed and the step.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 
 from fseg_jax.numerics.arrays import Key
 from fseg_jax.pretraining.fields import Field, Geometry, compute_probabilities
-from fseg_jax.pretraining.pages import PAGE, Pages, lay_out_pages, place_fields
+from fseg_jax.pretraining.pages import Pages, lay_out_pages, place_fields
 from fseg_jax.pretraining.views import FieldTable, Views, cut_views, draw_cuts, tabulate_fields
 
 MOST_PAGES = 170  # 2.1 GB on the device; twice that while a pool follows another
@@ -48,9 +49,8 @@ class Supply:
         self.pages = 1 + int(place_fields(fields)[:, 0].max())
         self.period: int | None = None  # steps that draw from the same pool; None: all from all fields
         if self.pages > MOST_PAGES:
-            highest, widest = (max(field.pixels.shape[axis] for field in fields) for axis in (0, 1))
-            self._size = MOST_PAGES * (PAGE // highest) * (PAGE // widest)
-            self.pages, self.period = MOST_PAGES, max(1, USES * self._size // pairs)
+            self.pages = MOST_PAGES
+            self.period = max(1, USES * len(self._draw_fields(0)) // pairs)
 
     def draw(self, step: int) -> Views:
         """Draw a step's views on the host."""
@@ -88,10 +88,22 @@ class Supply:
         """Make what all steps draw from, or so many steps after as many blocks of them."""
         if self.period is None:
             return _Pool(self.fields, tabulate_fields(self.fields, self._probabilities))
-        rng = np.random.default_rng([self.seed, block])
-        chosen = rng.choice(len(self.fields), self._size, p=self._probabilities)
-        pool = [self.fields[number] for number in chosen]
+        pool = self._draw_fields(block)
         return _Pool(pool, tabulate_fields(pool, np.ones(len(pool))))
+
+    def _draw_fields(self, block: int) -> list[Field]:
+        """Draw the fields of a pool: as many as fit on the pages."""
+        rng = np.random.default_rng([self.seed, block])
+        drawn = [
+            self.fields[i] for i in rng.choice(len(self.fields), 2 * len(self.fields), p=self._probabilities)
+        ]
+
+        def overflows(count: int) -> bool:
+            return int(place_fields(drawn[:count])[:, 0].max()) >= MOST_PAGES
+
+        # A page holds any field, so that as many as there are pages fit.
+        fitting = bisect_left(range(MOST_PAGES + 1, len(drawn) + 1), True, key=overflows)
+        return drawn[: MOST_PAGES + fitting]
 
 
 class _Pool(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import UInt8
 
+from fseg_jax.errors import InputError
 from fseg_jax.pretraining import pages, supply
 from fseg_jax.pretraining.fields import Field, Geometry
 from fseg_jax.pretraining.pages import make_cutter
@@ -114,8 +115,7 @@ def test_a_steps_views_depend_on_the_seed_and_its_number_only():
 
 def test_fields_that_do_not_fit_at_once_follow_each_other(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supply, "MOST_PAGES", 2)
-    for module in (supply, pages):
-        monkeypatch.setattr(module, "PAGE", 128)
+    monkeypatch.setattr(pages, "PAGE", 128)
     fields = [Field(np.full((70, 80, 3), 20 * number, np.uint8), 1.0, "a") for number in range(9)]
     geometry = Geometry(side=32, finest=1.0, coarsest=1.0)
     made = Supply(fields, geometry, 4, 0)
@@ -135,6 +135,19 @@ def test_fields_that_do_not_fit_at_once_follow_each_other(monkeypatch: pytest.Mo
     for step, paper in zip(range(5, 8), made.stream_pages(5, 8, place), strict=True):  # resumed
         planes = np.asarray(cutter(paper, make_view_key(0, step)).planes)
         assert set(np.unique(np.rint(planes))) == shades[step]
+
+
+def test_a_pool_is_as_many_fields_as_fit(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supply, "MOST_PAGES", 2)
+    monkeypatch.setattr(pages, "PAGE", 128)
+    small, large = (Field(np.zeros((side, side, 3), np.uint8), 1.0, "a") for side in (60, 120))
+    made = Supply([small] * 40 + [large], GEOMETRY, 4, 0)
+    assert made.period in (5, 8)  # a page holds four of the small ones, or the large one
+    for step in range(0, 100, made.period):
+        pool = made._get_pool(step).fields
+        assert 2 <= len(pool) <= 8 and pages.place_fields(pool)[:, 0].max() == 1
+    with pytest.raises(InputError, match="a field of 130 × 60 pixels: cut it to 128 at most"):
+        Supply([Field(np.zeros((130, 60, 3), np.uint8), 1.0, "a")], GEOMETRY, 4, 0)
 
 
 def test_a_field_is_never_enlarged_beyond_what_is_said():
