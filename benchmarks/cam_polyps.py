@@ -153,6 +153,9 @@ def make_runs(dataset: Path, out: Path, training: Training) -> None:
         reproduce(dataset, folder, [ALONE, *map(load_run, training.runs)], setting, progress=print_progress)
         records.append(json.loads((folder / "results.json").read_text(encoding="utf-8")))
         score_on_test(dataset, folder, records[-1], seed)
+        for run in records[-1]["runs"]:
+            for step in ("propagation", "training"):
+                run[step]["folder"] = Path(run[step]["folder"]).name  # wherever this benchmark ran
         page.with_suffix(".md").write_text(format_page(records, training.limits), encoding="utf-8")
         page.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     canvas = _draw_pictures(dataset, out / f"seed-{SEEDS[0]}", records[0])
