@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
 
 from fseg_jax.encoders.encoder import Apply, EncoderCard, JaxEncoder
 from fseg_jax.errors import InputError
+from fseg_jax.files.images import load_image
 
 SIGN = "+"  # between the encoders' names
 VERSION = 2  # raised whenever the features of an image change
@@ -92,8 +92,8 @@ def join_encoders(encoders: Sequence[JaxEncoder]) -> JaxEncoder:
 
 def _read_tissue() -> UInt8[np.ndarray, "512 512 3"]:
     """Read the image of colon that comes with scikit-image."""
-    with (resources.files("skimage.data") / "ihc.png").open("rb") as file:
-        return np.asarray(Image.open(file).convert("RGB"))
+    with resources.as_file(resources.files("skimage.data") / "ihc.png") as path:
+        return np.asarray(load_image(path).convert("RGB"))
 
 
 def _compute_gain(encoder: JaxEncoder, tissue: UInt8[np.ndarray, "h w 3"]) -> np.float32:

@@ -253,7 +253,7 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_nearest():
     assert suggest_names("he-smal", ["he-small", "uni"]) == "did you mean he-small? "
     assert suggest_names("prov", ["prov-gigapath", "uni"]) == "did you mean prov-gigapath? "
     assert suggest_names("zebra", ["he-small", "uni"]) == ""
-    assert "did you mean he-small?" in line(lambda: load_all("he-smal"))
+    assert "did you mean he-small or he-small-fine?" in line(lambda: load_all("he-smal"))
     assert "did you mean he-small?" in line(lambda: find_row("he-smal"))
     assert "did you mean uni2-h" in line(lambda: find_row("uni-h2"))
     assert "did you mean small?" in line(ClassifierSettings(network="smal").check)
