@@ -78,7 +78,6 @@ class NamedByWords:
         agreement: The share of its tiles that are most alike to the best.
         tiles: Number of its tiles.
         slides: Number of slides that they are of.
-        is_sure: Whether the best is ahead far enough, on enough tiles.
     """
 
     name: str
@@ -90,7 +89,11 @@ class NamedByWords:
     agreement: float
     tiles: int
     slides: int
-    is_sure: bool
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the best is ahead far enough, on enough tiles: only then there is a name."""
+        return bool(self.name)
 
     @property
     def margin(self) -> float:
@@ -158,7 +161,6 @@ def choose_names(
             agreement=float(scores.agreement[j]),
             tiles=int(scores.tiles[j]),
             slides=slides[j],
-            is_sure=bool(is_sure[j]),
         )
         for j in range(len(called))
     ]

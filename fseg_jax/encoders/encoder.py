@@ -121,6 +121,11 @@ def encode_framed(encoder: Encoder, images: Images, sizes: Int[Any, "b 2"]) -> F
     return encoder(images)
 
 
+def measure_deviation(encoder: Encoder, images: Images) -> float:
+    """Measure the total deviation of an encoder's features over all tokens of some images."""
+    return float(jnp.sqrt(jnp.sum(jnp.var(encoder(images), (0, 1, 2)))))
+
+
 def build_encoder(network: Network, card: EncoderCard, dtype: str = "float32") -> JaxEncoder:
     """Build the encoder that reads a network at the layer of the card.
 

@@ -115,7 +115,7 @@ def is_known(name: str) -> bool:
     """Whether a name, by itself, says which encoder it is: that of no file."""
 
     def is_known_alone(part: str) -> bool:
-        if part.lower() == "classical" or part.lower() in SHIPPED:
+        if _comes_with_program(part):
             return True
         try:
             find_row(part)
@@ -130,7 +130,7 @@ def is_local(name: str) -> bool:
     """Whether ``load_encoder(name)`` has all that it needs on this machine, and fetches nothing."""
     if len(parts := split_name(name)) > 1:
         return all(map(is_local, parts))
-    if name.lower() == "classical" or name.lower() in SHIPPED:
+    if _comes_with_program(name):
         return True
     if name.endswith(".safetensors"):
         return Path(name).is_file()
@@ -166,3 +166,7 @@ def _card(row: Row, weights_hash: str) -> EncoderCard:
         citation=row.citation,
         weights_hash=weights_hash,
     )
+
+
+def _comes_with_program(name: str) -> bool:
+    return name.lower() in ("classical", *SHIPPED)

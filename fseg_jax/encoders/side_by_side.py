@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from fseg_jax.encoders.encoder import Apply, EncoderCard, JaxEncoder
+from fseg_jax.encoders.encoder import Apply, EncoderCard, JaxEncoder, measure_deviation
 from fseg_jax.errors import InputError
 from fseg_jax.files.images import load_image
 
@@ -101,8 +101,7 @@ def _compute_gain(encoder: JaxEncoder, tissue: UInt8[np.ndarray, "h w 3"]) -> np
     side = min(encoder.card.tile, *tissue.shape[:2]) // encoder.card.stride * encoder.card.stride
     rows, columns = (length // side for length in tissue.shape[:2])
     cut = tissue[: rows * side, : columns * side].reshape(rows, side, columns, side, 3).swapaxes(1, 2)
-    features = encoder(jnp.asarray(cut.reshape(-1, side, side, 3)))
-    deviation = float(jnp.sqrt(features.astype(jnp.float32).var((0, 1, 2)).sum()))
+    deviation = measure_deviation(encoder, jnp.asarray(cut.reshape(-1, side, side, 3)))
     return np.float32(1 / max(deviation, 1e-6))
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from fseg_jax.encoders.classical import classical, encode_stains
-from fseg_jax.encoders.encoder import Apply, EncoderCard, JaxEncoder, build_encoder
+from fseg_jax.encoders.encoder import Apply, EncoderCard, JaxEncoder, build_encoder, measure_deviation
 from fseg_jax.encoders.precision import DTYPES, parse_dtype
 from fseg_jax.encoders.resnet.network import ResNet
 from fseg_jax.encoders.weights import weights_file
@@ -66,11 +66,8 @@ def calibrate_gains(network: ResNet, card: EncoderCard, images: Images, stains: 
     """
     if not stains:
         return Gains()
-    deviations = (
-        float(jnp.sqrt(jnp.sum(jnp.var(encoder(images), (0, 1, 2)))))
-        for encoder in (build_encoder(network, card), classical())
-    )
-    trunk_deviation, stain_deviation = deviations
+    trunk_deviation = measure_deviation(build_encoder(network, card), images)
+    stain_deviation = measure_deviation(classical(), images)
     return Gains(1 / max(trunk_deviation, 1e-12), stains / max(stain_deviation, 1e-12))
 
 
