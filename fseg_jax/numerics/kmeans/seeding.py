@@ -48,8 +48,7 @@ def draw_centers(X: Float[Array, "n c"], k: int, key: Key) -> Centers:
 
     def add(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         centers, nearest = state
-        drawn = jax.random.categorical(jax.random.fold_in(key, i), jnp.log(nearest), shape=(trials,))
-        candidates = X[drawn]
+        candidates = X[_draw_points(jax.random.fold_in(key, i), nearest, trials)]
         after = jnp.minimum(nearest[None], distances(candidates))
         best = jnp.argmin(jnp.sum(after, axis=1))
         return centers.at[i].set(candidates[best]), after[best]
@@ -58,6 +57,18 @@ def draw_centers(X: Float[Array, "n c"], k: int, key: Key) -> Centers:
     centers: Array = jnp.zeros((k, c), X.dtype).at[0].set(first)
     centers, _ = jax.lax.fori_loop(1, k, add, (centers, distances(first[None])[0]))
     return centers + mean
+
+
+def _draw_points(key: Key, odds: Float[Array, " n"], count: int) -> Int[Array, " t"]:
+    """Draw points with replacement, with probabilities proportional to ``odds``.
+
+    They are what ``jax.random.categorical`` draws, whose ``argmax`` takes three times as long on a CPU as the
+    two reductions here.
+    """
+    noisy = jnp.log(odds)[None] + jax.random.gumbel(key, (count, len(odds)), odds.dtype)
+    greatest = jnp.max(noisy, axis=1, keepdims=True)
+    places = jnp.arange(len(odds))[None]
+    return jnp.min(jnp.where(noisy == greatest, places, len(odds) - 1), axis=1)
 
 
 @partial(jax.jit, static_argnames="count")

@@ -25,6 +25,17 @@ def test_first_centres_of_points_of_any_size(power):
     np.testing.assert_array_equal(np.asarray(far) / np.float32(power), plain)
 
 
+def test_draws_are_those_of_jax_and_follow_the_odds():
+    odds = jnp.asarray([0.0, 1, 2, 0, 5], jnp.float32)
+    drawn = jax.jit(seeding._draw_points, static_argnums=2)(KEY, odds, 40_000)
+    np.testing.assert_array_equal(drawn, jax.random.categorical(KEY, jnp.log(odds), shape=(40_000,)))
+    np.testing.assert_allclose(np.bincount(drawn) / 40_000, odds / 8, atol=0.01)
+
+
+def test_points_that_coincide_can_be_drawn():
+    np.testing.assert_array_equal(seeding._draw_points(KEY, jnp.zeros(7), 3), 0)
+
+
 def test_wards_merging_is_scipys():
     points = np.random.default_rng(0).normal(size=(40, 3))
     ours = seeding.merge_ward(points, np.ones(40, int), (3, 7))
