@@ -21,7 +21,7 @@ from fseg_jax.encoders.precision import DTYPES
 from fseg_jax.encoders.resnet.network import ResNetConfig
 from fseg_jax.evaluation.protocols import counts, linear_probe
 from fseg_jax.methods import cam, fseg
-from fseg_jax.numerics import blending, nmf
+from fseg_jax.numerics import blending, nmf, smoothing
 from fseg_jax.numerics.kmeans import lloyd, plus_plus, seeded, seeding, shards
 from fseg_jax.pretraining.augment import augment
 from fseg_jax.pretraining.fields import Geometry
@@ -120,6 +120,11 @@ NUMERICS = {
     "nearest centres": lambda: lower(counts.score_nearest, X[None], CENTERS, INTEGERS[:1]),
     "linear probe": lambda: lower(
         linear_probe._minimise, X, INTEGERS, ONES, ONES[:3] > 0, np.float32(1), np.float32(40)
+    ),
+    "smoothing": lambda: lower(
+        lambda W, weight: smoothing.smooth(W, weight, smoothing.Likeness(CENTERS, ONES[0]), 1.0, 1),
+        np.zeros((1, 6, 6, 5), np.float32),
+        np.zeros((1, 6, 6), np.float32),
     ),
     "classical": lambda: lower(classical().apply, None, np.zeros((1, 32, 32, 3), np.float32)),
     "views": lambda: lower(Cutter(Geometry(32), 2, 51), PAGES, KEY),

@@ -408,8 +408,8 @@ def _descend(
 
     once = sweep(target, step, F, 1)
     # Row j met the rows before it updated, and the rows after it not yet.
-    before = jnp.tril(G, -1)
-    gradient = _product(before, once) + _product(G - before, F) - N
+    before = jnp.where(np.tri(len(G), k=-1, dtype=bool), G, 0)
+    gradient = _product(jnp.concatenate([before, G - before], 1), jnp.concatenate([once, F])) - N
     violation = jnp.sum(jnp.abs(jnp.where(F == 0, jnp.minimum(gradient, 0), gradient)))
     return sweep(target, step, once, passes - 1), violation
 

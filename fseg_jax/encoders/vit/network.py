@@ -15,12 +15,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.nn.initializers import normal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fseg_jax.encoders.frames import get_grid_sizes, mask_tokens
 from fseg_jax.encoders.kernels.attention import attend
+from fseg_jax.encoders.kernels.products import choose_precision
 from fseg_jax.encoders.layers import LayerNorm, Linear, Network, Stage, along_channels, gelu
 from fseg_jax.encoders.vit.positions import Resampling, resample_grid, resample_grids
 from fseg_jax.encoders.vit.rotary import RotaryConfig, compute_turn, rotate
@@ -162,19 +164,42 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"], grid: tuple[int, int] | None) -> Float[Array, "b n c"]:
         """Attend; the patches lie on a grid of these rows and columns, or on a square."""
-        batch, tokens, channels = x.shape
-        config = self.config
-        # Split before the heads: of five axes a TPU would lay out everything anew.
-        q, k, v = (
-            part.reshape(batch, tokens, config.heads, channels // config.heads)
-            for part in jnp.split(self.qkv(x), 3, axis=-1)
-        )
+        tokens, config = x.shape[1], self.config
+        q, k, v = lax.platform_dependent(x, tpu=self._project_by_heads, default=self._project)
         if config.rotary is not None:
             grid = grid or (isqrt(tokens - config.prefix),) * 2
             turn = compute_turn(config.rotary, grid, q.shape[-1], config.copies)
             q, k = (rotate(config.rotary, part, turn, config.prefix) for part in (q, k))
         mask = mask_tokens(config.patch, config.prefix, config.copies)
         return self.proj(attend(q, k, v, self.dtype, mask).reshape(x.shape))
+
+    def _project(self, x: Float[Array, "b n c"]) -> tuple[Array, ...]:
+        """Compute q, k and v, ``(b, n, heads, d)`` each, by one product."""
+        batch, tokens, _ = x.shape
+        return tuple(
+            part.reshape(batch, tokens, self.config.heads, -1) for part in jnp.split(self.qkv(x), 3, axis=-1)
+        )
+
+    def _project_by_heads(self, x: Float[Array, "b n c"]) -> tuple[Array, ...]:
+        """Compute the same by a product each, which a TPU writes as attention reads it.
+
+        Of one product it would write the parts once more, and then each anew with the tokens last.
+        """
+        heads, kernel, bias = self.config.heads, self.qkv.kernel[...], self.qkv.bias
+        x = x.astype(kernel.dtype)
+        multiply = partial(
+            jnp.einsum, precision=choose_precision(kernel.dtype), preferred_element_type=self.dtype
+        )
+        q, k, v = (
+            multiply("bnc,chd->bhnd", x, part.reshape(len(part), heads, -1))
+            for part in jnp.split(kernel, 3, axis=-1)
+        )
+        if bias is not None:
+            q, k, v = (y + b for y, b in zip((q, k, v), bias[...].reshape(3, 1, heads, 1, -1), strict=True))
+        q, k, v = (y.astype(self.dtype) for y in (q, k, v))
+        # Whole before the scores, into which a TPU would draw these products and make them twice.
+        q, k = lax.optimization_barrier(q), lax.optimization_barrier(k)
+        return tuple(jnp.swapaxes(y, 1, 2) for y in (q, k, v))
 
 
 class Mlp(nnx.Module):

@@ -144,3 +144,14 @@ def test_antialiased_positions_are_torchs_as_jax_has_them(old, h, w):
 def test_positions_at_home_are_unchanged(how):
     table = jax.random.normal(jax.random.key(0), (12, 3))
     np.testing.assert_array_equal(resample_grid(table, (3, 4), (3, 4), how), table)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_tpu_multiplies_by_each_head_as_others_do_by_all_at_once(bias):
+    attention = build_network(dataclasses.replace(SMALL, qkv_bias=bias)).blocks[0].attn
+    x = jax.random.normal(jax.random.key(0), (2, 5, 16))
+    if bias:
+        attention.qkv.bias[...] = jnp.arange(48.0)
+    for by_heads, at_once in zip(attention._project_by_heads(x), attention._project(x), strict=True):
+        assert by_heads.shape == (2, 5, 2, 8)
+        np.testing.assert_allclose(by_heads, at_once, rtol=1e-6, atol=1e-5)
