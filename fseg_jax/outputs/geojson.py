@@ -7,7 +7,6 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +280,13 @@ def yield_features(
         outlines: Which objects they become (``form``).
     """
     areas = (shapely.area(polygons) * slide_mpp**2).tolist()
+    # A collection of one polygon becomes that polygon: QuPath 0.5 reads nothing of a file that has one.
+    single = (shapely.get_type_id(polygons) == shapely.GeometryType.MULTIPOLYGON) & (
+        shapely.get_num_geometries(polygons) == 1
+    )
+    geometries = shapely.to_geojson(np.where(single, shapely.get_geometry(polygons, 0), polygons))
     begun: dict[int, str] = {}  # of each cluster, the properties that all of its objects have
-    for cluster, geometry, area in zip(clusters.tolist(), _encode_geometries(polygons), areas, strict=True):
+    for cluster, geometry, area in zip(clusters.tolist(), geometries, areas, strict=True):
         name = classes[cluster - 1]["name"]
         if cluster not in begun:
             properties = {
@@ -292,32 +296,10 @@ def yield_features(
                 "isLocked": False,
             }
             begun[cluster] = encode_compact(properties).removesuffix("}")
-        measured = encode_compact({AREA: round(area)})
         yield (
             f'{{"type":"Feature","id":"{identify_feature(name, geometry)}","geometry":{geometry},'
-            f'"properties":{begun[cluster]},"measurements":{measured}}}}}'
+            f'"properties":{begun[cluster]},"measurements":{{"{AREA}":{round(area)}}}}}}}'
         )
-
-
-def _encode_geometries(polygons: np.ndarray) -> list[str]:
-    """Encode geometries as GeoJSON, all at once: one by one they take twice the time.
-
-    A collection of one polygon becomes that polygon: QuPath 0.5 reads nothing of a file that has one.
-    """
-    if not len(polygons):
-        return []
-    _, coordinates, (ring_starts, polygon_starts, *collection_starts) = shapely.to_ragged_array(polygons)
-    parts = [f"[{x!r},{y!r}]" for x, y in coordinates.tolist()]
-    for starts in (ring_starts, polygon_starts):
-        parts = [f"[{','.join(parts[begin:end])}]" for begin, end in pairwise(starts.tolist())]
-    if not collection_starts:
-        return [f'{{"type":"Polygon","coordinates":{part}}}' for part in parts]
-    return [
-        f'{{"type":"MultiPolygon","coordinates":[{",".join(parts[begin:end])}]}}'
-        if end > begin + 1
-        else f'{{"type":"Polygon","coordinates":{parts[begin]}}}'
-        for begin, end in pairwise(collection_starts[0].tolist())
-    ]
 
 
 def describe_classes(names: Sequence[str], colours: np.ndarray) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from label_images import draw_smooth_labels
 from fseg_jax.errors import InputError
 from fseg_jax.outputs import geojson as module
 from fseg_jax.outputs.colours import make_default_names, make_palette
-from fseg_jax.outputs.geojson import merge_small, write_geojson
+from fseg_jax.outputs.geojson import encode_compact, merge_small, write_geojson, yield_features
 from fseg_jax.outputs.labels import LabelWriter, open_labels
 
 
@@ -152,6 +152,14 @@ def test_it_says_the_same_twice(tmp_path):
 
 
 @pytest.mark.smoke
+def test_a_geometry_reads_as_python_writes_it():
+    """Renaming writes geometries anew, and makes ids of their text: both must be as in a new file."""
+    corners = np.round(np.random.default_rng(0).uniform(0, 400_000, (3000, 3, 2)), 1)
+    features = yield_features(np.ones(3000, int), shapely.polygons(corners), [{"name": "a"}], 0.5)
+    for feature in features:
+        assert encode_compact(json.loads(feature)["geometry"]) in feature
+
+
 def test_no_tissue_is_an_empty_collection(tmp_path):
     done, features, _ = outline(tmp_path, np.zeros((300, 300), np.uint8), 3)
     assert features == [] and done.features == 0
