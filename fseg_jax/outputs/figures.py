@@ -59,9 +59,7 @@ def write_overlay(
     """
     data = encode_picture(picture)
     # What is drawn is what the file carries, so that it is the same when it is drawn again.
-    pixels, tiles = (getattr(decode_picture(data), name) for name in ("image", "tiles"))
-    picture = picture._replace(image=pixels, tiles=tiles)
-    _draw(Path(path), picture, data, names, colours, alpha)
+    _draw(Path(path), decode_picture(data), data, names, colours, alpha)
 
 
 def redraw_overlay(
