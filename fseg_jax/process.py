@@ -1,6 +1,7 @@
 """Signals, logs, progress and memory of this process."""
 
 import ctypes
+import gc
 import logging
 import sys
 import threading
@@ -51,6 +52,15 @@ def limit_heaps() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # musl has no mallopt, and does not need it
             ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
+
+
+def collect_less_often() -> None:
+    """Let Python look for objects that only hold each other less often than its default.
+
+    While a program starts, it makes hundreds of thousands of objects that live to its end, and each look
+    through all of them takes a tenth of a second.
+    """
+    gc.set_threshold(20_000, 10, 10)
 
 
 def set_verbosity(verbose: int) -> None:

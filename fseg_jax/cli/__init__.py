@@ -26,7 +26,14 @@ from fseg_jax.cli.segment import demo, segment
 from fseg_jax.cli.terminal import CommandGroup, accept_verbosity, run_command
 from fseg_jax.cli.tissue import tissue
 from fseg_jax.cli.view import view
-from fseg_jax.process import STOPPED, limit_heaps, silence_swallowed_interrupts, stop, stop_once
+from fseg_jax.process import (
+    STOPPED,
+    collect_less_often,
+    limit_heaps,
+    silence_swallowed_interrupts,
+    stop,
+    stop_once,
+)
 from fseg_jax.versions import find_version
 
 
@@ -34,6 +41,7 @@ def run() -> None:
     """Run ``main`` as a program that ends at once on any signal to stop."""
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    collect_less_often()
     silence_swallowed_interrupts()
     try:
         main()

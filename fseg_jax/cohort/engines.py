@@ -211,13 +211,14 @@ def _serve(
     connection: Connection, environment: dict[str, str], job: Job, verbose: int, processes: int
 ) -> None:
     """Be a worker, of so many: describe the encoder, then run slides until the other end is closed."""
-    from fseg_jax.process import STOPPED, limit_heaps, set_verbosity, stop_once
+    from fseg_jax.process import STOPPED, collect_less_often, limit_heaps, set_verbosity, stop_once
 
     set_verbosity(verbose)
     os.environ.update(environment)  # before jax looks for devices
     signal.signal(signal.SIGINT, stop_once)  # from the terminal; then the program sends SIGTERM
     signal.signal(signal.SIGTERM, stop_once)
     limit_heaps()
+    collect_less_often()
     stages = Stages()
     sending = threading.Lock()
 
