@@ -22,6 +22,7 @@ from fseg_jax.cli.options import (
 from fseg_jax.cli.parameters import Number, WholeNumber
 from fseg_jax.cli.progress import Display, show_progress
 from fseg_jax.errors import InputError
+from fseg_jax.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from fseg_jax.encoders.encoder import Encoder
@@ -165,6 +166,7 @@ def pretrain(
     from fseg_jax.pretraining.pretrain import check_output, pretrain
     from fseg_jax.pretraining.simclr import TrainingSettings
 
+    keep_freed_memory()
     check_output(output, overwrite)
     parts = None if start is None else load_parts(start)
     finest, coarsest = resolutions

@@ -62,7 +62,7 @@ class StepReport(NamedTuple):
         steps: Number of steps in all.
         loss: Loss of the last step.
         learning_rate: Learning rate of the last step.
-        images_per_second: Views trained on per second in the last step.
+        images_per_second: Views trained on per second since the run began or went on.
         score: Latest score of the encoder, if there is one.
     """
 
@@ -154,7 +154,7 @@ def pretrain(
     resumed_at = int(state.step)
     losses, scores = list(history.losses), list(history.scores)
     schedule = make_schedule(settings)
-    started = lap = time.perf_counter()
+    started = time.perf_counter()
     stain_channels = classical().card.channels if stains else 0
     card = EncoderCard(
         name=name,
@@ -181,7 +181,7 @@ def pretrain(
 
     def finish(reached: State, step_losses: Losses) -> None:
         """Take the result of a step: its losses, and a score and a checkpoint where it is time."""
-        nonlocal state, lap
+        nonlocal state
         step, values = int(reached.step), [float(value) for value in step_losses]
         if not math.isfinite(values[0]):
             kept = f"{checkpoint} holds the last good state" if checkpoint.exists() else "nothing is kept"
@@ -197,8 +197,8 @@ def pretrain(
                 measure = score(assemble(trunk, card, calibrate(trunk)))
                 scores.append(np.array([step, measure], np.float32))
             save()
-        previous, lap = lap, time.perf_counter()
-        rate = 2 * settings.pairs / (lap - previous)
+        # Steps are reported while the next one runs, so that the time between two reports says little of one.
+        rate = 2 * settings.pairs * (step - resumed_at) / (time.perf_counter() - started)
         latest = float(scores[-1][1]) if scores else None
         report(StepReport(step, settings.steps, values[0], float(schedule(step - 1)), rate, latest))
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +100,14 @@ def test_on_a_device_views_are_cut_in_the_step(tmp_path: Path):
         run(tmp_path / "halted.safetensors", steps=4, cut_on_device=True, report=stop)
     assert run(tmp_path / "halted.safetensors", steps=4, cut_on_device=True)["resumed_at"] == 3
     assert tensors(tmp_path / "whole.safetensors") == tensors(tmp_path / "halted.safetensors")
+
+
+def test_the_speed_is_that_of_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = iter([0.0, 10.0, 11.0, 12.0])  # the last two reports follow one upon the other
+    monkeypatch.setattr(pretraining, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    speeds: list[float] = []
+    run(tmp_path / "a.safetensors", steps=2, report=lambda at: speeds.append(at.images_per_second))
+    assert speeds == [8 / 10, 16 / 11]
 
 
 def test_what_it_writes_is_an_encoder(tmp_path: Path):
