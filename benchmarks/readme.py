@@ -220,7 +220,7 @@ def draw_ratios(results: dict[str, dict[str, Any]]) -> None:
         figure = Figure(figsize=(7.2, 0.28 * len(rows) + 0.9), layout="constrained")
         axis = figure.add_subplot()
         for y, row in enumerate(rows):
-            is_reached = row["target"] is None or row["ratio"] >= row["target"]
+            is_reached = row["ratio"] >= (row["target"] or 1)
             axis.barh(y, row["ratio"], color=OKABE_ITO[2 if is_reached else 1], height=0.6)
             axis.text(row["ratio"] * 1.06, y, f"{row['ratio']:.3g}", va="center", fontsize=7)
             if row["target"]:
