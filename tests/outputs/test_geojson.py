@@ -151,7 +151,6 @@ def test_it_says_the_same_twice(tmp_path):
     assert (tmp_path / "a.geojson").read_bytes() == (tmp_path / "b.geojson").read_bytes()
 
 
-@pytest.mark.smoke
 def test_a_geometry_reads_as_python_writes_it():
     """Renaming writes geometries anew, and makes ids of their text: both must be as in a new file."""
     corners = np.round(np.random.default_rng(0).uniform(0, 400_000, (3000, 3, 2)), 1)
@@ -160,6 +159,7 @@ def test_a_geometry_reads_as_python_writes_it():
         assert encode_compact(json.loads(feature)["geometry"]) in feature
 
 
+@pytest.mark.smoke
 def test_no_tissue_is_an_empty_collection(tmp_path):
     done, features, _ = outline(tmp_path, np.zeros((300, 300), np.uint8), 3)
     assert features == [] and done.features == 0
